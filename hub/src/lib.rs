@@ -1,0 +1,1 @@
+//! The hub role: durable completion reports and their queries.

@@ -1,0 +1,1 @@
+//! What every long-running role needs: configuration, logs, health, metrics and shutdown.

@@ -1,0 +1,152 @@
+//! Documents: a kind byte, a format version byte, then CBOR. One way to encode, one to decode.
+//!
+//! Invariant: a decoder refuses a document over its limit, of another kind or version, or with trailing bytes, before
+//! any of it is used.
+
+use minicbor::{Decode, Encode};
+
+/// What a document is. The first byte of its encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DocKind {
+    /// A [`crate::manifest::Manifest`].
+    Manifest = 1,
+    /// A [`crate::announcement::Announcement`].
+    Announcement = 2,
+    /// A [`crate::trust::Credential`].
+    Credential = 3,
+    /// A [`crate::trust::TrustDocument`].
+    Trust = 4,
+    /// A signed envelope around another document.
+    Envelope = 5,
+    /// A [`crate::control::Request`] or [`crate::control::Response`].
+    Control = 6,
+    /// A [`crate::report::HubFlush`].
+    HubFlush = 7,
+    /// A record in a role's own store.
+    Record = 8,
+}
+
+/// Why bytes are not the document they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Longer than this kind of document may be.
+    #[error("{len} bytes, the limit is {max}")]
+    TooLong {
+        /// Length seen.
+        len: usize,
+        /// Length allowed.
+        max: usize,
+    },
+    /// Too short for its header, or of another kind.
+    #[error("not a {expected:?} document")]
+    WrongKind {
+        /// The kind that was asked for.
+        expected: DocKind,
+    },
+    /// Written by another format version.
+    #[error("format version {found} of {kind:?} is not supported (this build reads {supported})")]
+    UnsupportedVersion {
+        /// The kind of the document.
+        kind: DocKind,
+        /// Version in the bytes.
+        found: u8,
+        /// Version this build reads.
+        supported: u8,
+    },
+    /// Not CBOR of the expected shape.
+    #[error("malformed: {0}")]
+    Malformed(String),
+    /// Bytes after the end of the document.
+    #[error("{0} bytes after the end")]
+    Trailing(usize),
+    /// Well-formed, but a value is out of its range.
+    #[error("invalid {what}: {why}")]
+    Invalid {
+        /// The field.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl DecodeError {
+    /// A value out of its range.
+    pub fn invalid(what: &'static str, why: impl Into<String>) -> Self {
+        Self::Invalid { what, why: why.into() }
+    }
+}
+
+impl From<minicbor::decode::Error> for DecodeError {
+    fn from(error: minicbor::decode::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+/// A type with a document form.
+pub trait Document: Encode<()> + for<'b> Decode<'b, ()> {
+    /// First byte of the encoding.
+    const KIND: DocKind;
+    /// Second byte of the encoding; a reader accepts exactly this one.
+    const VERSION: u8;
+    /// Longest encoding accepted, bytes.
+    const BYTES_MAX: usize;
+
+    /// Checks what the type system cannot. Called on every decode.
+    fn validate(&self) -> Result<(), DecodeError> {
+        Ok(())
+    }
+
+    /// The document's bytes.
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![Self::KIND as u8, Self::VERSION];
+        minicbor::encode(self, &mut out).unwrap_or_else(|error| match error.into_write() {
+            Some(never) => match never {},
+            None => unreachable!("our own types always encode"),
+        });
+        out
+    }
+
+    /// Reads a document, refusing anything that is not exactly one valid `Self`.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        if bytes.len() > Self::BYTES_MAX {
+            return Err(DecodeError::TooLong { len: bytes.len(), max: Self::BYTES_MAX });
+        }
+        let [kind, version, body @ ..] = bytes else {
+            return Err(DecodeError::WrongKind { expected: Self::KIND });
+        };
+        if *kind != Self::KIND as u8 {
+            return Err(DecodeError::WrongKind { expected: Self::KIND });
+        }
+        if *version != Self::VERSION {
+            return Err(DecodeError::UnsupportedVersion {
+                kind: Self::KIND,
+                found: *version,
+                supported: Self::VERSION,
+            });
+        }
+        let value: Self = decode_exact(body)?;
+        value.validate()?;
+        Ok(value)
+    }
+}
+
+/// Decodes one CBOR value that fills `bytes` exactly.
+pub fn decode_exact<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, DecodeError> {
+    let mut decoder = minicbor::Decoder::new(bytes);
+    let value = decoder.decode()?;
+    match bytes.len() - decoder.position() {
+        0 => Ok(value),
+        rest => Err(DecodeError::Trailing(rest)),
+    }
+}
+
+/// Encodes one CBOR value.
+pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
+    let mut out = Vec::new();
+    minicbor::encode(value, &mut out).unwrap_or_else(|error| match error.into_write() {
+        Some(never) => match never {},
+        None => unreachable!("our own types always encode"),
+    });
+    out
+}

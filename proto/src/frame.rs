@@ -1,0 +1,225 @@
+//! The frames of a bulk link: a 16-byte header, then the body.
+//!
+//! Invariant: a header is refused by its kind's own limit before a body is read.
+//!
+//! ```text
+//! header  kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | reserved u64 = 0
+//! Hello   protocol version u8, then the sender's signed credential
+//! Control one CBOR Message
+//! Announce one CBOR AnnounceFrame
+//! Slice   content [32] | index u32 LE | offset u32 LE | total u32 LE | bytes     index: shard, or u32::MAX = manifest
+//! Ping, Pong: empty      Bye: a CloseReason byte
+//! ```
+
+use crate::announcement::Class;
+use crate::codec::DecodeError;
+use crate::ids::{ContentId, ShardIndex};
+use crate::limits;
+use minicbor::{Decode, Encode};
+
+/// Version of the link protocol, the first byte of a `Hello`.
+pub const PROTOCOL_VERSION: u8 = 1;
+/// Length of a frame header, bytes.
+pub const HEADER_BYTES: usize = 16;
+/// Length of what precedes the payload in a slice frame's body, bytes.
+pub const SLICE_HEADER_BYTES: usize = 44;
+/// The index that stands for "the manifest" in a slice.
+pub const MANIFEST_INDEX: u32 = u32::MAX;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// First frame each way: version and credential.
+    Hello = 1,
+    /// A [`crate::message::Message`].
+    Control = 2,
+    /// An [`AnnounceFrame`].
+    Announce = 3,
+    /// Part of a shard or manifest.
+    Slice = 4,
+    /// "Are you there?"
+    Ping = 5,
+    /// "Yes."
+    Pong = 6,
+    /// Last frame: why the link closes.
+    Bye = 7,
+}
+
+impl FrameKind {
+    fn from_wire(number: u8) -> Option<Self> {
+        use FrameKind::*;
+        [Hello, Control, Announce, Slice, Ping, Pong, Bye].into_iter().find(|kind| *kind as u8 == number)
+    }
+
+    /// Longest body, bytes.
+    pub fn body_max(self) -> usize {
+        match self {
+            Self::Hello => limits::CREDENTIAL_BYTES_MAX + 1,
+            Self::Control => limits::CONTROL_FRAME_BYTES_MAX,
+            Self::Announce => limits::ANNOUNCE_FRAME_BYTES_MAX,
+            Self::Slice => limits::SLICE_BYTES_MAX + SLICE_HEADER_BYTES,
+            Self::Ping | Self::Pong => 0,
+            Self::Bye => 1,
+        }
+    }
+}
+
+/// Why a host closes a link: the body of `Bye`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CloseReason {
+    /// The host is going down.
+    Shutdown = 1,
+    /// Nothing to say for a while.
+    Idle = 2,
+    /// Both sides dialled; this one is surplus.
+    Duplicate = 3,
+    /// No valid credential.
+    NotAdmitted = 4,
+    /// A frame broke the protocol.
+    Protocol = 5,
+    /// Too many bad shards.
+    Banned = 6,
+    /// Too many links.
+    Busy = 7,
+}
+
+impl CloseReason {
+    /// From its byte on the wire.
+    pub fn from_wire(number: u8) -> Option<Self> {
+        use CloseReason::*;
+        [Shutdown, Idle, Duplicate, NotAdmitted, Protocol, Banned, Busy]
+            .into_iter()
+            .find(|reason| *reason as u8 == number)
+    }
+}
+
+impl std::fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Shutdown => "shutdown",
+            Self::Idle => "idle",
+            Self::Duplicate => "duplicate",
+            Self::NotAdmitted => "not-admitted",
+            Self::Protocol => "protocol",
+            Self::Banned => "banned",
+            Self::Busy => "busy",
+        })
+    }
+}
+
+/// A frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What follows.
+    pub kind: FrameKind,
+    /// Its urgency. A receiver assembles one shard per class at a time.
+    pub class: Class,
+    /// Length of the body, bytes.
+    pub body_len: u32,
+}
+
+impl Header {
+    /// The header's bytes.
+    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut out = [0u8; HEADER_BYTES];
+        out[0] = self.kind as u8;
+        out[1] = self.class as u8;
+        out[4..8].copy_from_slice(&self.body_len.to_le_bytes());
+        out
+    }
+
+    /// Reads a header, refusing unknown kinds and bodies over the limit.
+    pub fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, DecodeError> {
+        let kind =
+            FrameKind::from_wire(bytes[0]).ok_or_else(|| DecodeError::invalid("frame kind", bytes[0].to_string()))?;
+        let class =
+            Class::from_wire(bytes[1]).ok_or_else(|| DecodeError::invalid("frame class", bytes[1].to_string()))?;
+        if bytes[2..4] != [0; 2] || bytes[8..] != [0; 8] {
+            return Err(DecodeError::invalid("frame header", "reserved bytes are not zero"));
+        }
+        let body_len = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        if body_len as usize > kind.body_max() {
+            return Err(DecodeError::TooLong { len: body_len as usize, max: kind.body_max() });
+        }
+        Ok(Self { kind, class, body_len })
+    }
+}
+
+/// What a slice is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// A shard of the content.
+    Shard(ShardIndex),
+    /// The content's manifest.
+    Manifest,
+}
+
+/// What precedes the payload of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceHeader {
+    /// The content.
+    pub content: ContentId,
+    /// What of it.
+    pub part: Part,
+    /// Where in the part this slice begins, bytes.
+    pub offset: u32,
+    /// Length of the whole part, bytes.
+    pub total: u32,
+}
+
+impl SliceHeader {
+    /// The slice header's bytes.
+    pub fn to_bytes(self) -> [u8; SLICE_HEADER_BYTES] {
+        let index = match self.part {
+            Part::Shard(shard) => shard.0,
+            Part::Manifest => MANIFEST_INDEX,
+        };
+        let mut out = [0u8; SLICE_HEADER_BYTES];
+        out[..32].copy_from_slice(self.content.as_bytes());
+        out[32..36].copy_from_slice(&index.to_le_bytes());
+        out[36..40].copy_from_slice(&self.offset.to_le_bytes());
+        out[40..].copy_from_slice(&self.total.to_le_bytes());
+        out
+    }
+
+    /// Reads a slice header, given the length of the payload that follows it.
+    pub fn from_bytes(bytes: &[u8; SLICE_HEADER_BYTES], payload_len: usize) -> Result<Self, DecodeError> {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let mut content = [0u8; 32];
+        content.copy_from_slice(&bytes[..32]);
+        let (part, max) = match word(32) {
+            MANIFEST_INDEX => (Part::Manifest, limits::MANIFEST_BYTES_MAX as u32),
+            shard => (Part::Shard(ShardIndex(shard)), limits::PIECE_BYTES_MAX),
+        };
+        let (offset, total) = (word(36), word(40));
+        if total > max {
+            return Err(DecodeError::TooLong { len: total as usize, max: max as usize });
+        }
+        if payload_len == 0 || u64::from(offset) + payload_len as u64 > u64::from(total) {
+            return Err(DecodeError::invalid("slice", "outside its part"));
+        }
+        Ok(Self { content: ContentId(content), part, offset, total })
+    }
+}
+
+/// The body of an announce frame.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AnnounceFrame {
+    /// The signed [`crate::announcement::Announcement`]'s envelope.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub envelope: Vec<u8>,
+    /// Which of the announcement lanes (0, 1, ...) this came down; the manifest and inlined data follow lane 0.
+    #[n(1)]
+    pub lane: u8,
+    /// The encoded manifest, when small.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub manifest: Option<Vec<u8>>,
+    /// All pieces end to end, when small.
+    #[n(3)]
+    #[cbor(with = "minicbor::bytes")]
+    pub data: Option<Vec<u8>>,
+}

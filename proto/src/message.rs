@@ -1,0 +1,161 @@
+//! What two hosts tell each other on a bulk link, payload apart.
+//!
+//! Invariant: messages carry sets and ranges, never one fact a piece; each has a bound in [`crate::limits`].
+
+use crate::bitmap::Bitmap;
+use crate::codec::DecodeError;
+use crate::ids::{ContentId, JobId, LaneIndex, ShardIndex};
+use crate::limits;
+use minicbor::{Decode, Encode};
+
+/// A set of lanes, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct LaneSet(#[n(0)] pub u64);
+
+impl LaneSet {
+    /// No lane.
+    pub const NONE: Self = Self(0);
+
+    /// The first `lanes` lanes.
+    pub fn first(lanes: u8) -> Self {
+        if lanes >= 64 { Self(u64::MAX) } else { Self((1 << lanes) - 1) }
+    }
+
+    /// Whether `lane` is in.
+    pub fn contains(self, lane: LaneIndex) -> bool {
+        self.0 >> lane.0 & 1 == 1
+    }
+
+    /// Adds `lane`.
+    pub fn insert(&mut self, lane: LaneIndex) {
+        self.0 |= 1 << lane.0;
+    }
+
+    /// Removes `lane`.
+    pub fn remove(&mut self, lane: LaneIndex) {
+        self.0 &= !(1 << lane.0);
+    }
+
+    /// Whether no lane is in.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Lanes in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = LaneIndex> {
+        (0..64u8).map(LaneIndex).filter(move |lane| self.contains(*lane))
+    }
+}
+
+/// A message between two hosts. Announcements, manifests and shards travel in frames of their own
+/// ([`crate::frame::FrameKind`]) because they carry payload.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Message {
+    /// "Push me these lanes of this content as you get them; I have these pieces." Replaces an earlier subscription of
+    /// the same lanes.
+    #[n(0)]
+    Subscribe {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+        /// The lanes wanted from this parent.
+        #[n(1)]
+        lanes: LaneSet,
+        /// Pieces the child has, over the whole content.
+        #[n(2)]
+        have: Bitmap,
+    },
+    /// "Stop pushing me these lanes."
+    #[n(1)]
+    Unsubscribe {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+        /// The lanes no longer wanted.
+        #[n(1)]
+        lanes: LaneSet,
+    },
+    /// "I got these pieces elsewhere; do not push them." Over the whole content.
+    #[n(2)]
+    Got {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+        /// The pieces.
+        #[n(1)]
+        pieces: Bitmap,
+    },
+    /// "I have every piece."
+    #[n(3)]
+    Done {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+    },
+    /// "Send me these shards, whatever their lane": repair.
+    #[n(4)]
+    Want {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+        /// Shards, data or parity; at most [`limits::WANT_SHARDS_MAX`].
+        #[n(1)]
+        shards: Vec<ShardIndex>,
+    },
+    /// "I cannot send you these": the answer to a `Want` for what the asked host does not hold.
+    #[n(5)]
+    Lack {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+        /// The shards of the `Want` that will not come.
+        #[n(1)]
+        shards: Vec<ShardIndex>,
+    },
+    /// "Send me this content's manifest."
+    #[n(6)]
+    WantManifest {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+    },
+    /// "I do not have that manifest" or "that content is not here": subscriptions to it are void too.
+    #[n(7)]
+    Unknown {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+    },
+    /// "These are the jobs I know": anti-entropy. Either only the hash of the sorted list, or the list as well.
+    #[n(8)]
+    Digest {
+        /// BLAKE3 (first 8 bytes, big-endian) of the sorted job ids.
+        #[n(0)]
+        hash: u64,
+        /// The ids, when the other's hash differed; at most [`limits::DIGEST_JOBS_MAX`], newest.
+        #[n(1)]
+        jobs: Option<Vec<JobId>>,
+    },
+    /// "Send me these announcements."
+    #[n(9)]
+    WantAnnounce {
+        /// The jobs; at most [`limits::DIGEST_JOBS_MAX`].
+        #[n(0)]
+        jobs: Vec<JobId>,
+    },
+}
+
+impl Message {
+    /// Checks the bounds. Called on every message received.
+    pub fn validate(&self) -> Result<(), DecodeError> {
+        let (len, max) = match self {
+            Self::Want { shards, .. } | Self::Lack { shards, .. } => (shards.len(), limits::WANT_SHARDS_MAX),
+            Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => {
+                (jobs.len(), limits::DIGEST_JOBS_MAX)
+            }
+            _ => (0, 0),
+        };
+        if len > max { Err(DecodeError::TooLong { len, max }) } else { Ok(()) }
+    }
+}

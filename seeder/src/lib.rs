@@ -1,0 +1,1 @@
+//! The seeder role: ingest, publishing and jobs.

@@ -1,0 +1,1 @@
+//! Pieces on disk, their index, the erasure codec and the quota.

@@ -1,0 +1,231 @@
+//! What goes into the brain (facts, past tense) and what comes out (wishes, imperative).
+//!
+//! Invariant: neither side carries payload. A shard is its index; its bytes stay with the shell.
+
+use crate::membership::Membership;
+use shoal_proto::announcement::{Announcement, Class};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::frame::CloseReason;
+use shoal_proto::geometry::Geometry;
+use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex, StripeIndex};
+use shoal_proto::message::Message;
+use std::sync::Arc;
+
+/// A fact for the brain.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Nothing happened but time: the deadline of `poll_timeout` was reached.
+    Tick,
+    /// The region's membership, whole, at a newer epoch.
+    Membership(Arc<Membership>),
+    /// An authenticated link to a member is up, whoever dialled.
+    LinkUp {
+        /// The other end.
+        host: HostIndex,
+    },
+    /// A link is gone. Everything under way on it is lost.
+    LinkDown {
+        /// The other end.
+        host: HostIndex,
+        /// What the other end said, if it said anything.
+        reason: Option<CloseReason>,
+    },
+    /// `Connect` did not lead to a link.
+    DialFailed {
+        /// The host that could not be reached.
+        host: HostIndex,
+    },
+    /// A validated message arrived.
+    Message {
+        /// Who sent it.
+        from: HostIndex,
+        /// The message.
+        message: Message,
+    },
+    /// An announcement whose signature, publisher and expiry the shell has checked.
+    Announced {
+        /// Who sent it; `None` for our own publication or what was on disk at start.
+        from: Option<HostIndex>,
+        /// Which announcement lane it came down.
+        lane: u8,
+        /// The announcement.
+        announcement: Arc<Announcement>,
+        /// Manifest and data came with it and are verified: `ContentReady` with everything follows by itself, and
+        /// children on announcement lane 0 may be sent them.
+        inline: bool,
+    },
+    /// The content's manifest is checked, its space reserved, what the disk had is found.
+    ContentReady {
+        /// The content.
+        content: ContentId,
+        /// Its shape.
+        geometry: Geometry,
+        /// Pieces already here.
+        have: Bitmap,
+    },
+    /// This host cannot take the content (bad manifest, no space, unsuitable). Forget about fetching it.
+    ContentRefused {
+        /// The content.
+        content: ContentId,
+    },
+    /// A manifest arrived that does not hash to the content's id.
+    ManifestCorrupt {
+        /// The content.
+        content: ContentId,
+        /// Who sent it.
+        from: HostIndex,
+    },
+    /// A shard arrived and its hash is right. It can be sent on from memory at once.
+    ShardVerified {
+        /// The content.
+        content: ContentId,
+        /// The shard, data or parity.
+        shard: ShardIndex,
+        /// Who sent it.
+        from: HostIndex,
+    },
+    /// A shard arrived and its hash is wrong. The shell has dropped it.
+    ShardCorrupt {
+        /// The content.
+        content: ContentId,
+        /// The shard it claimed to be.
+        shard: ShardIndex,
+        /// Who sent it.
+        from: HostIndex,
+    },
+    /// A wished `Rebuild` is done: these data shards are decoded and verified.
+    Rebuilt {
+        /// The content.
+        content: ContentId,
+        /// The shards made.
+        shards: Vec<ShardIndex>,
+    },
+    /// A wished `SendShard` or `SendManifest` was handed to the operating system.
+    Sent {
+        /// To whom.
+        to: HostIndex,
+        /// The content.
+        content: ContentId,
+        /// The shard; `None` for the manifest.
+        shard: Option<ShardIndex>,
+    },
+    /// A piece that should be here cannot be read from the disk any more.
+    PieceLost {
+        /// The content.
+        content: ContentId,
+        /// The piece, as a data shard.
+        shard: ShardIndex,
+    },
+    /// The content was evicted, cancelled or superseded: forget it.
+    Removed {
+        /// The content.
+        content: ContentId,
+    },
+}
+
+/// A wish of the brain. The shell carries it out, and reports what came of it as an [`Input`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Bring a link to this member up; answer with `LinkUp` or `DialFailed`.
+    Connect {
+        /// The member.
+        host: HostIndex,
+    },
+    /// Close the link; `LinkDown` follows.
+    Disconnect {
+        /// The other end.
+        host: HostIndex,
+        /// What to tell it.
+        reason: CloseReason,
+    },
+    /// Send a message.
+    Send {
+        /// To whom.
+        to: HostIndex,
+        /// The message.
+        message: Message,
+    },
+    /// Send the job's signed announcement.
+    SendAnnounce {
+        /// To whom.
+        to: HostIndex,
+        /// The job.
+        job: JobId,
+        /// Which announcement lane it goes down.
+        lane: u8,
+        /// With manifest and data, when they are small and here.
+        inline: bool,
+    },
+    /// Send a shard; answer with `Sent` once the operating system has it. At most
+    /// [`crate::node::LINK_WINDOW_SHARDS`] are outstanding on a link. A parity shard is made from the stripe's pieces.
+    SendShard {
+        /// To whom.
+        to: HostIndex,
+        /// The content.
+        content: ContentId,
+        /// The shard.
+        shard: ShardIndex,
+        /// Its urgency.
+        class: Class,
+    },
+    /// Send the content's manifest; answer with `Sent`.
+    SendManifest {
+        /// To whom.
+        to: HostIndex,
+        /// The content.
+        content: ContentId,
+        /// Its urgency.
+        class: Class,
+    },
+    /// Decode the stripe's missing pieces: k of its shards are here. Answer with `Rebuilt`.
+    Rebuild {
+        /// The content.
+        content: ContentId,
+        /// The stripe.
+        stripe: StripeIndex,
+    },
+    /// Every piece is here and verified: make it durable and activate it.
+    Complete {
+        /// The content.
+        content: ContentId,
+    },
+    /// Something an operator may want to know.
+    Notice(Notice),
+}
+
+/// Events for logs and counters. Nothing depends on them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A parent lagged or was lost; its lanes go elsewhere for a while.
+    Avoided {
+        /// The host.
+        host: HostIndex,
+        /// Why.
+        why: AvoidReason,
+    },
+    /// A host sent bad shards and is shut out for a while.
+    Banned {
+        /// The host.
+        host: HostIndex,
+    },
+    /// Shards were asked for outside their lanes.
+    Repair {
+        /// The content.
+        content: ContentId,
+        /// Whom we asked.
+        from: HostIndex,
+        /// How many shards.
+        shards: u32,
+    },
+}
+
+/// Why a host is not used as a parent for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AvoidReason {
+    /// Its link was lost or could not be made.
+    Unreachable,
+    /// Its lanes fell behind the others.
+    Slow,
+    /// It does not have, or will not serve, what it should.
+    Useless,
+}

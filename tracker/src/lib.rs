@@ -1,0 +1,1 @@
+//! The tracker role: membership, liveness and the folding of hosts' reports.
