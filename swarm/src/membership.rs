@@ -1,23 +1,46 @@
-//! Who is in the region, as every host holds it, and the tracker's log of how it came to be so.
+//! Who is in the region, as every host holds it ([`Membership`]), and as the tracker keeps it ([`MembershipLog`]).
 //!
-//! Owns: the rows by roster index, and the rules by which updates apply.
-//! Invariant: two memberships at one epoch of one tracker hold the same rows.
+//! Owns: the rows by roster index, the rules by which updates apply, and the grouping that plans start from.
+//! Invariant: two memberships at one epoch of one log hold the same rows, whichever updates led there.
+
+mod log;
+#[cfg(test)]
+mod tests;
+mod topology;
+
+pub use log::{HISTORY_ROWS_MAX, MembershipLog};
+pub use topology::Topology;
+pub(crate) use topology::{HostRow, mix};
 
 use shoal_proto::bitmap::Bitmap;
+use shoal_proto::codec::DecodeError;
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::locality::Selector;
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::trust::Role;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 
-/// An update does not fit on what is held: ask for a full one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("update from epoch {base} does not fit on epoch {have}")]
-pub struct NeedFull {
-    /// Epoch held.
-    pub have: Epoch,
-    /// Epoch the update applies to.
-    pub base: Epoch,
+/// Why an update was not applied. The membership is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// It applies to an epoch we do not have yet: ask for a full one.
+    #[error("update from epoch {base} does not fit on epoch {have}")]
+    NeedFull {
+        /// Epoch held.
+        have: Epoch,
+        /// Epoch the update applies to.
+        base: Epoch,
+    },
+    /// It would leave one node, or one index, with two rows. The tracker is at fault.
+    #[error("two rows for host {host}")]
+    Duplicate {
+        /// The second row.
+        host: HostIndex,
+    },
+    /// A value is out of its range. The tracker is at fault.
+    #[error("invalid membership update")]
+    Invalid(#[from] DecodeError),
 }
 
 /// How far two hosts are apart, for counting bytes.
@@ -33,13 +56,39 @@ pub enum Tier {
     Seeder,
 }
 
-/// The region's hosts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+impl Tier {
+    /// What bytes that `to` gets from `from` count as.
+    pub fn between(from: &Member, to: &Member) -> Self {
+        if from.role == Role::Seeder {
+            Self::Seeder
+        } else if from.locality.same_rack(&to.locality) {
+            Self::Rack
+        } else if from.locality.same_site(&to.locality) {
+            Self::Site
+        } else {
+            Self::Region
+        }
+    }
+}
+
+/// The region's hosts. Rows are shared, so a clone costs a pointer or two a host.
+#[derive(Clone, Debug, Default)]
 pub struct Membership {
     epoch: Epoch,
-    rows: BTreeMap<HostIndex, Member>,
+    /// By roster index; the last one is `Some`.
+    rows: Vec<Option<Arc<Member>>>,
     by_node: BTreeMap<NodeId, HostIndex>,
+    /// Made on first use, dropped on change.
+    topology: OnceLock<Arc<Topology>>,
 }
+
+impl PartialEq for Membership {
+    fn eq(&self, other: &Self) -> bool {
+        self.epoch == other.epoch && self.rows == other.rows
+    }
+}
+
+impl Eq for Membership {}
 
 impl Membership {
     /// Version of these rows.
@@ -49,17 +98,17 @@ impl Membership {
 
     /// Number of hosts.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.by_node.len()
     }
 
     /// Whether nobody is known.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.by_node.is_empty()
     }
 
     /// A host's row.
     pub fn get(&self, host: HostIndex) -> Option<&Member> {
-        self.rows.get(&host)
+        self.rows.get(host.index())?.as_deref()
     }
 
     /// The host with this key.
@@ -69,57 +118,80 @@ impl Membership {
 
     /// Rows in order of index.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
-        self.rows.values()
+        self.rows.iter().filter_map(Option::as_deref)
     }
 
     /// One past the highest index.
     pub fn index_space(&self) -> u32 {
-        self.rows.last_key_value().map_or(0, |(index, _)| index.0 + 1)
+        self.rows.len() as u32
     }
 
-    /// Applies an update. An update to an epoch already held is ignored.
-    pub fn apply(&mut self, update: MembershipUpdate) -> Result<(), NeedFull> {
-        match update.base {
-            Some(_) if update.epoch <= self.epoch => return Ok(()),
-            Some(base) if base > self.epoch => return Err(NeedFull { have: self.epoch, base }),
-            Some(_) => {}
-            None => {
-                self.rows.clear();
-                self.by_node.clear();
+    /// Applies an update.
+    ///
+    /// A full update replaces everything, whatever its epoch: its author may have started anew. A delta applies on any
+    /// epoch from its base to its own, since it holds every row changed since its base as it is at its epoch; a delta
+    /// to an epoch already passed is ignored. On an error nothing has changed.
+    pub fn apply(&mut self, update: MembershipUpdate) -> Result<(), ApplyError> {
+        if let Some(base) = update.base {
+            if base > self.epoch {
+                return Err(ApplyError::NeedFull { have: self.epoch, base });
             }
+            if update.epoch <= self.epoch {
+                return Ok(());
+            }
+        }
+        update.validate()?;
+        self.check_unique(&update)?;
+        if update.base.is_none() {
+            self.rows.clear();
+            self.by_node.clear();
         }
         for host in update.removed {
             self.remove(host);
         }
         for member in update.upserts {
             self.remove(member.index);
-            // A key re-admitted at another index takes its name along.
-            if let Some(former) = self.by_node.insert(member.node, member.index) {
-                self.rows.remove(&former);
+            let at = member.index.index();
+            if self.rows.len() <= at {
+                self.rows.resize(at + 1, None);
             }
-            self.rows.insert(member.index, member);
+            self.by_node.insert(member.node, member.index);
+            self.rows[at] = Some(Arc::new(member));
+        }
+        while self.rows.last().is_some_and(Option::is_none) {
+            self.rows.pop();
         }
         self.epoch = update.epoch;
+        self.topology = OnceLock::new();
+        Ok(())
+    }
+
+    fn check_unique(&self, update: &MembershipUpdate) -> Result<(), ApplyError> {
+        let removed: BTreeSet<HostIndex> = update.removed.iter().copied().collect();
+        let mut hosts = BTreeSet::new();
+        let mut nodes = BTreeSet::new();
+        for row in &update.upserts {
+            let taken = update.base.is_some()
+                && self.by_node(&row.node).is_some_and(|former| former != row.index && !removed.contains(&former));
+            if taken || !hosts.insert(row.index) || !nodes.insert(row.node) {
+                return Err(ApplyError::Duplicate { host: row.index });
+            }
+        }
         Ok(())
     }
 
     fn remove(&mut self, host: HostIndex) {
-        if let Some(member) = self.rows.remove(&host) {
+        if let Some(member) = self.rows.get_mut(host.index()).and_then(Option::take) {
             self.by_node.remove(&member.node);
         }
     }
 
     /// Everything, as one update.
     pub fn to_update(&self) -> MembershipUpdate {
-        MembershipUpdate {
-            epoch: self.epoch,
-            base: None,
-            upserts: self.rows.values().cloned().collect(),
-            removed: Vec::new(),
-        }
+        MembershipUpdate { epoch: self.epoch, base: None, upserts: self.iter().cloned().collect(), removed: Vec::new() }
     }
 
-    /// The peers a selector names, whether up or away.
+    /// The peers a selector names, whether up or away, by roster index.
     pub fn select(&self, selector: &Selector) -> Bitmap {
         let mut hosts = Bitmap::new(self.index_space());
         for member in self.iter().filter(|member| member.role == Role::Peer) {
@@ -130,12 +202,11 @@ impl Membership {
         hosts
     }
 
-    /// How far `other` is from `me`; unknown hosts count as far.
+    /// What bytes that `me` gets from `other` count as; from an unknown host as coming from far.
     pub fn tier(&self, me: HostIndex, other: HostIndex) -> Tier {
         match (self.get(me), self.get(other)) {
-            (_, Some(other)) if other.role == Role::Seeder => Tier::Seeder,
-            (Some(me), Some(other)) if me.locality.same_rack(&other.locality) => Tier::Rack,
-            (Some(me), Some(other)) if me.locality.same_site(&other.locality) => Tier::Site,
+            (Some(me), Some(other)) => Tier::between(other, me),
+            (None, Some(other)) if other.role == Role::Seeder => Tier::Seeder,
             _ => Tier::Region,
         }
     }
@@ -145,81 +216,13 @@ impl Membership {
         self.get(host).is_some_and(|member| member.presence == Presence::Up)
     }
 
-    /// Peers behind the same uplink as `host`, itself apart, in order of index.
+    /// Peers behind the same uplink as the peer `host`, up or away, itself apart, in the order of their keys' hash.
     pub fn rack_mates(&self, host: HostIndex) -> Vec<HostIndex> {
-        let Some(me) = self.get(host) else { return Vec::new() };
-        self.iter()
-            .filter(|other| other.role == Role::Peer && other.index != host && other.locality.same_rack(&me.locality))
-            .map(|other| other.index)
-            .collect()
-    }
-}
-
-/// Changes the log keeps for deltas. A host further behind gets everything.
-const HISTORY_MAX: usize = 4096;
-
-/// The tracker's side: the rows, and which of them changed when.
-#[derive(Clone, Debug, Default)]
-pub struct MembershipLog {
-    current: Membership,
-    /// (epoch, host) of each change, oldest first.
-    history: VecDeque<(Epoch, HostIndex)>,
-    /// Deltas reach back to here.
-    reach: Epoch,
-}
-
-impl MembershipLog {
-    /// Starts from rows kept on disk. Hosts behind `current`'s epoch get everything once.
-    pub fn new(current: Membership) -> Self {
-        let reach = current.epoch();
-        Self { current, history: VecDeque::new(), reach }
+        self.topology().rack_of(host).iter().map(|row| row.host).filter(|mate| *mate != host).collect()
     }
 
-    /// The rows now.
-    pub fn current(&self) -> &Membership {
-        &self.current
-    }
-
-    /// Applies a change and moves to the next epoch. Without a change the epoch stays.
-    pub fn change(&mut self, upserts: Vec<Member>, removed: Vec<HostIndex>) -> Epoch {
-        let upserts: Vec<Member> = upserts.into_iter().filter(|new| self.current.get(new.index) != Some(new)).collect();
-        let removed: Vec<HostIndex> = removed.into_iter().filter(|host| self.current.get(*host).is_some()).collect();
-        if upserts.is_empty() && removed.is_empty() {
-            return self.current.epoch();
-        }
-        let base = self.current.epoch();
-        let epoch = Epoch(base.0 + 1);
-        for host in upserts.iter().map(|member| member.index).chain(removed.iter().copied()) {
-            self.history.push_back((epoch, host));
-        }
-        while self.history.len() > HISTORY_MAX {
-            if let Some((dropped, _)) = self.history.pop_front() {
-                self.reach = dropped;
-            }
-        }
-        let update = MembershipUpdate { epoch, base: Some(base), upserts, removed };
-        self.current.apply(update).expect("the base is our own epoch");
-        epoch
-    }
-
-    /// What a host at `known` lacks; `None` when it is up to date.
-    pub fn update_since(&self, known: Option<Epoch>) -> Option<MembershipUpdate> {
-        let epoch = self.current.epoch();
-        let Some(known) = known.filter(|known| (self.reach..=epoch).contains(known)) else {
-            return Some(self.current.to_update());
-        };
-        if known == epoch {
-            return None;
-        }
-        let changed: BTreeSet<HostIndex> =
-            self.history.iter().filter(|(at, _)| *at > known).map(|(_, host)| *host).collect();
-        let (mut upserts, mut removed) = (Vec::new(), Vec::new());
-        for host in changed {
-            match self.current.get(host) {
-                Some(member) => upserts.push(member.clone()),
-                None => removed.push(host),
-            }
-        }
-        Some(MembershipUpdate { epoch, base: Some(known), upserts, removed })
+    /// Peers by site and rack: made once a membership, shared by its plans.
+    pub fn topology(&self) -> &Arc<Topology> {
+        self.topology.get_or_init(|| Arc::new(Topology::new(self.iter(), self.index_space())))
     }
 }
