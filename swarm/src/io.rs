@@ -121,6 +121,11 @@ pub enum Input {
         /// The content.
         content: ContentId,
     },
+    /// The announcement's time is over, or it was withdrawn: forget the job. Its content stays.
+    Forgotten {
+        /// The job.
+        job: JobId,
+    },
 }
 
 /// A wish of the brain. The shell carries it out, and reports what came of it as an [`Input`].
@@ -186,6 +191,11 @@ pub enum Output {
     },
     /// Every piece is here and verified: make it durable and activate it.
     Complete {
+        /// The content.
+        content: ContentId,
+    },
+    /// A newer version made this one pointless before it was complete: drop what was fetched.
+    Abandon {
         /// The content.
         content: ContentId,
     },

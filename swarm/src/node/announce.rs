@@ -1,0 +1,352 @@
+//! Jobs: learning of them, passing them on, and getting hold of their contents' manifests.
+
+use super::content::{Body, Content};
+use super::{Job, Node, entropy, limits};
+use crate::io::Output;
+use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::geometry::Geometry;
+use shoal_proto::ids::{ContentId, HostIndex, JobId};
+use shoal_proto::message::Message;
+use std::sync::Arc;
+
+impl Node {
+    pub(super) fn on_announced(
+        &mut self,
+        from: Option<HostIndex>,
+        lane: u8,
+        announcement: Arc<Announcement>,
+        inline: bool,
+    ) {
+        let (job, id) = (announcement.job, announcement.content);
+        if let Some(known) = self.jobs.get(&job) {
+            if known.ours && !inline {
+                self.manifest_source(id, from, lane);
+            }
+            return;
+        }
+        let ours = self.is_for_us(&announcement);
+        self.remember(job, Job { announcement, ours });
+        if ours {
+            self.take_job(job, from, lane, inline);
+        }
+    }
+
+    fn is_for_us(&self, announcement: &Announcement) -> bool {
+        let Some(me) = self.membership.get(self.config.me) else { return false };
+        announcement.origin == me.node
+            || (me.role == shoal_proto::trust::Role::Peer && announcement.selector.matches(&me.locality, &me.labels))
+    }
+
+    fn remember(&mut self, job: JobId, row: Job) {
+        if self.jobs.len() >= limits::JOBS_MAX {
+            let oldest = self.jobs.iter().min_by_key(|(id, job)| (job.announcement.created_at, **id));
+            if let Some(oldest) = oldest.map(|(id, _)| *id) {
+                self.forget_job(oldest);
+            }
+        }
+        self.jobs.insert(job, row);
+        self.jobs_hash = entropy::hash_of(self.jobs.keys());
+    }
+
+    pub(super) fn forget_job(&mut self, job: JobId) {
+        let Some(row) = self.jobs.remove(&job) else { return };
+        self.jobs_hash = entropy::hash_of(self.jobs.keys());
+        if let Some(content) = self.contents.get_mut(&row.announcement.content) {
+            content.jobs.remove(&job);
+        }
+    }
+
+    /// A job for us: make its content known, tell the children, look for the manifest.
+    fn take_job(&mut self, job: JobId, from: Option<HostIndex>, lane: u8, inline: bool) {
+        let announcement = self.jobs[&job].announcement.clone();
+        let id = announcement.content;
+        if self.contents.len() >= limits::CONTENTS_MAX && !self.contents.contains_key(&id) {
+            return;
+        }
+        self.supersede(&announcement);
+        let origin = self.membership.by_node(&announcement.origin);
+        let content = self.contents.entry(id).or_insert_with(|| Content::new(&announcement, origin));
+        content.jobs.insert(job);
+        content.refused = false;
+        self.active.insert(id);
+        self.retarget(id);
+        self.replan(id);
+        self.pass_on(job, id, from, inline);
+        if origin != Some(self.config.me) && !inline {
+            self.manifest_source(id, from, lane);
+        }
+    }
+
+    /// Decisions age fast: an older version still on its way is abandoned.
+    fn supersede(&mut self, announcement: &Announcement) {
+        if announcement.kind != Kind::Gslb {
+            return;
+        }
+        let older: Vec<ContentId> = self
+            .contents
+            .values()
+            .filter(|content| {
+                content.kind == Kind::Gslb
+                    && content.name == announcement.name
+                    && content.sequence < announcement.sequence
+                    && content.id != announcement.content
+                    && self.active.contains(&content.id)
+            })
+            .map(|content| content.id)
+            .collect();
+        for content in older {
+            self.remove_content(content);
+            self.push(Output::Abandon { content });
+        }
+    }
+
+    /// Tells the children on the announcement lanes.
+    fn pass_on(&mut self, job: JobId, id: ContentId, from: Option<HostIndex>, inline: bool) {
+        let content = &self.contents[&id];
+        let Some(plan) = content.plan.clone() else { return };
+        for (number, lane) in content.announce_lanes(plan.lanes()) {
+            for child in plan.children(lane, self.config.me) {
+                if Some(child) != from {
+                    self.announce_to(child, job, number, inline && number == 0);
+                }
+            }
+        }
+    }
+
+    pub(super) fn announce_to(&mut self, host: HostIndex, job: JobId, lane: u8, inline: bool) {
+        if self.is_linked(host) {
+            self.push(Output::SendAnnounce { to: host, job, lane, inline });
+            return;
+        }
+        self.connect(host);
+        if let Some(link) = self.links.get_mut(&host)
+            && link.announcements.len() < limits::JOBS_MAX
+        {
+            link.announcements.push_back((job, lane, inline));
+        }
+    }
+
+    /// Jobs that a change of membership makes ours, or whose origin it brings.
+    pub(super) fn reconsider_jobs(&mut self) {
+        let fresh: Vec<JobId> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| !job.ours && self.is_for_us(&job.announcement))
+            .map(|(id, _)| *id)
+            .collect();
+        for job in fresh {
+            if let Some(row) = self.jobs.get_mut(&job) {
+                row.ours = true;
+            }
+            self.take_job(job, None, limits::ENTROPY_LANE, false);
+        }
+    }
+
+    /// Computes a content's targets and origin anew.
+    pub(super) fn retarget(&mut self, id: ContentId) {
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let mut targets = Bitmap::new(self.membership.index_space());
+        for job in &content.jobs {
+            if let Some(job) = self.jobs.get(job) {
+                targets.union(&self.membership.select(&job.announcement.selector));
+                content.origin = self.membership.by_node(&job.announcement.origin).or(content.origin);
+            }
+        }
+        content.targets = targets;
+    }
+
+    /// Notes who may have the manifest, and asks at once when it came down the manifest's own lane.
+    fn manifest_source(&mut self, id: ContentId, from: Option<HostIndex>, lane: u8) {
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        if content.body.is_some() || content.refused {
+            return;
+        }
+        let hunt = &mut content.manifest;
+        if let Some(from) = from
+            && !hunt.sources.contains(&from)
+            && hunt.sources.len() < limits::MANIFEST_HOSTS_MAX
+        {
+            if lane == 0 { hunt.sources.push_front(from) } else { hunt.sources.push_back(from) }
+        }
+        let at = if lane == 0 { now } else { now + limits::MANIFEST_PATIENCE };
+        hunt.ask_at = Some(hunt.ask_at.map_or(at, |former| former.min(at)));
+        self.hunt_manifest(id);
+    }
+
+    /// Asks the next source when it is time.
+    pub(super) fn hunt_manifest(&mut self, id: ContentId) {
+        let (now, me) = (self.now, self.config.me);
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        if content.body.is_some() || content.refused || content.origin == Some(me) {
+            return;
+        }
+        let late = content.manifest.asked.filter(|(_, until)| *until <= now);
+        if let Some((host, _)) = late {
+            self.manifest_source_failed(id, host);
+            return;
+        }
+        let hunt = &mut content.manifest;
+        if hunt.asked.is_some() || hunt.ask_at.is_some_and(|at| at > now) {
+            return;
+        }
+        if hunt.sources.is_empty() {
+            // Nobody is left: whoever should be above us, our mates, and the origin.
+            let mut others: Vec<HostIndex> = Vec::new();
+            if let Some(plan) = &content.plan {
+                let offset = content.announce_offset;
+                others.extend(content_lanes(offset, plan.lanes()).filter_map(|lane| plan.parent(lane, me)));
+                others.extend(plan.mates(me).take(8));
+            }
+            others.extend(content.origin);
+            let hunt = &mut content.manifest;
+            for host in others {
+                if host != me && !hunt.sources.contains(&host) {
+                    hunt.sources.push_back(host);
+                }
+            }
+            if hunt.sources.is_empty() {
+                hunt.ask_at = Some(now + limits::WANT_TIMEOUT);
+                return;
+            }
+        }
+        // The first with a link; dial the very first if there is none.
+        let sources: Vec<HostIndex> = content.manifest.sources.iter().copied().collect();
+        let linked = sources.iter().copied().find(|host| self.is_linked(*host));
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        match linked {
+            Some(host) => {
+                content.manifest.sources.retain(|source| *source != host);
+                content.manifest.asked = Some((host, now + limits::MANIFEST_TIMEOUT));
+                content.manifest.ask_at = None;
+                self.send(host, Message::WantManifest { content: id });
+            }
+            None => {
+                content.manifest.ask_at = Some(now + limits::RETRY_FIRST);
+                let Some(first) = content.manifest.sources.pop_front() else { return };
+                content.manifest.sources.push_back(first);
+                self.connect(first);
+            }
+        }
+    }
+
+    /// `host` will not give us the manifest: ask another.
+    pub(super) fn manifest_source_failed(&mut self, id: ContentId, host: HostIndex) {
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        if content.body.is_some() {
+            return;
+        }
+        content.manifest.sources.retain(|source| *source != host);
+        if content.manifest.asked.is_some_and(|(asked, _)| asked == host) {
+            content.manifest.asked = None;
+            // With nobody else to ask, give it a moment before beginning again.
+            let wait = if content.manifest.sources.is_empty() { limits::RETRY_FIRST } else { std::time::Duration::ZERO };
+            content.manifest.ask_at = Some(now + wait);
+            self.hunt_manifest(id);
+        }
+    }
+
+    pub(super) fn on_want_manifest(&mut self, from: HostIndex, id: ContentId) {
+        let Some(content) = self.contents.get_mut(&id).filter(|content| !content.refused) else {
+            self.send(from, Message::Unknown { content: id });
+            return;
+        };
+        if content.body.is_none() {
+            if content.manifest.waiters.len() < limits::MANIFEST_HOSTS_MAX {
+                content.manifest.waiters.insert(from);
+            } else {
+                self.send(from, Message::Unknown { content: id });
+            }
+            return;
+        }
+        self.queue_manifest(from, id);
+    }
+
+    fn queue_manifest(&mut self, to: HostIndex, id: ContentId) {
+        if let Some(link) = self.links.get_mut(&to).filter(|link| link.is_up())
+            && !link.manifests.contains(&id)
+            && link.manifests.len() < limits::CONTENTS_MAX
+        {
+            link.manifests.push_back(id);
+            self.dirty.insert(to);
+        }
+    }
+
+    pub(super) fn on_content_ready(&mut self, id: ContentId, geometry: Geometry, have: Bitmap) {
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        if content.body.is_some() || have.len() != geometry.piece_count() {
+            return;
+        }
+        content.refused = false;
+        content.manifest.asked = None;
+        content.manifest.ask_at = None;
+        content.manifest.sources.clear();
+        let waiters = std::mem::take(&mut content.manifest.waiters);
+        content.body = Some(Body::new(geometry, have, now));
+        for host in waiters {
+            self.queue_manifest(host, id);
+        }
+        let parked: Vec<_> = {
+            let (ours, rest) = std::mem::take(&mut self.parked).into_iter().partition(|parked| parked.content == id);
+            self.parked = rest;
+            ours
+        };
+        for parked in parked {
+            self.on_subscribe(parked.from, id, parked.lanes, parked.have);
+        }
+        self.replan(id);
+        self.finish_if_whole(id);
+    }
+
+    pub(super) fn on_content_refused(&mut self, id: ContentId) {
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        content.refused = true;
+        content.body = None;
+        content.manifest.asked = None;
+        let waiters = std::mem::take(&mut content.manifest.waiters);
+        self.active.remove(&id);
+        for host in waiters {
+            self.send(host, Message::Unknown { content: id });
+        }
+        let parked: Vec<HostIndex> =
+            self.parked.iter().filter(|parked| parked.content == id).map(|parked| parked.from).collect();
+        self.parked.retain(|parked| parked.content != id);
+        for host in parked {
+            self.send(host, Message::Unknown { content: id });
+        }
+    }
+
+    pub(super) fn remove_content(&mut self, id: ContentId) {
+        let Some(content) = self.contents.remove(&id) else { return };
+        self.active.remove(&id);
+        for host in content.manifest.waiters {
+            self.send(host, Message::Unknown { content: id });
+        }
+        let Some(body) = content.body else { return };
+        for host in body.children.keys() {
+            self.send(*host, Message::Unknown { content: id });
+            if let Some(link) = self.links.get_mut(host) {
+                link.ready.remove(&(content.class, id));
+                link.manifests.retain(|manifest| *manifest != id);
+            }
+        }
+        let mut parents: Vec<HostIndex> =
+            body.lanes.iter().filter(|lane| lane.subscribed).filter_map(|lane| lane.parent).collect();
+        parents.sort_unstable();
+        parents.dedup();
+        let lanes = shoal_proto::message::LaneSet::first(body.geometry.lanes());
+        for parent in parents {
+            self.send(parent, Message::Unsubscribe { content: id, lanes });
+        }
+    }
+}
+
+fn content_lanes(offset: u8, lanes: u8) -> impl Iterator<Item = shoal_proto::ids::LaneIndex> {
+    (0..limits::ANNOUNCE_LANES.min(lanes)).map(move |number| {
+        let spread = u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES);
+        shoal_proto::ids::LaneIndex(((u32::from(offset) + spread) % u32::from(lanes)) as u8)
+    })
+}

@@ -1,0 +1,278 @@
+//! What a node knows of one content: its jobs' targets, its pieces, the lanes it takes and the children it serves.
+//!
+//! Invariant: `missing` and every lane's `missing` agree with `have`, and what is pending for a child is had.
+
+use super::limits;
+use crate::plan::Plan;
+use crate::time::Instant;
+use shoal_proto::announcement::{Announcement, Class, Kind};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::geometry::Geometry;
+use shoal_proto::ids::{ContentId, HostIndex, JobId, LaneIndex, PieceIndex, ShardIndex, StripeIndex};
+use shoal_proto::message::LaneSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// One content.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) id: ContentId,
+    pub(super) class: Class,
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    pub(super) sequence: u64,
+    /// Spreads the announcement lanes of different names over the rack's hosts.
+    pub(super) announce_offset: u8,
+    pub(super) origin: Option<HostIndex>,
+    pub(super) jobs: BTreeSet<JobId>,
+    /// Hosts of all its jobs.
+    pub(super) targets: Bitmap,
+    pub(super) plan: Option<Arc<Plan>>,
+    /// Hosts that are no use as parents of this content for a while.
+    pub(super) useless: BTreeMap<HostIndex, Instant>,
+    /// The shell cannot take it.
+    pub(super) refused: bool,
+    pub(super) manifest: ManifestHunt,
+    pub(super) body: Option<Body>,
+}
+
+/// The search for a manifest.
+#[derive(Debug, Default)]
+pub(super) struct ManifestHunt {
+    /// Who announced the content to us, in order.
+    pub(super) sources: VecDeque<HostIndex>,
+    /// Whom we asked, and until when we wait.
+    pub(super) asked: Option<(HostIndex, Instant)>,
+    /// When to ask the first of `sources`.
+    pub(super) ask_at: Option<Instant>,
+    /// Who waits for it from us.
+    pub(super) waiters: BTreeSet<HostIndex>,
+}
+
+/// What is known once the manifest is.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) geometry: Geometry,
+    pub(super) have: Bitmap,
+    pub(super) missing: u32,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) children: BTreeMap<HostIndex, Child>,
+    /// Parity shards here, a bit a row, of stripes not yet whole.
+    pub(super) parity: BTreeMap<StripeIndex, u32>,
+    pub(super) rebuilding: BTreeSet<StripeIndex>,
+    /// Shards asked for outside their lanes.
+    pub(super) wants: BTreeMap<ShardIndex, Want>,
+    /// How often each missing piece was asked for: picks the next host to ask.
+    pub(super) tries: BTreeMap<PieceIndex, u32>,
+    /// Pieces that came otherwise than from their lane's parent, not yet told to it.
+    pub(super) got: Vec<PieceIndex>,
+    /// Deliveries by parent since `judged_at`.
+    pub(super) delivered: BTreeMap<HostIndex, u64>,
+    pub(super) judged_at: Instant,
+    /// Parents found slow at the last judgement; slow twice is avoided.
+    pub(super) suspects: BTreeSet<HostIndex>,
+    pub(super) last_arrival: Instant,
+    pub(super) next_repair: Instant,
+}
+
+/// A lane, as its child.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lane {
+    pub(super) parent: Option<HostIndex>,
+    /// The parent was sent a `Subscribe` on the link that is up.
+    pub(super) subscribed: bool,
+    /// We found ourselves in a circle and import the lane ourselves.
+    pub(super) forced: bool,
+    /// Pieces of this lane not here.
+    pub(super) missing: u32,
+}
+
+/// A shard asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    pub(super) from: HostIndex,
+    pub(super) until: Instant,
+}
+
+/// A host we send to.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) lanes: LaneSet,
+    /// Pieces it has or that are on their way to it.
+    pub(super) has: Bitmap,
+    /// Pieces to send.
+    pub(super) pending: Bitmap,
+    /// No pending piece is below this.
+    pub(super) cursor: u32,
+    /// Shards it asked for.
+    pub(super) wants: VecDeque<ShardIndex>,
+}
+
+impl Child {
+    pub(super) fn new(pieces: u32) -> Self {
+        Self {
+            lanes: LaneSet::NONE,
+            has: Bitmap::new(pieces),
+            pending: Bitmap::new(pieces),
+            cursor: 0,
+            wants: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, piece: PieceIndex) {
+        if !self.has.get(piece.0) && self.pending.set(piece.0) {
+            self.cursor = self.cursor.min(piece.0);
+        }
+    }
+
+    /// The next shard to send, wanted ones first.
+    pub(super) fn next(&mut self, geometry: &Geometry) -> Option<ShardIndex> {
+        if let Some(shard) = self.wants.pop_front() {
+            if let Some(piece) = geometry.piece_of(shard) {
+                self.mark(piece);
+            }
+            return Some(shard);
+        }
+        let piece = self.pending.next_set(self.cursor).map(PieceIndex)?;
+        self.cursor = piece.0;
+        self.mark(piece);
+        Some(geometry.shard_of(piece))
+    }
+
+    /// Length of what [`Child::next`] would give, bytes.
+    pub(super) fn peek_len(&self, geometry: &Geometry) -> Option<u32> {
+        match self.wants.front() {
+            Some(shard) => geometry.shard_len(*shard),
+            None => self.pending.next_set(self.cursor).map(|piece| geometry.piece_len(PieceIndex(piece))),
+        }
+    }
+
+    fn mark(&mut self, piece: PieceIndex) {
+        self.has.set(piece.0);
+        self.pending.unset(piece.0);
+    }
+}
+
+impl Content {
+    pub(super) fn new(announcement: &Announcement, origin: Option<HostIndex>) -> Self {
+        let name_hash = shoal_proto::ids::Hash::of(announcement.name.as_bytes()).prefix();
+        Self {
+            id: announcement.content,
+            class: Class::from(announcement.kind),
+            kind: announcement.kind,
+            name: announcement.name.clone(),
+            sequence: announcement.sequence,
+            announce_offset: (name_hash % 256) as u8,
+            origin,
+            jobs: BTreeSet::new(),
+            targets: Bitmap::default(),
+            plan: None,
+            useless: BTreeMap::new(),
+            refused: false,
+            manifest: ManifestHunt::default(),
+            body: None,
+        }
+    }
+
+    /// The trees its announcements go down.
+    pub(super) fn announce_lanes(&self, lanes: u8) -> impl Iterator<Item = (u8, LaneIndex)> + use<> {
+        let offset = u32::from(self.announce_offset);
+        (0..limits::ANNOUNCE_LANES.min(lanes)).map(move |number| {
+            let spread = u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES);
+            (number, LaneIndex(((offset + spread) % u32::from(lanes)) as u8))
+        })
+    }
+
+    /// Whether pieces are still to come.
+    pub(super) fn is_running(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| body.missing > 0)
+    }
+}
+
+impl Body {
+    pub(super) fn new(geometry: Geometry, have: Bitmap, now: Instant) -> Self {
+        let mut lanes = vec![Lane::default(); usize::from(geometry.lanes())];
+        let mut missing = 0;
+        let mut at = 0;
+        while let Some(piece) = have.next_unset(at) {
+            lanes[geometry.lane_of_piece(PieceIndex(piece)).index()].missing += 1;
+            missing += 1;
+            at = piece + 1;
+        }
+        Self {
+            geometry,
+            have,
+            missing,
+            lanes,
+            children: BTreeMap::new(),
+            parity: BTreeMap::new(),
+            rebuilding: BTreeSet::new(),
+            wants: BTreeMap::new(),
+            tries: BTreeMap::new(),
+            got: Vec::new(),
+            delivered: BTreeMap::new(),
+            judged_at: now,
+            suspects: BTreeSet::new(),
+            last_arrival: now,
+            next_repair: now,
+        }
+    }
+
+    /// Counts a piece in; false when it was here.
+    pub(super) fn take(&mut self, piece: PieceIndex) -> bool {
+        if !self.have.set(piece.0) {
+            return false;
+        }
+        self.missing -= 1;
+        self.lanes[self.geometry.lane_of_piece(piece).index()].missing -= 1;
+        self.tries.remove(&piece);
+        self.wants.remove(&self.geometry.shard_of(piece));
+        true
+    }
+
+    /// Counts a piece out; false when it was not here.
+    pub(super) fn lose(&mut self, piece: PieceIndex) -> bool {
+        if !self.have.unset(piece.0) {
+            return false;
+        }
+        self.missing += 1;
+        self.lanes[self.geometry.lane_of_piece(piece).index()].missing += 1;
+        for child in self.children.values_mut() {
+            child.pending.unset(piece.0);
+        }
+        true
+    }
+
+    /// Pieces of the stripe that are here.
+    pub(super) fn stripe_have(&self, stripe: StripeIndex) -> u32 {
+        self.geometry.stripe_pieces(stripe).filter(|piece| self.have.get(*piece)).count() as u32
+    }
+
+    /// Whether all pieces of the stripe are here.
+    pub(super) fn stripe_whole(&self, stripe: StripeIndex) -> bool {
+        self.stripe_have(stripe) == self.geometry.stripe_data(stripe)
+    }
+
+    /// Whether we could send this shard.
+    pub(super) fn can_serve(&self, shard: ShardIndex) -> bool {
+        match (self.geometry.piece_of(shard), self.geometry.split(shard)) {
+            (Some(piece), _) => self.have.get(piece.0),
+            (None, Some((stripe, _))) => self.stripe_whole(stripe),
+            (None, None) => false,
+        }
+    }
+
+    /// Panics when the books do not balance.
+    pub(super) fn check(&self) {
+        assert_eq!(self.missing, self.geometry.piece_count() - self.have.count(), "missing pieces");
+        let by_lane: u32 = self.lanes.iter().map(|lane| lane.missing).sum();
+        assert_eq!(self.missing, by_lane, "missing pieces by lane");
+        assert!(self.wants.len() <= limits::WANTS_MAX, "wants are bounded");
+        for child in self.children.values() {
+            let mut unheld = child.pending.clone();
+            unheld.subtract(&self.have);
+            assert!(unheld.none(), "only pieces we have are pending");
+            assert!(child.wants.len() <= limits::WANTED_MAX, "a child's wants are bounded");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The child's side: which parent each lane comes from, and what becomes of the shards that arrive.
+
+use super::{Node, limits};
+use crate::io::Output;
+use crate::plan::PlanRequest;
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex};
+use shoal_proto::message::{LaneSet, Message};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Node {
+    /// Computes a content's trees anew and moves the lanes whose parent changed.
+    pub(super) fn replan(&mut self, id: ContentId) {
+        let me = self.config.me;
+        let now = self.now;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        content.useless.retain(|_, until| *until > now);
+        let mut avoid: BTreeSet<HostIndex> = self.avoid.keys().copied().collect();
+        avoid.extend(content.useless.keys());
+        avoid.remove(&me);
+        let lanes = content.body.as_ref().map_or(self.config.lanes, |body| body.geometry.lanes());
+        let request = PlanRequest { targets: &content.targets, root: content.origin, avoid: &avoid, lanes };
+        let plan = self.planner.plan(&self.membership, &request);
+        self.counters.replans += 1;
+        content.plan = Some(plan.clone());
+        let origin = content.origin;
+        let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
+        if origin == Some(me) {
+            return;
+        }
+        let mut left: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
+        for (index, lane) in body.lanes.iter_mut().enumerate() {
+            let index = LaneIndex(index as u8);
+            let parent = if lane.missing == 0 { None } else { plan.parent(index, me) };
+            lane.forced = false;
+            if parent == lane.parent {
+                continue;
+            }
+            if let Some(former) = lane.parent.filter(|_| lane.subscribed) {
+                left.entry(former).or_default().insert(index);
+            }
+            lane.parent = parent;
+            lane.subscribed = false;
+        }
+        body.suspects.retain(|suspect| body.lanes.iter().any(|lane| lane.parent == Some(*suspect)));
+        for (host, lanes) in left {
+            self.send(host, Message::Unsubscribe { content: id, lanes });
+        }
+        self.subscribe(id);
+    }
+
+    /// Sends what subscriptions are due, dialling parents where needed.
+    pub(super) fn subscribe(&mut self, id: ContentId) {
+        let links = &self.links;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
+        let mut due: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
+        let mut dial: BTreeSet<HostIndex> = BTreeSet::new();
+        for (index, lane) in body.lanes.iter_mut().enumerate() {
+            let Some(parent) = lane.parent.filter(|_| lane.missing > 0 && !lane.subscribed) else { continue };
+            if links.get(&parent).is_some_and(|link| link.is_up()) {
+                lane.subscribed = true;
+                due.entry(parent).or_default().insert(LaneIndex(index as u8));
+            } else {
+                dial.insert(parent);
+            }
+        }
+        let have = body.have.clone();
+        for (host, lanes) in due {
+            self.send(host, Message::Subscribe { content: id, lanes, have: have.clone() });
+        }
+        for host in dial {
+            self.connect(host);
+        }
+    }
+
+    pub(super) fn on_shard(&mut self, id: ContentId, shard: ShardIndex, from: HostIndex) {
+        let now = self.now;
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let Some((stripe, place)) = body.geometry.split(shard) else { return };
+        body.wants.remove(&shard);
+        let needed = match body.geometry.piece_of(shard) {
+            Some(piece) => {
+                if let Some(sender) = body.children.get_mut(&from) {
+                    sender.has.set(piece.0);
+                    sender.pending.unset(piece.0);
+                }
+                body.take(piece)
+            }
+            None => {
+                let row = place - u32::from(body.geometry.data());
+                let rows = body.parity.entry(stripe).or_default();
+                let fresh = *rows >> row & 1 == 0;
+                *rows |= 1 << row;
+                fresh
+            }
+        };
+        if !needed {
+            self.counters.shards_surplus += 1;
+            return;
+        }
+        self.counters.shards_taken += 1;
+        body.last_arrival = now;
+        *body.delivered.entry(from).or_default() += 1;
+        match body.geometry.piece_of(shard) {
+            Some(piece) => self.piece_arrived(id, piece, Some(from)),
+            None => self.rebuild_if_possible(id, stripe),
+        }
+    }
+
+    /// A piece is here: children that want it get it, its lane's parent is told if it came from elsewhere.
+    fn piece_arrived(&mut self, id: ContentId, piece: PieceIndex, from: Option<HostIndex>) {
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let Some(body) = content.body.as_mut() else { return };
+        let number = body.geometry.lane_of_piece(piece);
+        let lane = body.lanes[number.index()];
+        if lane.subscribed && lane.parent.is_some() && lane.parent != from {
+            body.got.push(piece);
+            let at = self.now + limits::GOT_EVERY;
+            self.got_at = Some(self.got_at.map_or(at, |former| former.min(at)));
+        }
+        for (host, child) in &mut body.children {
+            if child.lanes.contains(number) && !child.has.get(piece.0) {
+                child.add(piece);
+                if let Some(link) = self.links.get_mut(host) {
+                    link.ready.insert((content.class, id));
+                    self.dirty.insert(*host);
+                }
+            }
+        }
+        let stripe = shoal_proto::ids::StripeIndex(piece.0 / u32::from(body.geometry.data()));
+        if body.parity.contains_key(&stripe) {
+            if body.stripe_whole(stripe) {
+                body.parity.remove(&stripe);
+                body.rebuilding.remove(&stripe);
+            } else {
+                self.rebuild_if_possible(id, stripe);
+            }
+        }
+        self.finish_if_whole(id);
+    }
+
+    /// Wishes a rebuild once k shards of the stripe are here and parity is among them.
+    fn rebuild_if_possible(&mut self, id: ContentId, stripe: shoal_proto::ids::StripeIndex) {
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        if body.stripe_whole(stripe) {
+            body.parity.remove(&stripe);
+            return;
+        }
+        let rows = body.parity.get(&stripe).map_or(0, |rows| rows.count_ones());
+        if rows > 0
+            && body.stripe_have(stripe) + rows >= body.geometry.stripe_data(stripe)
+            && body.rebuilding.insert(stripe)
+        {
+            self.push(Output::Rebuild { content: id, stripe });
+        }
+    }
+
+    pub(super) fn on_rebuilt(&mut self, id: ContentId, shards: &[ShardIndex]) {
+        self.counters.rebuilds += 1;
+        for shard in shards {
+            let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+            let Some(piece) = body.geometry.piece_of(*shard) else { continue };
+            if body.take(piece) {
+                body.last_arrival = self.now;
+                self.piece_arrived(id, piece, None);
+            }
+        }
+    }
+
+    pub(super) fn on_piece_lost(&mut self, id: ContentId, shard: ShardIndex) {
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let Some(body) = content.body.as_mut() else { return };
+        let Some(piece) = body.geometry.piece_of(shard) else { return };
+        if body.lose(piece) {
+            self.active.insert(id);
+            self.replan(id);
+        }
+    }
+
+    /// With every piece here: wish completion, tell the neighbours.
+    pub(super) fn finish_if_whole(&mut self, id: ContentId) {
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let Some(body) = content.body.as_mut().filter(|body| body.missing == 0) else { return };
+        if !self.active.remove(&id) {
+            return;
+        }
+        body.parity.clear();
+        body.rebuilding.clear();
+        body.wants.clear();
+        body.tries.clear();
+        body.got.clear();
+        body.delivered.clear();
+        let mut told: BTreeSet<HostIndex> = body.children.keys().copied().collect();
+        told.extend(body.lanes.iter().filter(|lane| lane.subscribed).filter_map(|lane| lane.parent));
+        for lane in &mut body.lanes {
+            lane.parent = None;
+            lane.subscribed = false;
+        }
+        self.push(Output::Complete { content: id });
+        for host in told {
+            self.send(host, Message::Done { content: id });
+        }
+    }
+
+    /// Tells parents which pieces they need not send.
+    pub(super) fn flush_got(&mut self) {
+        let active: Vec<ContentId> = self.active.iter().copied().collect();
+        for id in active {
+            let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { continue };
+            let mut by_parent: BTreeMap<HostIndex, Bitmap> = BTreeMap::new();
+            for piece in std::mem::take(&mut body.got) {
+                let lane = body.lanes[body.geometry.lane_of_piece(piece).index()];
+                if let Some(parent) = lane.parent.filter(|_| lane.subscribed) {
+                    let pieces = by_parent.entry(parent).or_insert_with(|| body.geometry.no_pieces());
+                    pieces.set(piece.0);
+                }
+            }
+            for (host, pieces) in by_parent {
+                self.send(host, Message::Got { content: id, pieces });
+            }
+        }
+    }
+}

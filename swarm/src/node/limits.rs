@@ -1,0 +1,66 @@
+//! The node's constants: windows, patience, bounds. Each says what it costs to change.
+
+use std::time::Duration;
+
+/// Shards handed to the shell for one link and not yet sent. More only deepens queues: payload waits in the kernel.
+pub const LINK_WINDOW_SHARDS: usize = 32;
+/// Bytes of these shards; one shard may always be outstanding. About 40 ms at 200 Mbit/s.
+pub const LINK_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Links, up or wanted.
+pub const LINKS_MAX: usize = 1024;
+/// Jobs remembered; the oldest go first.
+pub const JOBS_MAX: usize = 4096;
+/// Contents known at once.
+pub const CONTENTS_MAX: usize = 4096;
+/// Trees an announcement goes down, so that one lost host does not cut it off.
+pub const ANNOUNCE_LANES: u8 = 3;
+/// The `lane` of an announcement that came by anti-entropy.
+pub const ENTROPY_LANE: u8 = u8::MAX;
+/// How long to wait for the manifest's own lane when another lane was faster.
+pub const MANIFEST_PATIENCE: Duration = Duration::from_millis(300);
+/// When a manifest asked for is late and another source is tried.
+pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Hosts remembered as sources of a manifest, and hosts waiting for it from us.
+pub const MANIFEST_HOSTS_MAX: usize = 64;
+/// Subscriptions kept for contents that are not ready here, over all links.
+pub const PARKED_MAX: usize = 1024;
+/// How long such a subscription waits before the child is told to look elsewhere.
+pub const PARKED_TIME: Duration = Duration::from_secs(15);
+/// How often running contents are looked over for late parents and missing pieces.
+pub const CHECK_EVERY: Duration = Duration::from_millis(100);
+/// Shortest span over which a parent's deliveries are judged.
+pub const JUDGE_SPAN: Duration = Duration::from_millis(400);
+/// Deliveries expected of a parent before it is judged: fewer say little.
+pub const JUDGE_PIECES: u64 = 4;
+/// A parent that delivers less than one part in this many of what its peers do, per lane, is slow.
+pub const SLOW_FACTOR: u64 = 4;
+/// Nothing arrived for this long: ask for single pieces.
+pub const STALL: Duration = Duration::from_millis(800);
+/// An asked-for shard that has not come is asked for elsewhere.
+pub const WANT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Shards asked for and not yet here, per content.
+pub const WANTS_MAX: usize = 64;
+/// Shards a host may have asked us for and not yet been sent, per content.
+pub const WANTED_MAX: usize = 256;
+/// How long a lost host is not used as a parent; doubles with each repeat.
+pub const AVOID_UNREACHABLE: Duration = Duration::from_secs(10);
+/// How long a slow host is not used as a parent.
+pub const AVOID_SLOW: Duration = Duration::from_secs(30);
+/// How long a host that does not know a content is not used as its parent.
+pub const AVOID_USELESS: Duration = Duration::from_secs(10);
+/// Bad shards after which a host is banned, and for how long.
+pub const BAD_SHARDS_MAX: u8 = 3;
+/// How long a banned host stays out.
+pub const BAN: Duration = Duration::from_secs(600);
+/// Pieces got from elsewhere are told to their parents in batches this often.
+pub const GOT_EVERY: Duration = Duration::from_millis(50);
+/// How often job lists are compared with a neighbour.
+pub const ENTROPY_EVERY: Duration = Duration::from_secs(5);
+/// A link with nothing to say for this long is closed.
+pub const IDLE: Duration = Duration::from_secs(120);
+/// First and longest wait before dialling again.
+pub const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// Longest wait before dialling again.
+pub const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Jobs listed in a digest, the newest.
+pub const DIGEST_JOBS: usize = shoal_proto::limits::DIGEST_JOBS_MAX;

@@ -1,0 +1,110 @@
+//! A neighbour: whether its link is up, what is under way on it, and why we want it.
+//!
+//! Invariant: what is outstanding on a link never exceeds the window, but for a single shard larger than it.
+
+use super::limits;
+use crate::time::Instant;
+use shoal_proto::announcement::Class;
+use shoal_proto::ids::{ContentId, JobId, ShardIndex};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Whether a link is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Not up and not being dialled.
+    Down,
+    /// `Connect` was wished.
+    Dialling,
+    /// Up.
+    Up,
+}
+
+/// A neighbour.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) state: State,
+    /// Times in a row it could not be reached.
+    pub(super) failures: u32,
+    /// When it may be dialled again.
+    pub(super) retry_at: Instant,
+    pub(super) last_used: Instant,
+    /// Handed to the shell and not yet sent, with lengths in bytes.
+    pub(super) outstanding: VecDeque<(ContentId, Option<ShardIndex>, u32)>,
+    pub(super) outstanding_bytes: u64,
+    /// Contents with something to send it.
+    pub(super) ready: BTreeSet<(Class, ContentId)>,
+    /// Whose turn it was last, by class.
+    pub(super) last_served: BTreeMap<Class, ContentId>,
+    /// Manifests it asked for.
+    pub(super) manifests: VecDeque<ContentId>,
+    /// Announcements that wait for the link: job, lane, inline.
+    pub(super) announcements: VecDeque<(JobId, u8, bool)>,
+    /// Bad shards it sent.
+    pub(super) bad: u8,
+}
+
+impl Link {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            state: State::Down,
+            failures: 0,
+            retry_at: now,
+            last_used: now,
+            outstanding: VecDeque::new(),
+            outstanding_bytes: 0,
+            ready: BTreeSet::new(),
+            last_served: BTreeMap::new(),
+            manifests: VecDeque::new(),
+            announcements: VecDeque::new(),
+            bad: 0,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+
+    /// Whether a shard of this length may be handed to the shell now.
+    pub(super) fn has_room(&self, len: u32) -> bool {
+        self.outstanding.is_empty()
+            || (self.outstanding.len() < limits::LINK_WINDOW_SHARDS
+                && self.outstanding_bytes + u64::from(len) <= limits::LINK_WINDOW_BYTES)
+    }
+
+    pub(super) fn hand_over(&mut self, content: ContentId, shard: Option<ShardIndex>, len: u32) {
+        self.outstanding.push_back((content, shard, len));
+        self.outstanding_bytes += u64::from(len);
+    }
+
+    /// Takes a sent shard off the window; false when it was not on it.
+    pub(super) fn sent(&mut self, content: ContentId, shard: Option<ShardIndex>) -> bool {
+        let Some(place) = self.outstanding.iter().position(|(c, s, _)| *c == content && *s == shard) else {
+            return false;
+        };
+        if let Some((_, _, len)) = self.outstanding.remove(place) {
+            self.outstanding_bytes -= u64::from(len);
+        }
+        true
+    }
+
+    /// The next content to serve: the most urgent class, and within it the one after the last served.
+    pub(super) fn next_ready(&self) -> Option<(Class, ContentId)> {
+        let class = self.ready.first()?.0;
+        let after = self.last_served.get(&class).copied();
+        let mut in_class = self.ready.iter().filter(|(c, _)| *c == class);
+        let first = in_class.clone().next().copied();
+        match after {
+            Some(after) => in_class.find(|(_, content)| *content > after).copied().or(first),
+            None => first,
+        }
+    }
+
+    /// Everything under way is lost.
+    pub(super) fn reset(&mut self) {
+        self.outstanding.clear();
+        self.outstanding_bytes = 0;
+        self.ready.clear();
+        self.manifests.clear();
+        self.announcements.clear();
+    }
+}

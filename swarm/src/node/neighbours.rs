@@ -1,0 +1,265 @@
+//! Links: which to bring up, when to dial again, whom to avoid, what to close.
+
+use super::link::{Link, State};
+use super::{Node, limits};
+use crate::io::{AvoidReason, Notice, Output};
+use crate::plan::PlanRequest;
+use crate::time::Instant;
+use shoal_proto::frame::CloseReason;
+use shoal_proto::ids::{ContentId, HostIndex, LaneIndex};
+use shoal_proto::locality::Selector;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A host that is not used as a parent for a while.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avoid {
+    pub(super) until: Instant,
+    pub(super) why: AvoidReason,
+    pub(super) strikes: u32,
+    pub(super) banned: bool,
+}
+
+impl Node {
+    /// Wants a link to `host`: dials now, or when its time comes.
+    pub(super) fn connect(&mut self, host: HostIndex) {
+        let full = self.links.len() >= limits::LINKS_MAX;
+        if host == self.config.me || (full && !self.links.contains_key(&host)) || self.is_banned(host) {
+            return;
+        }
+        let link = self.links.entry(host).or_insert_with(|| Link::new(self.now));
+        if link.state != State::Down {
+            return;
+        }
+        if link.retry_at <= self.now {
+            link.state = State::Dialling;
+            link.last_used = self.now;
+            self.outputs.push_back(Output::Connect { host });
+        } else {
+            self.retry.insert(host);
+        }
+    }
+
+    pub(super) fn is_linked(&self, host: HostIndex) -> bool {
+        self.links.get(&host).is_some_and(Link::is_up)
+    }
+
+    fn is_banned(&self, host: HostIndex) -> bool {
+        self.avoid.get(&host).is_some_and(|avoid| avoid.banned && avoid.until > self.now)
+    }
+
+    pub(super) fn on_link_up(&mut self, host: HostIndex) {
+        if self.is_banned(host) {
+            self.push(Output::Disconnect { host, reason: CloseReason::Banned });
+            return;
+        }
+        if self.links.len() >= limits::LINKS_MAX && !self.links.contains_key(&host) {
+            self.push(Output::Disconnect { host, reason: CloseReason::Busy });
+            return;
+        }
+        let link = self.links.entry(host).or_insert_with(|| Link::new(self.now));
+        let announcements = std::mem::take(&mut link.announcements);
+        link.reset();
+        link.state = State::Up;
+        link.failures = 0;
+        link.last_used = self.now;
+        self.retry.remove(&host);
+        for (job, lane, inline) in announcements {
+            self.push(Output::SendAnnounce { to: host, job, lane, inline });
+        }
+        self.send_digest(host);
+        if !self.forgive_unreachable(host) {
+            let active: Vec<ContentId> = self.active.iter().copied().collect();
+            for content in active {
+                self.subscribe(content);
+            }
+        }
+        let hunting: Vec<ContentId> =
+            self.active.iter().copied().filter(|id| self.contents[id].body.is_none()).collect();
+        for content in hunting {
+            self.hunt_manifest(content);
+        }
+    }
+
+    pub(super) fn on_link_down(&mut self, host: HostIndex) {
+        let Some(link) = self.links.get_mut(&host) else { return };
+        link.reset();
+        link.state = State::Down;
+        link.retry_at = self.now + limits::RETRY_FIRST;
+        self.parked.retain(|parked| parked.from != host);
+        self.lost(host);
+    }
+
+    pub(super) fn on_dial_failed(&mut self, host: HostIndex) {
+        let Some(link) = self.links.get_mut(&host) else { return };
+        if link.state != State::Dialling {
+            return;
+        }
+        link.state = State::Down;
+        link.reset();
+        link.failures = link.failures.saturating_add(1);
+        let wait = limits::RETRY_FIRST * 2u32.saturating_pow(link.failures.min(16));
+        // Hosts that lost the same neighbour do not all dial it at once.
+        let jitter = Duration::from_millis(u64::from(self.config.me.0.wrapping_mul(2_654_435_761) >> 24));
+        link.retry_at = self.now + wait.min(limits::RETRY_MAX) + jitter;
+        self.lost(host);
+    }
+
+    /// What hung on `host` is looked for elsewhere.
+    fn lost(&mut self, host: HostIndex) {
+        let mut was_parent = self.warm.contains(&host);
+        let ids: Vec<ContentId> = self.contents.keys().copied().collect();
+        for id in ids {
+            let Some(content) = self.contents.get_mut(&id) else { continue };
+            content.manifest.waiters.remove(&host);
+            if let Some(body) = &mut content.body {
+                body.children.remove(&host);
+                body.wants.retain(|_, want| want.from != host);
+                for lane in body.lanes.iter_mut().filter(|lane| lane.parent == Some(host)) {
+                    lane.subscribed = false;
+                    was_parent |= lane.missing > 0;
+                }
+            }
+            self.manifest_source_failed(id, host);
+        }
+        if was_parent {
+            self.retry.insert(host);
+            self.avoid_host(host, AvoidReason::Unreachable);
+        }
+    }
+
+    /// Takes `host` out of our trees for a while.
+    pub(super) fn avoid_host(&mut self, host: HostIndex, why: AvoidReason) {
+        let former = self.avoid.get(&host);
+        if former.is_some_and(|avoid| avoid.banned) {
+            return;
+        }
+        let strikes = former.map_or(0, |avoid| avoid.strikes) + 1;
+        let span = match why {
+            AvoidReason::Unreachable => limits::AVOID_UNREACHABLE,
+            AvoidReason::Slow => limits::AVOID_SLOW,
+            AvoidReason::Useless => limits::AVOID_USELESS,
+        } * 2u32.pow(strikes.min(6) - 1);
+        self.avoid.insert(host, Avoid { until: self.now + span, why, strikes, banned: false });
+        self.notice(Notice::Avoided { host, why });
+        self.replan_all();
+    }
+
+    /// Uses `host` again if it was only out of reach; true when that changed the plans.
+    pub(super) fn forgive_unreachable(&mut self, host: HostIndex) -> bool {
+        if self.avoid.get(&host).is_some_and(|avoid| avoid.why == AvoidReason::Unreachable && !avoid.banned) {
+            self.avoid.remove(&host);
+            if let Some(link) = self.links.get_mut(&host) {
+                link.retry_at = self.now;
+            }
+            self.replan_all();
+            return true;
+        }
+        false
+    }
+
+    pub(super) fn expire_avoided(&mut self) {
+        let now = self.now;
+        let before = self.avoid.len();
+        self.avoid.retain(|_, avoid| avoid.until > now);
+        if self.avoid.len() != before {
+            self.replan_all();
+        }
+    }
+
+    pub(super) fn replan_all(&mut self) {
+        let active: Vec<ContentId> = self.active.iter().copied().collect();
+        for content in active {
+            self.replan(content);
+        }
+    }
+
+    pub(super) fn dial_again(&mut self) {
+        let due: Vec<HostIndex> = self
+            .retry
+            .iter()
+            .copied()
+            .filter(|host| self.links.get(host).is_none_or(|link| link.retry_at <= self.now))
+            .collect();
+        for host in due {
+            self.retry.remove(&host);
+            if self.is_needed(host) && self.membership.get(host).is_some() {
+                self.connect(host);
+            }
+        }
+    }
+
+    /// Whether there is a reason to have a link to `host`.
+    fn is_needed(&self, host: HostIndex) -> bool {
+        self.warm.contains(&host)
+            || self.links.get(&host).is_some_and(|link| !link.announcements.is_empty())
+            || self.active.iter().any(|id| {
+                self.contents[id].body.as_ref().is_some_and(|body| {
+                    body.children.contains_key(&host) || body.lanes.iter().any(|lane| lane.parent == Some(host))
+                })
+            })
+            || self.active.iter().any(|id| self.avoid.contains_key(&host) && self.contents[id].targets.get(host.0))
+    }
+
+    /// Links to our parents on the announcement lanes of a plan for everybody stay up: announcements need no dialling
+    /// and lists can be compared.
+    pub(super) fn rewarm(&mut self) {
+        let everyone = self.membership.select(&Selector::all());
+        let avoid = BTreeSet::new();
+        let request = PlanRequest { targets: &everyone, root: None, avoid: &avoid, lanes: self.config.lanes };
+        let plan = self.planner.plan(&self.membership, &request);
+        let lanes = self.config.lanes;
+        let spread = (0..limits::ANNOUNCE_LANES.min(lanes))
+            .map(|number| (u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES)) as u8);
+        let me = self.config.me;
+        let seeder = self.membership.iter().find(|member| {
+            member.role == shoal_proto::trust::Role::Seeder && self.membership.is_up(member.index)
+        });
+        self.warm = spread
+            .filter_map(|lane| plan.parent(LaneIndex(lane), me).or(seeder.map(|member| member.index)))
+            .filter(|host| *host != me && plan.targets(me))
+            .collect();
+        let wanted: Vec<HostIndex> = self.warm.iter().copied().collect();
+        for host in wanted {
+            self.connect(host);
+        }
+    }
+
+    pub(super) fn close_idle(&mut self) {
+        let idle: Vec<HostIndex> = self
+            .links
+            .iter()
+            .filter(|(host, link)| {
+                link.is_up()
+                    && self.now.since(link.last_used) > limits::IDLE
+                    && link.outstanding.is_empty()
+                    && !self.is_needed(**host)
+            })
+            .map(|(host, _)| *host)
+            .collect();
+        for host in idle {
+            self.push(Output::Disconnect { host, reason: CloseReason::Idle });
+        }
+        let now = self.now;
+        let retry = &self.retry;
+        self.links.retain(|host, link| {
+            link.state != State::Down || retry.contains(host) || now.since(link.last_used) < limits::IDLE
+        });
+    }
+
+    /// Counts a broken shard or manifest against its sender.
+    pub(super) fn on_bad_shard(&mut self, host: HostIndex) {
+        self.counters.shards_corrupt += 1;
+        let Some(link) = self.links.get_mut(&host) else { return };
+        link.bad = link.bad.saturating_add(1);
+        if link.bad < limits::BAD_SHARDS_MAX {
+            return;
+        }
+        link.bad = 0;
+        let until = self.now + limits::BAN;
+        self.avoid.insert(host, Avoid { until, why: AvoidReason::Useless, strikes: 1, banned: true });
+        self.push(Output::Disconnect { host, reason: CloseReason::Banned });
+        self.notice(Notice::Banned { host });
+        self.replan_all();
+    }
+}

@@ -1,0 +1,59 @@
+//! Where a node gets its plans from. Plans depend on nothing but their inputs, so they can be cached and shared.
+
+use crate::membership::Membership;
+use crate::plan::{Plan, PlanRequest};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::ids::{Epoch, HostIndex};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Makes plans. The daemon's caches a few; the simulator's is shared by all its nodes.
+pub trait Planner: Send {
+    /// The plan for a request on a membership.
+    fn plan(&mut self, membership: &Membership, request: &PlanRequest<'_>) -> Arc<Plan>;
+}
+
+/// What a cached plan was made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Key {
+    epoch: Epoch,
+    targets: Bitmap,
+    root: Option<HostIndex>,
+    avoid: BTreeSet<HostIndex>,
+    lanes: u8,
+}
+
+/// Plans kept: contents in flight mostly share their targets.
+const KEPT: usize = 8;
+
+/// A planner that keeps the last few plans.
+#[derive(Debug, Default)]
+pub struct CachingPlanner {
+    plans: VecDeque<(Key, Arc<Plan>)>,
+}
+
+impl Planner for CachingPlanner {
+    fn plan(&mut self, membership: &Membership, request: &PlanRequest<'_>) -> Arc<Plan> {
+        let fits = |key: &Key| {
+            key.epoch == membership.epoch()
+                && key.root == request.root
+                && key.lanes == request.lanes
+                && key.avoid == *request.avoid
+                && key.targets == *request.targets
+        };
+        if let Some((_, plan)) = self.plans.iter().find(|(key, _)| fits(key)) {
+            return plan.clone();
+        }
+        let plan = Arc::new(Plan::new(membership, request));
+        let key = Key {
+            epoch: membership.epoch(),
+            targets: request.targets.clone(),
+            root: request.root,
+            avoid: request.avoid.clone(),
+            lanes: request.lanes,
+        };
+        self.plans.push_front((key, plan.clone()));
+        self.plans.truncate(KEPT);
+        plan
+    }
+}

@@ -1,0 +1,216 @@
+//! The parent's side: who takes which lanes from us, and what goes on each link next.
+//!
+//! A child's queue is a bitmap of pieces, so a slow child costs no memory and delays nobody: each link has its own
+//! window, filled most urgent class first, contents of one class in turn, asked-for shards before lane pushes.
+
+use super::content::Child;
+use super::{Node, Parked, limits};
+use crate::io::Output;
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::frame::CloseReason;
+use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex};
+use shoal_proto::message::{LaneSet, Message};
+
+impl Node {
+    pub(super) fn on_subscribe(&mut self, from: HostIndex, id: ContentId, lanes: LaneSet, have: Bitmap) {
+        let me = self.config.me;
+        let Some(content) = self.contents.get_mut(&id) else {
+            self.park(from, id, lanes, have);
+            return;
+        };
+        if content.refused {
+            self.send(from, Message::Unknown { content: id });
+            return;
+        }
+        let Some(body) = content.body.as_mut() else {
+            self.park(from, id, lanes, have);
+            return;
+        };
+        if have.len() != body.geometry.piece_count() {
+            self.push(Output::Disconnect { host: from, reason: CloseReason::Protocol });
+            return;
+        }
+        let Some(link) = self.links.get_mut(&from).filter(|link| link.is_up()) else { return };
+        let child = body.children.entry(from).or_insert_with(|| Child::new(body.geometry.piece_count()));
+        child.has = have;
+        for (of, shard, _) in &link.outstanding {
+            if let Some(piece) = shard.filter(|_| *of == id).and_then(|shard| body.geometry.piece_of(shard)) {
+                child.has.set(piece.0);
+            }
+        }
+        let known = child.has.clone();
+        child.pending.subtract(&known);
+        let lanes = LaneSet(lanes.0 & LaneSet::first(body.geometry.lanes()).0);
+        child.lanes = LaneSet(child.lanes.0 | lanes.0);
+        for lane in lanes.iter() {
+            for piece in body.geometry.pieces_of_lane(lane) {
+                if body.have.get(piece.0) {
+                    child.add(piece);
+                }
+            }
+        }
+        link.ready.insert((content.class, id));
+        self.dirty.insert(from);
+        // Two hosts that hold different views may take a lane from each other. The lower index breaks the circle by
+        // importing the lane itself.
+        let plan = content.plan.clone();
+        let mut broke = false;
+        for lane in lanes.iter() {
+            let ours = &mut body.lanes[lane.index()];
+            if ours.missing > 0 && ours.parent == Some(from) && me < from && !ours.forced {
+                let above = plan.as_ref().and_then(|plan| plan.import_parent(lane, me));
+                ours.parent = above.filter(|above| *above != from && *above != me);
+                ours.subscribed = false;
+                ours.forced = true;
+                broke = true;
+            }
+        }
+        if broke {
+            self.subscribe(id);
+        }
+    }
+
+    /// Keeps a subscription to a content that is not ready here: its announcement or manifest is likely on its way.
+    fn park(&mut self, from: HostIndex, content: ContentId, lanes: LaneSet, have: Bitmap) {
+        if self.parked.len() >= limits::PARKED_MAX {
+            self.send(from, Message::Unknown { content });
+            return;
+        }
+        let until = self.now + limits::PARKED_TIME;
+        match self.parked.iter_mut().find(|parked| parked.from == from && parked.content == content) {
+            Some(parked) => {
+                parked.lanes = LaneSet(parked.lanes.0 | lanes.0);
+                parked.have = have;
+            }
+            None => self.parked.push(Parked { from, content, lanes, have, until }),
+        }
+    }
+
+    pub(super) fn expire_parked(&mut self) {
+        let now = self.now;
+        let (kept, late): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.parked).into_iter().partition(|parked| parked.until > now);
+        self.parked = kept;
+        for parked in late {
+            self.send(parked.from, Message::Unknown { content: parked.content });
+        }
+    }
+
+    pub(super) fn on_unsubscribe(&mut self, from: HostIndex, id: ContentId, lanes: LaneSet) {
+        self.parked.retain_mut(|parked| {
+            if parked.from == from && parked.content == id {
+                parked.lanes = LaneSet(parked.lanes.0 & !lanes.0);
+            }
+            !parked.lanes.is_empty()
+        });
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let Some(child) = body.children.get_mut(&from) else { return };
+        child.lanes = LaneSet(child.lanes.0 & !lanes.0);
+        for lane in lanes.iter().filter(|lane| lane.0 < body.geometry.lanes()) {
+            for piece in body.geometry.pieces_of_lane(lane) {
+                child.pending.unset(piece.0);
+            }
+        }
+    }
+
+    pub(super) fn on_got(&mut self, from: HostIndex, id: ContentId, pieces: &Bitmap) {
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let Some(child) = body.children.get_mut(&from) else { return };
+        child.has.union(pieces);
+        child.pending.subtract(pieces);
+    }
+
+    pub(super) fn on_done(&mut self, from: HostIndex, id: ContentId) {
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let pieces = body.geometry.piece_count();
+        let child = body.children.entry(from).or_insert_with(|| Child::new(pieces));
+        child.lanes = LaneSet::NONE;
+        child.has = Bitmap::full(pieces);
+        child.pending = Bitmap::new(pieces);
+        child.wants.clear();
+    }
+
+    pub(super) fn on_want(&mut self, from: HostIndex, id: ContentId, shards: Vec<ShardIndex>) {
+        let body = self.contents.get_mut(&id).and_then(|content| content.body.as_mut());
+        let (Some(body), Some(link)) = (body, self.links.get_mut(&from)) else {
+            self.send(from, Message::Lack { content: id, shards });
+            return;
+        };
+        let pieces = body.geometry.piece_count();
+        let mut lacking = Vec::new();
+        for shard in shards {
+            let child = match body.children.get(&from) {
+                Some(child) => child.wants.len(),
+                None => 0,
+            };
+            if !body.can_serve(shard) || child >= limits::WANTED_MAX {
+                lacking.push(shard);
+                continue;
+            }
+            let under_way = link.outstanding.iter().any(|(of, sent, _)| *of == id && *sent == Some(shard));
+            let child = body.children.entry(from).or_insert_with(|| Child::new(pieces));
+            if !under_way && !child.wants.contains(&shard) {
+                child.wants.push_back(shard);
+            }
+        }
+        if let Some(class) = self.contents.get(&id).map(|content| content.class)
+            && let Some(link) = self.links.get_mut(&from)
+        {
+            link.ready.insert((class, id));
+            self.dirty.insert(from);
+        }
+        if !lacking.is_empty() {
+            self.send(from, Message::Lack { content: id, shards: lacking });
+        }
+    }
+
+    /// Fills the windows of links that have room or work.
+    pub(super) fn pump_dirty(&mut self) {
+        while let Some(host) = self.dirty.pop_first() {
+            self.pump(host);
+        }
+    }
+
+    fn pump(&mut self, host: HostIndex) {
+        let Some(link) = self.links.get_mut(&host).filter(|link| link.is_up()) else { return };
+        // A manifest's length is not known here; it counts as one large piece.
+        const MANIFEST_LEN: u32 = 256 * 1024;
+        while link.has_room(MANIFEST_LEN)
+            && let Some(id) = link.manifests.pop_front()
+        {
+            let Some(content) = self.contents.get(&id) else { continue };
+            link.hand_over(id, None, MANIFEST_LEN);
+            self.outputs.push_back(Output::SendManifest { to: host, content: id, class: content.class });
+        }
+        while let Some((class, id)) = link.next_ready() {
+            let body = self.contents.get_mut(&id).and_then(|content| content.body.as_mut());
+            let next = body.and_then(|body| {
+                let child = body.children.get_mut(&host)?;
+                let len = child.peek_len(&body.geometry)?;
+                Some((body.geometry.clone(), child, len))
+            });
+            let Some((geometry, child, len)) = next else {
+                link.ready.remove(&(class, id));
+                continue;
+            };
+            if !link.has_room(len) {
+                break;
+            }
+            let Some(shard) = child.next(&geometry) else { continue };
+            link.hand_over(id, Some(shard), len);
+            link.last_served.insert(class, id);
+            link.last_used = self.now;
+            self.counters.shards_sent += 1;
+            self.outputs.push_back(Output::SendShard { to: host, content: id, shard, class });
+        }
+    }
+
+    /// Whether a neighbour told us that it has this piece.
+    pub(super) fn is_known_to_have(&self, host: HostIndex, id: &ContentId, piece: PieceIndex) -> bool {
+        self.contents
+            .get(id)
+            .and_then(|content| content.body.as_ref())
+            .and_then(|body| body.children.get(&host))
+            .is_some_and(|child| child.has.get(piece.0))
+    }
+}

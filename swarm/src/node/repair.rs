@@ -1,0 +1,239 @@
+//! When the lanes do not deliver: parents judged by what they deliver, single shards asked for elsewhere.
+//!
+//! A parent is slow only in comparison with the content's other parents, so a slow uplink, which slows all alike, blames
+//! nobody. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
+//! all arrived for a while. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
+
+use super::content::Want;
+use super::{Node, limits};
+use crate::io::{AvoidReason, Notice};
+use crate::time::Instant;
+use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex};
+use shoal_proto::message::Message;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Rack-mates asked for a piece before other racks are.
+const MATES_ASKED: usize = 4;
+
+impl Node {
+    /// Compares what the parents of a content delivered, per lane, since the last time.
+    pub(super) fn judge(&mut self, id: ContentId) {
+        let now = self.now;
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let span = now.since(body.judged_at);
+        if body.missing == 0 || span < limits::JUDGE_SPAN {
+            return;
+        }
+        let mut lanes_of: BTreeMap<HostIndex, u64> = BTreeMap::new();
+        for lane in body.lanes.iter().filter(|lane| lane.subscribed && lane.missing > 0) {
+            if let Some(parent) = lane.parent {
+                *lanes_of.entry(parent).or_default() += 1;
+            }
+        }
+        // Thousandths of a piece per lane.
+        let rate = |host: &HostIndex, lanes: u64| body.delivered.get(host).copied().unwrap_or(0) * 1000 / lanes;
+        let mut rates: Vec<u64> = lanes_of.iter().map(|(host, lanes)| rate(host, *lanes)).collect();
+        rates.sort_unstable();
+        let median = rates.get(rates.len() / 2).copied().unwrap_or(0);
+        let expected = |lanes: u64| median * lanes / 1000;
+        let telling = lanes_of.len() >= 2 && lanes_of.values().any(|lanes| expected(*lanes) >= limits::JUDGE_PIECES);
+        if !telling {
+            if span > limits::JUDGE_SPAN * 8 {
+                body.delivered.clear();
+                body.judged_at = now;
+            }
+            return;
+        }
+        let slow: BTreeSet<HostIndex> = lanes_of
+            .iter()
+            .filter(|(host, lanes)| {
+                let delivered = body.delivered.get(*host).copied().unwrap_or(0);
+                expected(**lanes) >= limits::JUDGE_PIECES && delivered * limits::SLOW_FACTOR < expected(**lanes)
+            })
+            .map(|(host, _)| *host)
+            .collect();
+        let again: Vec<HostIndex> = slow.intersection(&body.suspects).copied().collect();
+        body.suspects = slow;
+        body.delivered.clear();
+        body.judged_at = now;
+        for host in again {
+            self.avoid_host(host, AvoidReason::Slow);
+        }
+    }
+
+    pub(super) fn on_corrupt(&mut self, id: ContentId, shard: ShardIndex, from: HostIndex) {
+        if let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) {
+            if body.wants.get(&shard).is_some_and(|want| want.from == from) {
+                body.wants.remove(&shard);
+            }
+            if let Some(piece) = body.geometry.piece_of(shard) {
+                *body.tries.entry(piece).or_default() += 1;
+            }
+        }
+        self.on_bad_shard(from);
+    }
+
+    pub(super) fn on_lack(&mut self, from: HostIndex, id: ContentId, shards: &[ShardIndex]) {
+        let now = self.now;
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        for shard in shards {
+            if body.wants.get(shard).is_some_and(|want| want.from == from) {
+                body.wants.remove(shard);
+                if let Some(piece) = body.geometry.piece_of(*shard) {
+                    *body.tries.entry(piece).or_default() += 1;
+                    if let Some(child) = body.children.get_mut(&from) {
+                        child.has.unset(piece.0);
+                    }
+                }
+            }
+        }
+        body.next_repair = now;
+    }
+
+    /// A neighbour does not know the content: not a source of its manifest, not a parent for a while.
+    pub(super) fn on_unknown(&mut self, from: HostIndex, id: ContentId) {
+        let until = self.now + limits::AVOID_USELESS;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        if content.body.is_none() {
+            self.manifest_source_failed(id, from);
+            return;
+        }
+        let Some(body) = content.body.as_mut() else { return };
+        body.wants.retain(|_, want| want.from != from);
+        if body.lanes.iter().any(|lane| lane.parent == Some(from)) {
+            for lane in body.lanes.iter_mut().filter(|lane| lane.parent == Some(from)) {
+                lane.subscribed = false;
+                lane.parent = None;
+            }
+            content.useless.insert(from, until);
+            self.replan(id);
+        }
+    }
+
+    /// Asks for single shards where the lanes will not bring them.
+    pub(super) fn repair(&mut self, id: ContentId) {
+        let now = self.now;
+        self.refresh_useless(id);
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
+        expire_wants(body, now);
+        if now < body.next_repair {
+            return;
+        }
+        body.next_repair = now + limits::CHECK_EVERY;
+        let stalled = now.since(body.last_arrival) >= limits::STALL;
+        let mut room = limits::WANTS_MAX.saturating_sub(body.wants.len());
+        let mut due: Vec<PieceIndex> = Vec::new();
+        let mut at = 0;
+        while room > 0
+            && let Some(piece) = body.have.next_unset(at)
+        {
+            at = piece + 1;
+            let piece = PieceIndex(piece);
+            let orphan = body.lanes[body.geometry.lane_of_piece(piece).index()].parent.is_none();
+            if (orphan || stalled) && !body.wants.contains_key(&body.geometry.shard_of(piece)) {
+                due.push(piece);
+                room -= 1;
+            }
+        }
+        let mut asks: BTreeMap<HostIndex, Vec<ShardIndex>> = BTreeMap::new();
+        for piece in due {
+            self.ask(id, piece, &mut asks);
+        }
+        for (host, shards) in asks {
+            self.counters.wants += shards.len() as u64;
+            self.notice(Notice::Repair { content: id, from: host, shards: shards.len() as u32 });
+            for batch in shards.chunks(shoal_proto::limits::WANT_SHARDS_MAX) {
+                self.send(host, Message::Want { content: id, shards: batch.to_vec() });
+            }
+        }
+    }
+
+    fn refresh_useless(&mut self, id: ContentId) {
+        let now = self.now;
+        let stale = self.contents.get(&id).is_some_and(|content| content.useless.values().any(|until| *until <= now));
+        if stale {
+            self.replan(id);
+        }
+    }
+
+    /// Picks whom to ask for a piece, going through the candidates by how often it was asked for.
+    fn ask(&mut self, id: ContentId, piece: PieceIndex, asks: &mut BTreeMap<HostIndex, Vec<ShardIndex>>) {
+        let candidates = self.candidates(&id, piece);
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let tries = body.tries.entry(piece).or_default();
+        if candidates.is_empty() {
+            *tries += 1;
+            return;
+        }
+        let round = *tries as usize / candidates.len();
+        let host = candidates[*tries as usize % candidates.len()];
+        let mut shard = body.geometry.shard_of(piece);
+        // Nobody asked so far had the piece itself: any shard of its stripe helps as well.
+        if round % 2 == 1 && body.geometry.parity() > 0 {
+            let Some((stripe, _)) = body.geometry.split(shard) else { return };
+            let row = *tries % u32::from(body.geometry.parity());
+            shard = body.geometry.shard_at(stripe, u32::from(body.geometry.data()) + row);
+            let held = body.parity.get(&stripe).is_some_and(|rows| rows >> row & 1 == 1);
+            if held || body.wants.contains_key(&shard) {
+                *tries += 1;
+                return;
+            }
+        }
+        if !self.links.get(&host).is_some_and(|link| link.is_up()) {
+            *tries += 1;
+            self.connect(host);
+            return;
+        }
+        // Every full round without success doubles the wait.
+        let wait = limits::WANT_TIMEOUT + Duration::from_millis(200) * 2u32.pow((round as u32).min(5));
+        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        body.wants.insert(shard, Want { from: host, until: self.now + wait });
+        asks.entry(host).or_default().push(shard);
+    }
+
+    /// Whom to ask for a piece, best first.
+    fn candidates(&self, id: &ContentId, piece: PieceIndex) -> Vec<HostIndex> {
+        let me = self.config.me;
+        let Some(content) = self.contents.get(id) else { return Vec::new() };
+        let (Some(body), Some(plan)) = (&content.body, &content.plan) else { return Vec::new() };
+        let number: LaneIndex = body.geometry.lane_of_piece(piece);
+        let mut mates: Vec<HostIndex> = plan.mates(me).collect();
+        if !mates.is_empty() {
+            let turn = piece.0 as usize % mates.len();
+            mates.rotate_left(turn);
+        }
+        mates.sort_by_key(|mate| (!self.is_known_to_have(*mate, id, piece), !self.is_linked(*mate)));
+        mates.truncate(MATES_ASKED);
+        let mut candidates = mates;
+        candidates.extend(body.lanes[number.index()].parent);
+        let owner = plan.owner(number, me);
+        let asked_before = body.tries.get(&piece).copied().unwrap_or(0) as usize;
+        // Others of the rack wait for the owner, unless that has led nowhere for long.
+        if owner.is_none_or(|owner| owner == me) || asked_before > 2 * MATES_ASKED {
+            let known = |host: &HostIndex| self.is_known_to_have(*host, id, piece);
+            let mut far: Vec<HostIndex> = plan.owners(number).filter(|host| !plan.same_rack(*host, me)).take(16).collect();
+            far.sort_by_key(|host| !known(host));
+            candidates.extend(far);
+            candidates.extend(content.origin);
+        }
+        let mut seen = BTreeSet::new();
+        candidates.retain(|host| {
+            let usable = *host != me && self.membership.get(*host).is_some() && !self.avoid.contains_key(host);
+            usable && seen.insert(*host)
+        });
+        candidates
+    }
+}
+
+fn expire_wants(body: &mut super::content::Body, now: Instant) {
+    let late: Vec<ShardIndex> =
+        body.wants.iter().filter(|(_, want)| want.until <= now).map(|(shard, _)| *shard).collect();
+    for shard in late {
+        body.wants.remove(&shard);
+        if let Some(piece) = body.geometry.piece_of(shard) {
+            *body.tries.entry(piece).or_default() += 1;
+        }
+    }
+}
