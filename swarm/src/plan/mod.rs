@@ -1,161 +1,152 @@
 //! The lane plan: a pure function from membership to L distribution trees, computed by every host for itself.
 //!
-//! Owns: which rack hangs off which in a lane ([`order`]), and which host of a rack imports it ([`owners`]).
+//! Owns: which site and rack hangs off which in a lane ([`ring`]), which host of a rack imports it ([`owners`]), and how
+//! its mates get it from there ([`mates`]). What a plan is made from is grouped in [`base`].
 //! Invariant: equal inputs give equal trees on every host, and each tree reaches every live targeted host with one
 //! import a rack (and a site) a lane.
+//!
+//! What holds beyond that, each with its test: no rack sends more than 1.1 times what it receives (16 lanes or more per
+//! rank of the rotation aside, see the tests for the exact bounds); with equal weights the lanes owned by two hosts of
+//! a rack differ by at most one; a host going away moves its own lanes only, a whole rack going away moves only the
+//! racks that hung off it; and hosts that disagree on who is live do not build circles of racks.
 
-mod order;
+mod base;
+mod mates;
 mod owners;
+mod ring;
 #[cfg(test)]
 mod tests;
 
-use crate::membership::Membership;
-use order::LaneOrder;
+pub use mates::RACK_FANOUT;
+
+use crate::membership::{HostRow, Membership};
+use base::{Base, Rack, Site};
+use ring::Lane;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{HostIndex, LaneIndex};
-use shoal_proto::membership::Presence;
-use shoal_proto::trust::Role;
+use shoal_proto::limits;
+use shoal_proto::message::LaneSet;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
-
-/// Rack-mates that hang directly off one host; more hang below these.
-pub const RACK_FANOUT: usize = 32;
+use std::sync::{Arc, OnceLock};
 
 /// What a plan is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanRequest<'a> {
-    /// The hosts to reach, by roster index.
+    /// The hosts to reach, by roster index. Only peers count.
     pub targets: &'a Bitmap,
-    /// The seeder at the root, when it is known and up.
+    /// The seeder at the root, when it is known.
     pub root: Option<HostIndex>,
     /// Hosts not to be used as parents.
     pub avoid: &'a BTreeSet<HostIndex>,
-    /// Distribution trees.
+    /// Distribution trees, 1 to [`limits::LANES_MAX`]; brought into this range.
     pub lanes: u8,
 }
 
-/// A rack with at least one targeted host, live or not.
-#[derive(Debug)]
-struct Rack {
-    site: u32,
-    /// Place in the site's base order.
-    place: u32,
-    /// Targeted hosts, in order of their keys' hash.
-    members: Vec<owners::Candidate>,
-    /// Owner of each lane, as a place in `members`. Made on first use: a host needs few racks' owners.
-    owners: OnceLock<Option<Box<[u16]>>>,
+/// The trees' branching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Sites (racks, when there is only one site) that hang off the seeder in each lane (f). Its egress is this many
+    /// times the content, so more than 1 only shortens the trees of a seeder with bandwidth to give away.
+    pub roots: u8,
+    /// Racks that hang off one rack, and sites off one site (d); 2 to 16.
+    pub fanout: u8,
 }
 
-#[derive(Debug)]
-struct Site {
-    place: u32,
-    /// Racks in base order.
-    racks: Vec<order::Item>,
-    lanes: Vec<OnceLock<LaneOrder>>,
+impl Default for Shape {
+    fn default() -> Self {
+        Self { roots: 1, fanout: 2 }
+    }
 }
 
 /// The trees. Immutable and the same for every host that asks, so one can be shared.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
-    lanes: u8,
+    base: Arc<Base>,
     root: Option<HostIndex>,
-    /// Rack of each host by roster index; `NO_RACK` when not targeted.
-    rack_of: Vec<u32>,
-    racks: Vec<Rack>,
-    sites: Vec<Site>,
-    /// Sites in base order.
-    site_items: Vec<order::Item>,
-    site_lanes: Vec<OnceLock<LaneOrder>>,
+    avoid: BTreeSet<HostIndex>,
+    /// Racks with an avoided host that would be live: how many of theirs are still live, and who owns the lanes then.
+    racks: BTreeMap<u32, Arc<Patch>>,
+    /// Sites that thereby lost racks: how many live ones are left.
+    sites: BTreeMap<u32, u32>,
 }
 
-const NO_RACK: u32 = u32::MAX;
+#[derive(Debug, Default)]
+struct Patch {
+    live: u32,
+    owners: OnceLock<Option<Box<[u32]>>>,
+}
 
 impl Plan {
-    /// Computes the plan. Costs O(hosts log hosts); owners and orders are filled in as they are asked for.
+    /// Computes the plan with the usual [`Shape`]. O(hosts), well under a millisecond for 50,000 once the membership's
+    /// topology is made; owners are filled in rack by rack as they are asked for.
     pub fn new(membership: &Membership, request: &PlanRequest<'_>) -> Self {
-        let lanes = request.lanes.max(1);
-        let mut rack_of = vec![NO_RACK; membership.index_space() as usize];
-        let mut rack_ids: BTreeMap<(&str, &str, &str), u32> = BTreeMap::new();
-        let mut racks: Vec<Rack> = Vec::new();
-        let mut uplinks: Vec<u32> = Vec::new();
-        let mut site_ids: BTreeMap<(&str, &str), u32> = BTreeMap::new();
-        for member in membership.iter() {
-            if member.role != Role::Peer || !request.targets.get(member.index.0) {
-                continue;
+        Self::with_shape(membership, request, Shape::default())
+    }
+
+    /// Computes the plan.
+    pub fn with_shape(membership: &Membership, request: &PlanRequest<'_>, shape: Shape) -> Self {
+        let lanes = request.lanes.clamp(1, limits::LANES_MAX);
+        let root = request.root.filter(|root| membership.is_up(*root));
+        let base = Base::new(membership.topology().clone(), request.targets, request.root, root, lanes, shape);
+        let plan = Self {
+            base: Arc::new(base),
+            root: None,
+            avoid: BTreeSet::new(),
+            racks: BTreeMap::new(),
+            sites: BTreeMap::new(),
+        };
+        plan.avoiding(request.avoid)
+    }
+
+    /// The same plan with other hosts to avoid. Shares everything else, so it costs O(hosts avoided).
+    pub fn avoiding(&self, avoid: &BTreeSet<HostIndex>) -> Self {
+        let base = &self.base;
+        let mut lost: BTreeMap<u32, u32> = BTreeMap::new();
+        for host in avoid {
+            if let Some((rack, row)) = base.seat(*host)
+                && row.up
+            {
+                *lost.entry(rack).or_default() += 1;
             }
-            let at = &member.locality;
-            let next_site = site_ids.len() as u32;
-            let site = *site_ids.entry((&at.region, &at.site)).or_insert(next_site);
-            let rack = *rack_ids.entry((&at.region, &at.site, &at.rack)).or_insert_with(|| {
-                racks.push(Rack { site, place: 0, members: Vec::new(), owners: OnceLock::new() });
-                uplinks.push(0);
-                racks.len() as u32 - 1
-            });
-            let live = member.presence == Presence::Up && !request.avoid.contains(&member.index);
-            rack_of[member.index.index()] = rack;
-            uplinks[rack as usize] = uplinks[rack as usize].max(member.uplink_mbit);
-            racks[rack as usize].members.push(owners::Candidate {
-                host: member.index,
-                key: member.node.prefix(),
-                weight: member.weight,
-                live,
-            });
         }
-        for rack in &mut racks {
-            rack.members.sort_unstable_by_key(|candidate| (order::mix(candidate.key), candidate.host));
-        }
-        let slow = order::slow_racks(&uplinks);
-        let mut sites: Vec<Site> =
-            (0..site_ids.len()).map(|_| Site { place: 0, racks: Vec::new(), lanes: lane_cells(lanes) }).collect();
-        for (path, id) in &rack_ids {
-            let rack = &racks[*id as usize];
-            sites[rack.site as usize].racks.push(order::Item {
-                id: *id,
-                hash: order::hash_path(&[path.0, path.1, path.2]),
-                live: rack.members.iter().any(|candidate| candidate.live),
-                slow: slow[*id as usize],
-            });
-        }
-        let mut site_items = Vec::with_capacity(sites.len());
-        for (path, id) in &site_ids {
-            let site = &mut sites[*id as usize];
-            order::sort(&mut site.racks);
-            for (place, item) in site.racks.iter().enumerate() {
-                racks[item.id as usize].place = place as u32;
+        let mut sites = BTreeMap::new();
+        let mut racks = BTreeMap::new();
+        for (rack, lost) in lost {
+            let Rack { live, site, .. } = base.racks[rack as usize];
+            if lost == live {
+                *sites.entry(site).or_insert(base.sites[site as usize].live) -= 1;
             }
-            site_items.push(order::Item {
-                id: *id,
-                hash: order::hash_path(&[path.0, path.1]),
-                live: site.racks.iter().any(|item| item.live),
-                slow: site.racks.iter().all(|item| item.slow),
-            });
+            racks.insert(rack, Arc::new(Patch { live: live - lost, owners: OnceLock::new() }));
         }
-        order::sort(&mut site_items);
-        for (place, item) in site_items.iter().enumerate() {
-            sites[item.id as usize].place = place as u32;
-        }
-        let root = request.root.filter(|root| membership.is_up(*root) && !request.avoid.contains(root));
-        Self { lanes, root, rack_of, racks, sites, site_items, site_lanes: lane_cells(lanes) }
+        let root = base.root.filter(|root| !avoid.contains(root));
+        Self { base: base.clone(), root, avoid: avoid.clone(), racks, sites }
     }
 
     /// Distribution trees.
     pub fn lanes(&self) -> u8 {
-        self.lanes
+        self.base.lanes
     }
 
-    /// The seeder at the root, if it is live.
+    /// The seeder at the root, if it is up and not avoided.
     pub fn root(&self) -> Option<HostIndex> {
         self.root
     }
 
-    fn rack(&self, host: HostIndex) -> Option<&Rack> {
-        let id = *self.rack_of.get(host.index())?;
-        self.racks.get(id as usize)
+    /// Whether the plan is for this host, live or not.
+    pub fn targets(&self, host: HostIndex) -> bool {
+        self.base.seat(host).is_some()
     }
 
-    /// Whether the plan is for this host.
-    pub fn targets(&self, host: HostIndex) -> bool {
-        self.rack(host).is_some()
+    /// Whether the host is in the trees: targeted, up and not avoided. For a targeted host that is not (say, one
+    /// whom the tracker lost), [`Plan::parent`] still answers, as if it came back as a leaf.
+    pub fn contains(&self, host: HostIndex) -> bool {
+        self.base.seat(host).is_some_and(|(_, row)| self.is_live(row))
+    }
+
+    /// Hosts in the trees, rack by rack.
+    pub fn hosts(&self) -> impl Iterator<Item = HostIndex> {
+        (0..self.base.racks.len() as u32).flat_map(|rack| self.live_rows(rack)).map(|row| row.host)
     }
 
     /// Who imports `lane` for the rack of `host`; `None` when the rack has no live host or is not targeted.
@@ -163,134 +154,179 @@ impl Plan {
         self.rack_owner(lane, self.rack(host)?)
     }
 
-    fn rack_owner(&self, lane: LaneIndex, rack: &Rack) -> Option<HostIndex> {
-        let owners = rack.owners.get_or_init(|| owners::assign(&rack.members, self.lanes)).as_ref()?;
-        Some(rack.members[usize::from(owners[lane.index() % owners.len()])].host)
+    /// Live hosts of the rack of `host` in order of preference for `lane`: its owner, then by score.
+    pub fn owner_ranked(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
+        let Some(rack) = self.rack(host) else { return Vec::new() };
+        let owner = self.rack_owner(lane, rack);
+        let mut ranked: Vec<&HostRow> = self.live_rows(rack).collect();
+        ranked.sort_by_cached_key(|row| (Some(row.host) != owner, Reverse(owners::score(row, lane.0))));
+        ranked.into_iter().map(|row| row.host).collect()
     }
 
-    fn rack_order<'a>(&self, lane: LaneIndex, site: &'a Site) -> &'a LaneOrder {
-        site.lanes[lane.index()].get_or_init(|| LaneOrder::new(&site.racks, lane.0, self.lanes))
-    }
-
-    fn site_order(&self, lane: LaneIndex) -> &LaneOrder {
-        self.site_lanes[lane.index()].get_or_init(|| LaneOrder::new(&self.site_items, lane.0, self.lanes))
-    }
-
-    /// The owner of the rack that imports `lane` for a whole site.
-    fn site_head(&self, lane: LaneIndex, site: u32) -> Option<HostIndex> {
-        let site = &self.sites[site as usize];
-        let place = self.rack_order(lane, site).first()?;
-        self.rack_owner(lane, &self.racks[site.racks[place as usize].id as usize])
+    /// The lanes that `host` imports for its rack.
+    pub fn owned(&self, host: HostIndex) -> LaneSet {
+        let mut owned = LaneSet::NONE;
+        for lane in (0..self.lanes()).map(LaneIndex) {
+            if self.owner(lane, host) == Some(host) {
+                owned.insert(lane);
+            }
+        }
+        owned
     }
 
     /// Whom `host` takes `lane` from. `None` at the root, for hosts not targeted, and where nobody is left above.
     pub fn parent(&self, lane: LaneIndex, host: HostIndex) -> Option<HostIndex> {
-        let rack = self.rack(host)?;
+        let (rack, row) = self.base.seat(host)?;
         match self.rack_owner(lane, rack) {
-            Some(owner) if owner != host => Some(self.mate_parent(rack, owner, host)),
+            Some(owner) if owner != host && self.is_live(row) => Some(self.mate_parent(rack, owner, host)),
+            Some(owner) if owner != host => Some(owner),
             _ => self.rack_parent(lane, rack),
         }
     }
 
-    /// Inside a rack: the owner, or in a large rack the mate it is relayed by.
-    fn mate_parent(&self, rack: &Rack, owner: HostIndex, host: HostIndex) -> HostIndex {
-        let mates = || rack.members.iter().filter(|mate| mate.live && mate.host != owner);
-        match mates().position(|mate| mate.host == host) {
-            Some(place) if place >= RACK_FANOUT => {
-                let above = (place - RACK_FANOUT) / RACK_FANOUT;
-                mates().nth(above).map_or(owner, |mate| mate.host)
-            }
-            _ => owner,
-        }
-    }
-
-    fn rack_parent(&self, lane: LaneIndex, rack: &Rack) -> Option<HostIndex> {
-        let site = &self.sites[rack.site as usize];
-        let order = self.rack_order(lane, site);
-        // A rack without a live host has no place: whoever asks from there takes the lane from the site's head.
-        let above = match order.position(rack.place) {
-            None => order.first(),
-            Some(0) => None,
-            Some(position) => order.at(order::parent_of(position)),
-        };
-        if let Some(above) = above {
-            return self.rack_owner(lane, &self.racks[site.racks[above as usize].id as usize]);
-        }
-        let sites = self.site_order(lane);
-        let above = match sites.position(site.place) {
-            None => sites.first(),
-            Some(0) => None,
-            Some(position) => sites.at(order::parent_of(position)),
-        };
-        match above {
-            Some(above) => self.site_head(lane, self.site_items[above as usize].id),
-            None => self.root,
-        }
+    /// Whom the rack of `host` imports `lane` from, whoever owns it there.
+    pub fn import_parent(&self, lane: LaneIndex, host: HostIndex) -> Option<HostIndex> {
+        self.rack_parent(lane, self.rack(host)?)
     }
 
     /// Who takes `lane` from `host`, in a fixed order: other sites and racks first, then rack-mates.
     pub fn children(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
-        if self.root == Some(host) {
-            return self.root_child(lane).into_iter().collect();
+        if lane.0 >= self.lanes() {
+            return Vec::new();
         }
-        let Some(rack) = self.rack(host) else { return Vec::new() };
+        if self.root == Some(host) {
+            return self.tops(lane);
+        }
+        let Some((rack, row)) = self.base.seat(host).filter(|(_, row)| self.is_live(row)) else { return Vec::new() };
         let Some(owner) = self.rack_owner(lane, rack) else { return Vec::new() };
-        let mates: Vec<HostIndex> =
-            rack.members.iter().filter(|mate| mate.live && mate.host != owner).map(|mate| mate.host).collect();
-        if owner != host {
-            let Some(place) = mates.iter().position(|mate| *mate == host) else { return Vec::new() };
-            return mates.iter().skip((place + 1) * RACK_FANOUT).take(RACK_FANOUT).copied().collect();
+        if owner != row.host {
+            return self.mate_children(rack, owner, host);
         }
         let mut children = Vec::new();
-        let site = &self.sites[rack.site as usize];
-        let order = self.rack_order(lane, site);
-        if let Some(position) = order.position(rack.place) {
-            if position == 0 {
-                let sites = self.site_order(lane);
-                if let Some(site_position) = sites.position(site.place) {
-                    for place in sites.children(site_position) {
-                        children.extend(self.site_head(lane, self.site_items[place as usize].id));
-                    }
-                }
-            }
-            for place in order.children(position) {
-                children.extend(self.rack_owner(lane, &self.racks[site.racks[place as usize].id as usize]));
+        let Rack { site: site_id, .. } = self.base.racks[rack as usize];
+        let site = &self.base.sites[site_id as usize];
+        let racks = self.rack_lane(lane, site);
+        let place = rack - site.racks.start;
+        if racks.tops().first() == Some(&place) {
+            for below in self.site_lane(lane).children(site_id) {
+                children.extend(self.site_head(lane, below));
             }
         }
-        children.extend(mates.iter().take(RACK_FANOUT));
+        for below in racks.children(place) {
+            children.extend(self.rack_owner(lane, site.racks.start + below));
+        }
+        children.extend(self.mate_children(rack, owner, host));
         children
     }
 
-    /// The one host that takes `lane` from the seeder.
-    fn root_child(&self, lane: LaneIndex) -> Option<HostIndex> {
-        let first = self.site_order(lane).first()?;
-        self.site_head(lane, self.site_items[first as usize].id)
+    /// Links between the root (or the top, without one) and `host` in `lane`; `None` when it is not in the tree.
+    pub fn depth(&self, lane: LaneIndex, host: HostIndex) -> Option<u32> {
+        if !self.contains(host) || lane.0 >= self.lanes() {
+            return None;
+        }
+        let mut depth = 0;
+        let mut at = host;
+        while let Some(above) = self.parent(lane, at) {
+            at = above;
+            depth += 1;
+        }
+        Some(depth)
     }
 
     /// Live targeted hosts of the rack of `host`, itself apart, in the plan's order.
     pub fn mates(&self, host: HostIndex) -> impl Iterator<Item = HostIndex> {
-        let members = self.rack(host).map_or(&[][..], |rack| &rack.members[..]);
-        members.iter().filter(move |mate| mate.live && mate.host != host).map(|mate| mate.host)
+        let rows = self.rack(host).map(|rack| self.live_rows(rack));
+        rows.into_iter().flatten().map(|row| row.host).filter(move |mate| *mate != host)
     }
 
     /// Owners of `lane` in all racks, sites and racks in the lane's order: where to look when the parents fail.
     pub fn owners(&self, lane: LaneIndex) -> impl Iterator<Item = HostIndex> {
-        self.site_order(lane).iter().flat_map(move |place| {
-            let site = &self.sites[self.site_items[place as usize].id as usize];
-            let order = self.rack_order(lane, site);
-            order
-                .iter()
-                .filter_map(move |rack| self.rack_owner(lane, &self.racks[site.racks[rack as usize].id as usize]))
+        let in_range = lane.0 < self.lanes();
+        let sites: Vec<u32> = if in_range { self.site_lane(lane).live_places().collect() } else { Vec::new() };
+        sites.into_iter().flat_map(move |site| {
+            let site = &self.base.sites[site as usize];
+            let racks: Vec<u32> = self.rack_lane(lane, site).live_places().collect();
+            racks.into_iter().filter_map(move |place| self.rack_owner(lane, site.racks.start + place))
         })
     }
 
-    /// Whether two hosts are behind the same uplink, as far as the plan knows them.
+    /// Whether two targeted hosts are behind the same uplink.
     pub fn same_rack(&self, a: HostIndex, b: HostIndex) -> bool {
-        let rack = |host: HostIndex| self.rack_of.get(host.index()).copied().unwrap_or(NO_RACK);
-        rack(a) != NO_RACK && rack(a) == rack(b)
+        self.rack(a).is_some_and(|rack| self.rack(b) == Some(rack))
     }
-}
 
-fn lane_cells(lanes: u8) -> Vec<OnceLock<LaneOrder>> {
-    (0..lanes).map(|_| OnceLock::new()).collect()
+    fn rack(&self, host: HostIndex) -> Option<u32> {
+        self.base.seat(host).map(|(rack, _)| rack)
+    }
+
+    fn is_live(&self, row: &HostRow) -> bool {
+        row.up && !self.avoid.contains(&row.host)
+    }
+
+    fn live_rows(&self, rack: u32) -> impl Iterator<Item = &HostRow> {
+        self.base.rows(rack).filter(|row| self.is_live(row))
+    }
+
+    fn rack_is_live(&self, rack: u32) -> bool {
+        self.racks.get(&rack).map_or(self.base.racks[rack as usize].live, |patch| patch.live) > 0
+    }
+
+    fn site_is_live(&self, site: u32) -> bool {
+        self.sites.get(&site).copied().unwrap_or(self.base.sites[site as usize].live) > 0
+    }
+
+    fn rack_owner(&self, lane: LaneIndex, rack: u32) -> Option<HostIndex> {
+        let owners = self.racks.get(&rack).map_or(&self.base.racks[rack as usize].owners, |patch| &patch.owners);
+        let owners = owners.get_or_init(|| {
+            let rows: Vec<&HostRow> = self.base.rows(rack).collect();
+            owners::assign(&rows, |row| self.is_live(row), self.lanes())
+        });
+        let at = *owners.as_ref()?.get(lane.index())?;
+        self.base.rows(rack).nth(at as usize).map(|row| row.host)
+    }
+
+    fn rack_lane<'a>(&'a self, lane: LaneIndex, site: &'a Site) -> Lane<impl Fn(u32) -> bool + 'a> {
+        let turn = ring::stride(lane.0, self.lanes());
+        site.ring.lane(turn, self.lanes().into(), move |place| self.rack_is_live(site.racks.start + place))
+    }
+
+    fn site_lane(&self, lane: LaneIndex) -> Lane<impl Fn(u32) -> bool> {
+        self.base.ring.lane(lane.0.into(), self.lanes().into(), |site| self.site_is_live(site))
+    }
+
+    /// The owner of the rack that imports `lane` for a whole site.
+    fn site_head(&self, lane: LaneIndex, site: u32) -> Option<HostIndex> {
+        let site = &self.base.sites[site as usize];
+        let top = *self.rack_lane(lane, site).tops().first()?;
+        self.rack_owner(lane, site.racks.start + top)
+    }
+
+    fn rack_parent(&self, lane: LaneIndex, rack: u32) -> Option<HostIndex> {
+        if lane.0 >= self.lanes() {
+            return None;
+        }
+        let Rack { site: site_id, .. } = self.base.racks[rack as usize];
+        let site = &self.base.sites[site_id as usize];
+        if let Some(above) = self.rack_lane(lane, site).parent(rack - site.racks.start) {
+            return self.rack_owner(lane, site.racks.start + above);
+        }
+        match self.site_lane(lane).parent(site_id) {
+            Some(above) => self.site_head(lane, above),
+            None => self.root,
+        }
+    }
+
+    /// The hosts that take `lane` from the seeder.
+    fn tops(&self, lane: LaneIndex) -> Vec<HostIndex> {
+        match &self.base.sites[..] {
+            [only] => {
+                let racks = self.rack_lane(lane, only).tops();
+                racks.into_iter().filter_map(|place| self.rack_owner(lane, only.racks.start + place)).collect()
+            }
+            _ => {
+                let sites = self.site_lane(lane).tops();
+                sites.into_iter().filter_map(|site| self.site_head(lane, site)).collect()
+            }
+        }
+    }
 }

@@ -1,93 +1,79 @@
 //! Which host of a rack imports which lane.
 //!
-//! First all the rack's hosts, live or not, share the lanes by weight: each takes its quota of the lanes it scores
-//! highest on (rendezvous hashing with a cap). Then the lanes of hosts that are not live go to the live ones with the
-//! fewest. So a host that leaves moves its own lanes only, and comes back to exactly these.
+//! First all the rack's hosts, live or not, share the lanes by weight: lane by lane, the host that scores highest on it
+//! takes it, until it has its quota (weighted rendezvous hashing with a cap). Then the lanes of hosts that are not live
+//! go to the live ones with the fewest. So a host that goes away moves its own lanes only, and comes back to exactly
+//! these; only a change of the rack's roster deals anew, and then most lanes stay where they were.
 
-use super::order::mix;
-use shoal_proto::ids::HostIndex;
+use crate::membership::{HostRow, mix};
+use std::cmp::Reverse;
 
-/// A host that may own lanes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    pub(super) host: HostIndex,
-    /// From its key: what its scores are made of.
-    pub(super) key: u64,
-    pub(super) weight: u16,
-    pub(super) live: bool,
+/// Base of a lane's scores.
+fn salt(lane: u8) -> u64 {
+    mix(u64::from(lane) + 1)
 }
 
-fn score(candidate: &Candidate, lane: u8) -> u64 {
-    mix(candidate.key ^ mix(u64::from(lane) + 1))
+/// How much `host` is for owning `lane`.
+pub(super) fn score(host: &HostRow, lane: u8) -> u64 {
+    mix(host.seed ^ salt(lane))
 }
 
-/// Lanes each candidate should own: in proportion to weight, by largest remainder.
-fn quotas(candidates: &[Candidate], lanes: u8) -> Vec<u32> {
-    let even = candidates.iter().all(|candidate| candidate.weight == 0);
-    let weight = |candidate: &Candidate| if even { 1 } else { u64::from(candidate.weight) };
-    let total: u64 = candidates.iter().map(weight).sum();
-    let share = |candidate: &Candidate| u64::from(lanes) * weight(candidate);
-    let mut quotas: Vec<u32> = candidates.iter().map(|candidate| (share(candidate) / total) as u32).collect();
-    let mut by_remainder: Vec<usize> = (0..candidates.len()).filter(|i| weight(&candidates[*i]) > 0).collect();
-    by_remainder.sort_unstable_by_key(|i| {
-        let candidate = &candidates[*i];
-        (std::cmp::Reverse(share(candidate) % total), mix(candidate.key), candidate.host)
-    });
+/// Lanes each host should own: in proportion to weight, by largest remainder, so within 1 of the exact share.
+fn quotas(hosts: &[&HostRow], lanes: u8) -> Vec<u32> {
+    let even = hosts.iter().all(|host| host.weight == 0);
+    let weight = |host: &HostRow| if even { 1 } else { u64::from(host.weight) };
+    let total: u64 = hosts.iter().map(|host| weight(host)).sum();
+    let share = |host: &HostRow| u64::from(lanes) * weight(host);
+    let mut quotas: Vec<u32> = hosts.iter().map(|host| (share(host) / total) as u32).collect();
     let left = u32::from(lanes) - quotas.iter().sum::<u32>();
-    for place in by_remainder.into_iter().take(left as usize) {
-        quotas[place] += 1;
+    // Equal seeds mean equal first eight bytes of a key; their order in the rack, by the whole key, decides then.
+    let mut by_remainder: Vec<usize> = (0..hosts.len()).filter(|at| weight(hosts[*at]) > 0).collect();
+    by_remainder.sort_unstable_by_key(|at| (Reverse(share(hosts[*at]) % total), hosts[*at].seed, *at));
+    for at in by_remainder.into_iter().take(left as usize) {
+        quotas[at] += 1;
     }
     quotas
 }
 
-/// Owner of every lane, as a place in `candidates`; `None` without a live candidate.
-pub(super) fn assign(candidates: &[Candidate], lanes: u8) -> Option<Box<[u16]>> {
-    if !candidates.iter().any(|candidate| candidate.live) {
+/// Owner of every lane, as a place in `hosts`; `None` when none of them is live.
+pub(super) fn assign(hosts: &[&HostRow], live: impl Fn(&HostRow) -> bool, lanes: u8) -> Option<Box<[u32]>> {
+    let live: Vec<bool> = hosts.iter().map(|host| live(host)).collect();
+    if !live.contains(&true) {
         return None;
     }
-    let quotas = quotas(candidates, lanes);
-    let mut pairs: Vec<(u64, u8, u16)> = candidates
-        .iter()
-        .enumerate()
-        .filter(|(place, _)| quotas[*place] > 0)
-        .flat_map(|(place, candidate)| (0..lanes).map(move |lane| (score(candidate, lane), lane, place as u16)))
+    let mut left = quotas(hosts, lanes);
+    let mut owned = vec![0u32; hosts.len()];
+    let mut owners: Box<[u32]> = (0..lanes)
+        .map(|lane| {
+            let salt = salt(lane);
+            let best = (0..hosts.len())
+                .filter(|at| left[*at] > 0)
+                .max_by_key(|at| mix(hosts[*at].seed ^ salt))
+                .expect("the quotas add up to the lanes");
+            left[best] -= 1;
+            owned[best] += 1;
+            best as u32
+        })
         .collect();
-    pairs.sort_unstable_by(|a, b| b.cmp(a));
-    let mut owners: Vec<Option<u16>> = vec![None; usize::from(lanes)];
-    let mut owned = vec![0u32; candidates.len()];
-    for (_, lane, place) in pairs {
-        let slot = &mut owners[usize::from(lane)];
-        if slot.is_none() && owned[usize::from(place)] < quotas[usize::from(place)] {
-            *slot = Some(place);
-            owned[usize::from(place)] += 1;
-        }
+    if live.contains(&false) {
+        hand_over(hosts, &live, &mut owners, &mut owned);
     }
-    let mut owners: Vec<u16> = owners.into_iter().map(|owner| owner.unwrap_or(0)).collect();
-    hand_over(candidates, &mut owners, &mut owned);
-    Some(owners.into())
+    Some(owners)
 }
 
-/// Gives the lanes of candidates that are not live to those that are, fewest lanes (by weight) first.
-fn hand_over(candidates: &[Candidate], owners: &mut [u16], owned: &mut [u32]) {
-    let weighted = candidates.iter().any(|candidate| candidate.live && candidate.weight > 0);
-    for dead in 0..candidates.len() {
-        if candidates[dead].live {
-            continue;
-        }
-        for (lane, owner) in owners.iter_mut().enumerate() {
-            if usize::from(*owner) != dead {
-                continue;
-            }
-            let heir = (0..candidates.len())
-                .filter(|place| candidates[*place].live && (!weighted || candidates[*place].weight > 0))
-                .min_by_key(|place| {
-                    let candidate = &candidates[*place];
-                    let load = u64::from(owned[*place]) * 65_536 / u64::from(candidate.weight.max(1));
-                    (load, std::cmp::Reverse(score(candidate, lane as u8)))
-                })
-                .expect("assign checked that one is live");
-            *owner = heir as u16;
-            owned[heir] += 1;
-        }
+/// Gives the lanes of hosts that are not live to those that are, fewest lanes (by weight) first.
+fn hand_over(hosts: &[&HostRow], live: &[bool], owners: &mut [u32], owned: &mut [u32]) {
+    let weighted = (0..hosts.len()).any(|at| live[at] && hosts[at].weight > 0);
+    for (lane, owner) in owners.iter_mut().enumerate().filter(|(_, owner)| !live[**owner as usize]) {
+        let heir = (0..hosts.len())
+            .filter(|at| live[*at] && (!weighted || hosts[*at].weight > 0))
+            .min_by_key(|at| {
+                // Webster's divisors: with equal weights simply the fewest.
+                let load = (u64::from(owned[*at]) * 2 + 1) << 32;
+                (load / u64::from(hosts[*at].weight.max(1)), Reverse(score(hosts[*at], lane as u8)))
+            })
+            .expect("assign checked that one is live");
+        *owner = heir as u32;
+        owned[heir] += 1;
     }
 }

@@ -1,0 +1,71 @@
+//! Inside a rack: how a lane gets from its owner to the owner's rack-mates.
+//!
+//! Invariant: in racks of up to `RACK_FANOUT + 1` hosts all mates hang off the owner; in larger ones no host has more
+//! than [`RACK_FANOUT`] mates below it.
+
+use super::Plan;
+use shoal_proto::ids::HostIndex;
+
+/// Rack-mates that hang directly off one host; more hang below these. Racks of 4 to 40 hosts, the usual, stay flat.
+pub const RACK_FANOUT: usize = 40;
+
+/// The one that the mate at `place` hangs off: another mate, or the owner (`None`). Mates fill levels of
+/// `RACK_FANOUT` to the power of 1, 2, ...; each level is dealt out evenly over the one above.
+fn above(place: usize) -> Option<usize> {
+    let (mut start, mut size) = (0, RACK_FANOUT);
+    if place < size {
+        return None;
+    }
+    loop {
+        let next = start + size;
+        if place < next + size * RACK_FANOUT {
+            return Some(start + (place - next) % size);
+        }
+        (start, size) = (next, size * RACK_FANOUT);
+    }
+}
+
+/// Mates that hang off the one at `place` if there are `len`.
+fn below(place: usize, len: usize) -> impl Iterator<Item = usize> {
+    let (mut start, mut size) = (0, RACK_FANOUT);
+    while place >= start + size {
+        (start, size) = (start + size, size * RACK_FANOUT);
+    }
+    (start + size + (place - start)..len).step_by(size).take(RACK_FANOUT)
+}
+
+impl Plan {
+    /// Live mates of `owner`, starting with the next in the rack's order, so that every lane has others on its top level.
+    fn mates_after(&self, rack: u32, owner: HostIndex) -> Vec<HostIndex> {
+        let mut live: Vec<HostIndex> = self.live_rows(rack).map(|row| row.host).collect();
+        if let Some(at) = live.iter().position(|host| *host == owner) {
+            live.rotate_left(at);
+            live.remove(0);
+        }
+        live
+    }
+
+    /// Whom the live `host` takes a lane of `owner` from.
+    pub(super) fn mate_parent(&self, rack: u32, owner: HostIndex, host: HostIndex) -> HostIndex {
+        if self.base.rows(rack).len() <= RACK_FANOUT + 1 {
+            return owner;
+        }
+        let mates = self.mates_after(rack, owner);
+        let place = mates.iter().position(|mate| *mate == host);
+        place.and_then(above).map_or(owner, |above| mates[above])
+    }
+
+    /// Mates that take a lane of `owner` from the live `host`, which may be the owner.
+    pub(super) fn mate_children(&self, rack: u32, owner: HostIndex, host: HostIndex) -> Vec<HostIndex> {
+        if host != owner && self.base.rows(rack).len() <= RACK_FANOUT + 1 {
+            return Vec::new();
+        }
+        let mut mates = self.mates_after(rack, owner);
+        if host == owner {
+            mates.truncate(RACK_FANOUT);
+            return mates;
+        }
+        let Some(place) = mates.iter().position(|mate| *mate == host) else { return Vec::new() };
+        below(place, mates.len()).map(|below| mates[below]).collect()
+    }
+}

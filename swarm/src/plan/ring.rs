@@ -1,0 +1,183 @@
+//! Which rack of a site (or site of the region) hangs off which, in a lane.
+//!
+//! Owns: a rotated order of places, and the heap-shaped tree over it.
+//! Invariant: in a lane every parent stands before its child in one order that depends on the roster alone, not on who
+//! is live. So hosts that disagree on who is live still cannot make each other their parents in a circle.
+//!
+//! One hashed base order is rotated by `turn * n / L`, so every place is near the top in its share of lanes; hashing
+//! anew per lane would leave some racks with far more exports than others. Slow ones come after all others and have no
+//! children. What hangs off a dead place hangs off the first live one of its subtree instead, and that one off the
+//! nearest live place above: a death moves the children of the dead in its lanes, and nobody else.
+
+/// Places of one level, in base order: ordinary ones first, then slow ones.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ring {
+    len: u32,
+    /// Places that may have children, at least one unless `len` is 0.
+    inner: u32,
+    /// Places that hang off whatever is above the ring (f).
+    roots: u32,
+    /// Places that hang off one place (d).
+    fanout: u32,
+}
+
+impl Ring {
+    /// Of `len` places the last `slow` are slow.
+    pub(super) fn new(len: u32, slow: u32, roots: u32, fanout: u32) -> Self {
+        // Where all are slow, none is.
+        let inner = if slow < len { len - slow } else { len };
+        Self { len, inner, roots: roots.clamp(1, inner.max(1)), fanout }
+    }
+
+    /// The tree of the lane whose place in the rotation is `turn` of `turns`.
+    pub(super) fn lane<F: Fn(u32) -> bool>(mut self, turn: u32, turns: u32, live: F) -> Lane<F> {
+        let inner_turn = turn * self.inner / turns;
+        let slow_turn = turn * (self.len - self.inner) / turns;
+        let order = self;
+        // With only slow ones left, they have to carry each other.
+        if order.inner < order.len && !(0..order.inner).any(&live) {
+            self.inner = self.len;
+        }
+        Lane { ring: self, order, inner_turn, slow_turn, live }
+    }
+}
+
+/// One lane's tree. A slot is a position in the lane's order; a place one in the base order.
+pub(super) struct Lane<F> {
+    ring: Ring,
+    order: Ring,
+    inner_turn: u32,
+    slow_turn: u32,
+    live: F,
+}
+
+impl<F: Fn(u32) -> bool> Lane<F> {
+    fn place(&self, slot: u32) -> u32 {
+        let Ring { len, inner, .. } = self.order;
+        if slot < inner {
+            (slot + self.inner_turn) % inner
+        } else {
+            inner + (slot - inner + self.slow_turn) % (len - inner)
+        }
+    }
+
+    fn slot(&self, place: u32) -> u32 {
+        let Ring { len, inner, .. } = self.order;
+        if place < inner {
+            (place + inner - self.inner_turn) % inner
+        } else {
+            let slow = len - inner;
+            inner + (place - inner + slow - self.slow_turn) % slow
+        }
+    }
+
+    fn is_live(&self, slot: u32) -> bool {
+        (self.live)(self.place(slot))
+    }
+
+    /// First slot past those whose heap parent is an inner slot.
+    fn heap_end(&self) -> u32 {
+        self.ring.inner * self.ring.fanout + self.ring.roots
+    }
+
+    fn slot_above(&self, slot: u32) -> Option<u32> {
+        if slot >= self.heap_end() {
+            // More slow ones than the heap has leaves: dealt out evenly.
+            Some((slot - self.heap_end()) % self.ring.inner)
+        } else {
+            Some(slot.checked_sub(self.ring.roots)? / self.ring.fanout)
+        }
+    }
+
+    fn slots_below(&self, slot: u32) -> impl Iterator<Item = u32> + use<F> {
+        let Ring { len, inner, roots, fanout } = self.ring;
+        let heap = slot * fanout + roots;
+        let dealt = self.heap_end() + slot;
+        (heap..(heap + fanout).min(len)).chain((dealt..len).step_by(inner as usize))
+    }
+
+    /// The first live slot of the subtree at the inner slot `top`, slow ones aside: it stands in for `top`.
+    fn stand_in(&self, top: u32) -> Option<u32> {
+        let Ring { inner, roots, fanout, .. } = self.ring;
+        let (mut first, mut last) = (top, top);
+        while first < inner {
+            if let Some(found) = (first..=last.min(inner - 1)).find(|slot| self.is_live(*slot)) {
+                return Some(found);
+            }
+            (first, last) = (first * fanout + roots, last * fanout + roots + fanout - 1);
+        }
+        None
+    }
+
+    /// What `place` hangs off; `None` for what is above the ring. Also answers for a dead place, as if it came back
+    /// as a leaf.
+    pub(super) fn parent(&self, place: u32) -> Option<u32> {
+        let slot = self.slot(place);
+        let mut at = slot;
+        loop {
+            at = self.slot_above(at)?;
+            if let Some(above) = self.stand_in(at).filter(|above| *above < slot) {
+                return Some(self.place(above));
+            }
+        }
+    }
+
+    /// What hangs off the live `place`.
+    pub(super) fn children(&self, place: u32) -> Vec<u32> {
+        let mut children = Vec::new();
+        let slot = self.slot(place);
+        if slot >= self.ring.inner {
+            return children;
+        }
+        // Its own subtree, and that of each dead slot above it that it stands in for.
+        let (mut at, mut done) = (slot, None);
+        loop {
+            self.collect(self.slots_below(at), done, &mut children);
+            done = Some(at);
+            match self.slot_above(at) {
+                Some(above) if self.stand_in(above) == Some(slot) => at = above,
+                _ => return children,
+            }
+        }
+    }
+
+    /// What hangs off whatever is above the ring.
+    pub(super) fn tops(&self) -> Vec<u32> {
+        let mut tops = Vec::new();
+        self.collect(0..self.ring.roots.min(self.ring.len), None, &mut tops);
+        tops
+    }
+
+    /// Adds the tops of the live subtrees at `slots`.
+    fn collect(&self, slots: impl Iterator<Item = u32>, except: Option<u32>, into: &mut Vec<u32>) {
+        for slot in slots.filter(|slot| Some(*slot) != except) {
+            if slot >= self.ring.inner {
+                into.extend(self.is_live(slot).then(|| self.place(slot)));
+            } else if let Some(top) = self.stand_in(slot) {
+                into.push(self.place(top));
+            } else {
+                let below: Vec<u32> = self.slots_below(slot).collect();
+                self.collect(below.into_iter(), None, into);
+            }
+        }
+    }
+
+    /// Live places in the lane's order.
+    pub(super) fn live_places(&self) -> impl Iterator<Item = u32> {
+        (0..self.ring.len).filter(|slot| self.is_live(*slot)).map(|slot| self.place(slot))
+    }
+}
+
+/// A lane's turn in the rotations inside sites. Sites rotate with the lane's number itself, so a site is an inner one in
+/// a run of lanes; were its racks to rotate in step, the few that top it in that run would do all its exports. A stride
+/// near the golden section of `lanes` spreads any run of lanes evenly (a Kronecker sequence).
+pub(super) fn stride(lane: u8, lanes: u8) -> u32 {
+    let lanes = u32::from(lanes);
+    let golden = lanes * 618 / 1000;
+    let step = (golden..golden + lanes).find(|step| gcd(*step, lanes) == 1).unwrap_or(1);
+    u32::from(lane) * step % lanes
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

@@ -1,0 +1,114 @@
+//! What moves when someone goes. Going away is frequent and cheap; leaving the roster is rare and may cost more.
+
+use super::*;
+
+type Edges = BTreeMap<(u8, HostIndex), Option<HostIndex>>;
+
+/// Each live host's parent in each lane.
+fn edges(region: &Region, plan: &Plan) -> Edges {
+    let live = region.live();
+    lanes_of(plan).flat_map(|lane| live.iter().map(move |m| ((lane.0, m.index), plan.parent(lane, m.index)))).collect()
+}
+
+/// Edges that are in both and differ.
+fn moved(before: &Edges, after: &Edges) -> Vec<(u8, HostIndex)> {
+    after.iter().filter(|(at, parent)| before.get(at).is_some_and(|was| was != *parent)).map(|(at, _)| *at).collect()
+}
+
+fn all_states() -> [State; 2] {
+    [State::Away, State::Avoided]
+}
+
+#[test]
+fn a_host_going_away_moves_its_own_lanes_only() {
+    let region = Region::new(&[vec![5, 4, 6], vec![3, 5]]);
+    let plan = region.plan(64);
+    let before = edges(&region, &plan);
+    for gone in region.peers() {
+        for state in all_states() {
+            let mut region = region.clone();
+            region.set(gone, state);
+            let after_plan = region.plan(64);
+            let after = edges(&region, &after_plan);
+            for (lane, host) in moved(&before, &after) {
+                assert!(plan.owned(gone).contains(LaneIndex(lane)), "lane {lane} was not {gone}'s");
+                let was = before[&(lane, host)];
+                let owner_changed = plan.same_rack(host, gone);
+                assert!(was == Some(gone) || owner_changed, "{host} had nothing to do with {gone}");
+            }
+            // Other racks' owners, and all other lanes' owners, are who they were.
+            for host in region.live() {
+                let kept = plan.owned(host.index).0 & !after_plan.owned(host.index).0;
+                assert_eq!(kept, 0, "{} lost a lane", host.index);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_host_that_comes_back_gets_back_exactly_its_lanes() {
+    let mut region = Region::new(&[vec![6]]);
+    let before = region.plan(64).owned(HostIndex(3));
+    region.set(HostIndex(3), State::Away);
+    assert!(region.plan(64).owned(HostIndex(3)).is_empty());
+    region.members[3].presence = Presence::Up;
+    assert_eq!(region.plan(64).owned(HostIndex(3)), before);
+}
+
+#[test]
+fn a_rack_going_away_moves_only_what_hung_off_it() {
+    for sites in [vec![vec![2; 13]], vec![vec![1; 5], vec![2; 4], vec![1; 8]]] {
+        let region = Region::new(&sites);
+        let plan = region.plan(64);
+        let before = edges(&region, &plan);
+        for gone in region.peers() {
+            let mut region = region.clone();
+            let rack: Vec<HostIndex> = region.peers().filter(|host| plan.same_rack(*host, gone)).collect();
+            for host in &rack {
+                region.set(*host, State::Away);
+            }
+            for (lane, host) in moved(&before, &edges(&region, &region.plan(64))) {
+                let was = before[&(lane, host)].unwrap();
+                // Where the rack stood for its site, other sites' racks hang off the site's new top; and the new top
+                // of a site, alone, hangs higher than it did.
+                assert!(rack.contains(&was), "lane {lane}: {host} moved away from {was}");
+            }
+        }
+    }
+}
+
+/// Leaving the roster (evicted after its grace period, or never to come back) deals the rack's lanes anew.
+#[test]
+fn a_host_evicted_moves_few_lanes_of_its_rack_and_none_elsewhere() {
+    let mut total = 0;
+    let region = Region::new(&[vec![8, 3]]);
+    let plan = region.plan(64);
+    for gone in 1..=8 {
+        let mut region = region.clone();
+        region.set(HostIndex(gone), State::Absent);
+        let after = region.plan(64);
+        for lane in lanes_of(&plan) {
+            assert_eq!(plan.owner(lane, HostIndex(9)), after.owner(lane, HostIndex(9)));
+            let own = plan.owner(lane, HostIndex(gone)) == Some(HostIndex(gone));
+            let other = HostIndex(gone % 8 + 1);
+            total += u32::from(!own && plan.owner(lane, other) != after.owner(lane, other));
+        }
+    }
+}
+
+#[test]
+fn a_rack_evicted() {
+    for racks in [8, 32, 100] {
+        let region = Region::even(1, racks, 1);
+        let before = edges(&region, &region.plan(64));
+        let (mut total, mut all) = (0, 0);
+        for gone in (1..=racks as u32).step_by(racks.div_ceil(8)) {
+            let mut region = region.clone();
+            region.set(HostIndex(gone), State::Absent);
+            let after = edges(&region, &region.plan(64));
+            total += moved(&before, &after).len();
+            all += after.len();
+        }
+        eprintln!("evicted rack of {racks}: moved {} %", total * 100 / all);
+    }
+}
