@@ -1,1 +1,14 @@
-//! What every long-running role needs: configuration, logs, health, metrics and shutdown.
+//! What every long-running role shares: configuration, logs, health, metrics, tasks and shutdown.
+//!
+//! Owns: the process, not what it does. Invariant: nothing here knows a role, a content or a host.
+//!
+//! Where to look: layered configuration in [`config`] and its human units in [`units`]; the HTTP server every role opens
+//! in [`http`], its client in [`client`]; counters in [`metrics`]; stopping in [`shutdown`]; logs in [`logs`].
+
+pub mod client;
+pub mod config;
+pub mod http;
+pub mod logs;
+pub mod metrics;
+pub mod shutdown;
+pub mod units;
