@@ -9,7 +9,6 @@ use crate::geometry::Geometry;
 use crate::ids::{ContentId, Hash, PieceIndex, ShardIndex};
 use crate::limits;
 use minicbor::{Decode, Encode};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What an entry is.
@@ -178,6 +177,14 @@ impl Manifest {
         check(lens.next().is_none(), "streams", "pieces beyond the last stream")
     }
 
+    /// Whether one of the first `count` entries, which are in order, is this directory.
+    fn has_directory(&self, count: usize, path: &[u8]) -> bool {
+        let before = &self.entries[..count];
+        before
+            .binary_search_by(|entry| entry.path.as_slice().cmp(path))
+            .is_ok_and(|at| before[at].kind == EntryKind::Directory)
+    }
+
     fn validate_entries(&self) -> Result<(), DecodeError> {
         let bad = |why: &str, path: &[u8]| {
             Err(DecodeError::invalid("entry", format!("{why}: `{}`", String::from_utf8_lossy(path))))
@@ -186,9 +193,8 @@ impl Manifest {
             return Err(DecodeError::invalid("entries", "too many"));
         }
         let mut total = 0u64;
-        let mut kinds: HashMap<&[u8], &EntryKind> = HashMap::with_capacity(self.entries.len());
         let mut previous: Option<&[u8]> = None;
-        for entry in &self.entries {
+        for (at, entry) in self.entries.iter().enumerate() {
             let path = entry.path.as_slice();
             if !is_safe_path(path) {
                 return bad("unsafe path", path);
@@ -201,7 +207,7 @@ impl Manifest {
                 return bad("mode has more than permission bits", path);
             }
             if let Some(cut) = path.iter().rposition(|b| *b == b'/')
-                && !matches!(kinds.get(&path[..cut]), Some(EntryKind::Directory))
+                && !self.has_directory(at, &path[..cut])
             {
                 return bad("parent is not a directory of this content", path);
             }
@@ -219,7 +225,6 @@ impl Manifest {
                     }
                 }
             }
-            kinds.insert(path, &entry.kind);
         }
         let single_file = matches!(&self.entries[..], [Entry { kind: EntryKind::File { .. }, path, .. }]
             if !path.contains(&b'/'));
