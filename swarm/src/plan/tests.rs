@@ -173,7 +173,8 @@ fn every_state_of_three_racks_of_two() {
         for code in 0..4u32.pow(6) {
             let mut region = Region::new(&sites);
             for host in 1..=6 {
-                let state = [State::Absent, State::Up, State::Away, State::Avoided][(code >> (2 * (host - 1)) & 3) as usize];
+                let state =
+                    [State::Absent, State::Up, State::Away, State::Avoided][(code >> (2 * (host - 1)) & 3) as usize];
                 region.set(HostIndex(host), state);
             }
             check(&region, &region.plan(5), Shape::default());

@@ -96,7 +96,8 @@ fn a_dead_rack_in_eight_costs_no_other_more_than_a_third() {
 
 #[test]
 fn slow_racks_are_leaves_in_every_lane() {
-    for (sites, slow) in [(vec![vec![2; 12]], 5), (vec![vec![1; 7], vec![1; 3], vec![2; 9]], 8), (vec![vec![1; 10]], 4)] {
+    for (sites, slow) in [(vec![vec![2; 12]], 5), (vec![vec![1; 7], vec![1; 3], vec![2; 9]], 8), (vec![vec![1; 10]], 4)]
+    {
         let mut region = Region::new(&sites);
         let racks: BTreeSet<String> = region.peers().map(|host| region.rack(host)).collect();
         let slow: BTreeSet<&String> = racks.iter().take(slow).collect();

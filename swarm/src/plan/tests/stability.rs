@@ -77,28 +77,36 @@ fn a_rack_going_away_moves_only_what_hung_off_it() {
     }
 }
 
-/// Leaving the roster (evicted after its grace period, or never to come back) deals the rack's lanes anew.
+/// Leaving the roster (evicted after its grace period, or decommissioned) deals the rack's lanes anew.
 #[test]
-fn a_host_evicted_moves_few_lanes_of_its_rack_and_none_elsewhere() {
-    let mut total = 0;
-    let region = Region::new(&[vec![8, 3]]);
-    let plan = region.plan(64);
-    for gone in 1..=8 {
-        let mut region = region.clone();
-        region.set(HostIndex(gone), State::Absent);
-        let after = region.plan(64);
-        for lane in lanes_of(&plan) {
-            assert_eq!(plan.owner(lane, HostIndex(9)), after.owner(lane, HostIndex(9)));
-            let own = plan.owner(lane, HostIndex(gone)) == Some(HostIndex(gone));
-            let other = HostIndex(gone % 8 + 1);
-            total += u32::from(!own && plan.owner(lane, other) != after.owner(lane, other));
+fn a_host_evicted_moves_few_other_lanes_of_its_rack_and_none_elsewhere() {
+    for (hosts, percent) in [(4, 6), (8, 8), (20, 12), (40, 12)] {
+        let region = Region::new(&[vec![hosts, 3]]);
+        let elsewhere = HostIndex(hosts as u32 + 1);
+        let plan = region.plan(64);
+        let (mut moved, mut others) = (0, 0);
+        for gone in (1..=hosts as u32).map(HostIndex) {
+            let mut region = region.clone();
+            region.set(gone, State::Absent);
+            let after = region.plan(64);
+            let mate = HostIndex(gone.0 % hosts as u32 + 1);
+            for lane in lanes_of(&plan) {
+                assert_eq!(plan.owner(lane, elsewhere), after.owner(lane, elsewhere));
+                if plan.owner(lane, gone) != Some(gone) {
+                    others += 1;
+                    moved += u32::from(plan.owner(lane, mate) != after.owner(lane, mate));
+                }
+            }
         }
+        assert!(moved * 100 <= others * percent, "{hosts} hosts: {moved} of {others}");
     }
 }
 
+/// All later places of the order move up, so a share of the racks gets another parent. That is the price of balance; it
+/// is paid when a rack leaves the roster, not when it goes away.
 #[test]
-fn a_rack_evicted() {
-    for racks in [8, 32, 100] {
+fn a_rack_evicted_moves_less_than_half_of_the_edges() {
+    for (racks, percent) in [(8, 45), (32, 35), (100, 35)] {
         let region = Region::even(1, racks, 1);
         let before = edges(&region, &region.plan(64));
         let (mut total, mut all) = (0, 0);
@@ -109,6 +117,6 @@ fn a_rack_evicted() {
             total += moved(&before, &after).len();
             all += after.len();
         }
-        eprintln!("evicted rack of {racks}: moved {} %", total * 100 / all);
+        assert!(total * 100 <= all * percent, "{racks} racks: {total} of {all}");
     }
 }
