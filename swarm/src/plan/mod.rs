@@ -5,10 +5,12 @@
 //! Invariant: equal inputs give equal trees on every host, and each tree reaches every live targeted host with one
 //! import a rack (and a site) a lane.
 //!
-//! What holds beyond that, each with its test: no rack sends more than 1.1 times what it receives (16 lanes or more per
-//! rank of the rotation aside, see the tests for the exact bounds); with equal weights the lanes owned by two hosts of
-//! a rack differ by at most one; a host going away moves its own lanes only, a whole rack going away moves only the
-//! racks that hung off it; and hosts that disagree on who is live do not build circles of racks.
+//! What holds beyond that, each with its test. With 64 lanes no rack exports over 1.1 times the mean where sites are of
+//! equal size, and nowhere over 1.1 times what it imports; with fewer lanes the rotation is coarser (lanes + 8 exports at
+//! most). With equal weights the lanes owned by two hosts of a rack differ by at most one. A host going away moves its own
+//! lanes only, a whole rack going away only the racks that hung off it; leaving the roster deals a host's rack (about a
+//! tenth of its lanes) or the order of racks (about a third of the edges) anew. Hosts that disagree on who is live build
+//! no circles of racks.
 
 mod base;
 mod mates;

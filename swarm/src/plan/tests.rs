@@ -196,6 +196,28 @@ fn every_subset_of_eight_single_host_racks_slow_ones_too() {
     }
 }
 
+/// A site with more slow racks than its tree has leaves, in a region where most are fast: they are dealt out evenly.
+#[test]
+fn a_site_of_mostly_slow_racks() {
+    for live in 0..1u32 << 9 {
+        let mut region = Region::new(&[vec![1; 9], vec![1; 10]]);
+        for host in 1..=19u32 {
+            region.members[host as usize].uplink_mbit = if host <= 7 { 10 } else { 1000 };
+            if host <= 9 && live >> (host - 1) & 1 == 0 {
+                region.set(HostIndex(host), State::Away);
+            }
+        }
+        let plan = region.plan(8);
+        check(&region, &plan, Shape::default());
+        if live == (1 << 9) - 1 {
+            // Two carry seven in one lane: neither has more than half of them, rounded up, and the other's subtree.
+            let most = region.peers().map(|host| plan.children(LaneIndex(0), host).len()).max();
+            assert!(most <= Some(6), "{most:?}");
+            assert!((1..=7).all(|host| plan.children(LaneIndex(0), HostIndex(host)).is_empty()));
+        }
+    }
+}
+
 fn any_region() -> impl Strategy<Value = Region> {
     let state = prop_oneof![
         8 => Just(State::Up),

@@ -69,8 +69,7 @@ fn a_rack_going_away_moves_only_what_hung_off_it() {
             }
             for (lane, host) in moved(&before, &edges(&region, &region.plan(64))) {
                 let was = before[&(lane, host)].unwrap();
-                // Where the rack stood for its site, other sites' racks hang off the site's new top; and the new top
-                // of a site, alone, hangs higher than it did.
+                // Where the rack stood for its site, other sites' racks hang off the site's new top.
                 assert!(rack.contains(&was), "lane {lane}: {host} moved away from {was}");
             }
         }
