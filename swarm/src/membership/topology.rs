@@ -44,7 +44,7 @@ pub(crate) struct HostRow {
 /// Peers behind one uplink.
 #[derive(Clone, Debug)]
 pub(crate) struct RackRow {
-    /// Index into [`Topology::sites`].
+    /// Number of its site, in the order of hashes.
     pub(crate) site: u32,
     /// Places in [`Topology::hosts`].
     pub(crate) hosts: Range<u32>,

@@ -1,7 +1,7 @@
 //! The lane plan: a pure function from membership to L distribution trees, computed by every host for itself.
 //!
-//! Owns: which site and rack hangs off which in a lane ([`ring`]), which host of a rack imports it ([`owners`]), and how
-//! its mates get it from there ([`mates`]). What a plan is made from is grouped in [`base`].
+//! Owns: which site and rack hangs off which in a lane (`ring`), which host of a rack imports it ([`owners`]), and how
+//! its mates get it from there (`mates`). What a plan is made from is grouped in [`base`].
 //! Invariant: equal inputs give equal trees on every host, and each tree reaches every live targeted host with one
 //! import a rack (and a site) a lane.
 //!
