@@ -7,20 +7,35 @@
 //! connection; the one with the smaller id answers with its own `Hello` on one connection only and with
 //! `Bye(Duplicate)` on any other. The greater admits and confirms with a `Pong`, from which on both may send.
 
+mod connect;
+mod greet;
+mod link;
+mod memory;
+mod queue;
+mod reader;
+mod shared;
+mod table;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use crate::admission::Admission;
+use crate::identity::Identity;
 use bytes::Bytes;
+use link::Expected;
+use shared::Shared;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
 use shoal_proto::ids::{ContentId, NodeId};
+use shoal_proto::limits;
 use shoal_proto::message::Message;
 use shoal_proto::trust::Credential;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-
-use crate::admission::Admission;
-use crate::identity::Identity;
+use tokio_util::sync::DropGuard;
 
 /// How to run bulk links.
 #[derive(Clone, Debug)]
@@ -73,7 +88,7 @@ impl BulkConfig {
             pending_max: 128,
             pending_per_ip_max: 32,
             receive_bytes: 64 << 20,
-            manifest_bytes: shoal_proto::limits::MANIFEST_BYTES_MAX,
+            manifest_bytes: limits::MANIFEST_BYTES_MAX,
             parts_max: 64,
             messages_max: 1024,
             events_max: 256,
@@ -266,50 +281,88 @@ pub struct LinkStats {
 /// [`BulkEndpoint::shutdown`] does so politely.
 #[derive(Clone)]
 pub struct BulkEndpoint {
-    _todo: Arc<()>,
+    shared: Arc<Shared>,
+    local_addrs: Arc<[SocketAddr]>,
+    _stop: Arc<DropGuard>,
 }
 
 impl BulkEndpoint {
     /// Starts listening. Must be called within a tokio runtime. Events must be taken for links to make progress.
-    pub async fn bind(_config: BulkConfig) -> Result<(Self, mpsc::Receiver<BulkEvent>), BindError> {
-        Err(BindError::Config("not there yet"))
+    pub async fn bind(config: BulkConfig) -> Result<(Self, mpsc::Receiver<BulkEvent>), BindError> {
+        let listeners = config.listen.iter().map(|addr| connect::listen(*addr)).collect::<Result<Vec<_>, _>>()?;
+        let (shared, events) = Shared::new(config)?;
+        let mut local_addrs = Vec::new();
+        for (listener, local) in listeners {
+            local_addrs.push(local);
+            shared.spawn(connect::accept(shared.clone(), listener));
+        }
+        shared.spawn(connect::keep_house(shared.clone()));
+        let stop = Arc::new(shared.stop.clone().drop_guard());
+        Ok((Self { shared, local_addrs: local_addrs.into(), _stop: stop }, events))
     }
 
     /// Where we listen, with the ports picked.
     pub fn local_addrs(&self) -> &[SocketAddr] {
-        &[]
+        &self.local_addrs
     }
 
     /// Brings a link to `node` up: answered by `LinkUp` or `DialFailed`. Nothing happens when a link is up or being
-    /// dialled already.
-    pub fn dial(&self, _node: NodeId, _addrs: Vec<SocketAddr>) {}
+    /// dialled already. At most [`shoal_proto::limits::ADDRS_MAX`] addresses are tried, in order.
+    pub fn dial(&self, node: NodeId, addrs: Vec<SocketAddr>) {
+        if let Some(cancelled) = self.shared.table.begin_dial(node) {
+            self.shared.spawn(connect::dial(self.shared.clone(), node, addrs, cancelled));
+        }
+    }
 
     /// Closes the link, dropping what is queued on it: `LinkDown` follows. Also ends a dial under way (`DialFailed`).
-    pub fn close(&self, _node: NodeId, _reason: CloseReason) {}
+    pub fn close(&self, node: NodeId, reason: CloseReason) {
+        self.shared.table.cancel_dial(&node);
+        if let Some(link) = self.shared.table.link(&node) {
+            link.queue.close(reason);
+        }
+    }
 
     /// Queues a frame. Never waits.
-    pub fn send(&self, _node: NodeId, _frame: OutFrame) -> Result<(), SendError> {
-        Err(SendError::Gone)
+    pub fn send(&self, node: NodeId, frame: OutFrame) -> Result<(), SendError> {
+        self.shared.table.link(&node).ok_or(SendError::Gone)?.queue.push(frame)
     }
 
     /// Lets `node` send the manifest of `content`, of exactly `bytes` bytes (from its signed announcement). Manifests
     /// that were not announced this way are dropped unread. Holds until the manifest came or the link is gone.
-    pub fn expect_manifest(&self, _node: NodeId, _content: ContentId, _bytes: u64) -> Result<(), ExpectError> {
-        Err(ExpectError::Gone)
+    pub fn expect_manifest(&self, node: NodeId, content: ContentId, bytes: u64) -> Result<(), ExpectError> {
+        let max = limits::MANIFEST_BYTES_MAX.min(self.shared.config.manifest_bytes);
+        let total = u32::try_from(bytes).map_err(|_| ExpectError::Invalid)?;
+        if total == 0 || total as usize > max {
+            return Err(ExpectError::Invalid);
+        }
+        let link = self.shared.table.link(&node).ok_or(ExpectError::Gone)?;
+        let permit = self.shared.budgets.manifest(total).ok_or(ExpectError::Full)?;
+        if link.expect(content, Expected { total, permit }) { Ok(()) } else { Err(ExpectError::Full) }
     }
 
     /// Counters of all links.
     pub fn stats(&self) -> BulkStats {
-        BulkStats::default()
+        self.shared.stats()
     }
 
     /// Counters of one link.
-    pub fn link_stats(&self, _node: NodeId) -> Option<LinkStats> {
-        None
+    pub fn link_stats(&self, node: NodeId) -> Option<LinkStats> {
+        Some(self.shared.table.link(&node)?.stats())
     }
 
     /// Stops listening and dialling, says `Bye(Shutdown)` on every link, and waits until every task has ended; at
     /// `deadline` from now they are cut off. Queued messages go out, queued parts do not. Events need not be taken
     /// meanwhile.
-    pub async fn shutdown(&self, _deadline: Duration) {}
+    pub async fn shutdown(&self, deadline: Duration) {
+        let Shared { closing, stop, tasks, table, .. } = &*self.shared;
+        closing.cancel();
+        tasks.close();
+        for link in table.links() {
+            link.queue.close(CloseReason::Shutdown);
+        }
+        if tokio::time::timeout(deadline, tasks.wait()).await.is_err() {
+            stop.cancel();
+            tasks.wait().await;
+        }
+    }
 }

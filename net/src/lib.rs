@@ -11,4 +11,6 @@ pub mod admission;
 pub mod bulk;
 pub mod control;
 pub mod identity;
+#[cfg(test)]
+mod testing;
 mod tls;

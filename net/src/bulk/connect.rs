@@ -1,0 +1,233 @@
+//! Connections until they are links: listening, dialling, TLS, greeting; and the housekeeping of links that are up.
+//!
+//! Invariant: every connection is a link or closed when the handshake's time is up.
+
+use super::greet::{GreetError, Greeted, greet};
+use super::link::{self, Arrival, Link};
+use super::queue::Queue;
+use super::shared::Shared;
+use super::{BindError, BulkEvent};
+use crate::tls::{peer_node, server_name};
+use shoal_proto::frame::CloseReason;
+use shoal_proto::ids::NodeId;
+use shoal_proto::limits;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+
+/// Connections the kernel keeps for us until we accept them.
+const BACKLOG: i32 = 1024;
+/// Pause after the operating system refuses to accept (out of descriptors, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A dial that lost to the other end's waits this long for that one to come up.
+const DUPLICATE_WAIT: Duration = Duration::from_secs(3);
+/// Between two looks at credentials that may have expired.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+
+/// Listens on one address. An IPv6 address takes no IPv4 connections, so that both can be given with one port.
+pub(super) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
+    let bind = || -> io::Result<_> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Or a restart would wait for the old connections' TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from_std(socket.into())?;
+        let local = listener.local_addr()?;
+        Ok((listener, local))
+    };
+    bind().map_err(|source| BindError::Listen { addr, source })
+}
+
+/// Accepts until the endpoint closes.
+pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            () = shared.closing.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, remote)) => match shared.pending.enter(remote.ip()) {
+                Some(pass) => {
+                    let task = shared.clone();
+                    shared.spawn(async move {
+                        welcome(&task, stream, remote).await;
+                        drop(pass);
+                    });
+                }
+                None => stranger(&shared, remote, &"too many connections await admission"),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn stranger(shared: &Shared, remote: SocketAddr, why: &dyn std::fmt::Display) {
+    shared.counters.strangers.fetch_add(1, Ordering::Relaxed);
+    tracing::debug!(%remote, %why, "dropped a connection");
+}
+
+async fn welcome(shared: &Arc<Shared>, stream: TcpStream, remote: SocketAddr) {
+    let handshake = async {
+        set_options(shared, &stream)?;
+        let mut tls = TlsAcceptor::from(shared.tls.server.clone()).accept(stream).await?;
+        let node = peer_node(tls.get_ref().1).map_err(io::Error::other)?;
+        let greeted = greet(shared, &mut tls, node).await;
+        Ok::<_, io::Error>((tls, node, greeted))
+    };
+    let outcome = tokio::select! {
+        () = shared.closing.cancelled() => return,
+        outcome = timeout(shared.config.handshake_timeout, handshake) => outcome,
+    };
+    match outcome {
+        Ok(Ok((tls, node, Ok(greeted)))) => start(shared, tls, node, greeted, remote, false),
+        Ok(Ok((_, node, Err(error)))) => {
+            tracing::debug!(node = %node.short(), %remote, %error, "no link");
+            if let GreetError::Io(error) = error {
+                stranger(shared, remote, &error);
+            }
+        }
+        Ok(Err(error)) => stranger(shared, remote, &error),
+        Err(_) => stranger(shared, remote, &"not admitted in time"),
+    }
+}
+
+fn set_options(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    SockRef::from(stream).set_tcp_notsent_lowat(shared.config.kernel_unsent_bytes)?;
+    Ok(())
+}
+
+/// Makes a greeted connection a link. There is no point of waiting in here, so it cannot happen by halves.
+pub(super) fn start<S>(
+    shared: &Arc<Shared>,
+    stream: S,
+    node: NodeId,
+    greeted: Greeted,
+    remote: SocketAddr,
+    dialled: bool,
+) where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let Greeted { credential, seat, slot } = greeted;
+    let queue = Queue::new(shared.config.messages_max, shared.config.parts_max);
+    let link = Arc::new(Link::new(node, Arc::new(credential), queue));
+    seat.up(link.clone());
+    if shared.closing.is_cancelled() {
+        link.queue.close(CloseReason::Shutdown);
+    }
+    shared.spawn(link::run(shared.clone(), stream, link, seat, Arrival { remote, dialled, slot }));
+}
+
+/// One dial, to its answer.
+pub(super) async fn dial(shared: Arc<Shared>, node: NodeId, addrs: Vec<SocketAddr>, cancelled: CancellationToken) {
+    // The last link's `LinkDown` comes first, so that the driver can tell to which of both a later event belongs.
+    shared.table.until_settled(node).await;
+    let error = tokio::select! {
+        () = shared.closing.cancelled() => Some("shutting down".to_string()),
+        () = cancelled.cancelled() => Some("cancelled".to_string()),
+        () = shared.table.until_up(node) => None,
+        outcome = reach(&shared, node, &addrs) => outcome.err(),
+    };
+    let up = shared.table.link(&node).is_some();
+    // Before the answer: a dial asked for once the answer is out must not be taken for this one.
+    shared.table.end_dial(&node);
+    if let (Some(error), false) = (error, up) {
+        shared.emit(BulkEvent::DialFailed { node, error }).await;
+    }
+}
+
+/// Tries the addresses in order.
+async fn reach(shared: &Arc<Shared>, node: NodeId, addrs: &[SocketAddr]) -> Result<(), String> {
+    let mut errors = Vec::new();
+    for addr in addrs.iter().copied().take(limits::ADDRS_MAX) {
+        let connected = match timeout(shared.config.connect_timeout, TcpStream::connect(addr)).await {
+            Ok(connected) => connected.map_err(|error| error.to_string()),
+            Err(_) => Err("no answer".to_string()),
+        };
+        let outcome = match connected {
+            Ok(stream) => timeout(shared.config.handshake_timeout, introduce(shared, stream, node, addr))
+                .await
+                .unwrap_or_else(|_| Err(Attempt::Other("no link in time".to_string()))),
+            Err(error) => Err(Attempt::Other(error)),
+        };
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(Attempt::Refused(CloseReason::Duplicate)) => {
+                // Its own dial to us is on the way, or up already.
+                let up = timeout(DUPLICATE_WAIT, shared.table.until_up(node)).await;
+                return up.map_err(|_| "refused: it has a link to us that we do not know".to_string());
+            }
+            Err(Attempt::Refused(reason)) => return Err(format!("refused: {reason}")),
+            Err(Attempt::Final(error)) => return Err(error),
+            Err(Attempt::Other(error)) => errors.push(format!("{addr}: {error}")),
+        }
+    }
+    Err(if errors.is_empty() { "no address".to_string() } else { errors.join("; ") })
+}
+
+/// Why one address did not work.
+enum Attempt {
+    /// The node itself said no: other addresses lead to the same node.
+    Refused(CloseReason),
+    /// We said no to the node.
+    Final(String),
+    /// Anything about this address.
+    Other(String),
+}
+
+async fn introduce(shared: &Arc<Shared>, stream: TcpStream, node: NodeId, addr: SocketAddr) -> Result<(), Attempt> {
+    let other = |error: io::Error| Attempt::Other(error.to_string());
+    set_options(shared, &stream).map_err(other)?;
+    let connector = TlsConnector::from(shared.tls.client.clone());
+    let mut tls = connector.connect(server_name(), stream).await.map_err(other)?;
+    let found = peer_node(tls.get_ref().1).map_err(|error| Attempt::Other(error.to_string()))?;
+    if found != node {
+        return Err(Attempt::Other(format!("is {}, not {}", found.short(), node.short())));
+    }
+    match greet(shared, &mut tls, node).await {
+        Ok(greeted) => {
+            start(shared, tls, node, greeted, addr, true);
+            Ok(())
+        }
+        Err(GreetError::Refused(reason)) => Err(Attempt::Refused(reason)),
+        // We are the one to pick, and have a link: not a failure.
+        Err(GreetError::Refuse { reason: CloseReason::Duplicate, .. }) => Err(Attempt::Refused(CloseReason::Duplicate)),
+        Err(error @ GreetError::Refuse { .. }) => Err(Attempt::Final(error.to_string())),
+        Err(GreetError::Io(error)) => Err(other(error)),
+    }
+}
+
+/// Closes links whose credentials no longer hold, and frees memory that is not in use.
+pub(super) async fn keep_house(shared: Arc<Shared>) {
+    let mut trust = shared.config.admission.changes();
+    loop {
+        tokio::select! {
+            () = shared.closing.cancelled() => return,
+            _ = trust.changed() => {}
+            () = tokio::time::sleep(HOUSEKEEPING) => shared.pool.trim(),
+        }
+        for link in shared.table.links() {
+            if let Err(error) = shared.config.admission.still_holds(&link.credential) {
+                tracing::info!(node = %link.node.short(), %error, "closing a link");
+                link.queue.close(CloseReason::NotAdmitted);
+            }
+        }
+    }
+}

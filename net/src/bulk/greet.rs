@@ -1,0 +1,201 @@
+//! The first frames of a connection: credentials both ways, and the choice of one link for each pair of nodes.
+//!
+//! Invariant: a connection becomes a link only after both ends have admitted each other, and only one connection
+//! between two nodes does so at a time: the node with the smaller id picks it.
+//!
+//! ```text
+//! greater id                smaller id
+//!    Hello  ------------------->   admit; take the seat, or Bye(Duplicate)
+//!    admit  <-------------------   Hello
+//!    Pong   ------------------->   up
+//!    up
+//! ```
+
+use super::link::drain;
+use super::shared::Shared;
+use super::table::{Claim, Seat};
+use shoal_proto::announcement::Class;
+use shoal_proto::frame::{CloseReason, FrameKind, HEADER_BYTES, Header, PROTOCOL_VERSION};
+use shoal_proto::ids::NodeId;
+use shoal_proto::trust::Credential;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+/// A link that does not answer a `Ping` within this, while its other end dials anew, is dead.
+const PROBE: Duration = Duration::from_secs(2);
+/// How long the other end may take to read our `Bye`.
+const BYE_LINGER: Duration = Duration::from_secs(1);
+
+/// Why a connection did not become a link.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GreetError {
+    /// The other end refused us.
+    #[error("refused: {0}")]
+    Refused(CloseReason),
+    /// We refused the other end.
+    #[error("{why}")]
+    Refuse {
+        /// What it was told.
+        reason: CloseReason,
+        /// What we say of it.
+        why: String,
+    },
+    /// The connection broke.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+fn refuse(reason: CloseReason, why: impl ToString) -> GreetError {
+    GreetError::Refuse { reason, why: why.to_string() }
+}
+
+/// What a greeting yields.
+pub(super) struct Greeted {
+    pub(super) credential: Credential,
+    pub(super) seat: Seat,
+    pub(super) slot: OwnedSemaphorePermit,
+}
+
+/// Greets `node`, whose key the connection has proven. On refusal the other end is told why. The caller sets a
+/// deadline.
+pub(super) async fn greet<S>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Greeted, GreetError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let result = match shared.node.cmp(&node) {
+        std::cmp::Ordering::Greater => greet_first(shared, io, node).await,
+        std::cmp::Ordering::Less => greet_second(shared, io, node).await,
+        std::cmp::Ordering::Equal => Err(refuse(CloseReason::NotAdmitted, "that is this node's own key")),
+    };
+    if let Err(GreetError::Refuse { reason, .. }) = &result {
+        if *reason == CloseReason::NotAdmitted {
+            shared.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
+        }
+        let _best_effort = timeout(BYE_LINGER, async {
+            write_frame(io, FrameKind::Bye, &[*reason as u8]).await?;
+            io.shutdown().await?;
+            drain(io).await;
+            std::io::Result::Ok(())
+        })
+        .await;
+    }
+    result
+}
+
+async fn greet_first<S>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Greeted, GreetError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let slot = take_slot(shared)?;
+    say_hello(shared, io).await?;
+    let credential = hear_hello(shared, io, node).await?;
+    // The other end picks, and has picked this connection: a link we still believe in is gone there.
+    let mut changes = shared.table.changes();
+    let seat = loop {
+        match shared.table.claim(node) {
+            Claim::Seat(seat) => break seat,
+            Claim::Up(old) => old.cut("the other end has replaced it"),
+            Claim::Busy => {}
+        }
+        changes.next().await;
+    };
+    write_frame(io, FrameKind::Pong, &[]).await?;
+    Ok(Greeted { credential, seat, slot })
+}
+
+async fn greet_second<S>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Greeted, GreetError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let credential = hear_hello(shared, io, node).await?;
+    let slot = take_slot(shared)?;
+    let seat = pick(shared, node).await?;
+    say_hello(shared, io).await?;
+    let header = read_header(io).await?;
+    match header.kind {
+        FrameKind::Pong => Ok(Greeted { credential, seat, slot }),
+        FrameKind::Bye => Err(GreetError::Refused(read_reason(io, header).await?)),
+        _ => Err(refuse(CloseReason::Protocol, "expected a pong")),
+    }
+}
+
+/// Takes the seat if no living link has it.
+async fn pick(shared: &Shared, node: NodeId) -> Result<Seat, GreetError> {
+    let mut changes = shared.table.changes();
+    loop {
+        match shared.table.claim(node) {
+            Claim::Seat(seat) => return Ok(seat),
+            Claim::Busy => {}
+            Claim::Up(old) => {
+                // Either both dialled at once, or the other end has restarted and our old link is a corpse. Ask it.
+                let answered = old.answered.notified();
+                tokio::pin!(answered);
+                answered.as_mut().enable();
+                old.queue.ping();
+                tokio::select! {
+                    () = answered => return Err(refuse(CloseReason::Duplicate, "a link is up already")),
+                    () = changes.next() => continue,
+                    () = tokio::time::sleep(PROBE) => {}
+                }
+                if old.clock.is_blocked() {
+                    // We are not reading it, so its silence says nothing.
+                    return Err(refuse(CloseReason::Duplicate, "a link is up already"));
+                }
+                old.cut("silent while the other end dialled anew");
+            }
+        }
+        changes.next().await;
+    }
+}
+
+fn take_slot(shared: &Shared) -> Result<OwnedSemaphorePermit, GreetError> {
+    shared.slots.clone().try_acquire_owned().map_err(|_| refuse(CloseReason::Busy, "too many links"))
+}
+
+async fn say_hello<S: AsyncWrite + Unpin>(shared: &Shared, io: &mut S) -> std::io::Result<()> {
+    let credential = shared.config.admission.credential();
+    let mut body = Vec::with_capacity(1 + credential.len());
+    body.push(PROTOCOL_VERSION);
+    body.extend_from_slice(credential);
+    write_frame(io, FrameKind::Hello, &body).await
+}
+
+async fn hear_hello<S: AsyncRead + Unpin>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Credential, GreetError> {
+    let header = read_header(io).await?;
+    match header.kind {
+        FrameKind::Hello => {}
+        FrameKind::Bye => return Err(GreetError::Refused(read_reason(io, header).await?)),
+        _ => return Err(refuse(CloseReason::Protocol, "expected a hello")),
+    }
+    let mut body = vec![0; header.body_len as usize];
+    io.read_exact(&mut body).await?;
+    let [version, credential @ ..] = body.as_slice() else {
+        return Err(refuse(CloseReason::Protocol, "empty hello"));
+    };
+    if *version != PROTOCOL_VERSION {
+        return Err(refuse(CloseReason::Protocol, format!("speaks link protocol {version}, not {PROTOCOL_VERSION}")));
+    }
+    shared.config.admission.admit(credential, node).map_err(|error| refuse(CloseReason::NotAdmitted, error))
+}
+
+async fn read_header<S: AsyncRead + Unpin>(io: &mut S) -> Result<Header, GreetError> {
+    let mut head = [0; HEADER_BYTES];
+    io.read_exact(&mut head).await?;
+    Header::from_bytes(&head).map_err(|error| refuse(CloseReason::Protocol, error))
+}
+
+async fn read_reason<S: AsyncRead + Unpin>(io: &mut S, header: Header) -> Result<CloseReason, GreetError> {
+    let number = if header.body_len == 1 { io.read_u8().await? } else { 0 };
+    CloseReason::from_wire(number).ok_or_else(|| refuse(CloseReason::Protocol, "bye without a reason"))
+}
+
+async fn write_frame<S: AsyncWrite + Unpin>(io: &mut S, kind: FrameKind, body: &[u8]) -> std::io::Result<()> {
+    let header = Header { kind, class: Class::Control, body_len: body.len() as u32 };
+    let mut frame = header.to_bytes().to_vec();
+    frame.extend_from_slice(body);
+    io.write_all(&frame).await?;
+    io.flush().await
+}
