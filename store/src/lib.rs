@@ -1,1 +1,23 @@
-//! Pieces on disk, their index, the erasure codec and the quota.
+//! Contents on disk: their pieces, their index, the erasure codec, the quota, and how new ones are cut.
+//!
+//! Owns: the store folder. Synchronous; one thread of its own verifies and writes.
+//! Invariant: a content marked complete is durable and whole; everything else can be lost and is found out at restart by
+//! hashing what is there.
+//!
+//! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the thread in [`writer`]; parity in
+//! [`codec`]; taking a directory in with [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
+//! arrived shards in [`hot`].
+
+pub mod codec;
+pub mod cut;
+mod hot;
+pub mod index;
+pub mod ingest;
+mod layout;
+pub mod store;
+mod walk;
+mod writer;
+
+pub use store::{
+    BeginError, Begun, FinishError, OpenError, PutError, ReadError, Record, Store, StoreConfig, StoreEvent, Usage,
+};

@@ -1,0 +1,135 @@
+//! Content-defined cutting: FastCDC (Xia et al., USENIX ATC '16; the 2020 variant), so that versions share pieces.
+//!
+//! Invariant: where a stream is cut depends on its bytes and the average alone.
+
+use bytes::{Bytes, BytesMut};
+use fastcdc::v2020::FastCDC;
+use std::io::{self, Read};
+
+/// Average piece length for a content of this size, bytes. Small contents get small pieces, so that a small change moves
+/// little; large ones get pieces large enough that their number stays in the thousands.
+pub fn average_for(size: u64) -> u32 {
+    const TABLE: [(u64, u32); 3] = [(1 << 20, 16 * 1024), (64 << 20, 64 * 1024), (1 << 30, 256 * 1024)];
+    TABLE.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
+}
+
+/// Smallest and largest piece for an average. The largest is twice the average: a stripe is as long as its longest piece.
+fn bounds(average: u32) -> (usize, usize, usize) {
+    let average = average as usize;
+    (average / 4, average, average * 2)
+}
+
+/// Cuts what a reader gives. Holds at most a few pieces.
+#[derive(Debug)]
+pub struct Cutter<R> {
+    reader: R,
+    average: u32,
+    buffer: BytesMut,
+    ended: bool,
+}
+
+impl<R: Read> Cutter<R> {
+    /// With an average piece length, bytes: 1 KiB to 1 MiB.
+    pub fn new(reader: R, average: u32) -> Self {
+        let average = average.clamp(1024, 1024 * 1024);
+        Self { reader, average, buffer: BytesMut::new(), ended: false }
+    }
+
+    /// The reader, to ask what went wrong.
+    pub fn into_reader(self) -> R {
+        self.reader
+    }
+
+    /// The next piece; `None` at the end.
+    pub fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        let (min, average, max) = bounds(self.average);
+        if self.buffer.len() < max && !self.ended {
+            self.fill(max)?;
+        }
+        if self.buffer.is_empty() {
+            return Ok(None);
+        }
+        let window = self.buffer.len().min(max);
+        let (_, end) = FastCDC::new(&self.buffer[..window], min, average, max).cut(0, window);
+        Ok(Some(self.buffer.split_to(end.clamp(1, window)).freeze()))
+    }
+
+    /// Reads until a few pieces are buffered.
+    fn fill(&mut self, max: usize) -> io::Result<()> {
+        let held = self.buffer.len();
+        let want = max * 4;
+        // Pieces given out keep the old buffer alive; the tail, less than one piece, moves to a new one.
+        let mut fresh = BytesMut::zeroed(want);
+        fresh[..held].copy_from_slice(&self.buffer);
+        let mut filled = held;
+        while filled < want {
+            match self.reader.read(&mut fresh[filled..]) {
+                Ok(0) => {
+                    self.ended = true;
+                    break;
+                }
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        fresh.truncate(filled);
+        self.buffer = fresh;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: u64) -> Vec<u8> {
+        let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+        let mut bytes = vec![0; len];
+        reader.fill(&mut bytes);
+        bytes
+    }
+
+    fn cut(bytes: &[u8], average: u32) -> Vec<Bytes> {
+        let mut cutter = Cutter::new(bytes, average);
+        std::iter::from_fn(|| cutter.next_piece().unwrap()).collect()
+    }
+
+    #[test]
+    fn pieces_add_up_and_keep_their_bounds() {
+        for len in [0, 1, 4095, 4096, 16 * 1024, 32 * 1024, 32 * 1024 + 1, 1 << 20] {
+            let bytes = noise(len, 1);
+            let pieces = cut(&bytes, 16 * 1024);
+            assert_eq!(pieces.concat(), bytes, "{len}");
+            assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= 32 * 1024));
+            let all_but_last = pieces.len().saturating_sub(1);
+            assert!(pieces[..all_but_last].iter().all(|piece| piece.len() >= 4 * 1024));
+        }
+    }
+
+    #[test]
+    fn cuts_do_not_depend_on_how_the_bytes_arrive() {
+        struct Dribble<'a>(&'a [u8]);
+        impl Read for Dribble<'_> {
+            fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+                let len = buf.len().min(777).min(self.0.len());
+                buf[..len].copy_from_slice(&self.0[..len]);
+                self.0 = &self.0[len..];
+                Ok(len)
+            }
+        }
+        let bytes = noise(1 << 20, 2);
+        let mut cutter = Cutter::new(Dribble(&bytes), 16 * 1024);
+        let dribbled: Vec<Bytes> = std::iter::from_fn(|| cutter.next_piece().unwrap()).collect();
+        assert_eq!(dribbled, cut(&bytes, 16 * 1024));
+    }
+
+    #[test]
+    fn an_insertion_changes_few_pieces() {
+        let mut bytes = noise(4 << 20, 3);
+        let before: std::collections::HashSet<Bytes> = cut(&bytes, 16 * 1024).into_iter().collect();
+        bytes.splice(1_000_000..1_000_000, noise(100, 4));
+        let fresh = cut(&bytes, 16 * 1024).into_iter().filter(|piece| !before.contains(piece)).count();
+        assert!(fresh <= 4, "{fresh} new pieces");
+    }
+}

@@ -1,0 +1,222 @@
+//! Takes a file or directory in: reads it once, cuts, hashes, codes, writes, and makes its manifest.
+//!
+//! Two threads: one reads and cuts, the other hashes, codes and writes. Memory is a few stripes whatever the size.
+//! Invariant: either the content is complete and durable in the store, or nothing is left of the attempt.
+
+use crate::codec::{ErasureCodec, Rs};
+use crate::cut::{Cutter, average_for};
+use crate::layout;
+use crate::store::{FinishError, Store};
+pub use crate::walk::WalkError;
+use crate::walk::{self, Stream};
+use bytes::Bytes;
+use shoal_proto::codec::Document;
+use shoal_proto::ids::{ContentId, Hash};
+use shoal_proto::manifest::Manifest;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Pieces between the two threads.
+const QUEUE: usize = 16;
+
+/// How to take a content in.
+#[derive(Clone, Debug)]
+pub struct IngestOptions {
+    /// Average piece length, bytes; by size when `None`. Versions share pieces only if cut with the same average.
+    pub average: Option<u32>,
+    /// Data shards in a stripe (k).
+    pub data: u8,
+    /// Parity shards in a stripe (m).
+    pub parity: u8,
+    /// Distribution trees (L).
+    pub lanes: u8,
+}
+
+impl Default for IngestOptions {
+    fn default() -> Self {
+        Self { average: None, data: 16, parity: 4, lanes: 64 }
+    }
+}
+
+/// How far an ingest is; shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct IngestProgress {
+    /// Payload bytes read.
+    pub done: AtomicU64,
+    /// Payload bytes in all; 0 until the source is listed.
+    pub total: AtomicU64,
+    /// Set to stop.
+    pub cancel: AtomicBool,
+}
+
+/// Why a source was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The source is at fault.
+    #[error(transparent)]
+    Source(#[from] WalkError),
+    /// The store's disk is at fault.
+    #[error("cannot write to the store: {0}")]
+    Store(#[from] io::Error),
+    /// The content is over a limit.
+    #[error("the content breaks a limit: {0}")]
+    Limit(String),
+    /// The content could not be made durable.
+    #[error(transparent)]
+    Finish(#[from] FinishError),
+}
+
+/// What was taken in.
+#[derive(Clone, Debug)]
+pub struct Ingested {
+    /// The content.
+    pub content: ContentId,
+    /// Its manifest.
+    pub manifest: Arc<Manifest>,
+    /// Length of the encoded manifest, bytes.
+    pub manifest_bytes: u64,
+}
+
+impl Store {
+    /// Takes in the file or directory at `source`. Blocks; run it on a thread that may.
+    pub fn ingest(
+        &self,
+        source: &Path,
+        options: &IngestOptions,
+        progress: &Arc<IngestProgress>,
+    ) -> Result<Ingested, IngestError> {
+        let listing = walk::list(source)?;
+        progress.total.store(listing.size, Ordering::Relaxed);
+        let average = options.average.unwrap_or_else(|| average_for(listing.size));
+        let folder = self.ingest_folder()?;
+        let result = (|| {
+            let stream = Stream::new(listing.sources);
+            let cut = write_stream(&folder.path, stream, average, options, progress)?;
+            let manifest = Manifest {
+                root: listing.root,
+                entries: listing.entries,
+                streams: if listing.size > 0 { vec![listing.size] } else { Vec::new() },
+                piece_bytes_avg: average,
+                data: options.data,
+                parity: options.parity,
+                lanes: options.lanes,
+                piece_lens: cut.lens,
+                piece_hashes: cut.hashes,
+                parity_hashes: cut.parity_hashes,
+            };
+            manifest.validate().map_err(|error| IngestError::Limit(error.to_string()))?;
+            let bytes = manifest.to_bytes();
+            let content = Manifest::id(&bytes);
+            fs::write(folder.path.join("manifest"), &bytes)?;
+            File::open(folder.path.join("manifest"))?.sync_data()?;
+            self.adopt(content, &folder.path, Arc::new(manifest.clone()))?;
+            Ok(Ingested { content, manifest: Arc::new(manifest), manifest_bytes: bytes.len() as u64 })
+        })();
+        drop(folder);
+        result
+    }
+}
+
+/// A folder of an attempt; gone with it unless the store adopted it.
+pub(crate) struct IngestFolder {
+    pub(crate) path: PathBuf,
+}
+
+impl Drop for IngestFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+#[derive(Default)]
+struct Cut {
+    lens: Vec<u8>,
+    hashes: Vec<u8>,
+    parity_hashes: Vec<u8>,
+}
+
+fn write_stream(
+    folder: &Path,
+    stream: Stream,
+    average: u32,
+    options: &IngestOptions,
+    progress: &Arc<IngestProgress>,
+) -> Result<Cut, IngestError> {
+    let (sender, receiver) = sync_channel(QUEUE);
+    std::thread::scope(|scope| {
+        // The sender moves into the reading thread, whose end closes the queue.
+        let reader = scope.spawn(move || read_pieces(stream, average, sender, progress));
+        let written = write_pieces(folder, &receiver, options);
+        drop(receiver);
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read?;
+        written
+    })
+}
+
+fn read_pieces(
+    stream: Stream,
+    average: u32,
+    queue: SyncSender<Bytes>,
+    progress: &IngestProgress,
+) -> Result<(), IngestError> {
+    let mut cutter = Cutter::new(stream, average);
+    loop {
+        if progress.cancel.load(Ordering::Relaxed) {
+            return Err(WalkError::Cancelled.into());
+        }
+        match cutter.next_piece() {
+            Ok(Some(piece)) => {
+                progress.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                if queue.send(piece).is_err() {
+                    // The writer failed and says why.
+                    return Ok(());
+                }
+            }
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                return Err(match cutter.into_reader().fault {
+                    Some(fault) => fault.into(),
+                    None => error.into(),
+                });
+            }
+        }
+    }
+}
+
+fn write_pieces(folder: &Path, queue: &Receiver<Bytes>, options: &IngestOptions) -> Result<Cut, IngestError> {
+    let code = Rs::new(usize::from(options.data), usize::from(options.parity))
+        .map_err(|error| IngestError::Limit(error.to_string()))?;
+    let mut cut = Cut::default();
+    let mut file: Option<File> = None;
+    let mut stripe: Vec<Bytes> = Vec::with_capacity(usize::from(options.data));
+    for piece in queue {
+        let file = match &mut file {
+            Some(file) => file,
+            None => file.insert(File::create(layout::stream_path(folder, 0))?),
+        };
+        file.write_all(&piece)?;
+        cut.lens.extend_from_slice(&(piece.len() as u32).to_le_bytes());
+        cut.hashes.extend_from_slice(Hash::of(&piece).as_bytes());
+        stripe.push(piece);
+        if stripe.len() == usize::from(options.data) {
+            code_stripe(&code, &mut stripe, options.parity, &mut cut);
+        }
+    }
+    if !stripe.is_empty() {
+        code_stripe(&code, &mut stripe, options.parity, &mut cut);
+    }
+    Ok(cut)
+}
+
+fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
+    let pieces: Vec<&[u8]> = stripe.iter().map(|piece| &piece[..]).collect();
+    for row in 0..usize::from(parity) {
+        cut.parity_hashes.extend_from_slice(Hash::of(&code.parity(row, &pieces)).as_bytes());
+    }
+    stripe.clear();
+}

@@ -1,0 +1,772 @@
+//! The store: contents by id, each a folder with its manifest and stream files.
+//!
+//! ```text
+//! DIR/index/                   small records (sled)
+//! DIR/contents/ID/manifest     the encoded manifest
+//! DIR/contents/ID/stream-N     one file a stream, preallocated, pieces at their offsets
+//! ```
+//!
+//! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
+//! GiB/s, which also finds what a loss of power garbled.
+
+use crate::codec::{ErasureCodec, Rs};
+use crate::hot::Hot;
+use crate::index::{Index, IndexError, SledIndex, Tree};
+use crate::ingest::IngestFolder;
+use crate::layout::{Layout, stream_path};
+use crate::writer::{self, Work};
+use bytes::Bytes;
+use minicbor::{Decode, Encode};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::codec::{DecodeError, Document, decode_exact, encode};
+use shoal_proto::geometry::Geometry;
+use shoal_proto::ids::{ContentId, Hash, JobId, PieceIndex, ShardIndex, StripeIndex};
+use shoal_proto::manifest::Manifest;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Work waiting for the thread, items. The payload in it is bounded by whoever receives it.
+pub const QUEUE: usize = 256;
+/// Parity shards kept in memory for one content.
+const PARITY_KEPT: usize = 64;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Its folder; made if it is not there.
+    pub dir: PathBuf,
+    /// Bytes contents may take; no limit but the disk's when `None`.
+    pub quota: Option<u64>,
+    /// Bytes to leave free on the disk.
+    pub min_free: u64,
+    /// Bytes of recently arrived shards kept in memory.
+    pub hot: usize,
+}
+
+/// What the store's thread has to say. Told on that thread: do not block for long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreEvent {
+    /// The shard's hash is right; it can be read from now on.
+    Verified {
+        /// The content.
+        content: ContentId,
+        /// The shard.
+        shard: ShardIndex,
+        /// What `put` was given.
+        token: u64,
+    },
+    /// The shard's hash is wrong, or there is no such shard; it was dropped.
+    Corrupt {
+        /// The content.
+        content: ContentId,
+        /// The shard.
+        shard: ShardIndex,
+        /// What `put` was given.
+        token: u64,
+    },
+    /// A stripe was decoded as far as possible.
+    Rebuilt {
+        /// The content.
+        content: ContentId,
+        /// The stripe.
+        stripe: StripeIndex,
+        /// The data shards made.
+        shards: Vec<ShardIndex>,
+    },
+    /// A piece could not be written.
+    WriteFailed {
+        /// The content.
+        content: ContentId,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder cannot be used.
+    #[error("cannot use the store {}: {source}", .dir.display())]
+    Io {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The index cannot be opened.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Why a content cannot be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// It would not fit.
+    #[error("needs {need} bytes, {room} can be had (quota and disk, after eviction)")]
+    WouldNotFit {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes there are.
+        room: u64,
+    },
+    /// The manifest is not acceptable.
+    #[error("bad manifest: {0}")]
+    Manifest(#[from] DecodeError),
+    /// The disk failed.
+    #[error("disk: {0}")]
+    Io(#[from] io::Error),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Why a shard was not taken.
+#[derive(Debug)]
+pub enum PutError {
+    /// The thread is behind; try again after the next event.
+    Full(Bytes),
+    /// No such content.
+    Unknown,
+}
+
+/// Why a shard cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// No such content, or the piece is not here.
+    #[error("not here")]
+    NotHere,
+    /// The disk failed.
+    #[error("disk: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Why a content is not durable.
+#[derive(Debug, thiserror::Error)]
+pub enum FinishError {
+    /// Pieces are missing.
+    #[error("{0} pieces are missing")]
+    Incomplete(u32),
+    /// No such content.
+    #[error("not here")]
+    Unknown,
+    /// The disk failed.
+    #[error("disk: {0}")]
+    Io(#[from] io::Error),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// A content that can be fetched into.
+#[derive(Debug)]
+pub struct Begun {
+    /// The content.
+    pub content: ContentId,
+    /// Its manifest.
+    pub manifest: Arc<Manifest>,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Pieces that are here.
+    pub have: Bitmap,
+    /// Payload bytes copied from other contents.
+    pub reused: u64,
+    /// Contents that had to go.
+    pub evicted: Vec<ContentId>,
+}
+
+/// A content found at start.
+#[derive(Debug)]
+pub struct Record {
+    /// The content.
+    pub content: ContentId,
+    /// Its manifest.
+    pub manifest: Arc<Manifest>,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Pieces that are here.
+    pub have: Bitmap,
+    /// It is whole and durable.
+    pub complete: bool,
+}
+
+/// Space taken and left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of contents.
+    pub used: u64,
+    /// Bytes they may take.
+    pub quota: Option<u64>,
+    /// Bytes free on the disk.
+    pub free: u64,
+}
+
+/// What the index holds of a content.
+#[derive(Clone, Debug, Default, Encode, Decode)]
+struct State {
+    #[n(0)]
+    complete: bool,
+    #[n(1)]
+    pinned: bool,
+    #[n(2)]
+    used_at: u64,
+}
+
+/// A content, open.
+pub(crate) struct Content {
+    pub(crate) id: ContentId,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) geometry: Geometry,
+    pub(crate) layout: Layout,
+    pub(crate) codec: Box<dyn ErasureCodec>,
+    dir: PathBuf,
+    have: Mutex<Bitmap>,
+    parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
+    complete: AtomicBool,
+    pinned: AtomicBool,
+    used_at: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Content {
+    fn open(dir: &Path, id: ContentId, manifest: Arc<Manifest>) -> Result<Self, BeginError> {
+        let geometry = manifest.geometry(&id)?;
+        let layout = Layout::open(dir, &manifest, &geometry)?;
+        let codec = Rs::new(usize::from(geometry.data()), usize::from(geometry.parity()))
+            .map_err(|error| DecodeError::invalid("stripe", error.to_string()))?;
+        Ok(Self {
+            id,
+            have: Mutex::new(geometry.no_pieces()),
+            manifest,
+            geometry,
+            layout,
+            codec: Box::new(codec),
+            dir: dir.to_path_buf(),
+            parity: Mutex::default(),
+            complete: AtomicBool::new(false),
+            pinned: AtomicBool::new(false),
+            used_at: AtomicU64::new(unix_now()),
+        })
+    }
+
+    pub(crate) fn has(&self, piece: PieceIndex) -> bool {
+        lock(&self.have).get(piece.0)
+    }
+
+    pub(crate) fn mark(&self, piece: PieceIndex) {
+        lock(&self.have).set(piece.0);
+    }
+
+    pub(crate) fn keep_parity(&self, shard: ShardIndex, bytes: Bytes) {
+        let Some((stripe, place)) = self.geometry.split(shard) else { return };
+        let row = place as usize - usize::from(self.geometry.data());
+        let mut parity = lock(&self.parity);
+        if parity.len() < PARITY_KEPT {
+            parity.insert((stripe, row), bytes);
+        }
+    }
+
+    pub(crate) fn take_parity(&self, stripe: StripeIndex) -> Vec<(usize, Bytes)> {
+        let mut parity = lock(&self.parity);
+        let rows: Vec<usize> = parity.range((stripe, 0)..=(stripe, usize::MAX)).map(|((_, row), _)| *row).collect();
+        rows.into_iter().filter_map(|row| Some((row, parity.remove(&(stripe, row))?))).collect()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    fn state(&self) -> State {
+        State {
+            complete: self.is_complete(),
+            pinned: self.pinned.load(Ordering::Relaxed),
+            used_at: self.used_at.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Finds out by hashing which pieces are on the disk.
+    fn recover(&self) {
+        for piece in (0..self.geometry.piece_count()).map(PieceIndex) {
+            if let Ok(bytes) = self.layout.read(piece)
+                && Hash::of(&bytes) == self.manifest.piece_hash(piece)
+            {
+                self.mark(piece);
+            }
+        }
+    }
+}
+
+type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
+
+pub(crate) struct Inner {
+    config: StoreConfig,
+    index: Box<dyn Index>,
+    contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    hot: Mutex<Hot>,
+    sink: Sink,
+    attempts: AtomicU64,
+}
+
+impl Inner {
+    pub(crate) fn tell(&self, event: StoreEvent) {
+        (self.sink)(event);
+    }
+
+    pub(crate) fn hot(&self) -> MutexGuard<'_, Hot> {
+        lock(&self.hot)
+    }
+
+    fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
+        lock(&self.contents).get(id).cloned()
+    }
+
+    fn folder(&self, id: &ContentId) -> PathBuf {
+        self.config.dir.join("contents").join(id.to_string())
+    }
+
+    fn save_state(&self, content: &Content) -> Result<(), IndexError> {
+        self.index.apply(Tree::Contents, vec![(content.id.0.to_vec(), Some(encode(&content.state())))])
+    }
+}
+
+/// A store. Clones share it; the last one to go stops its thread.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+    queue: SyncSender<Work>,
+    /// Held for its `Drop`.
+    _thread: Arc<Thread>,
+}
+
+struct Thread {
+    queue: SyncSender<Work>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let _ = self.queue.send(Work::Stop);
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Where a piece with a known hash lies.
+#[derive(Encode, Decode)]
+struct PiecePlace {
+    #[n(0)]
+    content: ContentId,
+    #[n(1)]
+    piece: PieceIndex,
+}
+
+fn piece_key(hash: &Hash) -> Vec<u8> {
+    hash.0[..16].to_vec()
+}
+
+impl Store {
+    /// Opens or creates. What an earlier process left unfinished is hashed now.
+    pub fn open(config: StoreConfig, sink: Sink) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { dir: config.dir.clone(), source };
+        let folder = config.dir.join("contents");
+        fs::create_dir_all(&folder).map_err(io)?;
+        let index = SledIndex::open(&config.dir.join("index"))?;
+        let mut contents = BTreeMap::new();
+        for item in fs::read_dir(&folder).map_err(io)? {
+            let path = item.map_err(io)?.path();
+            match load(&path, &index) {
+                Ok(Some(content)) => {
+                    contents.insert(content.id, Arc::new(content));
+                }
+                Ok(None) => {
+                    tracing::info!(path = %path.display(), "removed what an interrupted start left");
+                    fs::remove_dir_all(&path).map_err(io)?;
+                }
+                // It may be whole: somebody has to look.
+                Err(error) => tracing::error!(path = %path.display(), %error, "cannot open a content; left alone"),
+            }
+        }
+        let inner = Arc::new(Inner {
+            hot: Mutex::new(Hot::new(config.hot)),
+            config,
+            index: Box::new(index),
+            contents: Mutex::new(contents),
+            sink,
+            attempts: AtomicU64::new(0),
+        });
+        let (queue, work) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name("store".into()).spawn({
+            let inner = inner.clone();
+            move || writer::run(&inner, &work)
+        });
+        let dir = inner.config.dir.clone();
+        let handle = thread.map_err(|source| OpenError::Io { dir, source })?;
+        Ok(Self { inner, _thread: Arc::new(Thread { queue: queue.clone(), handle: Some(handle) }), queue })
+    }
+
+    /// What is here, in order of id.
+    pub fn records(&self) -> Vec<Record> {
+        let record = |content: &Arc<Content>| Record {
+            content: content.id,
+            manifest: content.manifest.clone(),
+            geometry: content.geometry.clone(),
+            have: lock(&content.have).clone(),
+            complete: content.is_complete(),
+        };
+        lock(&self.inner.contents).values().map(record).collect()
+    }
+
+    /// Makes room and reserves it, takes over what other contents share. Blocks while it copies. A content that is here
+    /// already is given as it is.
+    pub fn begin(&self, manifest_bytes: &[u8]) -> Result<Begun, BeginError> {
+        let id = Manifest::id(manifest_bytes);
+        if let Some(content) = self.inner.content(&id) {
+            return Ok(self.begun(&content, 0, Vec::new()));
+        }
+        let manifest = Arc::new(Manifest::from_bytes(manifest_bytes)?);
+        let need = manifest.size() + manifest_bytes.len() as u64;
+        let evicted = self.make_room(need)?;
+        let dir = self.inner.folder(&id);
+        let content = (|| {
+            fs::create_dir_all(&dir)?;
+            let content = Content::open(&dir, id, manifest)?;
+            // The manifest comes last: a folder without one is an attempt that did not get this far.
+            write_durably(&dir.join("manifest"), manifest_bytes)?;
+            Ok(Arc::new(content))
+        })();
+        let content = content.inspect_err(|_: &BeginError| {
+            let _ = fs::remove_dir_all(&dir);
+        });
+        let content = match content {
+            Err(BeginError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
+                return Err(BeginError::WouldNotFit { need, room: self.usage().free });
+            }
+            other => other?,
+        };
+        let reused = self.reuse(&content)?;
+        self.inner.save_state(&content)?;
+        lock(&self.inner.contents).insert(id, content.clone());
+        Ok(self.begun(&content, reused, evicted))
+    }
+
+    fn begun(&self, content: &Content, reused: u64, evicted: Vec<ContentId>) -> Begun {
+        Begun {
+            content: content.id,
+            manifest: content.manifest.clone(),
+            geometry: content.geometry.clone(),
+            have: lock(&content.have).clone(),
+            reused,
+            evicted,
+        }
+    }
+
+    /// Copies pieces that other contents have; gives the bytes copied.
+    fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
+        let mut reused = 0;
+        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
+            let hash = content.manifest.piece_hash(piece);
+            let Some(row) = self.inner.index.get(Tree::Pieces, &piece_key(&hash))? else { continue };
+            let Ok(place) = decode_exact::<PiecePlace>(&row) else { continue };
+            let Some(source) = self.inner.content(&place.content) else { continue };
+            if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
+                continue;
+            }
+            let Ok(bytes) = source.layout.read(place.piece) else { continue };
+            if Hash::of(&bytes) == hash {
+                content.layout.write(piece, &bytes)?;
+                content.mark(piece);
+                reused += bytes.len() as u64;
+            }
+        }
+        Ok(reused)
+    }
+
+    /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit.
+    fn make_room(&self, need: u64) -> Result<Vec<ContentId>, BeginError> {
+        let mut evicted = Vec::new();
+        loop {
+            let usage = self.usage();
+            let by_quota = usage.quota.map_or(u64::MAX, |quota| quota.saturating_sub(usage.used));
+            let room = by_quota.min(usage.free.saturating_sub(self.inner.config.min_free));
+            if need <= room {
+                return Ok(evicted);
+            }
+            let victim = lock(&self.inner.contents)
+                .values()
+                .filter(|content| content.is_complete() && !content.pinned.load(Ordering::Relaxed))
+                .min_by_key(|content| (content.used_at.load(Ordering::Relaxed), content.id))
+                .map(|content| content.id);
+            let Some(victim) = victim else { return Err(BeginError::WouldNotFit { need, room }) };
+            self.remove(&victim)?;
+            evicted.push(victim);
+        }
+    }
+
+    /// Hands a shard to the store's thread. `token` comes back in the event.
+    pub fn put(&self, id: &ContentId, shard: ShardIndex, payload: Bytes, token: u64) -> Result<(), PutError> {
+        let Some(content) = self.inner.content(id) else { return Err(PutError::Unknown) };
+        match self.queue.try_send(Work::Put { content, shard, payload, token }) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(Work::Put { payload, .. })) => Err(PutError::Full(payload)),
+            Err(_) => Err(PutError::Unknown),
+        }
+    }
+
+    /// Asks the store's thread to decode a stripe from the pieces and parity shards that are here.
+    pub fn rebuild(&self, id: &ContentId, stripe: StripeIndex) {
+        if let Some(content) = self.inner.content(id) {
+            // Waits where the queue is full: rebuilding is rare.
+            let _ = self.queue.send(Work::Rebuild { content, stripe });
+        }
+    }
+
+    /// A shard that arrived a moment ago, without touching the disk.
+    pub fn read_hot(&self, id: &ContentId, shard: ShardIndex) -> Option<Bytes> {
+        self.inner.hot().get(&(*id, shard))
+    }
+
+    /// A shard's bytes. A parity shard is made from its stripe. Blocks.
+    pub fn read(&self, id: &ContentId, shard: ShardIndex) -> Result<Bytes, ReadError> {
+        if let Some(bytes) = self.read_hot(id, shard) {
+            return Ok(bytes);
+        }
+        let content = self.inner.content(id).ok_or(ReadError::NotHere)?;
+        if let Some(piece) = content.geometry.piece_of(shard) {
+            return if content.has(piece) { Ok(content.layout.read(piece)?.into()) } else { Err(ReadError::NotHere) };
+        }
+        let (stripe, place) = content.geometry.split(shard).ok_or(ReadError::NotHere)?;
+        let mut pieces = Vec::new();
+        for piece in content.geometry.stripe_pieces(stripe).map(PieceIndex) {
+            if !content.has(piece) {
+                return Err(ReadError::NotHere);
+            }
+            pieces.push(content.layout.read(piece)?);
+        }
+        let refs: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+        Ok(content.codec.parity(place as usize - usize::from(content.geometry.data()), &refs).into())
+    }
+
+    /// The encoded manifest. Blocks.
+    pub fn read_manifest(&self, id: &ContentId) -> Result<Bytes, ReadError> {
+        let content = self.inner.content(id).ok_or(ReadError::NotHere)?;
+        Ok(fs::read(content.dir.join("manifest"))?.into())
+    }
+
+    /// A content's manifest.
+    pub fn manifest(&self, id: &ContentId) -> Option<Arc<Manifest>> {
+        Some(self.inner.content(id)?.manifest.clone())
+    }
+
+    /// Whether a content is whole and durable.
+    pub fn is_complete(&self, id: &ContentId) -> bool {
+        self.inner.content(id).is_some_and(|content| content.is_complete())
+    }
+
+    /// Where a stream of a complete content lies. The file is shared with the store: link or copy it, never write to it.
+    pub fn stream_path(&self, id: &ContentId, stream: usize) -> PathBuf {
+        stream_path(&self.inner.folder(id), stream)
+    }
+
+    /// Makes a content durable and marks it complete. Blocks until the disk has it.
+    pub fn finish(&self, id: &ContentId) -> Result<(), FinishError> {
+        let content = self.inner.content(id).ok_or(FinishError::Unknown)?;
+        if content.is_complete() {
+            return Ok(());
+        }
+        let (done, wait) = sync_channel(0);
+        let _ = self.queue.send(Work::Barrier(done));
+        // Nothing is ever sent: the thread drops its end once all work before is done.
+        let _ = wait.recv();
+        let missing = content.geometry.piece_count() - lock(&content.have).count();
+        if missing > 0 {
+            return Err(FinishError::Incomplete(missing));
+        }
+        content.layout.sync()?;
+        File::open(&content.dir)?.sync_all()?;
+        self.complete(&content)
+    }
+
+    fn complete(&self, content: &Content) -> Result<(), FinishError> {
+        content.complete.store(true, Ordering::Release);
+        content.used_at.store(unix_now(), Ordering::Relaxed);
+        self.inner.save_state(content)?;
+        let places = (0..content.geometry.piece_count()).map(PieceIndex).map(|piece| {
+            let key = piece_key(&content.manifest.piece_hash(piece));
+            (key, Some(encode(&PiecePlace { content: content.id, piece })))
+        });
+        self.inner.index.apply(Tree::Pieces, places.collect())?;
+        self.inner.index.sync()?;
+        Ok(())
+    }
+
+    /// A folder for an ingest to write into, on the store's disk.
+    pub(crate) fn ingest_folder(&self) -> io::Result<IngestFolder> {
+        let attempt = self.inner.attempts.fetch_add(1, Ordering::Relaxed);
+        let path = self.inner.config.dir.join("contents").join(format!("ingest-{attempt}"));
+        fs::create_dir_all(&path)?;
+        Ok(IngestFolder { path })
+    }
+
+    /// Takes over a finished ingest. If the content is here and complete, the new copy is dropped.
+    pub(crate) fn adopt(&self, id: ContentId, folder: &Path, manifest: Arc<Manifest>) -> Result<(), FinishError> {
+        if self.is_complete(&id) {
+            return Ok(());
+        }
+        let into = self.inner.folder(&id);
+        if into.exists() {
+            self.remove(&id)?;
+        }
+        fs::rename(folder, &into)?;
+        let content = Content::open(&into, id, manifest).map_err(|error| match error {
+            BeginError::Io(error) => FinishError::Io(error),
+            other => FinishError::Io(io::Error::other(other.to_string())),
+        })?;
+        *lock(&content.have) = Bitmap::full(content.geometry.piece_count());
+        content.layout.sync()?;
+        File::open(&into)?.sync_all()?;
+        if let Some(parent) = into.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        self.complete(&content)?;
+        lock(&self.inner.contents).insert(id, Arc::new(content));
+        Ok(())
+    }
+
+    /// Deletes a content.
+    pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
+        let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
+        self.inner.hot().forget(id);
+        let mut gone = Vec::new();
+        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
+            let key = piece_key(&content.manifest.piece_hash(piece));
+            let row = self.inner.index.get(Tree::Pieces, &key)?;
+            if row.and_then(|row| decode_exact::<PiecePlace>(&row).ok()).is_some_and(|place| place.content == *id) {
+                gone.push((key, None));
+            }
+        }
+        self.inner.index.apply(Tree::Pieces, gone)?;
+        self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
+        // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
+        let _ = fs::remove_file(content.dir.join("manifest"));
+        if let Err(error) = fs::remove_dir_all(&content.dir) {
+            tracing::warn!(content = %id.short(), %error, "cannot delete a content's folder");
+        }
+        Ok(())
+    }
+
+    /// Keeps a content from eviction, or lets it go.
+    pub fn pin(&self, id: &ContentId, pinned: bool) -> Result<(), IndexError> {
+        let Some(content) = self.inner.content(id) else { return Ok(()) };
+        content.pinned.store(pinned, Ordering::Relaxed);
+        self.inner.save_state(&content)
+    }
+
+    /// Rehashes a content; gives the pieces that are bad. They count as missing from now on.
+    pub fn scrub(&self, id: &ContentId) -> Vec<PieceIndex> {
+        let Some(content) = self.inner.content(id) else { return Vec::new() };
+        let held: Vec<u32> = lock(&content.have).iter().collect();
+        let bad: Vec<PieceIndex> = held
+            .into_iter()
+            .map(PieceIndex)
+            .filter(|piece| {
+                content.layout.read(*piece).map(|bytes| Hash::of(&bytes)).ok()
+                    != Some(content.manifest.piece_hash(*piece))
+            })
+            .collect();
+        for piece in &bad {
+            lock(&content.have).unset(piece.0);
+            content.complete.store(false, Ordering::Release);
+        }
+        bad
+    }
+
+    /// Space taken and left.
+    pub fn usage(&self) -> Usage {
+        let used = lock(&self.inner.contents).values().map(|content| content.geometry.bytes()).sum();
+        let free = rustix::fs::statvfs(&self.inner.config.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+        Usage { used, quota: self.inner.config.quota, free }
+    }
+
+    /// Keeps a job's signed announcement.
+    pub fn save_job(&self, job: &JobId, envelope: &[u8]) -> Result<(), IndexError> {
+        self.inner.index.apply(Tree::Jobs, vec![(job.0.to_vec(), Some(envelope.to_vec()))])
+    }
+
+    /// Forgets a job.
+    pub fn forget_job(&self, job: &JobId) -> Result<(), IndexError> {
+        self.inner.index.apply(Tree::Jobs, vec![(job.0.to_vec(), None)])
+    }
+
+    /// Jobs kept, with their announcements.
+    pub fn jobs(&self) -> Result<Vec<(JobId, Vec<u8>)>, IndexError> {
+        let rows = self.inner.index.scan(Tree::Jobs, &[])?;
+        Ok(rows.into_iter().filter_map(|(key, value)| Some((JobId(key.try_into().ok()?), value))).collect())
+    }
+
+    /// One of the role's own records.
+    pub fn get_state(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
+        self.inner.index.get(Tree::State, key.as_bytes())
+    }
+
+    /// Keeps one of the role's own records; `None` deletes it.
+    pub fn put_state(&self, key: &str, value: Option<Vec<u8>>) -> Result<(), IndexError> {
+        self.inner.index.apply(Tree::State, vec![(key.as_bytes().to_vec(), value)])
+    }
+
+    /// The role's records whose key begins with `prefix`, in order.
+    pub fn scan_state(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
+        let rows = self.inner.index.scan(Tree::State, prefix.as_bytes())?;
+        Ok(rows.into_iter().filter_map(|(key, value)| Some((String::from_utf8(key).ok()?, value))).collect())
+    }
+
+    /// Returns once all records so far survive a loss of power.
+    pub fn sync(&self) -> Result<(), IndexError> {
+        self.inner.index.sync()
+    }
+}
+
+/// A content's folder as found at start; `None` if it is no content, or one whose manifest was never finished.
+fn load(dir: &Path, index: &SledIndex) -> Result<Option<Content>, BeginError> {
+    let id = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    let Some(id) = id else { return Ok(None) };
+    let bytes = match fs::read(dir.join("manifest")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    if Manifest::id(&bytes) != id {
+        return Ok(None);
+    }
+    let content = Content::open(dir, id, Arc::new(Manifest::from_bytes(&bytes)?))?;
+    let state = index.get(Tree::Contents, id.as_bytes())?;
+    let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
+    content.pinned.store(state.pinned, Ordering::Relaxed);
+    content.used_at.store(state.used_at, Ordering::Relaxed);
+    if state.complete {
+        content.complete.store(true, Ordering::Release);
+        *lock(&content.have) = Bitmap::full(content.geometry.piece_count());
+    } else {
+        content.recover();
+    }
+    Ok(Some(content))
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_data()
+}
