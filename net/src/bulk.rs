@@ -307,8 +307,11 @@ impl BulkEndpoint {
     }
 
     /// Brings a link to `node` up: answered by `LinkUp` or `DialFailed`. Nothing happens when a link is up or being
-    /// dialled already. At most [`shoal_proto::limits::ADDRS_MAX`] addresses are tried, in order.
+    /// dialled already, or after [`BulkEndpoint::shutdown`]. At most [`shoal_proto::limits::ADDRS_MAX`] addresses are tried, in order.
     pub fn dial(&self, node: NodeId, addrs: Vec<SocketAddr>) {
+        if self.shared.closing.is_cancelled() {
+            return;
+        }
         if let Some(cancelled) = self.shared.table.begin_dial(node) {
             self.shared.spawn(connect::dial(self.shared.clone(), node, addrs, cancelled));
         }

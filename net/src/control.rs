@@ -7,13 +7,24 @@
 //! The other end of a connection has proven its key, no more: whether it may ask anything but `Join` is for the
 //! tracker to decide.
 
+mod codec;
+mod driver;
+mod meter;
+#[cfg(test)]
+mod tests;
+
 use crate::identity::Identity;
+use driver::{Command, Common, Driver, Orders};
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 /// How to run the control plane.
 #[derive(Clone, Debug)]
@@ -89,7 +100,7 @@ pub enum ControlEvent {
 /// Where the answer to a request goes. Dropped without one, the asker's request fails.
 #[derive(Debug)]
 pub struct ReplySlot {
-    answer: tokio::sync::oneshot::Sender<Response>,
+    answer: oneshot::Sender<Response>,
 }
 
 impl ReplySlot {
@@ -171,52 +182,106 @@ pub enum RequestError {
     Unavailable(&'static str),
 }
 
+/// Commands that wait for the driver's task.
+const COMMANDS_MAX: usize = 256;
+/// Events handed over but not taken yet; more wait in the driver's backlog.
+const EVENTS_MAX: usize = 256;
+/// libp2p's own time-outs strike first; ours is for when the task itself stands still.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Where the control plane begins.
 pub struct ControlPlane;
 
 impl ControlPlane {
     /// Starts it. Events must be taken, or it stands still once its queue is full.
-    pub async fn start(_config: ControlConfig) -> Result<(ControlHandle, mpsc::Receiver<ControlEvent>), StartError> {
-        Err(StartError::Tls("not there yet".into()))
+    pub async fn start(config: ControlConfig) -> Result<(ControlHandle, mpsc::Receiver<ControlEvent>), StartError> {
+        let common = Arc::new(Common {
+            meter: Arc::default(),
+            orders: Orders::default(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            timeout: config.timeout,
+        });
+        let stop = Arc::new(common.stop.clone().drop_guard());
+        let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
+        let (events, event_queue) = mpsc::channel(EVENTS_MAX);
+        let (driver, local_addrs) = Driver::start(config, common.clone(), command_queue, events).await?;
+        common.tasks.spawn(driver.run());
+        let handle = ControlHandle { common, commands, local_addrs: local_addrs.into(), _stop: stop };
+        Ok((handle, event_queue))
     }
 }
 
-/// The control plane of one node. Cheap to clone.
+/// The control plane of one node. Cheap to clone. Dropping every clone ends all tasks, but only
+/// [`ControlHandle::shutdown`] does so politely.
 #[derive(Clone)]
-pub struct ControlHandle {}
+pub struct ControlHandle {
+    common: Arc<Common>,
+    commands: mpsc::Sender<Command>,
+    local_addrs: Arc<[SocketAddr]>,
+    _stop: Arc<DropGuard>,
+}
 
 impl ControlHandle {
     /// Where we listen, with the ports picked.
     pub fn local_addrs(&self) -> &[SocketAddr] {
-        &[]
+        &self.local_addrs
     }
 
     /// Connects to the node at `addr`, which must be `expected` if given. Returns at once when already connected to it.
-    pub async fn connect(&self, _addr: SocketAddr, _expected: Option<NodeId>) -> Result<NodeId, ConnectError> {
-        Err(ConnectError::Unavailable("not there yet"))
+    pub async fn connect(&self, addr: SocketAddr, expected: Option<NodeId>) -> Result<NodeId, ConnectError> {
+        let (reply, answer) = oneshot::channel();
+        let asking = async {
+            if self.commands.send(Command::Connect { addr, expected, reply }).await.is_err() {
+                return Err(ConnectError::Unavailable("shut down"));
+            }
+            answer.await.unwrap_or(Err(ConnectError::Unavailable("shut down")))
+        };
+        timeout(self.common.timeout + GRACE, asking).await.unwrap_or(Err(ConnectError::Timeout { addr }))
     }
 
-    /// Asks a connected node. Fails after [`ControlConfig::timeout`] at the latest.
-    pub async fn request(&self, _node: NodeId, _request: Request) -> Result<Response, RequestError> {
-        Err(RequestError::NotConnected)
+    /// Asks a connected node. Fails after [`ControlConfig::timeout`] or a little later at the latest.
+    pub async fn request(&self, node: NodeId, request: Request) -> Result<Response, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let asking = async {
+            let request = Box::new(request);
+            if self.commands.send(Command::Request { node, request, reply }).await.is_err() {
+                return Err(RequestError::Unavailable("shut down"));
+            }
+            answer.await.unwrap_or(Err(RequestError::Unavailable("shut down")))
+        };
+        timeout(self.common.timeout + GRACE, asking).await.unwrap_or(Err(RequestError::Timeout))
     }
 
     /// Closes every connection to `node`; `Disconnected` follows if there was one.
-    pub fn disconnect(&self, _node: NodeId) {}
+    pub fn disconnect(&self, node: NodeId) {
+        self.common.orders.disconnect(node);
+    }
 
     /// Refuses `node` from now on and closes its connections.
-    pub fn block(&self, _node: NodeId) {}
+    pub fn block(&self, node: NodeId) {
+        self.common.orders.block(node);
+    }
 
     /// Bytes received on our sockets since start, TLS and all.
     pub fn bytes_in(&self) -> u64 {
-        0
+        self.common.meter.bytes_in()
     }
 
     /// Bytes sent on our sockets since start, TLS and all.
     pub fn bytes_out(&self) -> u64 {
-        0
+        self.common.meter.bytes_out()
     }
 
     /// Closes every connection and waits until every task has ended; at `deadline` from now they are cut off.
-    pub async fn shutdown(&self, _deadline: Duration) {}
+    pub async fn shutdown(&self, deadline: Duration) {
+        let Common { closing, stop, tasks, .. } = &*self.common;
+        closing.cancel();
+        tasks.close();
+        if timeout(deadline, tasks.wait()).await.is_err() {
+            stop.cancel();
+            tasks.wait().await;
+        }
+    }
 }

@@ -172,7 +172,8 @@ async fn shutdown_sends_what_was_said_and_leaves_no_task() {
     assert!(matches!(a.next().await, BulkEvent::LinkDown { reason: None, error: None, .. }));
     // Nobody listens there any more, and that is an answer.
     b.dial(&a);
-    assert!(matches!(b.next().await, BulkEvent::DialFailed { .. }));
+    let event = b.next().await;
+    assert!(matches!(event, BulkEvent::DialFailed { .. }), "{event:?}");
     // Neither does the closed endpoint dial.
     a.dial(&b);
     drop(a.endpoint);

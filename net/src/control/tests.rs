@@ -1,0 +1,256 @@
+//! Two and more control planes on loopback.
+
+use super::*;
+use crate::testing::{keys, local};
+use futures::future::join_all;
+use shoal_proto::control::Join;
+use shoal_proto::ids::{Epoch, JobId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Plane {
+    id: NodeId,
+    handle: ControlHandle,
+    events: mpsc::Receiver<ControlEvent>,
+}
+
+fn config(number: u8) -> ControlConfig {
+    ControlConfig::new(Identity::new(&keys(number)), vec![])
+}
+
+impl Plane {
+    async fn start(config: ControlConfig) -> Self {
+        let id = config.identity.node();
+        let (handle, events) = ControlPlane::start(config).await.unwrap();
+        Self { id, handle, events }
+    }
+
+    async fn server(number: u8) -> Self {
+        let mut config = config(number);
+        config.listen = vec![local()];
+        Self::start(config).await
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.handle.local_addrs()[0]
+    }
+
+    async fn next(&mut self) -> ControlEvent {
+        timeout(PATIENCE, self.events.recv()).await.expect("an event in time").unwrap()
+    }
+}
+
+fn open_job(bytes: usize) -> Request {
+    Request::OpenJob { envelope: vec![7; bytes] }
+}
+
+/// Answers `Done` to everything, for ever.
+async fn obliging(mut server: Plane) {
+    loop {
+        if let ControlEvent::Request { reply, .. } = server.next().await {
+            reply.send(Response::Done);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_and_its_answer_with_bytes_counted() {
+    let mut server = Plane::server(1).await;
+    let mut client = Plane::start(config(2)).await;
+    assert!(client.handle.local_addrs().is_empty());
+    assert_eq!(client.handle.connect(server.addr(), None).await.unwrap(), server.id);
+    match (server.next().await, client.next().await) {
+        (ControlEvent::Connected { node: at_server, .. }, ControlEvent::Connected { node: at_client, remote }) => {
+            assert_eq!((at_server, at_client, remote), (client.id, server.id, server.addr()));
+        }
+        other => panic!("{other:?}"),
+    }
+    let join = Join {
+        credential: vec![1; 100],
+        addrs: vec![local()],
+        labels: Default::default(),
+        weight: 1,
+        uplink_mbit: 0,
+        known: Some(Epoch(3)),
+    };
+    let (asked, client_handle) = (Request::Join(join.clone()), client.handle.clone());
+    let asking = tokio::spawn(async move { client_handle.request(server.id, asked).await });
+    match server.next().await {
+        ControlEvent::Request { from, request, reply, remote } => {
+            assert_eq!((from, request), (client.id, Request::Join(join)));
+            assert!(remote.ip().is_loopback());
+            reply.send(Response::Refused { why: "full".into() });
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(asking.await.unwrap().unwrap(), Response::Refused { why: "full".into() });
+    // The other direction on the same connection.
+    let (server_handle, client_id) = (server.handle.clone(), client.id);
+    let asking = tokio::spawn(async move { server_handle.request(client_id, Request::Leave).await });
+    match client.next().await {
+        ControlEvent::Request { from, request: Request::Leave, reply, .. } => {
+            assert_eq!(from, server.id);
+            reply.send(Response::Done);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(asking.await.unwrap().unwrap(), Response::Done);
+    assert!(client.handle.bytes_out() > 500 && client.handle.bytes_in() > 500);
+    assert!(server.handle.bytes_in() <= client.handle.bytes_out());
+}
+
+#[tokio::test]
+async fn megabytes_go_through_and_limits_hold() {
+    let mut narrow = config(1);
+    narrow.listen = vec![local()];
+    narrow.request_bytes_max = 3 << 20;
+    let server = Plane::start(narrow).await;
+    let (addr, id) = (server.addr(), server.id);
+    let client = Plane::start(config(2)).await;
+    let serving = tokio::spawn(obliging(server));
+    client.handle.connect(addr, Some(id)).await.unwrap();
+    assert_eq!(client.handle.request(id, open_job(2 << 20)).await.unwrap(), Response::Done);
+    let over = client.handle.request(id, open_job(4 << 20)).await;
+    assert!(matches!(over, Err(RequestError::Protocol(_) | RequestError::Lost)), "{over:?}");
+    let far_over = client.handle.request(id, open_job(limits::CONTROL_PLANE_BYTES_MAX + 1)).await;
+    assert!(matches!(far_over, Err(RequestError::TooLong)), "{far_over:?}");
+    // None of this hurt the connection.
+    assert_eq!(client.handle.request(id, Request::Leave).await.unwrap(), Response::Done);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn the_wrong_node_and_nobody_are_told_apart() {
+    let server = Plane::server(1).await;
+    let client = Plane::start(config(2)).await;
+    let other = keys(3).node();
+    match client.handle.connect(server.addr(), Some(other)).await {
+        Err(ConnectError::WrongNode { expected, found, .. }) => {
+            assert_eq!((expected, found), (other, server.id.to_string()));
+        }
+        result => panic!("{result:?}"),
+    }
+    let closed = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
+    match client.handle.connect(closed, None).await {
+        Err(ConnectError::Unreachable { why, .. }) => assert!(why.contains("refused"), "{why}"),
+        result => panic!("{result:?}"),
+    }
+    assert!(matches!(client.handle.request(other, Request::Leave).await, Err(RequestError::NotConnected)));
+}
+
+#[tokio::test]
+async fn a_stranger_on_the_port_is_dropped() {
+    let mut quick = config(1);
+    quick.listen = vec![local()];
+    quick.timeout = Duration::from_millis(300);
+    let server = Plane::start(quick).await;
+    for hello in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 200], b""] {
+        let mut stranger = tokio::net::TcpStream::connect(server.addr()).await.unwrap();
+        stranger.write_all(hello).await.unwrap();
+        let mut heard = Vec::new();
+        // The end of the stream, politely or by reset: either will do.
+        let _end = timeout(PATIENCE, stranger.read_to_end(&mut heard)).await.expect("dropped in time");
+    }
+}
+
+#[tokio::test]
+async fn unanswered_requests_fail_and_too_many_are_refused() {
+    let mut small = config(1);
+    small.listen = vec![local()];
+    small.requests_max = 2;
+    let mut server = Plane::start(small).await;
+    let client = Plane::start(config(2)).await;
+    client.handle.connect(server.addr(), None).await.unwrap();
+    assert!(matches!(server.next().await, ControlEvent::Connected { .. }));
+    let id = server.id;
+    let asks = (0..3u8).map(|n| client.handle.request(id, Request::JobStatus { job: JobId([n; 16]) }));
+    let serving = async {
+        let mut slots = Vec::new();
+        for _ in 0..2 {
+            match server.next().await {
+                ControlEvent::Request { reply, .. } => slots.push(reply),
+                other => panic!("{other:?}"),
+            }
+        }
+        slots
+    };
+    let mut asking = std::pin::pin!(join_all(asks));
+    let mut slots = tokio::select! {
+        _ = &mut asking => panic!("nothing is answered yet"),
+        slots = serving => slots,
+    };
+    drop(slots.pop());
+    slots.pop().unwrap().send(Response::Done);
+    let mut answers = asking.await;
+    answers.sort_by_key(|answer| format!("{answer:?}"));
+    match answers.as_slice() {
+        [Err(RequestError::Protocol(_)), Ok(Response::Done), Ok(Response::Refused { .. })] => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_never_answers_is_given_up() {
+    let server = Plane::server(1).await;
+    let mut hasty = config(2);
+    hasty.timeout = Duration::from_millis(200);
+    let mut client = Plane::start(hasty).await;
+    client.handle.connect(server.addr(), None).await.unwrap();
+    assert!(matches!(client.next().await, ControlEvent::Connected { .. }));
+    for _ in 0..2 {
+        assert!(matches!(client.handle.request(server.id, Request::Leave).await, Err(RequestError::Timeout)));
+    }
+    assert!(matches!(client.next().await, ControlEvent::Disconnected { .. }));
+}
+
+#[tokio::test]
+async fn disconnect_and_block() {
+    let mut server = Plane::server(1).await;
+    let client = Plane::start(config(2)).await;
+    client.handle.connect(server.addr(), None).await.unwrap();
+    assert!(matches!(server.next().await, ControlEvent::Connected { .. }));
+    server.handle.disconnect(client.id);
+    assert!(matches!(server.next().await, ControlEvent::Disconnected { .. }));
+    server.handle.block(client.id);
+    // Refused, though perhaps only after our own end thinks it is up: then the first request finds it closed.
+    let refused = match client.handle.connect(server.addr(), None).await {
+        Err(_) => true,
+        Ok(_) => client.handle.request(server.id, Request::Leave).await.is_err(),
+    };
+    assert!(refused);
+    let other = Plane::start(config(3)).await;
+    other.handle.connect(server.addr(), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn shutdown_closes_connections_and_leaves_no_task() {
+    let mut server = Plane::server(1).await;
+    let clients = join_all((2..6).map(|number| Plane::start(config(number)))).await;
+    for client in &clients {
+        client.handle.connect(server.addr(), Some(server.id)).await.unwrap();
+        assert!(matches!(server.next().await, ControlEvent::Connected { .. }));
+    }
+    server.handle.shutdown(Duration::from_secs(5)).await;
+    assert!(server.handle.common.tasks.is_empty());
+    for mut client in clients {
+        assert!(matches!(client.next().await, ControlEvent::Connected { .. }));
+        assert!(matches!(client.next().await, ControlEvent::Disconnected { .. }));
+    }
+    let late = server.handle.connect(local(), None).await;
+    assert!(matches!(late, Err(ConnectError::Unavailable(_))), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_taken_port_is_an_error_that_names_it() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = config(1);
+    config.listen = vec![listener.local_addr().unwrap()];
+    match ControlPlane::start(config).await.map(|_| ()) {
+        Err(StartError::Listen { addr, why }) => {
+            assert_eq!(addr, listener.local_addr().unwrap());
+            assert!(why.contains("in use"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
