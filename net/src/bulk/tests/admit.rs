@@ -1,1 +1,130 @@
+//! Who gets in.
 
+use super::*;
+use crate::admission::Admission;
+use crate::testing::{NOW, clock, credential, keys, trust};
+
+/// Dials from a node with the given admission to a good one, and the other way round. Neither may get a link.
+async fn refused_both_ways(bad: impl Fn(u8) -> Admission, why: &str) {
+    // Both orders of ids: the greater and the smaller say hello at different times.
+    for (bad_number, good_number) in [(1, 2), (2, 1)] {
+        for bad_dials in [true, false] {
+            let mut bad_config = config(bad_number);
+            bad_config.admission = bad(bad_number);
+            let (mut bad_node, mut good_node) = (Node::start(bad_config).await, Node::start(config(good_number)).await);
+            let (dialler, other) =
+                if bad_dials { (&mut bad_node, &mut good_node) } else { (&mut good_node, &mut bad_node) };
+            dialler.dial(other);
+            match dialler.next().await {
+                BulkEvent::DialFailed { node, error } => {
+                    assert_eq!(node, other.id);
+                    assert!(error.contains(why) || error.contains("not-admitted"), "{error}");
+                }
+                event => panic!("{event:?}"),
+            }
+            // The other end hears of no link at all.
+            other.endpoint.shutdown(Duration::from_secs(5)).await;
+            assert!(other.events.try_recv().is_err());
+            assert_eq!(good_node.endpoint.stats().bytes_in, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_clusters_credential() {
+    let bad = |number: u8| {
+        let node = keys(number).node();
+        Admission::new(trust(0, 1, vec![]), credential(1, node, NOW + 100), clock)
+    };
+    refused_both_ways(bad, "not trusted for this").await;
+}
+
+#[tokio::test]
+async fn an_expired_credential() {
+    let bad = |number: u8| Admission::new(trust(0, 1, vec![]), credential(0, keys(number).node(), NOW - 1), clock);
+    refused_both_ways(bad, "valid from").await;
+}
+
+#[tokio::test]
+async fn another_nodes_credential() {
+    let bad = |_| Admission::new(trust(0, 1, vec![]), credential(0, keys(9).node(), NOW + 100), clock);
+    refused_both_ways(bad, "shown by").await;
+}
+
+#[tokio::test]
+async fn no_credential_at_all() {
+    refused_both_ways(|_| Admission::new(trust(0, 1, vec![]), vec![], clock), "not a").await;
+}
+
+#[tokio::test]
+async fn a_revoked_node_is_refused_and_its_link_closed() {
+    let (mut a, mut b) = linked().await;
+    let revoking = trust(0, 2, vec![b.id]);
+    a.endpoint.shared.config.admission.set_trust(revoking);
+    match b.next().await {
+        BulkEvent::LinkDown { reason: Some(CloseReason::NotAdmitted), .. } => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(a.next().await, BulkEvent::LinkDown { .. }));
+    b.dial(&a);
+    match b.next().await {
+        BulkEvent::DialFailed { error, .. } => assert!(error.contains("not-admitted"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    a.dial(&b);
+    match a.next().await {
+        BulkEvent::DialFailed { error, .. } => assert!(error.contains("revoked"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(a.endpoint.stats().not_admitted, 2);
+}
+
+#[tokio::test]
+async fn the_wrong_key_at_an_address() {
+    let (mut a, b) = pair().await;
+    a.endpoint.dial(keys(7).node(), vec![b.addr()]);
+    match a.next().await {
+        BulkEvent::DialFailed { node, error } => {
+            assert_eq!(node, keys(7).node());
+            assert!(error.contains(&format!("is {}", b.id.short())), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    a.endpoint.dial(a.id, vec![a.addr()]);
+    match a.next().await {
+        BulkEvent::DialFailed { error, .. } => assert!(error.contains("own key"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    a.endpoint.dial(b.id, vec![]);
+    match a.next().await {
+        BulkEvent::DialFailed { error, .. } => assert_eq!(error, "no address"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn too_many_links_are_refused_as_busy() {
+    let mut small = config(1);
+    small.links_max = 1;
+    let mut hub = Node::start(small).await;
+    let (mut first, mut second) = (Node::start(config(2)).await, Node::start(config(3)).await);
+    let hub_id = hub.id;
+    first.dial(&hub);
+    tokio::join!(hub.expect_up(first.id), first.expect_up(hub_id));
+    second.dial(&hub);
+    match second.next().await {
+        BulkEvent::DialFailed { error, .. } => assert!(error.contains("busy"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    hub.dial(&second);
+    match hub.next().await {
+        BulkEvent::DialFailed { error, .. } => assert!(error.contains("too many links"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    // A place that was left can be taken.
+    hub.endpoint.close(first.id, CloseReason::Idle);
+    assert!(matches!(hub.next().await, BulkEvent::LinkDown { .. }));
+    assert!(matches!(first.next().await, BulkEvent::LinkDown { reason: Some(CloseReason::Idle), .. }));
+    second.dial(&hub);
+    tokio::join!(hub.expect_up(second.id), second.expect_up(hub_id));
+}

@@ -1,1 +1,234 @@
+//! Strangers on the port, and admitted hosts that break the protocol.
 
+use super::*;
+use crate::identity::Identity;
+use crate::testing::{NOW, credential, keys};
+use crate::tls::{Tls, server_name};
+use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header, PROTOCOL_VERSION, SliceHeader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn until_closed(io: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
+    let mut heard = Vec::new();
+    // By a reset or politely: either will do.
+    let _end = tokio::time::timeout(PATIENCE, io.read_to_end(&mut heard)).await.expect("dropped in time");
+    heard
+}
+
+#[tokio::test]
+async fn strangers_are_dropped_and_counted() {
+    let mut quick = config(1);
+    quick.handshake_timeout = Duration::from_millis(200);
+    let mut node = Node::start(quick).await;
+    let garbage: Vec<u8> = (0..5000u32).map(|at| (at * 7 % 256) as u8).collect();
+    // A TLS record's beginning that never ends, for the slow one.
+    let slow = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01];
+    let visits: [&[u8]; 4] = [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", &garbage, &[], &slow];
+    for visit in visits {
+        let mut stranger = TcpStream::connect(node.addr()).await.unwrap();
+        let _maybe_reset = stranger.write_all(visit).await;
+        let heard = until_closed(&mut stranger).await;
+        assert!(heard.len() < 64, "an alert at most, not {} bytes", heard.len());
+    }
+    // One that vanishes at once.
+    drop(TcpStream::connect(node.addr()).await.unwrap());
+    node.endpoint.shutdown(Duration::from_secs(5)).await;
+    assert!(node.endpoint.stats().strangers >= 4);
+    assert!(node.events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn an_address_may_not_fill_the_waiting_room() {
+    let mut strict = config(1);
+    strict.pending_per_ip_max = 2;
+    let node = Node::start(strict).await;
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpStream::connect(node.addr()).await.unwrap());
+    }
+    // Accepted in order: when this one is dropped, the two before it are waiting.
+    let mut third = TcpStream::connect(node.addr()).await.unwrap();
+    assert!(until_closed(&mut third).await.is_empty());
+    assert_eq!(node.endpoint.stats().strangers, 1);
+    // Those that leave make room for who has a right to be here.
+    drop(silent);
+    let mut friend = Node::start(config(2)).await;
+    loop {
+        friend.dial(&node);
+        match friend.next().await {
+            BulkEvent::LinkUp { .. } => break,
+            // The two may not have been noticed to be gone yet.
+            BulkEvent::DialFailed { .. } => tokio::task::yield_now().await,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A TLS connection to `node` with the key `number`, its hello not said yet.
+async fn connect(node: &Node, number: u8) -> TlsStream<TcpStream> {
+    let tls = Tls::new(&Identity::new(&keys(number))).unwrap();
+    let stream = TcpStream::connect(node.addr()).await.unwrap();
+    TlsConnector::from(tls.client).connect(server_name(), stream).await.unwrap()
+}
+
+fn frame(kind: FrameKind, class: Class, body: &[u8]) -> Vec<u8> {
+    let mut out = Header { kind, class, body_len: body.len() as u32 }.to_bytes().to_vec();
+    out.extend_from_slice(body);
+    out
+}
+
+fn hello(number: u8) -> Vec<u8> {
+    let mut body = vec![PROTOCOL_VERSION];
+    body.extend(credential(0, keys(number).node(), NOW + 100));
+    frame(FrameKind::Hello, Class::Control, &body)
+}
+
+async fn read_frame(io: &mut TlsStream<TcpStream>) -> (FrameKind, Vec<u8>) {
+    let mut head = [0; HEADER_BYTES];
+    io.read_exact(&mut head).await.unwrap();
+    let header = Header::from_bytes(&head).unwrap();
+    let mut body = vec![0; header.body_len as usize];
+    io.read_exact(&mut body).await.unwrap();
+    (header.kind, body)
+}
+
+/// A rogue that is admitted: `node` believes in a link.
+async fn admitted(node: &mut Node, number: u8) -> TlsStream<TcpStream> {
+    let mut io = connect(node, number).await;
+    if keys(number).node() > node.id {
+        io.write_all(&hello(number)).await.unwrap();
+        assert_eq!(read_frame(&mut io).await.0, FrameKind::Hello);
+        io.write_all(&frame(FrameKind::Pong, Class::Control, &[])).await.unwrap();
+    } else {
+        assert_eq!(read_frame(&mut io).await.0, FrameKind::Hello);
+        io.write_all(&hello(number)).await.unwrap();
+        assert_eq!(read_frame(&mut io).await.0, FrameKind::Pong);
+    }
+    node.expect_up(keys(number).node()).await;
+    io
+}
+
+fn slice(class: Class, number: u32, offset: u32, total: u32, len: usize) -> Vec<u8> {
+    let header = SliceHeader { content: CONTENT, part: Part::Shard(ShardIndex(number)), offset, total };
+    let mut body = header.to_bytes().to_vec();
+    body.resize(body.len() + len, 5);
+    frame(FrameKind::Slice, class, &body)
+}
+
+/// What a rogue sends, and what the driver hears of it.
+fn violations() -> Vec<(&'static str, Vec<u8>)> {
+    let mut oversized = frame(FrameKind::Control, Class::Control, &[]);
+    oversized[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    let mut unknown = frame(FrameKind::Ping, Class::Control, &[]);
+    unknown[0] = 99;
+    let mut reserved = frame(FrameKind::Ping, Class::Control, &[]);
+    reserved[9] = 1;
+    let started = slice(Class::Bulk, 1, 0, 100, 10);
+    vec![
+        ("limit", oversized),
+        ("frame kind", unknown),
+        ("reserved", reserved),
+        ("hello twice", hello(2)),
+        ("malformed", frame(FrameKind::Control, Class::Control, &[0xff; 40])),
+        ("after the end", frame(FrameKind::Control, Class::Control, &[&valid_message()[..], &[0]].concat())),
+        ("malformed", frame(FrameKind::Announce, Class::Control, &[1, 2, 3])),
+        ("shorter than its header", frame(FrameKind::Slice, Class::Bulk, &[0; 20])),
+        ("limit", slice(Class::Bulk, 1, 0, limits::PIECE_BYTES_MAX + 1, 10)),
+        ("outside its part", slice(Class::Bulk, 1, 95, 100, 10)),
+        ("outside its part", slice(Class::Bulk, 1, 0, 100, 0)),
+        ("begins in its middle", slice(Class::Bulk, 1, 10, 100, 10)),
+        ("does not continue", [started.clone(), slice(Class::Bulk, 2, 10, 100, 10)].concat()),
+        ("does not continue", [started.clone(), slice(Class::Bulk, 1, 0, 100, 10)].concat()),
+        ("does not continue", [started.clone(), slice(Class::Bulk, 1, 10, 101, 10)].concat()),
+        ("less urgent", [slice(Class::Urgent, 1, 0, 100, 10), slice(Class::Bulk, 2, 0, 100, 10)].concat()),
+        ("without a reason", frame(FrameKind::Bye, Class::Control, &[77])),
+    ]
+}
+
+fn valid_message() -> Vec<u8> {
+    shoal_proto::codec::encode(&done(1))
+}
+
+#[tokio::test]
+async fn every_violation_ends_the_link_with_a_word() {
+    let mut node = Node::start(config(1)).await;
+    for (why, bytes) in violations() {
+        let mut rogue = admitted(&mut node, 2).await;
+        rogue.write_all(&bytes).await.unwrap();
+        match node.next().await {
+            BulkEvent::LinkDown { reason: None, error: Some(error), .. } => {
+                assert!(error.contains(why), "`{why}` is not in `{error}`");
+            }
+            other => panic!("{why}: {other:?}"),
+        }
+        loop {
+            let (kind, body) = read_frame(&mut rogue).await;
+            if kind == FrameKind::Bye {
+                assert_eq!(body, [CloseReason::Protocol as u8]);
+                break;
+            }
+        }
+        until_closed(&mut rogue).await;
+        assert_eq!(node.endpoint.stats().held, 0, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_frame_is_a_lost_link() {
+    let mut node = Node::start(config(1)).await;
+    for bytes in [&slice(Class::Bulk, 1, 0, 100_000, 50_000)[..30_000], &hello(2)[..7], b""] {
+        let mut rogue = admitted(&mut node, 2).await;
+        rogue.write_all(bytes).await.unwrap();
+        rogue.shutdown().await.unwrap();
+        match node.next().await {
+            BulkEvent::LinkDown { reason: None, error: Some(error), .. } => {
+                assert!(error.contains("closed"), "{error}")
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(node.endpoint.stats().held, 0);
+    }
+}
+
+#[tokio::test]
+async fn nothing_counts_before_hello() {
+    // Key 2 and 3 stand on either side of 1 or not; what matters is that both orders of ids occur over the keys.
+    let mut node = Node::start(config(1)).await;
+    for number in 2..8 {
+        for early in [frame(FrameKind::Control, Class::Control, &valid_message()), slice(Class::Bulk, 1, 0, 9, 9)] {
+            let mut rogue = connect(&node, number).await;
+            rogue.write_all(&early).await.unwrap();
+            loop {
+                let (kind, body) = read_frame(&mut rogue).await;
+                if kind == FrameKind::Bye {
+                    assert_eq!(body, [CloseReason::Protocol as u8]);
+                    break;
+                }
+                assert_eq!(kind, FrameKind::Hello);
+            }
+        }
+    }
+    node.endpoint.shutdown(Duration::from_secs(5)).await;
+    assert!(node.events.try_recv().is_err());
+    assert_eq!(node.endpoint.stats().bytes_in, 0);
+}
+
+#[tokio::test]
+async fn another_version_is_told_so() {
+    let node = Node::start(config(1)).await;
+    let mut rogue = connect(&node, 2).await;
+    let mut other = hello(2);
+    other[HEADER_BYTES] = PROTOCOL_VERSION + 1;
+    rogue.write_all(&other).await.unwrap();
+    loop {
+        let (kind, body) = read_frame(&mut rogue).await;
+        if kind == FrameKind::Bye {
+            assert_eq!(body, [CloseReason::Protocol as u8]);
+            break;
+        }
+    }
+}
