@@ -165,6 +165,12 @@ impl Document for Announcement {
         if self.manifest_bytes > limits::MANIFEST_BYTES_MAX as u64 {
             return Err(DecodeError::invalid("manifest_bytes", self.manifest_bytes.to_string()));
         }
+        if self.size > u64::from(limits::PIECES_MAX) * u64::from(limits::PIECE_BYTES_MAX) {
+            return Err(DecodeError::invalid("size", self.size.to_string()));
+        }
+        if self.expires_at < self.created_at {
+            return Err(DecodeError::invalid("expires_at", "before it was made"));
+        }
         Ok(())
     }
 }

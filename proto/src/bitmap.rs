@@ -13,8 +13,9 @@ pub struct Bitmap {
     words: Vec<u64>,
 }
 
-/// Longest bitmap a decoder accepts: every shard of the largest content at the largest parity ratio.
-const LEN_MAX: u32 = limits::PIECES_MAX * 2;
+/// Longest bitmap a decoder accepts: the pieces of the largest content. No region has as many hosts.
+const LEN_MAX: u32 = limits::PIECES_MAX;
+const _: () = assert!(limits::HOSTS_MAX <= LEN_MAX);
 
 impl Bitmap {
     /// The empty set over `0..len`.
@@ -171,11 +172,11 @@ impl std::fmt::Debug for Bitmap {
 }
 
 impl FromIterator<u32> for Bitmap {
-    /// The smallest bitmap that holds the given numbers.
+    /// The smallest bitmap that holds the given numbers. `u32::MAX`, which no universe has, is ignored.
     fn from_iter<I: IntoIterator<Item = u32>>(numbers: I) -> Self {
         let mut map = Self::default();
         for number in numbers {
-            map.grow(number + 1);
+            map.grow(number.saturating_add(1));
             map.set(number);
         }
         map
@@ -204,16 +205,19 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u32> {
 }
 
 impl Bitmap {
-    /// Runs as (gap, length) varints.
-    fn to_runs(&self) -> Vec<u8> {
+    /// Runs as (gap, length) varints; given up once they are not shorter than `limit` bytes.
+    fn to_runs(&self, limit: usize) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let mut at = 0;
         for range in self.ranges() {
+            if out.len() >= limit {
+                return None;
+            }
             put_varint(&mut out, range.start - at);
             put_varint(&mut out, range.end - range.start);
             at = range.end;
         }
-        out
+        (out.len() < limit).then_some(out)
     }
 
     fn from_runs(len: u32, mut runs: &[u8]) -> Result<Self, DecodeError> {
@@ -253,28 +257,40 @@ impl<C> Encode<C> for Bitmap {
         _: &mut C,
     ) -> Result<(), minicbor::encode::Error<W::Error>> {
         let raw_len = (self.len as usize).div_ceil(8);
-        let runs = self.to_runs();
         e.array(2)?.u32(self.len)?;
-        if runs.len() < raw_len {
-            e.bytes(&runs)?;
-        } else {
-            let raw: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).take(raw_len).collect();
-            e.bytes(&raw)?;
-        }
+        match self.to_runs(raw_len) {
+            Some(runs) => e.bytes(&runs)?,
+            None => {
+                let raw: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).take(raw_len).collect();
+                e.bytes(&raw)?
+            }
+        };
         Ok(())
     }
 }
 
 impl<'b, C> Decode<'b, C> for Bitmap {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::decode_within(d, LEN_MAX)
+    }
+}
+
+/// Decodes a set of hosts, for `#[cbor(decode_with)]`: no larger than a region, so that a message of many of them
+/// cannot ask for much memory.
+pub(crate) fn decode_hosts<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Bitmap, minicbor::decode::Error> {
+    Bitmap::decode_within(d, limits::HOSTS_MAX)
+}
+
+impl Bitmap {
+    fn decode_within(d: &mut Decoder<'_>, len_max: u32) -> Result<Self, minicbor::decode::Error> {
         let bad = |why: String| minicbor::decode::Error::message(why);
         if d.array()? != Some(2) {
             return Err(bad("bitmap is not a pair".into()));
         }
         let len = d.u32()?;
         let bytes = d.bytes()?;
-        if len > LEN_MAX {
-            return Err(bad(format!("bitmap of {len} bits, the limit is {LEN_MAX}")));
+        if len > len_max {
+            return Err(bad(format!("bitmap of {len} bits, the limit is {len_max}")));
         }
         if bytes.len() > (len as usize).div_ceil(8) {
             return Err(bad("bitmap longer than its universe".into()));

@@ -141,6 +141,22 @@ pub fn decode_exact<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, DecodeE
     }
 }
 
+/// Decodes an array of at most `MAX` values: a longer one is refused before more than `MAX` are made. For
+/// `#[cbor(decode_with)]` on fields whose values are larger in memory than on the wire.
+pub(crate) fn at_most<'b, const MAX: usize, C, T: Decode<'b, C>>(
+    d: &mut minicbor::Decoder<'b>,
+    ctx: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    let mut values = Vec::new();
+    for value in d.array_iter_with(ctx)? {
+        if values.len() == MAX {
+            return Err(minicbor::decode::Error::message(format!("more than {MAX} values")));
+        }
+        values.push(value?);
+    }
+    Ok(values)
+}
+
 /// Encodes one CBOR value.
 pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();

@@ -50,6 +50,7 @@ pub enum Request {
         known: Epoch,
         /// Jobs whose state or progress changed; at most [`limits::BEAT_ROWS_MAX`].
         #[n(1)]
+        #[cbor(decode_with = "crate::codec::at_most::<{ limits::BEAT_ROWS_MAX }, _, _>")]
         reports: Vec<HostReport>,
     },
     /// Seeder to tracker: this job is open; here is its signed announcement.
@@ -171,8 +172,9 @@ pub struct JobRollup {
     /// Pieces of the content; 0 while no host knows the manifest.
     #[n(1)]
     pub pieces_total: u32,
-    /// Hosts that failed, are away, or are behind; at most 256, failed first.
+    /// Hosts that failed, are away, or are behind; at most [`limits::ROLLUP_LINES_MAX`], failed first.
     #[n(2)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::ROLLUP_LINES_MAX }, _, _>")]
     pub lines: Vec<HostLine>,
     /// Payload bytes that the job's seeder sent.
     #[n(3)]
@@ -199,6 +201,9 @@ impl Document for Request {
                 reports.iter().try_for_each(HostReport::validate)
             }
             Self::Membership(update) => update.validate(),
+            Self::OpenJob { envelope } if envelope.len() > limits::ANNOUNCEMENT_BYTES_MAX => {
+                Err(DecodeError::TooLong { len: envelope.len(), max: limits::ANNOUNCEMENT_BYTES_MAX })
+            }
             Self::OpenJob { .. } | Self::JobStatus { .. } | Self::Leave => Ok(()),
         }
     }

@@ -75,15 +75,19 @@ impl Geometry {
         self.stripe_count() * self.width()
     }
 
+    /// The piece that `stripe` begins with; past the last piece when there is no such stripe.
+    fn first_piece(&self, stripe: StripeIndex) -> u32 {
+        stripe.0.saturating_mul(u32::from(self.data))
+    }
+
     /// Data shards that `stripe` really has.
     pub fn stripe_data(&self, stripe: StripeIndex) -> u32 {
-        let first = stripe.0 * u32::from(self.data);
-        self.piece_count().saturating_sub(first).min(u32::from(self.data))
+        self.piece_count().saturating_sub(self.first_piece(stripe)).min(u32::from(self.data))
     }
 
     /// Pieces of `stripe`.
     pub fn stripe_pieces(&self, stripe: StripeIndex) -> Range<u32> {
-        let first = stripe.0 * u32::from(self.data);
+        let first = self.first_piece(stripe);
         first..first + self.stripe_data(stripe)
     }
 
@@ -123,7 +127,7 @@ impl Geometry {
         exists.then_some((stripe, place))
     }
 
-    /// The shard at `place` of `stripe` (`place < k` data, else parity).
+    /// The shard at `place` of `stripe` (`place < k` data, else parity), both of which must exist.
     pub fn shard_at(&self, stripe: StripeIndex, place: u32) -> ShardIndex {
         ShardIndex(stripe.0 * self.width() + place)
     }
@@ -156,11 +160,12 @@ impl Geometry {
         self.lane_of(self.shard_of(piece))
     }
 
-    /// Pieces that ride `lane`, ascending: every L-th piece.
+    /// Pieces that ride `lane`, ascending: every L-th piece. None when there is no such lane.
     pub fn pieces_of_lane(&self, lane: LaneIndex) -> impl Iterator<Item = PieceIndex> + use<> {
         let lanes = u32::from(self.lanes);
         let first = (u32::from(lane.0) + lanes - u32::from(self.lane_offset)) % lanes;
-        (first..self.piece_count()).step_by(lanes as usize).map(PieceIndex)
+        let end = if lane.0 < self.lanes { self.piece_count() } else { 0 };
+        (first..end).step_by(lanes as usize).map(PieceIndex)
     }
 
     /// An empty set of pieces of this content.

@@ -54,6 +54,14 @@ pub const HOSTS_MAX: u32 = 200_000;
 pub const DETAIL_BYTES_MAX: usize = 256;
 /// Reports or progress rows in one beat.
 pub const BEAT_ROWS_MAX: usize = 256;
+/// Hosts named one by one in a job's rollup.
+pub const ROLLUP_LINES_MAX: usize = 256;
+/// Jobs in one flush to the hub.
+pub const FLUSH_JOBS_MAX: usize = 64;
+/// Sets of hosts in one job of a flush: each state has at most one.
+pub const FLUSH_STATES_MAX: usize = 16;
+/// Roster rows in one flush to the hub.
+pub const FLUSH_ROSTER_MAX: usize = 20_000;
 /// Largest body the hub takes in one request.
 pub const HUB_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Lanes: distribution trees per content. One bit each in a `u64`.

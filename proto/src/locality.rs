@@ -134,9 +134,11 @@ impl Selector {
         Self { any: vec![Vec::new()] }
     }
 
-    /// Reads one selector per flag; the flags are alternatives, commas within one mean "and".
+    /// Reads one selector per flag; the flags are alternatives, commas within one mean "and". ` or ` within a flag does
+    /// what two flags do, so that a printed selector reads back.
     pub fn parse<S: AsRef<str>>(flags: &[S]) -> Result<Self, ParseLocalityError> {
-        let any = flags.iter().map(|flag| parse_terms(flag.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        let alternatives = flags.iter().flat_map(|flag| flag.as_ref().split(" or "));
+        let any = alternatives.map(parse_terms).collect::<Result<Vec<_>, _>>()?;
         let selector = Self { any };
         if selector.is_valid() { Ok(selector) } else { Err(ParseLocalityError::Count) }
     }

@@ -72,6 +72,7 @@ pub struct Manifest {
     pub root: Root,
     /// Entries in ascending path order, parents before children.
     #[n(1)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::ENTRIES_MAX }, _, _>")]
     pub entries: Vec<Entry>,
     /// Byte lengths of the streams the pieces cut, in order. A directory or file is one stream (none when empty).
     #[n(2)]
@@ -151,13 +152,14 @@ impl Manifest {
             return Some(self.piece_hash(piece));
         }
         let (stripe, place) = geometry.split(shard)?;
-        let row = place - u32::from(self.data);
+        let row = place.checked_sub(u32::from(self.data))?;
         Some(hash_at(&self.parity_hashes, stripe.index() * usize::from(self.parity) + row as usize))
     }
 
     fn validate_pieces(&self) -> Result<(), DecodeError> {
         let count = self.piece_count();
         let check = |ok: bool, what, why: &str| if ok { Ok(()) } else { Err(DecodeError::invalid(what, why)) };
+        check(self.piece_bytes_avg <= limits::PIECE_BYTES_MAX, "piece_bytes_avg", "longer than a piece can be")?;
         check(self.piece_lens.len().is_multiple_of(4), "piece_lens", "not a whole number of pieces")?;
         check(self.piece_hashes.len() == count as usize * 32, "piece_hashes", "not one a piece")?;
         let geometry = self.geometry(&ContentId([0; 32]))?;
@@ -266,7 +268,8 @@ pub fn is_safe_path(path: &[u8]) -> bool {
 /// Whether a link at `path` to `target` stays inside the content, judged by the text of both. `..` may climb at most to
 /// the content's root, and only at the front: `a/../..` through a link could climb further than it reads.
 pub fn link_stays_inside(path: &[u8], target: &[u8]) -> bool {
-    if target.is_empty() || target.len() > limits::PATH_BYTES_MAX || target[0] == b'/' || target.contains(&0) {
+    // The kernel takes targets of 4095 bytes.
+    if target.is_empty() || target.len() >= limits::PATH_BYTES_MAX || target[0] == b'/' || target.contains(&0) {
         return false;
     }
     let depth = path.iter().filter(|b| **b == b'/').count();

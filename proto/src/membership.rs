@@ -44,6 +44,7 @@ pub struct Member {
     pub labels: Labels,
     /// Where it listens for bulk links.
     #[n(5)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::ADDRS_MAX }, _, _>")]
     pub addrs: Vec<SocketAddr>,
     /// Its share of the rack's relaying, relative to its mates; 100 is ordinary, 0 owns nothing.
     #[n(6)]
@@ -67,9 +68,11 @@ pub struct MembershipUpdate {
     pub base: Option<Epoch>,
     /// Rows new or changed.
     #[n(2)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::HOSTS_MAX as usize }, _, _>")]
     pub upserts: Vec<Member>,
     /// Rows gone.
     #[n(3)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::HOSTS_MAX as usize }, _, _>")]
     pub removed: Vec<HostIndex>,
 }
 

@@ -22,19 +22,23 @@ impl LaneSet {
         if lanes >= 64 { Self(u64::MAX) } else { Self((1 << lanes) - 1) }
     }
 
-    /// Whether `lane` is in.
-    pub fn contains(self, lane: LaneIndex) -> bool {
-        self.0 >> lane.0 & 1 == 1
+    fn bit(lane: LaneIndex) -> u64 {
+        1u64.checked_shl(u32::from(lane.0)).unwrap_or(0)
     }
 
-    /// Adds `lane`.
+    /// Whether `lane` is in. A lane past the 64th never is.
+    pub fn contains(self, lane: LaneIndex) -> bool {
+        self.0 & Self::bit(lane) != 0
+    }
+
+    /// Adds `lane`; one past the 64th is ignored.
     pub fn insert(&mut self, lane: LaneIndex) {
-        self.0 |= 1 << lane.0;
+        self.0 |= Self::bit(lane);
     }
 
     /// Removes `lane`.
     pub fn remove(&mut self, lane: LaneIndex) {
-        self.0 &= !(1 << lane.0);
+        self.0 &= !Self::bit(lane);
     }
 
     /// Whether no lane is in.

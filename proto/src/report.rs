@@ -3,12 +3,12 @@
 //! Invariant: merging reports is a maximum over (attempt, state), so order, repetition and loss-then-resend cannot
 //! change the outcome.
 
-use crate::announcement::Kind;
+use crate::announcement::{Kind, is_content_name, is_version};
 use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::ids::{ContentId, Epoch, HostIndex, JobId, NodeId};
 use crate::limits;
-use crate::locality::Locality;
+use crate::locality::{Locality, is_name};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -121,21 +121,21 @@ pub struct TierBytes {
 impl TierBytes {
     /// Bytes that crossed the rack's uplink.
     pub fn imported(&self) -> u64 {
-        self.site + self.region + self.seeder
+        self.site.saturating_add(self.region).saturating_add(self.seeder)
     }
 
     /// All bytes.
     pub fn total(&self) -> u64 {
-        self.local + self.rack + self.imported()
+        self.local.saturating_add(self.rack).saturating_add(self.imported())
     }
 
-    /// Adds another count.
+    /// Adds another count. A host may claim any number, so sums stop at the top instead of overflowing.
     pub fn add(&mut self, other: &Self) {
-        self.local += other.local;
-        self.rack += other.rack;
-        self.site += other.site;
-        self.region += other.region;
-        self.seeder += other.seeder;
+        self.local = self.local.saturating_add(other.local);
+        self.rack = self.rack.saturating_add(other.rack);
+        self.site = self.site.saturating_add(other.site);
+        self.region = self.region.saturating_add(other.region);
+        self.seeder = self.seeder.saturating_add(other.seeder);
     }
 }
 
@@ -174,6 +174,9 @@ impl HostReport {
         if self.detail.len() > limits::DETAIL_BYTES_MAX {
             return Err(DecodeError::TooLong { len: self.detail.len(), max: limits::DETAIL_BYTES_MAX });
         }
+        if self.pieces_have.max(self.pieces_total) > limits::PIECES_MAX {
+            return Err(DecodeError::invalid("pieces", "more than a content can have"));
+        }
         Ok(())
     }
 
@@ -191,6 +194,7 @@ pub struct StateSet {
     pub state: HostState,
     /// The hosts, by roster index.
     #[n(1)]
+    #[cbor(decode_with = "crate::bitmap::decode_hosts")]
     pub hosts: Bitmap,
 }
 
@@ -220,9 +224,12 @@ pub struct JobFlush {
     pub created_at: u64,
     /// The hosts it is for, by roster index.
     #[n(7)]
+    #[cbor(decode_with = "crate::bitmap::decode_hosts")]
     pub targets: Bitmap,
-    /// Who is in which state; hosts in none are `Unknown`.
+    /// Who is in which state, each state and each host at most once; hosts in none are `Unknown`. At most
+    /// [`limits::FLUSH_STATES_MAX`].
     #[n(8)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::FLUSH_STATES_MAX }, _, _>")]
     pub states: Vec<StateSet>,
     /// Payload bytes by source, over all hosts.
     #[n(9)]
@@ -255,11 +262,13 @@ pub struct HubFlush {
     /// Membership epoch the indices belong to. Indices are never reused, so older rows stay right.
     #[n(3)]
     pub epoch: Epoch,
-    /// Roster rows the hub was not told yet.
+    /// Roster rows the hub was not told yet; at most [`limits::FLUSH_ROSTER_MAX`].
     #[n(4)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::FLUSH_ROSTER_MAX }, _, _>")]
     pub roster: Vec<RosterRow>,
-    /// Jobs that changed.
+    /// Jobs that changed; at most [`limits::FLUSH_JOBS_MAX`].
     #[n(5)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::FLUSH_JOBS_MAX }, _, _>")]
     pub jobs: Vec<JobFlush>,
 }
 
@@ -267,6 +276,45 @@ impl Document for HubFlush {
     const KIND: DocKind = DocKind::HubFlush;
     const VERSION: u8 = 1;
     const BYTES_MAX: usize = limits::HUB_BODY_BYTES_MAX;
+
+    fn validate(&self) -> Result<(), DecodeError> {
+        if !is_name(&self.region) {
+            return Err(DecodeError::invalid("region", format!("`{}`", self.region)));
+        }
+        for row in &self.roster {
+            if row.index.0 >= limits::HOSTS_MAX {
+                return Err(DecodeError::invalid("index", row.index.to_string()));
+            }
+            if !row.locality.is_valid() {
+                return Err(DecodeError::invalid("locality", row.locality.to_string()));
+            }
+        }
+        self.jobs.iter().try_for_each(JobFlush::validate)
+    }
+}
+
+impl JobFlush {
+    fn validate(&self) -> Result<(), DecodeError> {
+        if !is_content_name(&self.name) {
+            return Err(DecodeError::invalid("name", format!("`{}`", self.name)));
+        }
+        if !is_version(&self.version) {
+            return Err(DecodeError::invalid("version", format!("`{}`", self.version)));
+        }
+        let mut seen = Bitmap::default();
+        for (at, set) in self.states.iter().enumerate() {
+            if self.states[..at].iter().any(|other| other.state == set.state) {
+                return Err(DecodeError::invalid("states", format!("`{}` twice", set.state)));
+            }
+            let before = seen.count();
+            seen.grow(set.hosts.len());
+            seen.union(&set.hosts);
+            if seen.count() != before + set.hosts.count() {
+                return Err(DecodeError::invalid("states", "a host in two states"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The body of a tracker's request to the hub.

@@ -124,6 +124,10 @@ impl Envelope {
 
     /// Checks the signature and reads the document. Whether `signer` may sign it is the caller's question.
     pub fn open<D: Document>(&self) -> Result<D, TrustError> {
+        // A stranger must not make us hash more than the document may be long.
+        if self.payload.len() > D::BYTES_MAX {
+            return Err(DecodeError::TooLong { len: self.payload.len(), max: D::BYTES_MAX }.into());
+        }
         let bad = TrustError::BadSignature(self.signer);
         let Ok(key) = VerifyingKey::from_bytes(self.signer.as_bytes()) else { return Err(bad) };
         let signature = Signature::from_bytes(&self.signature);
@@ -253,6 +257,9 @@ impl Trust {
     /// Reads a trust document's envelope. It is signed by the root key it names; the file itself is the anchor, so
     /// `pinned` (a cluster id from the configuration) is checked when given.
     pub fn open(envelope: &[u8], pinned: Option<ClusterId>) -> Result<Self, TrustError> {
+        if envelope.len() > limits::TRUST_BYTES_MAX {
+            return Err(DecodeError::TooLong { len: envelope.len(), max: limits::TRUST_BYTES_MAX }.into());
+        }
         let envelope = Envelope::from_bytes(envelope)?;
         let document: TrustDocument = envelope.open()?;
         if envelope.signer() != document.root {
