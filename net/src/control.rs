@@ -39,7 +39,7 @@ pub struct ControlConfig {
     pub pending_max: u32,
     /// Inbound requests waiting for our answer, at a time; more are refused. Default 1,024.
     pub requests_max: usize,
-    /// Inbound requests from one connection waiting for our answer, at a time. Default 8.
+    /// Requests under way on one connection, both ways together; more fail at the asker. Default 16.
     pub requests_per_connection_max: usize,
     /// Longest request accepted, bytes. A tracker should lower it: it must read requests of the not yet admitted.
     pub request_bytes_max: usize,
@@ -60,7 +60,7 @@ impl ControlConfig {
             connections_max: 65_536,
             pending_max: 128,
             requests_max: 1024,
-            requests_per_connection_max: 8,
+            requests_per_connection_max: 16,
             request_bytes_max: limits::CONTROL_PLANE_BYTES_MAX,
             response_bytes_max: limits::CONTROL_PLANE_BYTES_MAX,
             timeout: Duration::from_secs(10),

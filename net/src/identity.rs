@@ -125,3 +125,55 @@ pub fn save_key(path: &Path, keys: &Keypair) -> Result<(), KeyFileError> {
     let line = format!("{KEY_FILE_HEAD}{}\n", NodeId(keys.seed()));
     file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_and_peer_id_are_the_same_key() {
+        for seed in 0..50 {
+            let keys = Keypair::from_seed([seed; 32]);
+            let identity = Identity::new(&keys);
+            assert_eq!(identity.node(), keys.node());
+            assert_eq!(node_of(&identity.peer_id()), Some(keys.node()));
+            assert_eq!(peer_id_of(&keys.node()), Some(identity.peer_id()));
+        }
+        assert_eq!(node_of(&PeerId::random()), None);
+    }
+
+    #[test]
+    fn a_key_survives_its_file_and_only_its_owner_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        let keys = Keypair::from_seed([7; 32]);
+        save_key(&path, &keys).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(load_key(&path).unwrap().seed(), keys.seed());
+        assert!(matches!(save_key(&path, &keys), Err(KeyFileError::Io { .. })), "an existing key is never replaced");
+        for mode in [0o640, 0o604, 0o660, 0o644] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = load_key(&path).unwrap_err();
+            assert!(matches!(error, KeyFileError::Exposed { mode: found, .. } if found == mode));
+            assert!(error.to_string().contains("chmod 600"), "{error}");
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+        assert!(load_key(&path).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_key_file_is_said_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        assert!(matches!(load_key(&path), Err(KeyFileError::Io { .. })));
+        let long = "shoal-key-v1 ".to_string() + &"0".repeat(5000);
+        for text in ["", "shoal-key-v1 ", "shoal-key-v1 abc", "-----BEGIN PRIVATE KEY-----", &long] {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            assert!(matches!(load_key(&path), Err(KeyFileError::Malformed { .. })), "{text:.20}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(load_key(&path).is_err());
+    }
+}

@@ -57,7 +57,7 @@ impl Pool {
 
     fn give_back(&self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        if capacity < POOLED_MIN || capacity > POOL_BYTES_MAX {
+        if !(POOLED_MIN..=POOL_BYTES_MAX).contains(&capacity) {
             return;
         }
         buffer.clear();

@@ -423,7 +423,7 @@ async fn listen(swarm: &mut Swarm<Behaviour>, addrs: &[SocketAddr]) -> Result<Ve
     for (at, addr) in addrs.iter().enumerate() {
         let id = swarm
             .listen_on(multiaddr(*addr))
-            .map_err(|error| StartError::Listen { addr: *addr, why: error.to_string() })?;
+            .map_err(|error| StartError::Listen { addr: *addr, why: innermost(&error) })?;
         waiting.insert(id, at);
     }
     while !waiting.is_empty() {
@@ -443,7 +443,7 @@ async fn listen(swarm: &mut Swarm<Behaviour>, addrs: &[SocketAddr]) -> Result<Ve
             }
             Ok(SwarmEvent::ListenerError { listener_id, error }) => {
                 if let Some(at) = waiting.get(&listener_id) {
-                    return fail(*at, error.to_string());
+                    return fail(*at, innermost(&error));
                 }
             }
             Ok(_) => {}

@@ -3,7 +3,7 @@
 use super::*;
 use crate::testing::{keys, local};
 use futures::future::join_all;
-use shoal_proto::control::Join;
+use shoal_proto::control::{JobRollup, Join, RackRollup};
 use shoal_proto::ids::{Epoch, JobId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -101,21 +101,40 @@ async fn a_request_and_its_answer_with_bytes_counted() {
 }
 
 #[tokio::test]
-async fn megabytes_go_through_and_limits_hold() {
+async fn megabytes_go_through() {
+    let mut server = Plane::server(1).await;
+    let client = Plane::start(config(2)).await;
+    client.handle.connect(server.addr(), Some(server.id)).await.unwrap();
+    let row = |number: u32| RackRollup { rack: format!("cn/s1/r{number}"), hosts: number, ..RackRollup::default() };
+    let rollup = JobRollup { racks: (0..20_000).map(row).collect(), ..JobRollup::default() };
+    let answering = async {
+        loop {
+            if let ControlEvent::Request { reply, .. } = server.next().await {
+                return reply.send(Response::Rollup(rollup.clone()));
+            }
+        }
+    };
+    let asking = client.handle.request(keys(1).node(), Request::JobStatus { job: JobId([1; 16]) });
+    let (answer, ()) = tokio::join!(asking, answering);
+    assert!(answer.unwrap() == Response::Rollup(rollup));
+    assert!(client.handle.bytes_in() > 500_000);
+}
+
+#[tokio::test]
+async fn limits_hold_and_hurt_nobody() {
     let mut narrow = config(1);
     narrow.listen = vec![local()];
-    narrow.request_bytes_max = 3 << 20;
+    narrow.request_bytes_max = 4096;
     let server = Plane::start(narrow).await;
     let (addr, id) = (server.addr(), server.id);
     let client = Plane::start(config(2)).await;
     let serving = tokio::spawn(obliging(server));
     client.handle.connect(addr, Some(id)).await.unwrap();
-    assert_eq!(client.handle.request(id, open_job(2 << 20)).await.unwrap(), Response::Done);
-    let over = client.handle.request(id, open_job(4 << 20)).await;
+    assert_eq!(client.handle.request(id, open_job(4000)).await.unwrap(), Response::Done);
+    let over = client.handle.request(id, open_job(4096)).await;
     assert!(matches!(over, Err(RequestError::Protocol(_) | RequestError::Lost)), "{over:?}");
     let far_over = client.handle.request(id, open_job(limits::CONTROL_PLANE_BYTES_MAX + 1)).await;
     assert!(matches!(far_over, Err(RequestError::TooLong)), "{far_over:?}");
-    // None of this hurt the connection.
     assert_eq!(client.handle.request(id, Request::Leave).await.unwrap(), Response::Done);
     serving.abort();
 }

@@ -75,13 +75,13 @@ async fn connect(node: &Node, number: u8) -> TlsStream<TcpStream> {
     TlsConnector::from(tls.client).connect(server_name(), stream).await.unwrap()
 }
 
-fn frame(kind: FrameKind, class: Class, body: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: FrameKind, class: Class, body: &[u8]) -> Vec<u8> {
     let mut out = Header { kind, class, body_len: body.len() as u32 }.to_bytes().to_vec();
     out.extend_from_slice(body);
     out
 }
 
-fn hello(number: u8) -> Vec<u8> {
+pub(super) fn hello(number: u8) -> Vec<u8> {
     let mut body = vec![PROTOCOL_VERSION];
     body.extend(credential(0, keys(number).node(), NOW + 100));
     frame(FrameKind::Hello, Class::Control, &body)
@@ -112,7 +112,7 @@ async fn admitted(node: &mut Node, number: u8) -> TlsStream<TcpStream> {
     io
 }
 
-fn slice(class: Class, number: u32, offset: u32, total: u32, len: usize) -> Vec<u8> {
+pub(super) fn slice(class: Class, number: u32, offset: u32, total: u32, len: usize) -> Vec<u8> {
     let header = SliceHeader { content: CONTENT, part: Part::Shard(ShardIndex(number)), offset, total };
     let mut body = header.to_bytes().to_vec();
     body.resize(body.len() + len, 5);

@@ -1,1 +1,217 @@
+//! Silence, on connections in memory and a clock that stands still until everybody waits.
 
+use super::hostile::{frame, hello, slice};
+use super::*;
+use crate::bulk::connect::start;
+use crate::bulk::greet::{GreetError, greet};
+use crate::testing::keys;
+use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::time::Instant;
+
+const WIRE: usize = 256 * 1024;
+
+async fn deaf_node(number: u8) -> Node {
+    let mut config = config(number);
+    config.listen = vec![];
+    Node::start(config).await
+}
+
+/// Greets whoever is at the other end as node `other`, and makes it a link.
+async fn adopt(node: &Node, other: u8, mut io: DuplexStream) -> Result<(), GreetError> {
+    let other = keys(other).node();
+    let greeted = greet(&node.endpoint.shared, &mut io, other).await?;
+    start(&node.endpoint.shared, io, other, greeted, "192.0.2.1:1".parse().unwrap(), false);
+    Ok(())
+}
+
+async fn read_frame(io: &mut DuplexStream) -> std::io::Result<(FrameKind, Vec<u8>)> {
+    let mut head = [0; HEADER_BYTES];
+    io.read_exact(&mut head).await?;
+    let header = Header::from_bytes(&head).unwrap();
+    let mut body = vec![0; header.body_len as usize];
+    io.read_exact(&mut body).await?;
+    Ok((header.kind, body))
+}
+
+/// The greeting of node `number`, done by hand.
+async fn greet_by_hand(io: &mut DuplexStream, number: u8, node: &Node) {
+    io.write_all(&hello(number)).await.unwrap();
+    if keys(number).node() > node.id {
+        assert_eq!(read_frame(io).await.unwrap().0, FrameKind::Hello);
+        io.write_all(&frame(FrameKind::Pong, Class::Control, &[])).await.unwrap();
+    } else {
+        assert_eq!(read_frame(io).await.unwrap().0, FrameKind::Hello);
+        assert_eq!(read_frame(io).await.unwrap().0, FrameKind::Pong);
+    }
+}
+
+/// A link whose other end is in the test's hand.
+async fn by_hand(node: &mut Node, number: u8) -> DuplexStream {
+    let (near, mut far) = duplex(WIRE);
+    let (adopted, ()) = tokio::join!(adopt(node, number, near), greet_by_hand(&mut far, number, node));
+    adopted.unwrap();
+    node.expect_up(keys(number).node()).await;
+    far
+}
+
+fn error_of(event: BulkEvent) -> String {
+    match event {
+        BulkEvent::LinkDown { reason: None, error: Some(error), .. } => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_link_lives_on_pings() {
+    let (mut a, mut b) = (deaf_node(1).await, deaf_node(2).await);
+    let (near, far) = duplex(WIRE);
+    let (one, two) = tokio::join!(adopt(&a, 2, near), adopt(&b, 1, far));
+    one.unwrap();
+    two.unwrap();
+    let (a_id, b_id) = (a.id, b.id);
+    tokio::join!(a.expect_up(b_id), b.expect_up(a_id));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    a.endpoint.send(b.id, OutFrame::Message(done(1))).unwrap();
+    assert!(matches!(b.next().await, BulkEvent::Message { .. }));
+    let frames = a.endpoint.link_stats(b.id).unwrap().bytes_in / HEADER_BYTES as u64;
+    // One ping or pong about every ten seconds, not more than both ways.
+    assert!((55..=125).contains(&frames), "{frames}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_link_is_asked_then_dead() {
+    let mut node = deaf_node(1).await;
+    let mut far = by_hand(&mut node, 2).await;
+    let begin = Instant::now();
+    let listening = async {
+        let mut pings = 0;
+        while let Ok((kind, _)) = read_frame(&mut far).await {
+            assert_eq!(kind, FrameKind::Ping);
+            pings += 1;
+        }
+        pings
+    };
+    let dying = async {
+        let event = node.events.recv().await.unwrap();
+        (error_of(event), begin.elapsed())
+    };
+    let (pings, (error, after)) = tokio::join!(listening, dying);
+    assert!(error.contains("nothing heard"), "{error}");
+    assert!((Duration::from_secs(30)..Duration::from_secs(41)).contains(&after), "{after:?}");
+    assert!((2..=4).contains(&pings), "{pings}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn our_own_slowness_is_not_the_other_ends_silence() {
+    let mut narrow = config(1);
+    narrow.listen = vec![];
+    narrow.events_max = 1;
+    let mut node = Node::start(narrow).await;
+    let mut far = by_hand(&mut node, 2).await;
+    let said = frame(FrameKind::Control, Class::Control, &shoal_proto::codec::encode(&done(1)));
+    for _ in 0..5 {
+        far.write_all(&said).await.unwrap();
+    }
+    // The driver sleeps; meanwhile the link shows the other end that it lives.
+    let mut pings = 0;
+    let _elapsed = tokio::time::timeout(Duration::from_secs(300), async {
+        while let Ok((kind, _)) = read_frame(&mut far).await {
+            assert_eq!(kind, FrameKind::Ping);
+            pings += 1;
+        }
+    })
+    .await;
+    assert!((25..=31).contains(&pings), "{pings}");
+    for _ in 0..5 {
+        assert!(matches!(node.next().await, BulkEvent::Message { .. }));
+    }
+    // Now it is the other end that is silent.
+    let begin = Instant::now();
+    let event = node.events.recv().await.unwrap();
+    assert!(error_of(event).contains("nothing heard"));
+    assert!(begin.elapsed() >= Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_may_not_stall_half_received() {
+    let mut node = deaf_node(1).await;
+    let mut far = by_hand(&mut node, 2).await;
+    far.write_all(&slice(Class::Bulk, 1, 0, 1 << 20, 1000)).await.unwrap();
+    let answering = async {
+        while let Ok((kind, _)) = read_frame(&mut far).await {
+            if kind == FrameKind::Ping && far.write_all(&frame(FrameKind::Pong, Class::Control, &[])).await.is_err() {
+                break;
+            }
+        }
+    };
+    let dying = async { error_of(node.events.recv().await.unwrap()) };
+    let ((), error) = tokio::join!(answering, dying);
+    assert!(error.contains("stalled"), "{error}");
+    assert_eq!(node.endpoint.stats().held, 0);
+}
+
+/// A key whose id is greater than that of key 1, so that node 1 picks.
+fn greater() -> u8 {
+    (2..100).find(|number| keys(*number).node() > keys(1).node()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_corpse_makes_way_for_a_host_that_comes_back() {
+    let mut node = deaf_node(1).await;
+    let other = greater();
+    let _corpse = by_hand(&mut node, other).await;
+    let (near, mut far) = duplex(WIRE);
+    let begin = Instant::now();
+    let (adopted, ()) = tokio::join!(adopt(&node, other, near), greet_by_hand(&mut far, other, &node));
+    adopted.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(error_of(node.next().await).contains("dialled anew"));
+    node.expect_up(keys(other).node()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_living_link_does_not() {
+    let mut node = deaf_node(1).await;
+    let other = greater();
+    let mut living = by_hand(&mut node, other).await;
+    let (near, mut far) = duplex(WIRE);
+    let second = async {
+        far.write_all(&hello(other)).await.unwrap();
+        let answer = read_frame(&mut far).await.unwrap();
+        assert_eq!(answer, (FrameKind::Bye, vec![CloseReason::Duplicate as u8]));
+    };
+    let first = async {
+        assert_eq!(read_frame(&mut living).await.unwrap().0, FrameKind::Ping);
+        living.write_all(&frame(FrameKind::Pong, Class::Control, &[])).await.unwrap();
+    };
+    let (refused, (), ()) = tokio::join!(adopt(&node, other, near), second, first);
+    assert!(matches!(refused, Err(GreetError::Refuse { reason: CloseReason::Duplicate, .. })));
+    assert_eq!(node.endpoint.stats().links, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_greater_id_believes_the_smaller_ones_choice() {
+    let other = (2..100).find(|number| keys(*number).node() < keys(1).node()).unwrap();
+    let mut node = deaf_node(1).await;
+    let _old = by_hand(&mut node, other).await;
+    let (near, mut far) = duplex(WIRE);
+    let (adopted, ()) = tokio::join!(adopt(&node, other, near), greet_by_hand(&mut far, other, &node));
+    adopted.unwrap();
+    assert!(error_of(node.next().await).contains("replaced"));
+    node.expect_up(keys(other).node()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_does_not_wait_for_the_deaf() {
+    let mut node = deaf_node(1).await;
+    let far = by_hand(&mut node, 2).await;
+    // More than the wire takes, and nobody reads: the writer is stuck in the middle of a slice.
+    let other = keys(2).node();
+    node.endpoint.send(other, part(1, Class::Bulk, pattern(4 << 20, 1))).unwrap();
+    node.endpoint.close(other, CloseReason::Idle);
+    assert!(matches!(node.next().await, BulkEvent::LinkDown { reason: None, error: None, .. }));
+    node.endpoint.shutdown(Duration::from_secs(5)).await;
+    assert!(node.endpoint.shared.tasks.is_empty());
+    drop(far);
+}
