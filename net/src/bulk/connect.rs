@@ -137,13 +137,16 @@ pub(super) fn start<S>(
 
 /// One dial, to its answer.
 pub(super) async fn dial(shared: Arc<Shared>, node: NodeId, addrs: Vec<SocketAddr>, cancelled: CancellationToken) {
-    // The last link's `LinkDown` comes first, so that the driver can tell to which of both a later event belongs.
-    shared.table.until_settled(node).await;
+    let work = async {
+        // The last link's `LinkDown` comes first, so that the driver can tell to which of both a later event belongs.
+        shared.table.until_settled(node).await;
+        reach(&shared, node, &addrs).await
+    };
     let error = tokio::select! {
         () = shared.closing.cancelled() => Some("shutting down".to_string()),
         () = cancelled.cancelled() => Some("cancelled".to_string()),
         () = shared.table.until_up(node) => None,
-        outcome = reach(&shared, node, &addrs) => outcome.err(),
+        outcome = work => outcome.err(),
     };
     let up = shared.table.link(&node).is_some();
     // Before the answer: a dial asked for once the answer is out must not be taken for this one.

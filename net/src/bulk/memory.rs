@@ -15,8 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const POOLED_MIN: usize = 16 * 1024;
 /// Bytes of idle buffers kept.
 const POOL_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Capacities are rounded up to this, bytes, so that pieces of about the same length can share buffers.
-const ROUND: usize = 64 * 1024;
+/// Capacities are rounded up to a multiple of this, bytes, so that pieces of about the same length share buffers.
+const ROUND: usize = POOLED_MIN;
 
 #[derive(Default)]
 struct Idle {
@@ -39,7 +39,7 @@ impl Pool {
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // Smallest that fits, but none of more than twice the size: memory in use must stay near the permits held.
-        let fits = |buffer: &Vec<u8>| (len..=2 * len + ROUND).contains(&buffer.capacity());
+        let fits = |buffer: &Vec<u8>| (len..=2 * len).contains(&buffer.capacity());
         let best =
             (0..idle.buffers.len()).filter(|at| fits(&idle.buffers[*at])).min_by_key(|at| idle.buffers[*at].capacity());
         match best {
