@@ -1,1 +1,18 @@
-//! The peer role, and the node driver that turns the brain's outputs into effects.
+//! The peer role, and the node driver that turns the brain's outputs into effects for peers and seeders alike.
+//!
+//! Owns: the one task that runs the brain, its connection to the tracker, activation on disk, the local API.
+//! Invariant: only the driver's task touches the brain; everything slow happens elsewhere and comes back as an event.
+//!
+//! Where to look: configuration in [`config`]; the driver in [`node`]; switching a version in with [`activate`]; what a
+//! host says of its jobs in [`reports`]; the tracker's client in [`tracker`]; the HTTP API in [`api`].
+
+pub mod activate;
+pub mod api;
+pub mod config;
+pub mod node;
+pub mod reports;
+mod role;
+pub mod tracker;
+
+pub use config::PeerConfig;
+pub use role::{RunError, Started, run, start};

@@ -1,1 +1,14 @@
-//! The seeder role: ingest, publishing and jobs.
+//! The seeder role: takes contents in, signs their announcements, roots the lanes, owns the jobs.
+//!
+//! Owns: the publisher key, the jobs and their progress. Distribution itself is the node driver's, the same as a peer's.
+//! Invariant: an announcement is signed only for a content that is whole and durable here.
+//!
+//! Where to look: configuration in [`config`]; a push from path to announcement in [`jobs`]; the HTTP API in [`api`].
+
+pub mod api;
+pub mod config;
+pub mod jobs;
+mod role;
+
+pub use config::SeederConfig;
+pub use role::{RunError, Started, run, start};

@@ -1,0 +1,313 @@
+//! Switching a version in: a complete content becomes `NAME/VERSION` in the content folder, and `NAME/current` points at
+//! it.
+//!
+//! Invariant: a version is there whole or not at all, and `current` points at a whole one at any moment, kills and power
+//! cuts included. The new version is made in a folder nobody looks at, made durable, and renamed.
+
+use rustix::fs::ioctl_ficlone;
+use shoal_proto::ids::ContentId;
+use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
+use shoal_store::Store;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// Prefix of folders in the making; what is left of them is removed at start.
+const TEMPORARY: &str = ".shoal-";
+/// File beside the versions that says which content each is.
+const LEDGER: &str = ".shoal-versions";
+
+/// Why a version was not switched in. `current` is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The content is not in the store.
+    #[error("the content is not in the store")]
+    Missing,
+    /// The file system refused.
+    #[error("{what} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn fault<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ActivateError + 'a {
+    move |source| ActivateError::Io { what, path: path.to_path_buf(), source }
+}
+
+/// The content folder.
+#[derive(Clone, Debug)]
+pub struct ContentDir {
+    dir: PathBuf,
+    keep: usize,
+}
+
+impl ContentDir {
+    /// Opens or makes it, and removes what interrupted activations left. `keep` versions of a name stay.
+    pub fn open(dir: &Path, keep: usize) -> Result<Self, ActivateError> {
+        fs::create_dir_all(dir).map_err(fault("make", dir))?;
+        let made = Self { dir: dir.to_path_buf(), keep: keep.max(1) };
+        let mut folders = vec![dir.to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for item in fs::read_dir(&folder).map_err(fault("list", &folder))? {
+                let item = item.map_err(fault("list", &folder))?;
+                let (path, name) = (item.path(), item.file_name());
+                if name.as_bytes().starts_with(TEMPORARY.as_bytes()) && name != OsStr::new(LEDGER) {
+                    discard(&path);
+                } else if is_name_folder(&path) {
+                    folders.push(path);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Where a name's versions are.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The version that is switched in, if any.
+    pub fn current(&self, name: &str) -> Option<String> {
+        fs::read_link(self.folder(name).join("current")).ok()?.to_str().map(str::to_string)
+    }
+
+    /// Switches a complete content in. Doing it again changes nothing.
+    pub fn activate(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ActivateError> {
+        let manifest = store.manifest(id).ok_or(ActivateError::Missing)?;
+        let folder = self.folder(name);
+        fs::create_dir_all(&folder).map_err(fault("make", &folder))?;
+        let target = folder.join(version);
+        let mut ledger = Ledger::load(&folder);
+        if ledger.get(version) != Some(*id) || !target.exists() {
+            let temporary = folder.join(format!("{TEMPORARY}{version}"));
+            discard(&temporary);
+            let made = materialise(store, id, &manifest, &temporary)
+                .and_then(|()| replace(&temporary, &target).map_err(fault("switch in", &target)));
+            if let Err(error) = made {
+                discard(&temporary);
+                return Err(error);
+            }
+        }
+        ledger.put(version, *id);
+        ledger.save().map_err(fault("write", &ledger.path))?;
+        point(&folder, version).map_err(fault("switch", &folder))?;
+        self.prune(&folder, version, &mut ledger);
+        Ok(())
+    }
+
+    /// Removes all but the newest versions, never the current one.
+    fn prune(&self, folder: &Path, current: &str, ledger: &mut Ledger) {
+        while ledger.rows.len() > self.keep {
+            let Some(place) = ledger.rows.iter().position(|(version, _)| version != current) else { return };
+            let (version, _) = ledger.rows.remove(place);
+            if ledger.save().is_err() {
+                return;
+            }
+            discard(&folder.join(version));
+        }
+    }
+}
+
+/// A folder of a name, or one on the way to it: not a version, which the ledger beside it would list.
+fn is_name_folder(path: &Path) -> bool {
+    let is_dir = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
+    let parent_has_ledger = path.parent().is_some_and(|parent| parent.join(LEDGER).exists());
+    is_dir && !parent_has_ledger
+}
+
+/// Which content each version is, oldest first.
+struct Ledger {
+    path: PathBuf,
+    rows: Vec<(String, ContentId)>,
+}
+
+impl Ledger {
+    fn load(folder: &Path) -> Self {
+        let path = folder.join(LEDGER);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let rows = text
+            .lines()
+            .filter_map(|line| {
+                let (id, version) = line.split_once(' ')?;
+                Some((version.to_string(), id.parse().ok()?))
+            })
+            .collect();
+        Self { path, rows }
+    }
+
+    fn get(&self, version: &str) -> Option<ContentId> {
+        self.rows.iter().find(|(row, _)| row == version).map(|(_, id)| *id)
+    }
+
+    fn put(&mut self, version: &str, id: ContentId) {
+        self.rows.retain(|(row, _)| row != version);
+        self.rows.push((version.to_string(), id));
+    }
+
+    fn save(&self) -> io::Result<()> {
+        let text: String = self.rows.iter().map(|(version, id)| format!("{id} {version}\n")).collect();
+        let temporary = self.path.with_extension("new");
+        fs::write(&temporary, text)?;
+        File::open(&temporary)?.sync_data()?;
+        fs::rename(&temporary, &self.path)
+    }
+}
+
+/// Makes the content under a fresh path, durable.
+fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) -> Result<(), ActivateError> {
+    let stream = store.stream_path(id, 0);
+    fs::create_dir(at).map_err(fault("make", at))?;
+    fs::set_permissions(at, Permissions::from_mode(0o700)).map_err(fault("set the mode of", at))?;
+    match (manifest.root, &manifest.entries[..]) {
+        (Root::File, [entry]) => {
+            let path = at.join(OsStr::from_bytes(&entry.path));
+            share_file(&stream, manifest.size(), &path).map_err(fault("write", &path))?;
+            set_mode(&path, entry.mode)?;
+            set_mode(at, 0o755)?;
+        }
+        _ => {
+            let source =
+                if manifest.size() > 0 { Some(File::open(&stream).map_err(fault("read", &stream))?) } else { None };
+            fill(manifest, source.as_ref(), at)?;
+            let mode = if let Root::Directory { mode } = manifest.root { mode } else { 0o755 };
+            set_mode(at, mode)?;
+        }
+    }
+    // One flush of the file system costs less than one a file.
+    let folder = File::open(at).or_else(|_| File::open(at.parent().unwrap_or(at))).map_err(fault("open", at))?;
+    rustix::fs::syncfs(&folder).map_err(|error| fault("flush", at)(error.into()))
+}
+
+/// Files, directories and links of a directory content. Directories are open to us until all is in them.
+fn fill(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(), ActivateError> {
+    let path_of = |entry: &Entry| at.join(OsStr::from_bytes(&entry.path));
+    let mut offset = 0;
+    for entry in &manifest.entries {
+        let path = path_of(entry);
+        match &entry.kind {
+            EntryKind::Directory => {
+                fs::create_dir(&path).map_err(fault("make", &path))?;
+                fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(fault("set the mode of", &path))?;
+            }
+            EntryKind::File { size } => {
+                let mut file = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&path)
+                    .map_err(fault("make", &path))?;
+                if let Some(source) = source.as_mut().filter(|_| *size > 0) {
+                    source.seek(SeekFrom::Start(offset)).map_err(fault("read for", &path))?;
+                    // The kernel copies from page to page, or shares the blocks where the file system can.
+                    let copied = io::copy(&mut source.take(*size), &mut file).map_err(fault("write", &path))?;
+                    if copied != *size {
+                        return Err(fault("write", &path)(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                }
+                offset += size;
+                let mode = Permissions::from_mode(entry.mode);
+                file.set_permissions(mode).map_err(fault("set the mode of", &path))?;
+            }
+            // Last, so that nothing is ever written through one.
+            EntryKind::Link { .. } => {}
+        }
+    }
+    for entry in &manifest.entries {
+        if let EntryKind::Link { target } = &entry.kind {
+            let path = path_of(entry);
+            symlink(OsStr::from_bytes(target), &path).map_err(fault("link", &path))?;
+        }
+    }
+    // Deepest first: a directory may be closed to us by its own mode.
+    for entry in manifest.entries.iter().rev() {
+        if entry.kind == EntryKind::Directory {
+            set_mode(&path_of(entry), entry.mode)?;
+        }
+    }
+    Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), ActivateError> {
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fault("set the mode of", path))
+}
+
+/// A file with the stream's bytes: the stream file itself where both are on one file system, else a copy.
+fn share_file(stream: &Path, size: u64, path: &Path) -> io::Result<()> {
+    if size == 0 {
+        return File::create_new(path).map(drop);
+    }
+    let source = File::open(stream)?;
+    let folder = path.parent().unwrap_or(path);
+    let same_disk = source.metadata()?.dev() == fs::metadata(folder)?.dev();
+    if same_disk {
+        let copy = File::create_new(path)?;
+        if ioctl_ficlone(&copy, &source).is_ok() {
+            return Ok(());
+        }
+        fs::remove_file(path)?;
+        return fs::hard_link(stream, path);
+    }
+    let mut copy = File::create_new(path)?;
+    io::copy(&mut &source, &mut copy).map(drop)
+}
+
+/// Puts a made version in its place, over a former one of the same name.
+fn replace(made: &Path, target: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    if fs::symlink_metadata(target).is_err() {
+        return fs::rename(made, target);
+    }
+    renameat_with(CWD, made, CWD, target, RenameFlags::EXCHANGE)?;
+    discard(made);
+    Ok(())
+}
+
+/// Points `current` at a version, in one step.
+fn point(folder: &Path, version: &str) -> io::Result<()> {
+    let link = folder.join("current");
+    if fs::read_link(&link).is_ok_and(|target| target == Path::new(version)) {
+        return Ok(());
+    }
+    let temporary = folder.join(format!("{TEMPORARY}current"));
+    discard(&temporary);
+    symlink(version, &temporary)?;
+    fs::rename(&temporary, &link)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Removes whatever is there, whatever modes its directories have.
+fn discard(path: &Path) {
+    let Ok(meta) = fs::symlink_metadata(path) else { return };
+    let removed = if meta.is_dir() {
+        open_up(path);
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    if let Err(error) = removed {
+        tracing::warn!(path = %path.display(), %error, "cannot remove");
+    }
+}
+
+/// Gives us access to every directory below. Root needs none of this.
+fn open_up(path: &Path) {
+    if rustix::process::geteuid().is_root() {
+        return;
+    }
+    let _ = fs::set_permissions(path, Permissions::from_mode(0o700));
+    let Ok(items) = fs::read_dir(path) else { return };
+    for item in items.flatten() {
+        if item.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&item.path());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A peer's configuration, one knob a field.
+//!
+//! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
+
+use serde::{Deserialize, Serialize};
+use shoal_ops::config::ConfigError;
+use shoal_ops::units::ByteSize;
+use shoal_proto::limits;
+use shoal_proto::locality::{Labels, validate_labels};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// How to run a node: what peers and seeders have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeSettings {
+    /// Where bulk links are listened for. Default `[::]:7700` and `0.0.0.0:7700`.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses other hosts are told. Default: none, and they are told the listening ports at the address the tracker
+    /// sees this host from.
+    pub advertise: Vec<SocketAddr>,
+    /// Trackers' control planes, `host:port`, names or addresses; the first that answers is used. Names are looked up
+    /// at each attempt.
+    pub trackers: Vec<String>,
+    /// The cluster's signed trust document. Default `/etc/shoal/trust`.
+    pub trust: PathBuf,
+    /// This node's key, mode 0600. Default `/etc/shoal/node.key`.
+    pub key: PathBuf,
+    /// This node's credential. Default `/etc/shoal/node.cred`.
+    pub credential: PathBuf,
+    /// What the operator calls this host, for selectors.
+    pub labels: Labels,
+    /// Share of the rack's relaying, relative to its mates. Default 100; 0 relays only when all mates are at 0.
+    pub weight: u16,
+    /// Rate of the rack's uplink (a seeder's own link), Mbit/s. Default 0: not declared. Racks declared at less than half
+    /// of the others' relay for nobody.
+    pub uplink_mbit: u32,
+    /// Bytes contents may take. Default: all of the disk but `min_free`.
+    pub quota: Option<ByteSize>,
+    /// Bytes to leave free on the disk. Default 1 GiB.
+    pub min_free: ByteSize,
+    /// Memory for shards that arrived a moment ago, from which they are sent on. Default 24 MiB.
+    pub hot_cache: ByteSize,
+    /// Memory for payload on its way in; links are not read beyond it. Default 64 MiB, at least twice `hot_cache`.
+    pub receive_memory: ByteSize,
+}
+
+impl Default for NodeSettings {
+    fn default() -> Self {
+        Self {
+            listen: vec![(Ipv6Addr::UNSPECIFIED, 7700).into(), (Ipv4Addr::UNSPECIFIED, 7700).into()],
+            advertise: Vec::new(),
+            trackers: Vec::new(),
+            trust: "/etc/shoal/trust".into(),
+            key: "/etc/shoal/node.key".into(),
+            credential: "/etc/shoal/node.cred".into(),
+            labels: Labels::new(),
+            weight: 100,
+            uplink_mbit: 0,
+            quota: None,
+            min_free: ByteSize(1 << 30),
+            hot_cache: ByteSize(24 << 20),
+            receive_memory: ByteSize(64 << 20),
+        }
+    }
+}
+
+impl NodeSettings {
+    /// Checks what the types cannot.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
+        check(!self.listen.is_empty(), "node.listen", "at least one address is needed")?;
+        check(self.listen.len() <= limits::ADDRS_MAX, "node.listen", "too many addresses")?;
+        check(self.advertise.len() <= limits::ADDRS_MAX, "node.advertise", "too many addresses")?;
+        check(!self.trackers.is_empty(), "node.trackers", "at least one tracker is needed, as host:port")?;
+        check(self.trackers.iter().all(|name| name.contains(':')), "node.trackers", "must be host:port")?;
+        check(self.receive_memory.0 >= 2 * self.hot_cache.0, "node.receive_memory", "at least twice node.hot_cache")?;
+        check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "at least 16 MiB")?;
+        validate_labels(&self.labels).map_err(|error| ConfigError::invalid("node.labels", error))
+    }
+}
+
+/// How to run a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeerConfig {
+    /// What it shares with seeders.
+    pub node: NodeSettings,
+    /// Folder of the store. Default `/var/lib/shoal/peer`.
+    pub dir: PathBuf,
+    /// Folder where contents appear, as `NAME/VERSION` with a link `NAME/current`. On the same file system as `dir`, files
+    /// are shared rather than copied where possible. Default `/var/lib/shoal/content`.
+    pub content_dir: PathBuf,
+    /// Versions of a name kept in the content folder, the current one included. Default 2.
+    pub keep_versions: usize,
+    /// Where `/healthz`, `/metrics` and `/v1` are served. Default `127.0.0.1:7701`.
+    pub http: SocketAddr,
+}
+
+impl Default for PeerConfig {
+    fn default() -> Self {
+        Self {
+            node: NodeSettings::default(),
+            dir: "/var/lib/shoal/peer".into(),
+            content_dir: "/var/lib/shoal/content".into(),
+            keep_versions: 2,
+            http: (Ipv4Addr::LOCALHOST, 7701).into(),
+        }
+    }
+}
+
+impl PeerConfig {
+    /// Checks what the types cannot.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.node.validate()?;
+        if self.keep_versions == 0 {
+            return Err(ConfigError::invalid("keep_versions", "at least 1"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! The brain's wishes, carried out.
+
+use super::Driver;
+use super::contents::Done;
+use shoal_net::bulk::{OutFrame, SendError, encode_announce};
+use shoal_proto::announcement::Class;
+use shoal_proto::frame::{AnnounceFrame, Part};
+use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex};
+use shoal_proto::message::Message;
+use shoal_swarm::io::{Input, Notice, Output};
+
+impl Driver {
+    /// Drains the brain.
+    pub(super) fn carry_out(&mut self) {
+        while let Some(output) = self.brain.as_mut().and_then(|brain| brain.poll_output()) {
+            self.effect(output);
+        }
+    }
+
+    fn effect(&mut self, output: Output) {
+        match output {
+            Output::Connect { host } => match self.membership.get(host) {
+                Some(member) => self.endpoint.dial(member.node, member.addrs.clone()),
+                None => self.tell(Input::DialFailed { host }),
+            },
+            Output::Disconnect { host, reason } => self.close(host, reason),
+            Output::Send { to, message } => self.send_message(to, message),
+            Output::SendAnnounce { to, job, lane, inline } => self.send_announce(to, job, lane, inline),
+            Output::SendShard { to, content, shard, class } => self.send_shard(to, content, shard, class),
+            Output::SendManifest { to, content, class } => {
+                let store = self.store.clone();
+                self.done.spawn_blocking(move || Done::Read {
+                    to,
+                    content,
+                    shard: None,
+                    class,
+                    read: store.read_manifest(&content).map_err(|error| error.to_string()),
+                });
+            }
+            Output::Rebuild { content, stripe } => {
+                let store = self.store.clone();
+                self.done.spawn_blocking(move || {
+                    store.rebuild(&content, stripe);
+                    Done::Nothing
+                });
+            }
+            Output::Complete { content } => self.complete(content),
+            Output::Abandon { content } => self.abandon(content),
+            Output::Notice(notice) => match notice {
+                Notice::Avoided { host, why } => tracing::debug!(%host, ?why, "avoided"),
+                Notice::Banned { host } => tracing::warn!(%host, "banned for bad shards"),
+                Notice::Repair { content, from, shards } => {
+                    tracing::debug!(content = %content.short(), %from, shards, "repair");
+                }
+            },
+        }
+    }
+
+    fn send_message(&mut self, to: HostIndex, message: Message) {
+        let Some(member) = self.membership.get(to) else { return };
+        let node = member.node;
+        if let Message::WantManifest { content } = &message {
+            let bytes = self
+                .envelopes
+                .values()
+                .find(|(announcement, _)| announcement.content == *content)
+                .map_or(0, |(announcement, _)| announcement.manifest_bytes);
+            if let Err(error) = self.endpoint.expect_manifest(node, *content, bytes) {
+                tracing::debug!(%to, %error, "cannot ask for a manifest now");
+            }
+        }
+        if let Err(SendError::Full) = self.endpoint.send(node, OutFrame::Message(message)) {
+            // A host that takes no messages while its link is up is of no use: begin anew with it.
+            tracing::warn!(%to, "message queue is full");
+            self.close(to, shoal_proto::frame::CloseReason::Busy);
+        }
+    }
+
+    fn send_announce(&mut self, to: HostIndex, job: JobId, lane: u8, inline: bool) {
+        let Some(node) = self.membership.get(to).map(|member| member.node) else { return };
+        let Some((announcement, envelope)) = self.envelopes.get(&job) else { return };
+        let small = if inline { self.inlined.get(&announcement.content) } else { None };
+        let (manifest, data) = small.unzip();
+        let frame = AnnounceFrame { envelope: envelope.to_vec(), lane, manifest, data };
+        if let Some(data) = &frame.data {
+            let content = announcement.content;
+            self.book.count_sent(content, data.len() as u64);
+        }
+        let _gone = self.endpoint.send(node, OutFrame::Announce(encode_announce(&frame)));
+    }
+
+    fn send_shard(&mut self, to: HostIndex, content: ContentId, shard: ShardIndex, class: Class) {
+        if let Some(bytes) = self.store.read_hot(&content, shard) {
+            self.send_part(to, content, Some(shard), class, bytes);
+            return;
+        }
+        let store = self.store.clone();
+        self.done.spawn_blocking(move || Done::Read {
+            to,
+            content,
+            shard: Some(shard),
+            class,
+            read: store.read(&content, shard).map_err(|error| error.to_string()),
+        });
+    }
+
+    /// Puts payload on a link. The brain hears `Sent` from the link, or here when there is none to say it.
+    pub(super) fn send_part(
+        &mut self,
+        to: HostIndex,
+        content: ContentId,
+        shard: Option<ShardIndex>,
+        class: Class,
+        payload: bytes::Bytes,
+    ) {
+        let part = shard.map_or(Part::Manifest, Part::Shard);
+        let len = payload.len() as u64;
+        let node = self.membership.get(to).map(|member| member.node);
+        let sent = node.map(|node| self.endpoint.send(node, OutFrame::Part { content, part, class, payload }));
+        match sent {
+            Some(Ok(())) => self.book.count_sent(content, len),
+            // `LinkDown` is on its way.
+            Some(Err(SendError::Gone)) | None => {}
+            Some(Err(error)) => {
+                tracing::warn!(%to, content = %content.short(), %error, "cannot send a shard");
+                self.tell(Input::Sent { to, content, shard });
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! From settings to a running node: keys, store, links, the tracker's client, the driver.
+
+use super::{Driver, NodeHandle, NodeMetrics, Parts};
+use crate::activate::{ActivateError, ContentDir};
+use crate::config::NodeSettings;
+use crate::tracker::{Shared, TrackerClient};
+use shoal_net::admission::{Admission, system_clock};
+use shoal_net::bulk::{BindError, BulkConfig, BulkEndpoint};
+use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
+use shoal_net::identity::{Identity, KeyFileError, load_key};
+use shoal_ops::metrics::Metrics;
+use shoal_ops::shutdown::Tasks;
+use shoal_proto::control::Join;
+use shoal_proto::ids::NodeId;
+use shoal_proto::trust::{Credential, Role, Trust, TrustError};
+use shoal_store::{OpenError, Store, StoreConfig};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The trust document or the credential cannot be used.
+    #[error("{}: {source}", .path.display())]
+    Trust {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: TrustError,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The content folder cannot be used.
+    #[error(transparent)]
+    ContentDir(#[from] ActivateError),
+    /// Bulk links cannot be listened for.
+    #[error(transparent)]
+    Links(#[from] BindError),
+    /// The control plane cannot start.
+    #[error(transparent)]
+    Control(#[from] StartError),
+}
+
+/// Where a role keeps things.
+#[derive(Clone, Debug)]
+pub struct Folders<'a> {
+    /// The store.
+    pub store: &'a Path,
+    /// The content folder and how many versions to keep; peers only.
+    pub content: Option<(&'a Path, usize)>,
+}
+
+/// A node that runs.
+pub struct Running {
+    /// How to reach its driver.
+    pub handle: NodeHandle,
+    /// Its credential.
+    pub credential: Credential,
+    /// Where it listens for bulk links.
+    pub bulk_addrs: Vec<SocketAddr>,
+    /// Its control plane.
+    pub control: ControlHandle,
+    /// The tracker in use.
+    pub tracker: watch::Receiver<Option<NodeId>>,
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
+    std::fs::read(path).map_err(|source| SetupError::Read { path: path.to_path_buf(), source })
+}
+
+/// Starts a node's tasks.
+pub async fn start(
+    role: Role,
+    settings: &NodeSettings,
+    folders: Folders<'_>,
+    metrics: &Metrics,
+    tasks: &mut Tasks,
+) -> Result<Running, SetupError> {
+    let trust_fault = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| SetupError::Trust { path, source }
+    };
+    let keys = load_key(&settings.key)?;
+    let trust = Trust::open(&read(&settings.trust)?, None).map_err(trust_fault(&settings.trust))?;
+    let trust = Arc::new(trust);
+    let credential_bytes = read(&settings.credential)?;
+    let credential =
+        trust
+            .admit(&credential_bytes, keys.node(), system_clock())
+            .and_then(|credential| {
+                if credential.role == role { Ok(credential) } else { Err(TrustError::WrongRole(credential.role)) }
+            })
+            .map_err(trust_fault(&settings.credential))?;
+    let identity = Identity::new(&keys);
+
+    let (store_sink, store_events) = mpsc::channel(1024);
+    let config = StoreConfig {
+        dir: folders.store.to_path_buf(),
+        quota: settings.quota.map(|quota| quota.0),
+        min_free: settings.min_free.0,
+        hot: usize::try_from(settings.hot_cache.0).unwrap_or(usize::MAX),
+    };
+    let store = tokio::task::spawn_blocking(move || {
+        Store::open(config, Box::new(move |event| drop(store_sink.blocking_send(event))))
+    });
+    let store = store.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let content_dir = folders.content.map(|(dir, keep)| ContentDir::open(dir, keep)).transpose()?;
+
+    let admission = Admission::new(trust.clone(), credential_bytes.clone(), system_clock);
+    let mut bulk = BulkConfig::new(settings.listen.clone(), identity.clone(), admission);
+    bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
+    let (endpoint, link_events) = BulkEndpoint::bind(bulk).await?;
+    let bulk_addrs = endpoint.local_addrs().to_vec();
+
+    let (control, control_events) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await?;
+    let shared = Arc::new(Shared::default());
+    let (tracker_sink, tracker_events) = mpsc::channel(64);
+    let (current, tracker) = watch::channel(None);
+    let advertise = if settings.advertise.is_empty() { &bulk_addrs } else { &settings.advertise };
+    let client = TrackerClient {
+        control: control.clone(),
+        events: control_events,
+        trackers: settings.trackers.clone(),
+        join: Join {
+            credential: credential_bytes,
+            addrs: advertise.clone(),
+            labels: settings.labels.clone(),
+            weight: settings.weight,
+            uplink_mbit: settings.uplink_mbit,
+            known: None,
+        },
+        shared: shared.clone(),
+        sink: tracker_sink,
+        current,
+    };
+    let (driver, handle) = Driver::new(Parts {
+        node: keys.node(),
+        role,
+        trust,
+        store,
+        store_events,
+        endpoint,
+        link_events,
+        tracker_events,
+        shared,
+        content_dir,
+        metrics: NodeMetrics::new(metrics),
+    });
+    let token = tasks.token().clone();
+    tasks.spawn("tracker client", client.run(token.clone()));
+    tasks.spawn("driver", driver.run(token));
+    Ok(Running { handle, credential, bulk_addrs, control, tracker })
+}

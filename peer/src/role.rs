@@ -1,0 +1,70 @@
+//! Starting and running the peer role.
+
+use crate::api;
+use crate::config::PeerConfig;
+use crate::node::NodeHandle;
+use crate::node::setup::{Folders, SetupError, start as start_node};
+use shoal_ops::http::{Server, bind};
+use shoal_ops::metrics::Metrics;
+use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use shoal_proto::trust::Role;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Why the role ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] shoal_ops::config::ConfigError),
+    /// The node cannot start.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A port cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] std::io::Error),
+    /// A task ended that should not have.
+    #[error("{0}")]
+    Task(String),
+}
+
+/// A peer that runs.
+pub struct Started {
+    /// Where it listens for bulk links.
+    pub bulk: Vec<SocketAddr>,
+    /// Where it serves HTTP.
+    pub http: SocketAddr,
+    /// How to reach its driver.
+    pub node: NodeHandle,
+    /// Its tasks.
+    pub tasks: Tasks,
+}
+
+/// Starts a peer.
+pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Started, RunError> {
+    config.validate()?;
+    let metrics = Metrics::with_process();
+    let mut tasks = Tasks::new(token);
+    let listener = bind(config.http).await?;
+    let http = listener.local_addr()?;
+    let folders = Folders { store: &config.dir, content: Some((&config.content_dir, config.keep_versions)) };
+    let node = start_node(Role::Peer, &config.node, folders, &metrics, &mut tasks).await?;
+    let tracker = node.tracker.clone();
+    let check = Arc::new(move || match *tracker.borrow() {
+        Some(_) => Vec::new(),
+        None => vec!["no tracker can be reached".to_string()],
+    });
+    let routes = api::routes(node.credential.locality.to_string(), node.handle.clone());
+    let server = Server::new("peer", metrics, check, routes);
+    tasks.spawn("http", server.serve(listener, tasks.token().clone()));
+    tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "peer started");
+    Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })
+}
+
+/// Runs a peer until the token is cancelled.
+pub async fn run(config: &PeerConfig, token: CancellationToken) -> Result<(), RunError> {
+    let mut started = start(config, token).await?;
+    let ended = started.tasks.run().await;
+    started.tasks.stop(STOP_DEADLINE).await;
+    ended.map_err(RunError::Task)
+}

@@ -1,0 +1,150 @@
+//! The seeder's HTTP API. Every request shows the admin token.
+
+use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::stream;
+use serde::{Deserialize, Serialize};
+use shoal_ops::http::{AdminToken, ApiError, require_token};
+use shoal_peer::node::{ContentStatus, NodeHandle};
+use shoal_proto::ids::{HostIndex, JobId};
+use shoal_proto::locality::Labels;
+use shoal_proto::membership::Presence;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Pushes that wait for their turn.
+pub const PUSHES_QUEUED: usize = 64;
+/// A stream of progress says something at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// The answer to a push.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pushed {
+    /// The job.
+    pub job: JobId,
+}
+
+/// A host as the API shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostRow {
+    /// Its place in the roster.
+    pub index: HostIndex,
+    /// Its locality.
+    pub host: String,
+    /// Peer or seeder.
+    pub role: String,
+    /// Up or away.
+    pub presence: Presence,
+    /// What its operator calls it.
+    pub labels: Labels,
+    /// Where it listens for bulk links.
+    pub addrs: Vec<std::net::SocketAddr>,
+}
+
+#[derive(Clone)]
+struct Api {
+    jobs: Arc<Jobs>,
+    node: NodeHandle,
+    pushes: mpsc::Sender<(JobId, PushRequest)>,
+}
+
+/// The routes. `pushes` takes the pushes to be worked on.
+pub(crate) fn routes(
+    jobs: Arc<Jobs>,
+    node: NodeHandle,
+    token: AdminToken,
+    pushes: mpsc::Sender<(JobId, PushRequest)>,
+) -> Router {
+    Router::new()
+        .route("/v1/push", post(push))
+        .route("/v1/jobs", get(list))
+        .route("/v1/jobs/{id}", get(status))
+        .route("/v1/jobs/{id}/events", get(events))
+        .route("/v1/contents", get(contents))
+        .route("/v1/hosts", get(hosts))
+        .layer(from_fn_with_state(token, require_token))
+        .with_state(Api { jobs, node, pushes })
+}
+
+async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
+    let busy = || ApiError::bad_request("push refused", PushError::Busy.to_string(), "wait for one to end");
+    let permit = api.pushes.try_reserve().map_err(|_| busy())?;
+    let job = api.jobs.create(&request).map_err(|error| {
+        let remedy = match &error {
+            PushError::Name(_) => "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes",
+            PushError::Version(_) => "use letters, digits, `.`, `_`, `-`; `current` is taken",
+            PushError::Selector(_) => "see `shoal push --help` for selectors",
+            PushError::Path(_) => "give a path on the seeder's machine that it may read",
+            PushError::Busy => "wait for one to end",
+        };
+        ApiError::bad_request("push refused", error.to_string(), remedy)
+    })?;
+    permit.send((job, request));
+    Ok(Json(Pushed { job }))
+}
+
+fn unknown(job: &JobId) -> ApiError {
+    ApiError::not_found(format!("no job {job} here"))
+}
+
+async fn list(State(api): State<Api>) -> Json<Vec<JobStatus>> {
+    Json(api.jobs.all())
+}
+
+async fn status(State(api): State<Api>, Path(job): Path<JobId>) -> Result<Json<JobStatus>, ApiError> {
+    api.jobs.status(&job).map(Json).ok_or_else(|| unknown(&job))
+}
+
+/// A job's status, a JSON line at each change, until it is final.
+async fn events(State(api): State<Api>, Path(job): Path<JobId>) -> Result<Response, ApiError> {
+    api.jobs.status(&job).ok_or_else(|| unknown(&job))?;
+    let lines = stream::unfold(Some((api.jobs, None::<JobStatus>)), move |state| async move {
+        let (jobs, former) = state?;
+        let next = next_status(&jobs, &job, former.as_ref()).await?;
+        let line = serde_json::to_vec(&next).map(|mut line| {
+            line.push(b'\n');
+            line
+        });
+        let rest = if next.is_final() { None } else { Some((jobs, Some(next))) };
+        Some((line, rest))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+/// Waits until the status differs from the former one, or for the heartbeat.
+async fn next_status(jobs: &Jobs, job: &JobId, former: Option<&JobStatus>) -> Option<JobStatus> {
+    let until = tokio::time::Instant::now() + HEARTBEAT;
+    loop {
+        // Listening begins before the look, so that no change is missed between the two.
+        let changed = jobs.changed.notified();
+        let status = jobs.status(job)?;
+        if Some(&status) != former || tokio::time::Instant::now() >= until {
+            return Some(status);
+        }
+        let _ = tokio::time::timeout_at(until, changed).await;
+    }
+}
+
+async fn contents(State(api): State<Api>) -> Json<Vec<ContentStatus>> {
+    Json(api.node.contents().await)
+}
+
+async fn hosts(State(api): State<Api>) -> Json<Vec<HostRow>> {
+    let membership = api.node.membership.borrow().clone();
+    let rows = membership.iter().map(|member| HostRow {
+        index: member.index,
+        host: member.locality.to_string(),
+        role: member.role.to_string(),
+        presence: member.presence,
+        labels: member.labels.clone(),
+        addrs: member.addrs.clone(),
+    });
+    Json(rows.collect())
+}

@@ -1,0 +1,113 @@
+//! Starting and running the seeder role.
+
+use crate::api::{self, PUSHES_QUEUED};
+use crate::config::SeederConfig;
+use crate::jobs::Jobs;
+use shoal_net::identity::{KeyFileError, load_key};
+use shoal_ops::http::{AdminToken, Server, TokenError, bind};
+use shoal_ops::metrics::Metrics;
+use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use shoal_peer::node::NodeHandle;
+use shoal_peer::node::setup::{Folders, SetupError, start as start_node};
+use shoal_proto::trust::Role;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Why the role ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] shoal_ops::config::ConfigError),
+    /// The publisher key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The admin token cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The node cannot start.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A port cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] std::io::Error),
+    /// A task ended that should not have.
+    #[error("{0}")]
+    Task(String),
+}
+
+/// A seeder that runs.
+pub struct Started {
+    /// Where it listens for bulk links.
+    pub bulk: Vec<SocketAddr>,
+    /// Where it serves HTTP.
+    pub http: SocketAddr,
+    /// How to reach its driver.
+    pub node: NodeHandle,
+    /// Its tasks.
+    pub tasks: Tasks,
+}
+
+/// Starts a seeder.
+pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<Started, RunError> {
+    config.validate()?;
+    let publisher = load_key(&config.publisher_key)?;
+    let admin = AdminToken::load(&config.admin_token)?;
+    let metrics = Metrics::with_process();
+    let mut tasks = Tasks::new(token);
+    let listener = bind(config.http).await?;
+    let http = listener.local_addr()?;
+    let folders = Folders { store: &config.dir, content: None };
+    let node = start_node(Role::Seeder, &config.node, folders, &metrics, &mut tasks).await?;
+    let jobs = Jobs::open(config.clone(), publisher, node.credential.node, &node);
+    let token = tasks.token().clone();
+    tasks.spawn("job progress", jobs.clone().poll(token.clone()));
+    let (pushes, queue) = mpsc::channel(PUSHES_QUEUED);
+    tasks.spawn("pushes", work_on_pushes(jobs.clone(), queue, token.clone()));
+    let tracker = node.tracker.clone();
+    let check = Arc::new(move || match *tracker.borrow() {
+        Some(_) => Vec::new(),
+        None => vec!["no tracker can be reached".to_string()],
+    });
+    let routes = api::routes(jobs, node.handle.clone(), admin, pushes);
+    let server = Server::new("seeder", metrics, check, routes);
+    tasks.spawn("http", server.serve(listener, token));
+    tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "seeder started");
+    Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })
+}
+
+async fn work_on_pushes(
+    jobs: Arc<Jobs>,
+    mut queue: mpsc::Receiver<(shoal_proto::ids::JobId, crate::jobs::PushRequest)>,
+    token: CancellationToken,
+) {
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = token.cancelled() => break,
+            Some(ended) = running.join_next(), if !running.is_empty() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a push panicked");
+                }
+            }
+            next = queue.recv() => match next {
+                Some((job, request)) => {
+                    running.spawn(jobs.clone().take_in(job, request));
+                }
+                None => break,
+            },
+        }
+    }
+    running.shutdown().await;
+}
+
+/// Runs a seeder until the token is cancelled.
+pub async fn run(config: &SeederConfig, token: CancellationToken) -> Result<(), RunError> {
+    let mut started = start(config, token).await?;
+    let ended = started.tasks.run().await;
+    started.tasks.stop(STOP_DEADLINE).await;
+    ended.map_err(RunError::Task)
+}
