@@ -10,6 +10,7 @@
 mod codec;
 mod driver;
 mod meter;
+mod setup;
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,7 @@ use crate::tls::{peer_node, server_name};
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -110,7 +110,7 @@ async fn welcome(shared: &Arc<Shared>, stream: TcpStream, remote: SocketAddr) {
 fn set_options(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    SockRef::from(stream).set_tcp_notsent_lowat(shared.config.kernel_unsent_bytes)?;
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(shared.config.kernel_unsent_bytes)?;
     Ok(())
 }
 

@@ -3,37 +3,27 @@
 //! Invariant: it waits for nobody: what the driver above has not taken yet is kept in a bounded backlog, and only when
 //! that is full does the swarm stand still.
 
-use super::codec::Codec;
-use super::meter::{Meter, Metered};
+use super::meter::Meter;
+use super::setup::{self, Behaviour, BehaviourEvent};
 use super::{ConnectError, ControlConfig, ControlEvent, ReplySlot, RequestError, StartError};
 use crate::identity::{node_of, peer_id_of};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use libp2p::allow_block_list::{self, BlockedPeers};
-use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::ConnectedPoint;
-use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::core::transport::{Boxed, ListenerId, Transport};
-use libp2p::core::upgrade::Version;
-use libp2p::multiaddr::{Multiaddr, Protocol};
-use libp2p::request_response::{self, OutboundFailure, OutboundRequestId, ProtocolSupport, ResponseChannel};
+use libp2p::request_response::{self, OutboundFailure, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
-use libp2p::{PeerId, StreamProtocol, Swarm, tcp, tls, yamux};
+use libp2p::swarm::{ConnectionId, SwarmEvent};
+use libp2p::{PeerId, Swarm};
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Name and version of the protocol.
-const PROTOCOL: StreamProtocol = StreamProtocol::new("/shoal/control/1");
-/// Connections to one node: one, and one more while the other is being given up.
-const PER_NODE_MAX: u32 = 2;
 /// Requests of ours that wait for an answer.
 const OUTBOUND_MAX: usize = 8 * 1024;
 /// Dials under way.
@@ -42,16 +32,6 @@ const DIALS_MAX: usize = 256;
 const BACKLOG_MAX: usize = 8 * 1024;
 /// Requests to one node that time out in a row before its connections are taken for dead.
 const TIMEOUTS_MAX: u32 = 2;
-/// Listening takes no longer than this.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Limits come first: a behaviour that refuses a connection must do so before others note it (rust-libp2p #4870).
-#[derive(NetworkBehaviour)]
-struct Behaviour {
-    limits: connection_limits::Behaviour,
-    blocked: allow_block_list::Behaviour<BlockedPeers>,
-    requests: request_response::Behaviour<Codec>,
-}
 
 /// What a handle asks for and waits for.
 pub(super) enum Command {
@@ -119,34 +99,6 @@ pub(super) struct Driver {
     answers: FuturesUnordered<Answer>,
 }
 
-fn transport(config: &ControlConfig, meter: Arc<Meter>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
-    let tls = tls::Config::new(config.identity.libp2p()).map_err(|error| StartError::Tls(error.to_string()))?;
-    Ok(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-        .map(move |stream, _| Metered::new(stream, meter.clone()))
-        .upgrade(Version::V1)
-        .authenticate(tls)
-        .multiplex(yamux::Config::default())
-        .timeout(config.timeout)
-        .boxed())
-}
-
-fn multiaddr(addr: SocketAddr) -> Multiaddr {
-    Multiaddr::from(addr.ip()).with(Protocol::Tcp(addr.port()))
-}
-
-fn socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = addr.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
-        _ => None,
-    }
-}
-
 impl Driver {
     /// Makes the swarm and has it listen. Returns the addresses with the ports picked.
     pub(super) async fn start(
@@ -155,35 +107,8 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<ControlEvent>,
     ) -> Result<(Self, Vec<SocketAddr>), StartError> {
-        let limits = ConnectionLimits::default()
-            .with_max_pending_incoming(Some(config.pending_max))
-            .with_max_established_incoming(Some(config.connections_max))
-            .with_max_established_per_peer(Some(PER_NODE_MAX));
-        let codec =
-            Codec { request_bytes_max: config.request_bytes_max, response_bytes_max: config.response_bytes_max };
-        let requests = request_response::Config::default()
-            .with_request_timeout(config.timeout)
-            .with_max_concurrent_streams(config.requests_per_connection_max);
-        let behaviour = Behaviour {
-            limits: connection_limits::Behaviour::new(limits),
-            blocked: allow_block_list::Behaviour::default(),
-            requests: request_response::Behaviour::with_codec(codec, [(PROTOCOL, ProtocolSupport::Full)], requests),
-        };
-        let (tasks, stop) = (common.tasks.clone(), common.stop.clone());
-        let executor = move |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-            let stop = stop.clone();
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = task => {}
-                }
-            });
-        };
-        let swarm_config =
-            libp2p::swarm::Config::with_executor(executor).with_idle_connection_timeout(config.idle_timeout);
-        let transport = transport(&config, common.meter.clone())?;
-        let mut swarm = Swarm::new(transport, behaviour, config.identity.peer_id(), swarm_config);
-        let local_addrs = listen(&mut swarm, &config.listen).await?;
+        let mut swarm = setup::swarm(&config, &common)?;
+        let local_addrs = setup::listen(&mut swarm, &config.listen).await?;
         let driver = Self {
             common,
             config,
@@ -292,12 +217,12 @@ impl Driver {
                     return;
                 }
                 DialOpts::peer_id(peer)
-                    .addresses(vec![multiaddr(addr)])
+                    .addresses(vec![setup::multiaddr(addr)])
                     .condition(PeerCondition::Always)
                     .allocate_new_port()
                     .build()
             }
-            None => DialOpts::unknown_peer_id().address(multiaddr(addr)).allocate_new_port().build(),
+            None => DialOpts::unknown_peer_id().address(setup::multiaddr(addr)).allocate_new_port().build(),
         };
         if self.dials.len() >= DIALS_MAX {
             return refuse(reply, ConnectError::Unavailable("busy"));
@@ -307,7 +232,7 @@ impl Driver {
             Ok(()) => {
                 self.dials.insert(id, Dial { addr, expected, reply });
             }
-            Err(error) => refuse(reply, dial_error(addr, expected, error)),
+            Err(error) => refuse(reply, setup::dial_error(addr, expected, error)),
         }
     }
 
@@ -335,7 +260,7 @@ impl Driver {
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 if let Some(Dial { addr, expected, reply }) = self.dials.remove(&connection_id) {
-                    let _gone = reply.send(Err(dial_error(addr, expected, error)));
+                    let _gone = reply.send(Err(setup::dial_error(addr, expected, error)));
                 }
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
@@ -355,7 +280,7 @@ impl Driver {
             ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr,
         };
         let dial = self.dials.remove(&id);
-        let (Some(node), Some(remote)) = (node_of(&peer), socket_addr(remote)) else {
+        let (Some(node), Some(remote)) = (node_of(&peer), setup::socket_addr(remote)) else {
             // Our cluster's keys are Ed25519; whoever comes with another is lost.
             let _gone = self.swarm.disconnect_peer_id(peer);
             return;
@@ -392,7 +317,7 @@ impl Driver {
                     }
                 }
                 if let Some(reply) = self.outbound.remove(&request_id) {
-                    let _gone = reply.send(Err(request_error(error)));
+                    let _gone = reply.send(Err(setup::request_error(error)));
                 }
             }
             Event::InboundFailure { peer, error, .. } => tracing::debug!(%peer, %error, "a request came to nothing"),
@@ -413,81 +338,5 @@ impl Driver {
             (channel, answer.ok().and_then(Result::ok))
         }));
         self.backlog.push_back(ControlEvent::Request { from, remote, request, reply: ReplySlot { answer } });
-    }
-}
-
-/// Listens, and waits until every port is known.
-async fn listen(swarm: &mut Swarm<Behaviour>, addrs: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
-    let mut local = addrs.to_vec();
-    let mut waiting: HashMap<ListenerId, usize> = HashMap::new();
-    for (at, addr) in addrs.iter().enumerate() {
-        let id = swarm
-            .listen_on(multiaddr(*addr))
-            .map_err(|error| StartError::Listen { addr: *addr, why: innermost(&error) })?;
-        waiting.insert(id, at);
-    }
-    while !waiting.is_empty() {
-        let event = tokio::time::timeout(LISTEN_TIMEOUT, swarm.select_next_some()).await;
-        let fail = |at: usize, why: String| Err(StartError::Listen { addr: addrs[at], why });
-        match event {
-            Ok(SwarmEvent::NewListenAddr { listener_id, address }) => {
-                // An unspecified address yields one event for each interface; they share the port.
-                if let (Some(at), Some(found)) = (waiting.remove(&listener_id), socket_addr(&address)) {
-                    local[at].set_port(found.port());
-                }
-            }
-            Ok(SwarmEvent::ListenerClosed { listener_id, reason, .. }) => {
-                if let Some(at) = waiting.get(&listener_id) {
-                    return fail(*at, reason.err().map_or("closed".to_string(), |error| error.to_string()));
-                }
-            }
-            Ok(SwarmEvent::ListenerError { listener_id, error }) => {
-                if let Some(at) = waiting.get(&listener_id) {
-                    return fail(*at, innermost(&error));
-                }
-            }
-            Ok(_) => {}
-            Err(_) => return fail(waiting.values().copied().next().unwrap_or(0), "no answer in time".to_string()),
-        }
-    }
-    Ok(local)
-}
-
-fn dial_error(addr: SocketAddr, expected: Option<NodeId>, error: DialError) -> ConnectError {
-    match (error, expected) {
-        (DialError::WrongPeerId { obtained, .. }, Some(expected)) => {
-            let found = node_of(&obtained).map_or_else(|| obtained.to_string(), |node| node.to_string());
-            ConnectError::WrongNode { addr, expected, found }
-        }
-        (DialError::Transport(errors), _) => {
-            let why: Vec<String> = errors.into_iter().map(|(_, error)| innermost(&error)).collect();
-            ConnectError::Unreachable { addr, why: why.join("; ") }
-        }
-        (error, _) => ConnectError::Unreachable { addr, why: innermost(&error) },
-    }
-}
-
-/// libp2p wraps what the operating system said several times; the innermost is what helps an operator.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-fn request_error(error: OutboundFailure) -> RequestError {
-    match error {
-        OutboundFailure::DialFailure => RequestError::NotConnected,
-        OutboundFailure::Timeout => RequestError::Timeout,
-        OutboundFailure::ConnectionClosed => RequestError::Lost,
-        OutboundFailure::UnsupportedProtocols => {
-            RequestError::Protocol("the other end does not speak our control protocol".to_string())
-        }
-        OutboundFailure::Io(error) => match error.kind() {
-            std::io::ErrorKind::InvalidInput => RequestError::TooLong,
-            std::io::ErrorKind::UnexpectedEof => RequestError::Protocol("the other end gave no answer".to_string()),
-            _ => RequestError::Protocol(error.to_string()),
-        },
     }
 }
