@@ -487,7 +487,7 @@ impl Jobs {
     /// All jobs, newest first.
     pub fn all(&self) -> Vec<JobStatus> {
         let mut all: Vec<JobStatus> = self.rows().values().map(|row| row.status.clone()).collect();
-        all.sort_by(|a, b| (b.created_at, b.job).cmp(&(a.created_at, a.job)));
+        all.sort_by_key(|row| std::cmp::Reverse((row.created_at, row.job)));
         all
     }
 }

@@ -1,0 +1,121 @@
+//! `shoal config`: checks a role's configuration, or shows it with every default filled in.
+
+use super::{Outcome, output};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use shoal_hub::HubConfig;
+use shoal_ops::config::{ConfigError, Sources, load, render};
+use shoal_peer::PeerConfig;
+use shoal_seeder::SeederConfig;
+use shoal_tracker::TrackerConfig;
+use std::path::PathBuf;
+
+/// A role that has a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Role {
+    Hub,
+    Tracker,
+    Seeder,
+    Peer,
+}
+
+impl Role {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Hub => "hub",
+            Self::Tracker => "tracker",
+            Self::Seeder => "seeder",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Check a configuration and say what is wrong with it
+    Check(Target),
+    /// Show a configuration with every default filled in
+    Show(Target),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Target {
+    /// The role it is for
+    #[arg(long)]
+    role: Role,
+    /// The TOML file; without one, defaults and the environment alone
+    file: Option<PathBuf>,
+    /// Set a key, as KEY=VALUE; dots go into tables
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where a role's configuration comes from.
+pub(crate) fn sources(role: Role, file: Option<&PathBuf>, set: &[String]) -> Sources {
+    Sources {
+        file: file.cloned(),
+        env_prefix: format!("SHOAL_{}_", role.name().to_uppercase()),
+        overrides: set.to_vec(),
+    }
+}
+
+/// Reads and checks a configuration.
+pub(crate) fn read<T: Checked>(role: Role, file: Option<&PathBuf>, set: &[String]) -> Result<T, ConfigError> {
+    let config: T = load(&sources(role, file, set), std::env::vars())?;
+    config.check()?;
+    Ok(config)
+}
+
+/// A configuration that can check itself.
+pub(crate) trait Checked: DeserializeOwned + Serialize {
+    fn check(&self) -> Result<(), ConfigError>;
+}
+
+impl Checked for HubConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.validate()
+    }
+}
+
+impl Checked for TrackerConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.validate()
+    }
+}
+
+impl Checked for SeederConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.validate()
+    }
+}
+
+impl Checked for PeerConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.validate()
+    }
+}
+
+pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
+    let (Command::Check(target) | Command::Show(target)) = command;
+    let show = matches!(command, Command::Show(_));
+    match target.role {
+        Role::Hub => one::<HubConfig>(target, show),
+        Role::Tracker => one::<TrackerConfig>(target, show),
+        Role::Seeder => one::<SeederConfig>(target, show),
+        Role::Peer => one::<PeerConfig>(target, show),
+    }
+}
+
+fn one<T: Checked>(target: &Target, show: bool) -> anyhow::Result<Outcome> {
+    let config: T = read(target.role, target.file.as_ref(), &target.set)?;
+    match (show, target.json) {
+        (true, true) => output::json(&config)?,
+        (true, false) => output::line(render(&config)?.trim_end()),
+        (false, true) => output::json(&serde_json::json!({ "ok": true, "role": target.role.name() }))?,
+        (false, false) => output::line(&format!("{} configuration is fine", target.role.name())),
+    }
+    Ok(Outcome::Ok)
+}

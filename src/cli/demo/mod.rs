@@ -1,0 +1,201 @@
+//! `shoal demo`: a whole region on this machine, as real processes on loopback.
+
+mod region;
+mod verify;
+
+use super::cluster::{Issue, init, issue};
+use super::progress::{Display, follow};
+use super::seeder::block_on;
+use super::{Outcome, output};
+use anyhow::{Context, bail};
+use region::Region;
+use serde::Serialize;
+use shoal_ops::units::{ByteSize, Span};
+use shoal_proto::announcement::Kind;
+use shoal_seeder::api::Pushed;
+use shoal_seeder::jobs::{JobStatus, PushRequest};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Run a whole region on this machine: push a file or directory through racks of real processes and verify it
+///
+/// Starts a hub, a tracker, a seeder and peers in racks on loopback, pushes PATH, checks every host's copy against the
+/// source, prints a summary and cleans up. Needs no root and no other program.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to push; without one, this program's own executable
+    path: Option<PathBuf>,
+    /// Racks
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    racks: u16,
+    /// Hosts in each rack
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hosts: u16,
+    /// Push this as a second version afterwards
+    #[arg(long, value_name = "PATH")]
+    then: Option<PathBuf>,
+    /// How long a push may take
+    #[arg(long, default_value = "10m")]
+    timeout: Span,
+    /// Keep the folder with all stores, contents and logs, and say where it is
+    #[arg(long)]
+    keep: bool,
+    /// Where to put that folder
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a push came to.
+#[derive(Debug, Serialize)]
+struct Summary {
+    hosts: u32,
+    complete: u32,
+    bytes: u64,
+    makespan_s: f64,
+    /// By rack: payload bytes that came from outside it / size.
+    rack_import_ratio: BTreeMap<String, f64>,
+    seeder_egress_ratio: f64,
+    hub_bytes_in: u64,
+    hub_messages: u64,
+    tracker_bytes_in: u64,
+    /// Hosts whose copy equals the source.
+    verified: u32,
+    /// Largest resident memory of any process seen at the end, bytes.
+    peak_rss_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    then: Option<Box<Summary>>,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<Outcome> {
+    let path = match &args.path {
+        Some(path) => path.clone(),
+        None => std::env::current_exe().context("cannot find this program's executable")?,
+    };
+    let then = args.then.as_ref().map(|path| std::fs::canonicalize(path).context("the second version")).transpose()?;
+    let path = std::fs::canonicalize(&path).with_context(|| format!("cannot push {}", path.display()))?;
+    let base = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = region::Folder::create(&base, args.keep)?;
+    let outcome = block_on(async {
+        let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            done = demo(&args, &path, then.as_deref(), folder.path()) => done,
+            _ = tokio::signal::ctrl_c() => Ok(Outcome::Interrupted),
+            _ = interrupt.recv() => Ok(Outcome::Interrupted),
+        }
+    });
+    if args.keep || outcome.is_err() && folder.keep_logs() {
+        output::note(&format!("kept {}", folder.path().display()));
+    }
+    outcome
+}
+
+async fn demo(args: &Args, path: &Path, then: Option<&Path>, folder: &Path) -> anyhow::Result<Outcome> {
+    let say = |text: String| {
+        if !args.json {
+            output::line(&text);
+        }
+    };
+    let (racks, hosts) = (u32::from(args.racks), u32::from(args.hosts));
+    say(format!("starting a hub, a tracker, a seeder and {racks} racks of {hosts} hosts"));
+    let cluster = folder.join("cluster");
+    init(&cluster)?;
+    let mut region = Region::start(folder, &cluster, racks, hosts).await?;
+    let (outcome, mut first) = push(args, &mut region, path, "1", &say).await?;
+    let mut worst = outcome;
+    if let Some(path) = then {
+        let (outcome, second) = push(args, &mut region, path, "2", &say).await?;
+        first.then = Some(Box::new(second));
+        worst = if worst == Outcome::Ok { outcome } else { worst };
+    }
+    region.stop().await;
+    if args.json {
+        output::json(&first)?;
+    }
+    Ok(worst)
+}
+
+async fn push(
+    args: &Args,
+    region: &mut Region,
+    path: &Path,
+    version: &str,
+    say: &impl Fn(String),
+) -> anyhow::Result<(Outcome, Summary)> {
+    say(format!("pushing {} as demo {version}", path.display()));
+    let before = region.traffic().await?;
+    let request = PushRequest {
+        path: path.to_path_buf(),
+        name: "demo".into(),
+        version: version.into(),
+        kind: Kind::Blob,
+        to: vec!["all".into()],
+    };
+    let client = region.seeder()?;
+    let pushed: Pushed = client.post("/v1/push", &request).await?;
+    let display = if args.json { Display::Silent } else { Display::for_terminal() };
+    let (outcome, status) = tokio::select! {
+        followed = follow(&client, &pushed.job, display, args.timeout.0) => followed?,
+        died = region.watch() => bail!("{died}"),
+    };
+    region.hub_settled(&pushed.job, &status).await?;
+    let after = region.traffic().await?;
+    let truth = verify::fingerprint(path).context("reading the source back")?;
+    let mut verified = 0;
+    for host in region.content_dirs() {
+        let copy = host.join("demo/current");
+        match verify::matches(&truth, &copy) {
+            Ok(()) => verified += 1,
+            Err(why) => output::note(&format!("{}: {why:#}", copy.display())),
+        }
+    }
+    let summary = summarise(&status, verified, &before, &after);
+    say(format!(
+        "verified {verified} of {} copies byte for byte; hub heard {} messages, {}; seeder sent {:.3}x",
+        summary.hosts,
+        summary.hub_messages,
+        ByteSize(summary.hub_bytes_in).rounded(),
+        summary.seeder_egress_ratio,
+    ));
+    let whole = verified == summary.hosts;
+    Ok((if outcome == Outcome::Ok && !whole { Outcome::HostsFailed } else { outcome }, summary))
+}
+
+fn summarise(status: &JobStatus, verified: u32, before: &region::Traffic, after: &region::Traffic) -> Summary {
+    let size = status.size.max(1) as f64;
+    let (hosts, _, active, ..) = status.hosts();
+    Summary {
+        hosts,
+        complete: active,
+        bytes: status.size,
+        makespan_s: status.elapsed_s,
+        rack_import_ratio: status
+            .racks
+            .iter()
+            .map(|rack| (rack.rack.clone(), rack.tiers.imported() as f64 / size))
+            .collect(),
+        seeder_egress_ratio: status.seeder_sent as f64 / size,
+        hub_bytes_in: after.hub_bytes_in - before.hub_bytes_in,
+        hub_messages: after.hub_messages - before.hub_messages,
+        tracker_bytes_in: after.tracker_bytes_in - before.tracker_bytes_in,
+        verified,
+        peak_rss_bytes: after.peak_rss_bytes,
+        then: None,
+    }
+}
+
+/// Credentials for one node of the demo.
+fn credentials(cluster: &Path, role: shoal_proto::trust::Role, locality: &str, out: PathBuf) -> anyhow::Result<()> {
+    issue(&Issue {
+        dir: cluster.to_path_buf(),
+        role,
+        locality: locality.parse()?,
+        out,
+        valid: Span(Duration::from_secs(86_400)),
+        json: false,
+    })?;
+    Ok(())
+}

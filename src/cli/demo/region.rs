@@ -1,0 +1,304 @@
+//! The demo's processes: started, waited for, watched, stopped; none outlives the demo.
+//!
+//! Every child holds a pipe from us as its standard input and stops when that ends, so even a killed demo leaves nothing.
+
+use super::credentials;
+use anyhow::{Context, bail};
+use serde_json::Value;
+use shoal_hub::api::JobView;
+use shoal_ops::client::Client;
+use shoal_ops::http::AdminToken;
+use shoal_proto::ids::JobId;
+use shoal_proto::membership::Presence;
+use shoal_proto::trust::Role;
+use shoal_seeder::api::HostRow;
+use shoal_seeder::jobs::JobStatus;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+/// How long all roles may take to come up.
+const START: Duration = Duration::from_secs(60);
+/// How long a role may take to stop.
+const STOP: Duration = Duration::from_secs(12);
+/// How often something is looked at that cannot be waited for.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// The demo's folder, removed with it.
+pub(super) struct Folder {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Folder {
+    pub(super) fn create(base: &Path, keep: bool) -> anyhow::Result<Self> {
+        let path = base.join(format!("shoal-demo-{}", std::process::id()));
+        std::fs::create_dir_all(base)?;
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self { path, keep })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// After a failure the logs are worth more than the space.
+    pub(super) fn keep_logs(&self) -> bool {
+        self.keep
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+struct Process {
+    name: String,
+    dir: PathBuf,
+    child: Child,
+    addrs: Value,
+}
+
+impl Process {
+    fn http(&self) -> String {
+        format!("http://{}", self.addrs["http"].as_str().unwrap_or_default())
+    }
+
+    fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(5).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n  ")
+    }
+
+    /// Starts a role and waits until it is ready.
+    async fn start(folder: &Path, name: &str, role: &str, set: &[String]) -> anyhow::Result<Self> {
+        let dir = folder.join(name);
+        let ready = dir.join("ready");
+        let log = File::create(dir.join("log"))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(role).arg("--exit-with-stdin").arg("--ready-file").arg(&ready);
+        for pair in set {
+            command.arg("--set").arg(pair);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let mut process = Self { name: name.into(), dir, child, addrs: Value::Null };
+        let until = Instant::now() + START;
+        loop {
+            if let Ok(text) = std::fs::read_to_string(&ready) {
+                process.addrs = serde_json::from_str(&text)?;
+                return Ok(process);
+            }
+            if let Some(status) = process.child.try_wait()? {
+                bail!("{name} ended at once ({status}):\n  {}", process.log_tail());
+            }
+            if Instant::now() > until {
+                bail!("{name} did not come up:\n  {}", process.log_tail());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn stop(mut self) {
+        // The end of its standard input tells it to stop.
+        drop(self.child.stdin.take());
+        if tokio::time::timeout(STOP, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+}
+
+/// What crossed the control side so far.
+pub(super) struct Traffic {
+    pub(super) hub_bytes_in: u64,
+    pub(super) hub_messages: u64,
+    pub(super) tracker_bytes_in: u64,
+    pub(super) peak_rss_bytes: u64,
+}
+
+/// All processes.
+pub(super) struct Region {
+    cluster: PathBuf,
+    hub: Process,
+    tracker: Process,
+    seeder: Process,
+    peers: Vec<Process>,
+}
+
+fn quoted(path: &Path) -> String {
+    Value::from(path.display().to_string()).to_string()
+}
+
+impl Region {
+    /// Starts everything and waits until every host is up.
+    pub(super) async fn start(folder: &Path, cluster: &Path, racks: u32, hosts: u32) -> anyhow::Result<Self> {
+        let files = |name: &str, prefix: &str| {
+            let dir = folder.join(name);
+            [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")]
+                .map(|(key, file)| format!("{prefix}{key}={}", quoted(&dir.join(file))))
+                .to_vec()
+        };
+        let state = |name: &str| format!("dir={}", quoted(&folder.join(name).join("state")));
+
+        credentials(cluster, Role::Hub, "demo/core/core/hub", folder.join("hub"))?;
+        let hub_files = vec![files("hub", "").remove(0), state("hub"), "http=127.0.0.1:0".into()];
+        let hub = Process::start(folder, "hub", "hub", &hub_files).await?;
+
+        credentials(cluster, Role::Tracker, "demo/core/core/tracker", folder.join("tracker"))?;
+        let mut set = files("tracker", "");
+        set.extend([
+            state("tracker"),
+            "listen=['127.0.0.1:0']".into(),
+            "http=127.0.0.1:0".into(),
+            format!("hub={}", hub.http()),
+            "beat=1s".into(),
+        ]);
+        let tracker = Process::start(folder, "tracker", "tracker", &set).await?;
+        let control = tracker.addrs["control"][0].as_str().unwrap_or_default().to_string();
+        let node = |name: &str| {
+            let mut set = files(name, "node.");
+            set.extend([
+                state(name),
+                "node.listen=['127.0.0.1:0']".into(),
+                "node.min_free=0".into(),
+                format!("node.trackers=['{control}']"),
+                "http=127.0.0.1:0".into(),
+            ]);
+            set
+        };
+
+        credentials(cluster, Role::Seeder, "demo/core/core/seeder", folder.join("seeder"))?;
+        let mut set = node("seeder");
+        set.push(format!("publisher_key={}", quoted(&cluster.join("publisher.key"))));
+        set.push(format!("admin_token={}", quoted(&cluster.join("admin.token"))));
+        let seeder = Process::start(folder, "seeder", "seeder", &set).await?;
+
+        let mut starting = Vec::new();
+        for rack in 1..=racks {
+            for host in 1..=hosts {
+                let name = format!("rack{rack}-host{host}");
+                let locality = format!("demo/site/rack{rack}/host{host}");
+                credentials(cluster, Role::Peer, &locality, folder.join(&name))?;
+                let mut set = node(&name);
+                set.push(format!("content_dir={}", quoted(&folder.join(&name).join("content"))));
+                starting.push((name, set));
+            }
+        }
+        let mut peers = Vec::new();
+        for (name, set) in starting {
+            peers.push(Process::start(folder, &name, "peer", &set).await?);
+        }
+        let mut region = Self { cluster: cluster.to_path_buf(), hub, tracker, seeder, peers };
+        tokio::select! {
+            up = region.all_up(racks * hosts) => up?,
+            () = sleep(START) => bail!("not every host came up within {} s", START.as_secs()),
+        }
+        if let Some(died) = region.dead() {
+            bail!("{died}");
+        }
+        Ok(region)
+    }
+
+    async fn all_up(&self, hosts: u32) -> anyhow::Result<()> {
+        let client = self.seeder()?;
+        loop {
+            let rows: Vec<HostRow> = client.get("/v1/hosts").await?;
+            let up = rows.iter().filter(|row| row.role == "peer" && row.presence == Presence::Up).count();
+            if up as u32 == hosts {
+                return Ok(());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The seeder's API.
+    pub(super) fn seeder(&self) -> anyhow::Result<Client> {
+        let token = AdminToken::load(&self.cluster.join("admin.token"))?;
+        Ok(Client::new(&self.seeder.http(), Some(token.secret().to_string()))?)
+    }
+
+    /// Folders where contents appear.
+    pub(super) fn content_dirs(&self) -> impl Iterator<Item = PathBuf> {
+        self.peers.iter().map(|peer| peer.dir.join("content"))
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Process> {
+        [&mut self.hub, &mut self.tracker, &mut self.seeder].into_iter().chain(&mut self.peers)
+    }
+
+    fn dead(&mut self) -> Option<String> {
+        self.all().find_map(|process| {
+            let status = process.child.try_wait().ok()??;
+            Some(format!("{} ended ({status}):\n  {}", process.name, process.log_tail()))
+        })
+    }
+
+    /// Waits until a process ends that should not; gives what to say about it.
+    pub(super) async fn watch(&mut self) -> String {
+        loop {
+            if let Some(died) = self.dead() {
+                return died;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Waits until the hub knows what the seeder knows of a job.
+    pub(super) async fn hub_settled(&self, job: &JobId, status: &JobStatus) -> anyhow::Result<()> {
+        let (_, _, active, failed, _) = status.hosts();
+        let client = Client::new(&self.hub.http(), None)?;
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let views: Vec<JobView> = client.get(&format!("/v1/jobs/{job}")).await.unwrap_or_default();
+            if views.iter().any(|view| view.active == active && view.failed == failed) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("the hub was not told how the job ended:\n  {}", self.tracker.log_tail());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    pub(super) async fn traffic(&self) -> anyhow::Result<Traffic> {
+        let scrape = |process: &Process| {
+            let client = Client::new(&process.http(), None);
+            async move { anyhow::Ok(client?.get_text("/metrics").await?) }
+        };
+        let (hub, tracker, seeder) =
+            (scrape(&self.hub).await?, scrape(&self.tracker).await?, scrape(&self.seeder).await?);
+        let rss = |text: &str| value(text, "process_resident_memory_bytes");
+        let mut peak_rss_bytes = rss(&hub).max(rss(&tracker)).max(rss(&seeder));
+        for peer in &self.peers {
+            peak_rss_bytes = peak_rss_bytes.max(rss(&scrape(peer).await?));
+        }
+        Ok(Traffic {
+            hub_bytes_in: value(&hub, "shoal_hub_bytes_in"),
+            hub_messages: value(&hub, "shoal_hub_messages_total"),
+            tracker_bytes_in: value(&tracker, "shoal_tracker_bytes_in_total"),
+            peak_rss_bytes,
+        })
+    }
+
+    /// Stops everything, peers first.
+    pub(super) async fn stop(self) {
+        let mut ending = tokio::task::JoinSet::new();
+        for process in self.peers.into_iter().chain([self.seeder, self.tracker, self.hub]) {
+            ending.spawn(process.stop());
+        }
+        while ending.join_next().await.is_some() {}
+    }
+}
+
+/// A metric's value; 0 when it is not there.
+fn value(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|number| number.parse::<f64>().ok()).map_or(0, |number| number as u64)
+}

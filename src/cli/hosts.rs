@@ -1,0 +1,36 @@
+//! `shoal hosts`: the region's hosts.
+
+use super::seeder::{SeederArgs, block_on};
+use super::{Outcome, output};
+use shoal_proto::membership::Presence;
+use shoal_seeder::api::HostRow;
+
+/// List the region's hosts
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    seeder: SeederArgs,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let client = args.seeder.client()?;
+    let hosts: Vec<HostRow> = block_on(async { Ok(client.get("/v1/hosts").await?) })?;
+    if args.json {
+        output::json(&hosts)?;
+        return Ok(Outcome::Ok);
+    }
+    let rows: Vec<Vec<String>> = hosts
+        .iter()
+        .map(|host| {
+            let labels: Vec<String> = host.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let addrs: Vec<String> = host.addrs.iter().map(ToString::to_string).collect();
+            let presence = if host.presence == Presence::Up { "up" } else { "away" };
+            vec![host.host.clone(), host.role.clone(), presence.into(), labels.join(","), addrs.join(" ")]
+        })
+        .collect();
+    output::table(&["HOST", "ROLE", "STATE", "LABELS", "ADDRESSES"], &rows);
+    Ok(Outcome::Ok)
+}

@@ -1,0 +1,44 @@
+//! `shoal ls`: the contents a seeder holds.
+
+use super::seeder::{SeederArgs, block_on};
+use super::{Outcome, output};
+use serde_json::Value;
+use shoal_ops::units::ByteSize;
+
+/// List the contents a seeder holds
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    seeder: SeederArgs,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let client = args.seeder.client()?;
+    let contents: Vec<Value> = block_on(async { Ok(client.get("/v1/contents").await?) })?;
+    if args.json {
+        output::json(&contents)?;
+        return Ok(Outcome::Ok);
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let rows: Vec<Vec<String>> = contents
+        .iter()
+        .flat_map(|content| {
+            let names = content["names"].as_array().cloned().unwrap_or_default();
+            names.into_iter().map(|name| {
+                vec![
+                    text(&name[0]),
+                    text(&name[1]),
+                    text(&name[2]),
+                    ByteSize(content["size"].as_u64().unwrap_or(0)).rounded(),
+                    content["total"].to_string(),
+                    text(&content["content"]).chars().take(10).collect(),
+                ]
+            })
+        })
+        .collect();
+    output::table(&["NAME", "VERSION", "KIND", "SIZE", "PIECES", "CONTENT"], &rows);
+    Ok(Outcome::Ok)
+}

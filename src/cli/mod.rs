@@ -1,0 +1,104 @@
+//! The command line: one file a command.
+//!
+//! Exit codes: 0 done; 1 an error; 2 wrong usage; 3 the job ended and some hosts failed; 4 the job did not end in time or
+//! hosts are away; 130 interrupted.
+
+mod cluster;
+mod completions;
+mod config;
+mod demo;
+mod hosts;
+mod ls;
+mod output;
+mod progress;
+mod push;
+mod role;
+mod seeder;
+mod status;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Rack-aware peer-to-peer distribution of large files to CDN edges.
+#[derive(Debug, Parser)]
+#[command(name = "shoal", version, about, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole region on this machine: push a file or directory through racks of real processes and verify it
+    Demo(demo::Args),
+    /// Push a file or directory to hosts
+    Push(push::Args),
+    /// Show how far jobs are
+    Status(status::Args),
+    /// List the contents a seeder holds
+    Ls(ls::Args),
+    /// List the region's hosts
+    Hosts(hosts::Args),
+    /// Make a cluster's keys and its nodes' credentials
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Check or show a role's configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Run the hub: keeps completion reports
+    Hub(role::Args),
+    /// Run a tracker: membership, liveness, folding of reports
+    Tracker(role::Args),
+    /// Run a seeder: takes contents in and roots the lanes
+    Seeder(role::Args),
+    /// Run a peer: stores, relays, verifies, activates
+    Peer(role::Args),
+    /// Print a shell's completion script
+    Completions(completions::Args),
+}
+
+/// What a command ends with, other than an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ok,
+    /// The job ended and some hosts failed.
+    HostsFailed,
+    /// The job did not end in time, or hosts are away.
+    Unfinished,
+    Interrupted,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Ok => 0,
+            Outcome::HostsFailed => 3,
+            Outcome::Unfinished => 4,
+            Outcome::Interrupted => 130,
+        })
+    }
+}
+
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Push(args) => push::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Hosts(args) => hosts::run(&args),
+        Command::Cluster(command) => cluster::run(&command),
+        Command::Config(command) => config::run(&command),
+        Command::Hub(args) => role::run(config::Role::Hub, &args),
+        Command::Tracker(args) => role::run(config::Role::Tracker, &args),
+        Command::Seeder(args) => role::run(config::Role::Seeder, &args),
+        Command::Peer(args) => role::run(config::Role::Peer, &args),
+        Command::Completions(args) => completions::run(&args),
+    };
+    done.map_or_else(
+        |error| {
+            output::error(&error);
+            ExitCode::FAILURE
+        },
+        ExitCode::from,
+    )
+}

@@ -1,0 +1,59 @@
+//! What commands print: tables, JSON, errors.
+
+use serde::Serialize;
+use std::io::Write;
+
+/// Prints a line; a reader that went away is no error.
+pub(crate) fn line(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Prints a note that is not the command's result.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Prints an error and what led to it.
+pub(crate) fn error(error: &anyhow::Error) {
+    note(&format!("shoal: {error:#}"));
+}
+
+/// Prints one JSON document.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Prints one JSON line.
+pub(crate) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// Prints rows in columns as wide as need be.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([head[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let print = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        line(padded.join("  ").trim_end());
+    };
+    print(head.to_vec());
+    for row in rows {
+        print(row.iter().map(String::as_str).collect());
+    }
+}
+
+/// How long ago, in words.
+pub(crate) fn ago(unix: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    match now.saturating_sub(unix) {
+        seconds @ 0..=119 => format!("{seconds}s ago"),
+        seconds @ 120..=7_199 => format!("{}m ago", seconds / 60),
+        seconds @ 7_200..=172_799 => format!("{}h ago", seconds / 3600),
+        seconds => format!("{}d ago", seconds / 86_400),
+    }
+}

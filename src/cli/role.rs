@@ -1,0 +1,110 @@
+//! `shoal hub | tracker | seeder | peer`: runs a role until it is told to stop.
+
+use super::Outcome;
+use super::config::{Role, read};
+use anyhow::Context;
+use serde_json::{Value, json};
+use shoal_ops::logs::{self, LogFormat};
+use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks, on_signals};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+/// How to run a role.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The TOML file. `SHOAL_<ROLE>_<KEY>` in the environment and --set go over it
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Set a key, as KEY=VALUE; dots go into tables
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// How log lines look
+    #[arg(long, default_value = "text", env = "SHOAL_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// What is logged: a level, or a list such as info,shoal_net=debug
+    #[arg(long, default_value = "info", env = "SHOAL_LOG")]
+    log: String,
+    /// Write the addresses in use to this file, as JSON, once the role runs
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Stop when standard input ends: for a parent that must not leave this process behind
+    #[arg(long)]
+    exit_with_stdin: bool,
+}
+
+pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
+    logs::init(args.log_format, &args.log).map_err(anyhow::Error::msg)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
+        .max_blocking_threads(16)
+        .thread_stack_size(1024 * 1024)
+        .build()?;
+    runtime.block_on(async {
+        let token = on_signals().context("cannot listen for signals")?;
+        if args.exit_with_stdin {
+            watch_stdin(token.clone());
+        }
+        let (ended, addrs) = start(role, args, token).await?;
+        if let Some(path) = &args.ready_file {
+            write_ready(path, &addrs).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        ended.await?;
+        tracing::info!("stopped");
+        Ok(Outcome::Ok)
+    })
+}
+
+/// Ends when the role has stopped.
+type Ended = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
+fn until_stopped(mut tasks: Tasks) -> Ended {
+    Box::pin(async move {
+        let ended = tasks.run().await;
+        tasks.stop(STOP_DEADLINE).await;
+        ended.map_err(anyhow::Error::msg)
+    })
+}
+
+/// Starts a role; gives its end and the addresses in use.
+async fn start(role: Role, args: &Args, token: CancellationToken) -> anyhow::Result<(Ended, Value)> {
+    let (file, set) = (args.config.as_ref(), &args.set[..]);
+    Ok(match role {
+        Role::Hub => {
+            let started = shoal_hub::start(&read(role, file, set)?, token).await?;
+            (until_stopped(started.tasks), json!({ "http": started.http }))
+        }
+        Role::Tracker => {
+            let started = shoal_tracker::start(read(role, file, set)?, token).await?;
+            let addrs = json!({ "http": started.http_addr, "control": started.control_addrs });
+            (Box::pin(async { Ok(started.wait().await?) }), addrs)
+        }
+        Role::Seeder => {
+            let started = shoal_seeder::start(&read(role, file, set)?, token).await?;
+            (until_stopped(started.tasks), json!({ "http": started.http, "bulk": started.bulk }))
+        }
+        Role::Peer => {
+            let started = shoal_peer::start(&read(role, file, set)?, token).await?;
+            (until_stopped(started.tasks), json!({ "http": started.http, "bulk": started.bulk }))
+        }
+    })
+}
+
+/// Puts the file there in one step, so that a reader never sees half of it.
+fn write_ready(path: &Path, addrs: &Value) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, addrs.to_string())?;
+    fs::rename(&temporary, path)
+}
+
+/// Cancels when standard input ends. A thread, since a blocked read would hold up the runtime's end.
+fn watch_stdin(token: CancellationToken) {
+    std::thread::spawn(move || {
+        let mut stdin = std::io::stdin().lock();
+        let mut buffer = [0u8; 64];
+        while matches!(stdin.read(&mut buffer), Ok(1..)) {}
+        token.cancel();
+    });
+}

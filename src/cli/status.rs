@@ -1,0 +1,77 @@
+//! `shoal status`: jobs, or one of them.
+
+use super::progress::{Display, follow, summary, tiers};
+use super::seeder::{SeederArgs, block_on};
+use super::{Outcome, output};
+use shoal_ops::units::Span;
+use shoal_proto::ids::JobId;
+use shoal_seeder::jobs::{JobStatus, Phase};
+
+/// Show how far jobs are
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// One job, with its racks and the hosts that failed or are behind
+    job: Option<JobId>,
+    /// Stay until the job has ended
+    #[arg(long, requires = "job")]
+    wait: bool,
+    /// How long to stay
+    #[arg(long, default_value = "1h", requires = "wait")]
+    timeout: Span,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    seeder: SeederArgs,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let client = args.seeder.client()?;
+    block_on(async {
+        let Some(job) = &args.job else {
+            let jobs: Vec<JobStatus> = client.get("/v1/jobs").await?;
+            return if args.json { output::json(&jobs).map(|()| Outcome::Ok) } else { Ok(list(&jobs)) };
+        };
+        if args.wait {
+            let display = if args.json { Display::JsonLines } else { Display::for_terminal() };
+            return follow(&client, job, display, args.timeout.0).await.map(|(outcome, _)| outcome);
+        }
+        let status: JobStatus = client.get(&format!("/v1/jobs/{job}")).await?;
+        if args.json {
+            output::json(&status)?;
+        } else {
+            summary(&status);
+            for line in status.lines.iter().filter(|line| !line.away && !line.state.starts_with("failed")) {
+                let (have, of) = (line.pieces, status.pieces);
+                output::line(&format!("  {}: {} {have} of {of} pieces {}", line.host, line.state, line.detail));
+            }
+        }
+        let (_, _, _, failed, _) = status.hosts();
+        Ok(match status.phase {
+            Phase::Failed => Outcome::HostsFailed,
+            Phase::Done if failed > 0 => Outcome::HostsFailed,
+            _ => Outcome::Ok,
+        })
+    })
+}
+
+fn list(jobs: &[JobStatus]) -> Outcome {
+    let rows: Vec<Vec<String>> = jobs
+        .iter()
+        .map(|job| {
+            let (hosts, _, active, failed, _) = job.hosts();
+            vec![
+                job.job.to_string(),
+                job.name.clone(),
+                job.version.clone(),
+                format!("{:?}", job.phase).to_lowercase(),
+                format!("{active}/{hosts}"),
+                failed.to_string(),
+                tiers(&job.tiers),
+                output::ago(job.created_at),
+            ]
+        })
+        .collect();
+    output::table(&["JOB", "NAME", "VERSION", "PHASE", "ACTIVE", "FAILED", "BYTES", "PUSHED"], &rows);
+    Outcome::Ok
+}
