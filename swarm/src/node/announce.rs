@@ -67,6 +67,7 @@ impl Node {
         self.supersede(&announcement);
         let origin = self.membership.by_node(&announcement.origin);
         let content = self.contents.entry(id).or_insert_with(|| Content::new(&announcement, origin));
+        content.late = lane == limits::ENTROPY_LANE;
         content.jobs.insert(job);
         content.refused = false;
         self.active.insert(id);
@@ -242,7 +243,8 @@ impl Node {
         if content.manifest.asked.is_some_and(|(asked, _)| asked == host) {
             content.manifest.asked = None;
             // With nobody else to ask, give it a moment before beginning again.
-            let wait = if content.manifest.sources.is_empty() { limits::RETRY_FIRST } else { std::time::Duration::ZERO };
+            let wait =
+                if content.manifest.sources.is_empty() { limits::RETRY_FIRST } else { std::time::Duration::ZERO };
             content.manifest.ask_at = Some(now + wait);
             self.hunt_manifest(id);
         }
@@ -285,7 +287,11 @@ impl Node {
         content.manifest.ask_at = None;
         content.manifest.sources.clear();
         let waiters = std::mem::take(&mut content.manifest.waiters);
-        content.body = Some(Body::new(geometry, have, now));
+        let mut body = Body::new(geometry, have, now);
+        if content.late {
+            body.import_at = now + limits::MATES_PATIENCE;
+        }
+        content.body = Some(body);
         for host in waiters {
             self.queue_manifest(host, id);
         }

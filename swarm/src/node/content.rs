@@ -25,6 +25,8 @@ pub(super) struct Content {
     pub(super) announce_offset: u8,
     pub(super) origin: Option<HostIndex>,
     pub(super) jobs: BTreeSet<JobId>,
+    /// We heard of it from the disk or by comparing lists: others may have it already.
+    pub(super) late: bool,
     /// Hosts of all its jobs.
     pub(super) targets: Bitmap,
     pub(super) plan: Option<Arc<Plan>>,
@@ -69,6 +71,10 @@ pub(super) struct Body {
     /// Deliveries by parent since `judged_at`.
     pub(super) delivered: BTreeMap<HostIndex, u64>,
     pub(super) judged_at: Instant,
+    /// Deliveries per lane and second, in thousandths, when last there were several parents to compare.
+    pub(super) typical: u64,
+    /// Nothing is imported before this: rack-mates may have it.
+    pub(super) import_at: Instant,
     /// Parents found slow at the last judgement; slow twice is avoided.
     pub(super) suspects: BTreeSet<HostIndex>,
     pub(super) last_arrival: Instant,
@@ -165,6 +171,7 @@ impl Content {
             announce_offset: (name_hash % 256) as u8,
             origin,
             jobs: BTreeSet::new(),
+            late: false,
             targets: Bitmap::default(),
             plan: None,
             useless: BTreeMap::new(),
@@ -212,6 +219,8 @@ impl Body {
             got: Vec::new(),
             delivered: BTreeMap::new(),
             judged_at: now,
+            typical: 0,
+            import_at: now,
             suspects: BTreeSet::new(),
             last_arrival: now,
             next_repair: now,

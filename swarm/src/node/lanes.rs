@@ -51,13 +51,18 @@ impl Node {
 
     /// Sends what subscriptions are due, dialling parents where needed.
     pub(super) fn subscribe(&mut self, id: ContentId) {
-        let links = &self.links;
+        let (links, me, now) = (&self.links, self.config.me, self.now);
         let Some(content) = self.contents.get_mut(&id) else { return };
+        let plan = content.plan.clone();
         let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
+        let waits = now < body.import_at;
         let mut due: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
         let mut dial: BTreeSet<HostIndex> = BTreeSet::new();
         for (index, lane) in body.lanes.iter_mut().enumerate() {
             let Some(parent) = lane.parent.filter(|_| lane.missing > 0 && !lane.subscribed) else { continue };
+            if waits && !plan.as_ref().is_some_and(|plan| plan.same_rack(parent, me)) {
+                continue;
+            }
             if links.get(&parent).is_some_and(|link| link.is_up()) {
                 lane.subscribed = true;
                 due.entry(parent).or_default().insert(LaneIndex(index as u8));
@@ -71,6 +76,34 @@ impl Node {
         }
         for host in dial {
             self.connect(host);
+        }
+    }
+
+    /// Late to a content: lanes we should import are taken from a rack-mate that has told us it has what is missing.
+    pub(super) fn prefer_mates(&mut self, id: ContentId) {
+        let (links, me, now) = (&self.links, self.config.me, self.now);
+        let Some(content) = self.contents.get_mut(&id).filter(|content| content.late) else { return };
+        let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
+        for (number, lane) in body.lanes.iter_mut().enumerate() {
+            let number = LaneIndex(number as u8);
+            let imports = lane.parent.is_none_or(|parent| !plan.same_rack(parent, me));
+            if lane.missing == 0 || lane.subscribed || !imports {
+                continue;
+            }
+            let holds = |mate: &HostIndex| {
+                links.get(mate).is_some_and(|link| link.is_up())
+                    && body.children.get(mate).is_some_and(|child| {
+                        let mut pieces = body.geometry.pieces_of_lane(number);
+                        pieces.all(|piece| body.have.get(piece.0) || child.has.get(piece.0))
+                    })
+            };
+            let holders: Vec<HostIndex> = plan.mates(me).filter(holds).collect();
+            if !holders.is_empty() {
+                lane.parent = Some(holders[number.index() % holders.len()]);
+            }
+        }
+        if now >= body.import_at || body.lanes.iter().any(|lane| !lane.subscribed && lane.missing > 0) {
+            self.subscribe(id);
         }
     }
 

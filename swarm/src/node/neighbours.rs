@@ -212,9 +212,10 @@ impl Node {
         let spread = (0..limits::ANNOUNCE_LANES.min(lanes))
             .map(|number| (u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES)) as u8);
         let me = self.config.me;
-        let seeder = self.membership.iter().find(|member| {
-            member.role == shoal_proto::trust::Role::Seeder && self.membership.is_up(member.index)
-        });
+        let seeder = self
+            .membership
+            .iter()
+            .find(|member| member.role == shoal_proto::trust::Role::Seeder && self.membership.is_up(member.index));
         self.warm = spread
             .filter_map(|lane| plan.parent(LaneIndex(lane), me).or(seeder.map(|member| member.index)))
             .filter(|host| *host != me && plan.targets(me))

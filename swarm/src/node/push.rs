@@ -51,6 +51,11 @@ impl Node {
         }
         link.ready.insert((content.class, id));
         self.dirty.insert(from);
+        // A rack-mate that comes late learns what it need not import.
+        let mut ahead = body.have.clone();
+        ahead.subtract(&child.has);
+        let near = content.plan.as_ref().is_some_and(|plan| plan.same_rack(from, me));
+        let told = (near && !ahead.none()).then(|| Message::Got { content: id, pieces: body.have.clone() });
         // Two hosts that hold different views may take a lane from each other. The lower index breaks the circle by
         // importing the lane itself.
         let plan = content.plan.clone();
@@ -64,6 +69,9 @@ impl Node {
                 ours.forced = true;
                 broke = true;
             }
+        }
+        if let Some(told) = told {
+            self.send(from, told);
         }
         if broke {
             self.subscribe(id);
@@ -115,9 +123,11 @@ impl Node {
 
     pub(super) fn on_got(&mut self, from: HostIndex, id: ContentId, pieces: &Bitmap) {
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
-        let Some(child) = body.children.get_mut(&from) else { return };
+        let count = body.geometry.piece_count();
+        let child = body.children.entry(from).or_insert_with(|| Child::new(count));
         child.has.union(pieces);
         child.pending.subtract(pieces);
+        self.prefer_mates(id);
     }
 
     pub(super) fn on_done(&mut self, from: HostIndex, id: ContentId) {
@@ -128,6 +138,7 @@ impl Node {
         child.has = Bitmap::full(pieces);
         child.pending = Bitmap::new(pieces);
         child.wants.clear();
+        self.prefer_mates(id);
     }
 
     pub(super) fn on_want(&mut self, from: HostIndex, id: ContentId, shards: Vec<ShardIndex>) {

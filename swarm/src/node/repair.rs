@@ -31,14 +31,19 @@ impl Node {
                 *lanes_of.entry(parent).or_default() += 1;
             }
         }
-        // Thousandths of a piece per lane.
-        let rate = |host: &HostIndex, lanes: u64| body.delivered.get(host).copied().unwrap_or(0) * 1000 / lanes;
-        let mut rates: Vec<u64> = lanes_of.iter().map(|(host, lanes)| rate(host, *lanes)).collect();
-        rates.sort_unstable();
-        let median = rates.get(rates.len() / 2).copied().unwrap_or(0);
-        let expected = |lanes: u64| median * lanes / 1000;
-        let telling = lanes_of.len() >= 2 && lanes_of.values().any(|lanes| expected(*lanes) >= limits::JUDGE_PIECES);
-        if !telling {
+        let lanes_all: u64 = lanes_of.values().sum();
+        let delivered_all: u64 = lanes_of.keys().map(|host| body.delivered.get(host).copied().unwrap_or(0)).sum();
+        let millis = span.as_millis() as u64;
+        if lanes_of.len() >= 2 && lanes_all > 0 {
+            body.typical =
+                body.typical.max(delivered_all * 1_000_000 / (lanes_all * millis)).min(body.typical * 2 + 1000);
+        }
+        // Alone at the end, a parent is compared with what all did before.
+        let expected = |lanes: u64| match lanes_of.len() {
+            0 | 1 => body.typical * lanes * millis / 1_000_000,
+            _ => delivered_all * lanes / lanes_all.max(1),
+        };
+        if !lanes_of.values().any(|lanes| expected(*lanes) >= limits::JUDGE_PIECES) {
             if span > limits::JUDGE_SPAN * 8 {
                 body.delivered.clear();
                 body.judged_at = now;
@@ -58,8 +63,18 @@ impl Node {
         body.delivered.clear();
         body.judged_at = now;
         for host in again {
-            self.avoid_host(host, AvoidReason::Slow);
+            if self.may_avoid_as_slow(&id, host) {
+                self.avoid_host(host, AvoidReason::Slow);
+            }
         }
+    }
+
+    /// Keeps a misjudgement from spreading: where many seem slow, the cause lies elsewhere.
+    fn may_avoid_as_slow(&self, id: &ContentId, host: HostIndex) -> bool {
+        let Some(plan) = self.contents.get(id).and_then(|content| content.plan.as_ref()) else { return false };
+        let near = |other: &HostIndex| plan.same_rack(*other, host);
+        let slow = self.avoid.iter().filter(|(other, avoid)| avoid.why == AvoidReason::Slow && near(other)).count();
+        slow < (plan.mates(host).count() / limits::SLOW_SHARE).max(1)
     }
 
     pub(super) fn on_corrupt(&mut self, id: ContentId, shard: ShardIndex, from: HostIndex) {
@@ -115,6 +130,10 @@ impl Node {
     pub(super) fn repair(&mut self, id: ContentId) {
         let now = self.now;
         self.refresh_useless(id);
+        let waited = self.contents.get(&id).and_then(|content| content.body.as_ref());
+        if waited.is_some_and(|body| body.import_at > body.next_repair && now >= body.import_at) {
+            self.subscribe(id);
+        }
         let Some(content) = self.contents.get_mut(&id) else { return };
         let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
         expire_wants(body, now);
@@ -213,7 +232,8 @@ impl Node {
         // Others of the rack wait for the owner, unless that has led nowhere for long.
         if owner.is_none_or(|owner| owner == me) || asked_before > 2 * MATES_ASKED {
             let known = |host: &HostIndex| self.is_known_to_have(*host, id, piece);
-            let mut far: Vec<HostIndex> = plan.owners(number).filter(|host| !plan.same_rack(*host, me)).take(16).collect();
+            let mut far: Vec<HostIndex> =
+                plan.owners(number).filter(|host| !plan.same_rack(*host, me)).take(16).collect();
             far.sort_by_key(|host| !known(host));
             candidates.extend(far);
             candidates.extend(content.origin);
