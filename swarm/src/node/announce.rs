@@ -77,6 +77,8 @@ impl Node {
         if origin != Some(self.config.me) && !inline {
             self.manifest_source(id, from, lane);
         }
+        // It may be here already, from another job: then it is complete for this one too.
+        self.finish_if_whole(id);
     }
 
     /// Decisions age fast: an older version still on its way is abandoned.
