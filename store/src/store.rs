@@ -431,6 +431,11 @@ impl Store {
         lock(&self.inner.contents).values().map(record).collect()
     }
 
+    /// How many contents are here, whole or not.
+    pub fn count(&self) -> usize {
+        lock(&self.inner.contents).len()
+    }
+
     /// Makes room and reserves it, takes over what other contents share. Blocks while it copies. A content that is here
     /// already is given as it is.
     pub fn begin(&self, manifest_bytes: &[u8]) -> Result<Begun, BeginError> {
