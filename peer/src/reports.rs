@@ -67,6 +67,11 @@ impl Reports {
         }
     }
 
+    /// The state reached in a job; `None` when the job is not known here.
+    pub fn state(&self, job: &JobId) -> Option<HostState> {
+        self.rows.get(job).map(|row| row.report.state)
+    }
+
     /// Progress was made.
     pub fn progress(&mut self, job: JobId, have: u32, total: u32, tiers: TierBytes, sent: u64) {
         let row = self.row(job);

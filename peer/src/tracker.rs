@@ -6,6 +6,7 @@ use crate::reports::Reports;
 use shoal_net::control::{ControlEvent, ControlHandle};
 use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
+use shoal_proto::limits;
 use shoal_proto::membership::MembershipUpdate;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -112,14 +113,14 @@ impl TrackerClient {
             }
             tokio::select! {
                 () = token.cancelled() => break,
-                () = self.idle(wait) => {}
+                () = self.idle(jittered(wait)) => {}
             }
             wait = (wait * 2).min(RETRY.1);
         }
         self.control.shutdown(Duration::from_secs(2)).await;
     }
 
-    /// Waits, taking events that no longer matter.
+    /// Waits, answering what no longer matters.
     async fn idle(&mut self, wait: Duration) {
         let until = Instant::now() + wait;
         while let Ok(Some(event)) = tokio::time::timeout_at(until, self.events.recv()).await {
@@ -190,17 +191,19 @@ impl TrackerClient {
                     next = next.min((last + soonest).max(Instant::now() + PROMPT));
                 }
                 () = tokio::time::sleep_until(next) => {
-                    if let Err(why) = self.beat(tracker).await {
-                        return why;
-                    }
+                    let more = match self.beat(tracker).await {
+                        Ok(more) => more,
+                        Err(why) => return why,
+                    };
                     last = Instant::now();
-                    next = last + beat;
+                    next = last + if more { PROMPT } else { beat };
                 }
             }
         }
     }
 
-    async fn beat(&mut self, tracker: NodeId) -> Result<(), String> {
+    /// Tells what the tracker has not heard; gives whether there is more than one beat takes.
+    async fn beat(&mut self, tracker: NodeId) -> Result<bool, String> {
         let batch = self.shared.reports().batch();
         let known = self.shared.known().unwrap_or_default();
         let request = Request::Beat { known, reports: batch.reports.clone() };
@@ -210,10 +213,19 @@ impl TrackerClient {
                 if let Some(update) = update {
                     let _ = self.sink.send(TrackerEvent::Update(update)).await;
                 }
-                Ok(())
+                Ok(batch.reports.len() == limits::BEAT_ROWS_MAX)
             }
             Response::Refused { why } => Err(why),
             other => Err(format!("unexpected answer {other:?}")),
         }
     }
+}
+
+/// Somewhere between half of `wait` and all of it: a region's hosts that lost their tracker together do not all come back
+/// in the same moment.
+fn jittered(wait: Duration) -> Duration {
+    let mut random = [0u8; 4];
+    // Without randomness all wait the longest: late, but right.
+    let part = getrandom::fill(&mut random).map_or(u32::MAX, |()| u32::from_le_bytes(random));
+    wait.mul_f64(0.5 + 0.5 * f64::from(part) / f64::from(u32::MAX))
 }

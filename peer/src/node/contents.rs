@@ -1,10 +1,13 @@
-//! A content's way here: from its announcement and manifest to the version that is switched in.
+//! A content's way here: from its announcement and manifest to being whole and durable.
 
 use super::Driver;
+use super::pool::Sort;
 use bytes::Bytes;
-use shoal_proto::announcement::{Announcement, Class, Kind};
-use shoal_proto::codec::{Document, decode_exact, encode};
-use shoal_proto::ids::{ContentId, HostIndex, JobId, PieceIndex, ShardIndex};
+use shoal_proto::announcement::{Announcement, Class};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::codec::Document;
+use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex};
+use shoal_proto::limits;
 use shoal_proto::manifest::Manifest;
 use shoal_proto::report::{HostState, Reason};
 use shoal_proto::trust::{Envelope, Role};
@@ -28,8 +31,8 @@ pub(super) enum Done {
     Finished { content: ContentId, result: Result<(), String> },
     /// A version was switched in, or not.
     Activated { announcement: Arc<Announcement>, result: Result<(), String> },
-    /// A small content was read, to be sent along.
-    Small { content: ContentId, manifest: Vec<u8>, data: Vec<u8>, then: Option<Arc<Announcement>> },
+    /// A small content's manifest and data were read, to be sent along with its announcement.
+    Small { small: Option<(Bytes, Bytes)>, announcement: Arc<Announcement> },
 }
 
 /// Why a content was not begun.
@@ -43,16 +46,20 @@ pub(super) enum BeginFault {
 /// Manifests and data of small contents, newest first.
 #[derive(Default)]
 pub(super) struct Inlined {
-    rows: VecDeque<(ContentId, Vec<u8>, Vec<u8>)>,
+    rows: VecDeque<(ContentId, Bytes, Bytes)>,
 }
 
 impl Inlined {
-    pub(super) fn get(&self, content: &ContentId) -> Option<(Vec<u8>, Vec<u8>)> {
+    pub(super) fn has(&self, content: &ContentId) -> bool {
+        self.rows.iter().any(|(id, _, _)| id == content)
+    }
+
+    pub(super) fn get(&self, content: &ContentId) -> Option<(Bytes, Bytes)> {
         let row = self.rows.iter().find(|(id, _, _)| id == content)?;
         Some((row.1.clone(), row.2.clone()))
     }
 
-    fn put(&mut self, content: ContentId, manifest: Vec<u8>, data: Vec<u8>) {
+    fn put(&mut self, content: ContentId, manifest: Bytes, data: Bytes) {
         self.rows.retain(|(id, _, _)| *id != content);
         self.rows.push_front((content, manifest, data));
         self.rows.truncate(INLINED_MAX);
@@ -60,103 +67,74 @@ impl Inlined {
 }
 
 impl Driver {
-    /// Remembers a job and its signed announcement, on disk too.
-    pub(super) fn keep_job(&mut self, announcement: Arc<Announcement>, envelope: Bytes) {
-        let job = announcement.job;
-        if let Err(error) = self.store.save_job(&job, &envelope) {
-            tracing::error!(%job, %error, "cannot keep an announcement");
-        }
-        self.open_report(&announcement);
-        self.envelopes.insert(job, (announcement, envelope));
-        self.book.metrics.contents.set(self.envelopes.len() as i64);
-    }
-
-    /// Hosts report on jobs that are for them.
-    pub(super) fn open_report(&mut self, announcement: &Announcement) {
-        let me = self.me.and_then(|me| self.membership.get(me));
-        let ours =
-            me.is_some_and(|me| me.role == Role::Peer && announcement.selector.matches(&me.locality, &me.labels));
-        if ours {
-            self.shared.reports().open(announcement.job);
-        }
-    }
-
-    fn is_reported(&self, job: &JobId) -> bool {
-        self.role == Role::Peer && self.shared.reports().all().any(|report| report.job == *job)
-    }
-
-    /// Says of all jobs of a content how far this host is.
-    fn reach_all(&mut self, content: &ContentId, state: HostState, detail: &str) {
-        let jobs: Vec<JobId> = self
-            .envelopes
-            .values()
-            .filter(|(announcement, _)| announcement.content == *content)
-            .map(|(announcement, _)| announcement.job)
-            .collect();
-        for job in jobs {
-            self.reach(&job, state, detail);
-        }
-    }
-
-    fn reach(&mut self, job: &JobId, state: HostState, detail: &str) {
-        if self.is_reported(job) {
-            self.shared.reports().reach(*job, state, detail);
-            self.shared.tell_soon();
-        }
+    fn class_of(&self, content: &ContentId) -> Class {
+        let jobs = self.envelopes.values().filter(|(row, _)| row.content == *content);
+        jobs.map(|(row, _)| Class::from(row.kind)).min().unwrap_or(Class::Bulk)
     }
 
     /// A seeder's own publication.
     pub(super) fn publish(&mut self, envelope: &Envelope, announcement: Arc<Announcement>) {
         self.keep_job(announcement.clone(), envelope.to_bytes().into());
-        if !Self::is_small(&announcement) {
+        if !is_small(&announcement) {
             self.announce_own(announcement, false);
             return;
         }
-        let (store, content) = (self.store.clone(), announcement.content);
-        self.done.spawn_blocking(move || match read_small(&store, &content) {
-            Some((manifest, data)) => Done::Small { content, manifest, data, then: Some(announcement) },
-            None => Done::Nothing,
+        let store = self.store.clone();
+        self.done.run(Sort::Read, Class::from(announcement.kind) as u8, move || {
+            let small = read_small(&store, &announcement.content);
+            Done::Small { small, announcement }
         });
     }
 
     fn announce_own(&mut self, announcement: Arc<Announcement>, inline: bool) {
         let content = announcement.content;
         self.tell(Input::Announced { from: None, lane: 0, announcement, inline });
-        if let Some(manifest) = self.store.manifest(&content)
-            && let Ok(geometry) = manifest.geometry(&content)
-        {
-            let mut have = geometry.no_pieces();
-            (0..geometry.piece_count()).for_each(|piece| {
-                have.set(piece);
-            });
-            self.tell(Input::ContentReady { content, geometry, have });
+        self.ready_if_whole(&content);
+    }
+
+    /// Tells the brain of a content that is whole on the disk. It ignores what it knows already.
+    fn ready_if_whole(&mut self, content: &ContentId) -> bool {
+        let geometry = self.store.manifest(content).and_then(|manifest| manifest.geometry(content).ok());
+        let Some(geometry) = geometry.filter(|_| self.store.is_complete(content)) else { return false };
+        let have = Bitmap::full(geometry.piece_count());
+        self.tell(Input::ContentReady { content: *content, geometry, have });
+        true
+    }
+
+    /// A new job names a content that may be here already, from another job.
+    pub(super) fn use_held(&mut self, content: ContentId) {
+        if self.ready_if_whole(&content) {
+            self.complete(content);
+        } else if self.store.manifest(&content).is_some() && self.progress(&content).total == 0 {
+            // Its job was forgotten half-way.
+            match self.store.read_manifest(&content) {
+                Ok(manifest) => self.begin(content, manifest, None),
+                Err(error) => tracing::warn!(content = %content.short(), %error, "cannot read a manifest"),
+            }
         }
     }
 
-    /// A small content that came with its announcement. True when it is what was announced.
+    /// A small content that came with its announcement. True when it is what was announced and will be here.
     pub(super) fn take_inline(&mut self, announcement: &Announcement, manifest: Vec<u8>, data: Vec<u8>) -> bool {
         let content = announcement.content;
-        if self.inlined.get(&content).is_some() {
+        if self.store.manifest(&content).is_some() && self.inlined.has(&content) {
             return true;
         }
-        let fits = Manifest::id(&manifest) == content
-            && Manifest::from_bytes(&manifest)
-                .is_ok_and(|manifest| manifest.size() == data.len() as u64 && pieces_fit(&manifest, &data));
-        if !fits {
+        let decoded = Manifest::from_bytes(&manifest).ok().filter(|_| Manifest::id(&manifest) == content);
+        if !decoded.is_some_and(|decoded| decoded.size() == data.len() as u64 && pieces_fit(&decoded, &data)) {
             self.book.metrics.corrupt.inc();
             return false;
         }
+        if !self.beginning.insert(content) {
+            return false;
+        }
+        let (manifest, data) = (Bytes::from(manifest), Bytes::from(data));
         self.inlined.put(content, manifest.clone(), data.clone());
         let store = self.store.clone();
-        self.done.spawn_blocking(move || {
-            let begun = store.begin(&manifest).map_err(fault);
-            let begun = begun.and_then(|begun| {
+        self.done.run(Sort::Store, Class::from(announcement.kind) as u8, move || {
+            let begun = store.begin(&manifest).map_err(fault).and_then(|begun| {
                 store.fill(&content, &data).map_err(|error| BeginFault::Refused(Reason::Disk, error.to_string()))?;
-                let mut have = begun.geometry.no_pieces();
-                (0..begun.geometry.piece_count()).for_each(|piece| {
-                    have.set(piece);
-                });
-                Ok(Begun { have, ..begun })
+                Ok(Begun { have: Bitmap::full(begun.geometry.piece_count()), ..begun })
             });
             Done::Begun { content, from: None, begun }
         });
@@ -165,8 +143,11 @@ impl Driver {
 
     /// A manifest arrived.
     pub(super) fn begin(&mut self, content: ContentId, manifest: Bytes, from: Option<HostIndex>) {
+        if !self.beginning.insert(content) {
+            return;
+        }
         let store = self.store.clone();
-        self.done.spawn_blocking(move || {
+        self.done.run(Sort::Store, self.class_of(&content) as u8, move || {
             let begun = if Manifest::id(&manifest) == content {
                 store.begin(&manifest).map_err(fault)
             } else {
@@ -193,20 +174,22 @@ impl Driver {
             Done::Finished { content, result: Ok(()) } => {
                 self.report_progress(&content);
                 self.reach_all(&content, HostState::Has, "");
-                self.activate_all(content);
+                self.switch_all(&content);
             }
             Done::Finished { content, result: Err(error) } => self.disk_failed(content, &error),
             Done::Activated { announcement, result } => self.on_activated(&announcement, result),
-            Done::Small { content, manifest, data, then } => {
-                self.inlined.put(content, manifest, data);
-                if let Some(announcement) = then {
-                    self.announce_own(announcement, true);
+            Done::Small { small, announcement } => {
+                let inline = small.is_some();
+                if let Some((manifest, data)) = small {
+                    self.inlined.put(announcement.content, manifest, data);
                 }
+                self.announce_own(announcement, inline);
             }
         }
     }
 
     fn on_begun(&mut self, content: ContentId, from: Option<HostIndex>, begun: Result<Begun, BeginFault>) {
+        self.beginning.remove(&content);
         match begun {
             Ok(begun) => {
                 for evicted in begun.evicted {
@@ -216,6 +199,11 @@ impl Driver {
                 }
                 self.book.received(content, None, begun.reused);
                 self.tell(Input::ContentReady { content, geometry: begun.geometry, have: begun.have });
+                if self.brain.as_ref().is_some_and(|brain| brain.progress(&content).is_none()) {
+                    // Abandoned meanwhile.
+                    self.drop_content(content);
+                    return;
+                }
                 self.report_progress(&content);
             }
             Err(BeginFault::Corrupt) => {
@@ -236,35 +224,24 @@ impl Driver {
 
     pub(super) fn disk_failed(&mut self, content: ContentId, error: &str) {
         self.refuse(content, Reason::Disk, error);
-        let store = self.store.clone();
-        self.done.spawn_blocking(move || {
-            if let Err(error) = store.remove(&content) {
-                tracing::error!(content = %content.short(), %error, "cannot remove a content");
-            }
-            Done::Nothing
-        });
+        self.drop_content(content);
     }
 
     pub(super) fn abandon(&mut self, content: ContentId) {
         self.reach_all(&content, HostState::Failed(Reason::Superseded), "a newer version came first");
+        self.drop_content(content);
+    }
+
+    /// Deletes a content.
+    pub(super) fn drop_content(&mut self, content: ContentId) {
         self.book.forget(&content);
         let store = self.store.clone();
-        self.done.spawn_blocking(move || {
+        self.done.run(Sort::Store, Class::Bulk as u8, move || {
             if let Err(error) = store.remove(&content) {
                 tracing::error!(content = %content.short(), %error, "cannot remove a content");
             }
             Done::Nothing
         });
-    }
-
-    /// An older version than what is switched in is not wanted.
-    pub(super) fn refuse_if_stale(&mut self, announcement: &Announcement) {
-        let key = (announcement.kind, announcement.name.clone());
-        let newest = self.activated.get(&key).copied().unwrap_or(0);
-        if announcement.sequence < newest && self.is_reported(&announcement.job) {
-            self.tell(Input::ContentRefused { content: announcement.content });
-            self.reach(&announcement.job, HostState::Failed(Reason::Stale), "a newer version is active here");
-        }
     }
 
     pub(super) fn complete(&mut self, content: ContentId) {
@@ -272,67 +249,17 @@ impl Driver {
             return;
         }
         let store = self.store.clone();
-        self.done.spawn_blocking(move || Done::Finished {
+        self.done.run(Sort::Store, self.class_of(&content) as u8, move || Done::Finished {
             content,
             result: store.finish(&content).map_err(|error| error.to_string()),
         });
     }
+}
 
-    fn activate_all(&mut self, content: ContentId) {
-        let jobs: Vec<Arc<Announcement>> = self
-            .envelopes
-            .values()
-            .filter(|(announcement, _)| announcement.content == content)
-            .map(|(announcement, _)| announcement.clone())
-            .collect();
-        for announcement in jobs {
-            if !self.is_reported(&announcement.job) {
-                continue;
-            }
-            let key = (announcement.kind, announcement.name.clone());
-            if announcement.sequence < self.activated.get(&key).copied().unwrap_or(0) {
-                self.reach(&announcement.job, HostState::Failed(Reason::Stale), "a newer version is active here");
-                continue;
-            }
-            let Some(folder) = self.content_dir.clone() else { continue };
-            self.activated.insert(key, announcement.sequence);
-            let store = self.store.clone();
-            self.done.spawn_blocking(move || {
-                let result = folder.activate(&store, &content, &announcement.name, &announcement.version);
-                Done::Activated { announcement, result: result.map_err(|error| error.to_string()) }
-            });
-        }
-    }
-
-    fn on_activated(&mut self, announcement: &Announcement, result: Result<(), String>) {
-        match result {
-            Ok(()) => {
-                self.save_activated(announcement);
-                tracing::info!(name = announcement.name, version = announcement.version, "active");
-                self.reach(&announcement.job, HostState::Active, "");
-            }
-            Err(why) => {
-                tracing::error!(name = announcement.name, version = announcement.version, %why, "cannot activate");
-                self.reach(&announcement.job, HostState::Failed(Reason::Activation), &why);
-            }
-        }
-    }
-
-    fn save_activated(&mut self, announcement: &Announcement) {
-        let key = format!("active/{}/{}", announcement.kind, announcement.name);
-        if let Err(error) = self.store.put_state(&key, Some(encode(&announcement.sequence))) {
-            tracing::error!(%error, "cannot keep what is active");
-        }
-    }
-
-    pub(super) fn load_activated(&mut self) {
-        for (key, value) in self.store.scan_state("active/").unwrap_or_default() {
-            let Some((kind, name)) = key["active/".len()..].split_once('/') else { continue };
-            if let (Ok(kind), Ok(sequence)) = (kind.parse::<Kind>(), decode_exact::<u64>(&value)) {
-                self.activated.insert((kind, name.to_string()), sequence);
-            }
-        }
-    }
+/// Whether a content's data may travel in announcements.
+fn is_small(announcement: &Announcement) -> bool {
+    announcement.size <= limits::INLINE_DATA_BYTES_MAX
+        && announcement.manifest_bytes <= limits::INLINE_MANIFEST_BYTES_MAX as u64
 }
 
 fn fault(error: BeginError) -> BeginFault {
@@ -353,12 +280,12 @@ fn pieces_fit(manifest: &Manifest, data: &[u8]) -> bool {
     })
 }
 
-fn read_small(store: &Store, content: &ContentId) -> Option<(Vec<u8>, Vec<u8>)> {
+fn read_small(store: &Store, content: &ContentId) -> Option<(Bytes, Bytes)> {
     let manifest = store.manifest(content)?;
     let geometry = manifest.geometry(content).ok()?;
     let mut data = Vec::new();
     for piece in (0..geometry.piece_count()).map(PieceIndex) {
         data.extend_from_slice(&store.read(content, geometry.shard_of(piece)).ok()?);
     }
-    Some((store.read_manifest(content).ok()?.to_vec(), data))
+    Some((store.read_manifest(content).ok()?, data.into()))
 }

@@ -2,6 +2,7 @@
 
 use super::Driver;
 use super::contents::Done;
+use super::pool::Sort;
 use shoal_net::bulk::{OutFrame, SendError, encode_announce};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{AnnounceFrame, Part};
@@ -29,7 +30,7 @@ impl Driver {
             Output::SendShard { to, content, shard, class } => self.send_shard(to, content, shard, class),
             Output::SendManifest { to, content, class } => {
                 let store = self.store.clone();
-                self.done.spawn_blocking(move || Done::Read {
+                self.done.run(Sort::Read, class as u8, move || Done::Read {
                     to,
                     content,
                     shard: None,
@@ -39,7 +40,7 @@ impl Driver {
             }
             Output::Rebuild { content, stripe } => {
                 let store = self.store.clone();
-                self.done.spawn_blocking(move || {
+                self.done.run(Sort::Store, 0, move || {
                     store.rebuild(&content, stripe);
                     Done::Nothing
                 });
@@ -79,14 +80,23 @@ impl Driver {
     fn send_announce(&mut self, to: HostIndex, job: JobId, lane: u8, inline: bool) {
         let Some(node) = self.membership.get(to).map(|member| member.node) else { return };
         let Some((announcement, envelope)) = self.envelopes.get(&job) else { return };
-        let small = if inline { self.inlined.get(&announcement.content) } else { None };
-        let (manifest, data) = small.unzip();
-        let frame = AnnounceFrame { envelope: envelope.to_vec(), lane, manifest, data };
-        if let Some(data) = &frame.data {
-            let content = announcement.content;
-            self.book.count_sent(content, data.len() as u64);
+        let content = announcement.content;
+        let small = if inline { self.inlined.get(&content) } else { None };
+        let bytes = small.as_ref().map_or(0, |(_, data)| data.len() as u64);
+        // The same frame goes to all children of a lane.
+        let key = (job, lane, small.is_some());
+        let frame = match &self.encoded {
+            Some((former, frame)) if *former == key => frame.clone(),
+            _ => {
+                let (manifest, data) = small.map(|(manifest, data)| (manifest.to_vec(), data.to_vec())).unzip();
+                let frame = AnnounceFrame { envelope: envelope.to_vec(), lane, manifest, data };
+                self.encoded.insert((key, encode_announce(&frame))).1.clone()
+            }
+        };
+        // Without a link, or with a full queue, comparing job lists brings it later.
+        if self.endpoint.send(node, OutFrame::Announce(frame)).is_ok() {
+            self.book.count_sent(content, bytes);
         }
-        let _gone = self.endpoint.send(node, OutFrame::Announce(encode_announce(&frame)));
     }
 
     fn send_shard(&mut self, to: HostIndex, content: ContentId, shard: ShardIndex, class: Class) {
@@ -95,7 +105,7 @@ impl Driver {
             return;
         }
         let store = self.store.clone();
-        self.done.spawn_blocking(move || Done::Read {
+        self.done.run(Sort::Read, class as u8, move || Done::Read {
             to,
             content,
             shard: Some(shard),

@@ -1,15 +1,19 @@
 //! The driver: one task that tells the brain what happened and carries out what it wishes.
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
-//! under way for it. Split by meaning: [`network`] takes what links bring, [`effects`] carries wishes out, [`contents`]
-//! takes contents from manifest to activation, [`book`] counts.
+//! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`switch`] has versions switched in,
+//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
 mod contents;
 mod effects;
+mod jobs;
 mod network;
+mod pool;
 pub mod setup;
+mod switch;
 
 pub use book::NodeMetrics;
 
@@ -18,9 +22,9 @@ use crate::tracker::{Shared, TrackerEvent};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
+use pool::{Pool, Sort};
 use shoal_net::bulk::{BulkEndpoint, BulkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
-use shoal_proto::codec::Document;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
 use shoal_proto::membership::MembershipUpdate;
 use shoal_proto::report::{HostReport, TierBytes};
@@ -30,11 +34,10 @@ use shoal_swarm::io::Input;
 use shoal_swarm::membership::Membership;
 use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Progress};
 use shoal_swarm::time::Instant;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Shards in the store's queue at a time; links are not read beyond it. Below the store's own bound.
@@ -43,6 +46,12 @@ const PUTS_MAX: usize = shoal_store::store::QUEUE / 2;
 const LANES: u8 = 64;
 /// How often expired announcements are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
+/// How often counts and membership go to the disk: what a kill may cost of them.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+/// How soon progress goes into the reports: they are told once a second, shards arrive by the thousand.
+const PROGRESS_AFTER: Duration = Duration::from_millis(100);
+/// Events of one source handled before the others are looked at.
+const BATCH: usize = 32;
 
 /// A content as the API shows it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -75,8 +84,8 @@ pub enum Command {
     },
     /// What is here?
     Contents(oneshot::Sender<Vec<ContentStatus>>),
-    /// Payload bytes sent for a content.
-    Sent(ContentId, oneshot::Sender<u64>),
+    /// Payload bytes sent for a job's content since the job began.
+    Sent(JobId, oneshot::Sender<u64>),
 }
 
 /// How others reach the driver.
@@ -100,10 +109,10 @@ impl NodeHandle {
         answer.await.unwrap_or_default()
     }
 
-    /// Payload bytes sent for a content.
-    pub async fn sent(&self, content: ContentId) -> u64 {
+    /// Payload bytes sent for a job's content since the job began.
+    pub async fn sent(&self, job: JobId) -> u64 {
         let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Sent(content, reply)).await;
+        let _ = self.commands.send(Command::Sent(job, reply)).await;
         answer.await.unwrap_or_default()
     }
 
@@ -167,16 +176,29 @@ pub struct Driver {
     membership_out: watch::Sender<Arc<Membership>>,
     strangers: HashMap<NodeId, Stranger>,
     /// Links that are up, also before the brain runs.
-    linked: HashMap<NodeId, ()>,
+    linked: HashSet<NodeId>,
     /// Signed announcements, encoded.
     envelopes: BTreeMap<JobId, (Arc<Announcement>, Bytes)>,
+    /// Jobs of publishers we do not trust that we reported on.
+    untrusted: BTreeSet<JobId>,
     /// Small contents' manifests and data, to send along with announcements.
     inlined: Inlined,
-    /// The newest sequence activated, by kind and name.
+    /// The announcement sent last, encoded: by job, lane and whether data is in it.
+    encoded: Option<((JobId, u8, bool), Bytes)>,
+    /// Contents whose manifest is being looked at.
+    beginning: HashSet<ContentId>,
+    /// The newest sequence switched in, by kind and name.
     activated: HashMap<(Kind, String), u64>,
+    /// Names that are being switched, and what waits for them.
+    switching: HashSet<String>,
+    to_switch: VecDeque<Arc<Announcement>>,
     puts: usize,
-    done: JoinSet<Done>,
+    done: Pool<Done>,
     book: Book,
+    /// Contents whose progress is not in the reports yet, and when it goes there.
+    progressed: BTreeSet<ContentId>,
+    progress_at: Option<Instant>,
+    membership_saved: bool,
 }
 
 impl Driver {
@@ -218,14 +240,23 @@ impl Driver {
             membership,
             membership_out,
             strangers: HashMap::new(),
-            linked: HashMap::new(),
+            linked: HashSet::new(),
             envelopes: BTreeMap::new(),
+            untrusted: BTreeSet::new(),
             inlined: Inlined::default(),
+            encoded: None,
+            beginning: HashSet::new(),
             activated: HashMap::new(),
+            switching: HashSet::new(),
+            to_switch: VecDeque::new(),
             puts: 0,
-            done: JoinSet::new(),
+            done: Pool::new(),
             book: Book::new(parts.metrics),
+            progressed: BTreeSet::new(),
+            progress_at: None,
+            membership_saved: true,
         };
+        driver.book.load(&driver.store);
         driver.load_jobs();
         driver.load_activated();
         driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
@@ -241,29 +272,69 @@ impl Driver {
     pub async fn run(mut self, token: CancellationToken) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut saving = tokio::time::interval(SAVE_EVERY);
+        saving.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.carry_out();
         loop {
-            let deadline = self.brain.as_ref().and_then(Node::poll_timeout);
-            let deadline = deadline.map_or(Duration::from_secs(3600), |at| at.since(self.now()));
+            let wait = self.next_deadline();
             tokio::select! {
                 biased;
                 () = token.cancelled() => break,
-                Some(event) = self.store_events.recv() => self.on_store(event),
-                Some(done) = self.done.join_next(), if !self.done.is_empty() => match done {
-                    Ok(done) => self.on_done(done),
-                    Err(error) => tracing::error!(%error, "an effect panicked"),
+                Some(event) = self.store_events.recv() => self.on_store_events(event),
+                done = self.done.next(), if !self.done.is_idle() => match done {
+                    Some(done) => self.on_done(done),
+                    None => tracing::error!("an effect panicked"),
                 },
                 Some(event) = self.tracker_events.recv() => self.on_tracker(event),
                 Some(command) = self.commands.recv() => self.on_command(command),
-                () = tokio::time::sleep(deadline) => self.tell(Input::Tick),
+                () = tokio::time::sleep(wait) => self.on_time(),
                 _ = housekeeping.tick() => self.keep_house(),
-                Some(event) = self.link_events.recv(), if self.puts < PUTS_MAX => self.on_link_event(event),
+                _ = saving.tick() => self.save(),
+                Some(event) = self.link_events.recv(), if self.puts < PUTS_MAX => self.on_link_events(event),
             }
             self.carry_out();
         }
         self.endpoint.shutdown(Duration::from_secs(3)).await;
-        self.done.shutdown().await;
+        self.done.stop().await;
+        self.save_now();
         if let Err(error) = self.store.sync() {
             tracing::error!(%error, "cannot flush the index");
+        }
+    }
+
+    /// How long until the brain or the reports want to be looked at.
+    fn next_deadline(&self) -> Duration {
+        let brain = self.brain.as_ref().and_then(Node::poll_timeout);
+        let next = [brain, self.progress_at].into_iter().flatten().min();
+        next.map_or(Duration::from_secs(3600), |at| at.since(self.now()))
+    }
+
+    fn on_time(&mut self) {
+        let now = self.now();
+        if self.progress_at.is_some_and(|at| at <= now) {
+            self.flush_progress();
+        }
+        self.tell(Input::Tick);
+    }
+
+    fn on_store_events(&mut self, first: StoreEvent) {
+        self.on_store(first);
+        for _ in 1..BATCH {
+            self.carry_out();
+            let Ok(event) = self.store_events.try_recv() else { return };
+            self.on_store(event);
+        }
+    }
+
+    fn on_link_events(&mut self, first: BulkEvent) {
+        self.on_link_event(first);
+        for _ in 1..BATCH {
+            self.carry_out();
+            if self.puts >= PUTS_MAX {
+                return;
+            }
+            let Ok(event) = self.link_events.try_recv() else { return };
+            self.on_link_event(event);
         }
     }
 
@@ -283,8 +354,9 @@ impl Driver {
         }
         self.brain = Some(Node::new(NodeConfig { me, lanes: LANES }, Box::new(CachingPlanner::default())));
         self.tell(Input::Membership(self.membership.clone()));
-        let jobs: Vec<Arc<Announcement>> =
+        let mut jobs: Vec<Arc<Announcement>> =
             self.envelopes.values().map(|(announcement, _)| announcement.clone()).collect();
+        jobs.sort_by_key(|announcement| announcement.sequence);
         let records = self.store.records();
         for announcement in jobs {
             let lane = shoal_swarm::node::limits::ENTROPY_LANE;
@@ -293,9 +365,16 @@ impl Driver {
             self.tell(Input::Announced { from: None, lane, announcement, inline });
         }
         for record in records {
-            self.tell(Input::ContentReady { content: record.content, geometry: record.geometry, have: record.have });
+            let content = record.content;
+            if !record.complete && !self.is_named(&content) {
+                // Its job is over; nobody would ever finish or evict it.
+                self.drop_content(content);
+                continue;
+            }
+            self.tell(Input::ContentReady { content, geometry: record.geometry, have: record.have });
+            self.report_progress(&content);
         }
-        let linked: Vec<NodeId> = self.linked.keys().copied().collect();
+        let linked: Vec<NodeId> = self.linked.iter().copied().collect();
         for node in linked {
             self.link_up(node);
         }
@@ -334,20 +413,42 @@ impl Driver {
             return;
         }
         let known = next.epoch();
-        self.membership = Arc::new(next);
+        let former = std::mem::replace(&mut self.membership, Arc::new(next));
         self.book.metrics.members.set(self.membership.len() as i64);
         self.membership_out.send_replace(self.membership.clone());
         self.shared.set_known(Some(known));
-        let bytes = shoal_proto::codec::encode(&self.membership.to_update());
-        if let Err(error) = self.store.put_state("membership", Some(bytes)) {
-            tracing::error!(%error, "cannot keep the membership");
-        }
+        self.membership_saved = false;
         if self.brain.is_some() {
             self.tell(Input::Membership(self.membership.clone()));
+            if self.me.is_some_and(|me| former.get(me) != self.membership.get(me)) {
+                self.open_reports();
+            }
         } else {
             self.start_brain();
         }
         self.greet_strangers();
+    }
+
+    /// Writes counts and membership to the disk, beside the driver.
+    fn save(&mut self) {
+        self.book.save(&self.store);
+        if self.membership_saved {
+            return;
+        }
+        self.membership_saved = true;
+        let (store, membership) = (self.store.clone(), self.membership.clone());
+        self.done.run(Sort::Store, 0, move || {
+            save_membership(&store, &membership);
+            Done::Nothing
+        });
+    }
+
+    /// The same, at the end.
+    fn save_now(&mut self) {
+        self.book.save(&self.store);
+        if !self.membership_saved {
+            save_membership(&self.store, &self.membership);
+        }
     }
 
     fn on_command(&mut self, command: Command) {
@@ -356,8 +457,9 @@ impl Driver {
             Command::Contents(reply) => {
                 let _ = reply.send(self.content_statuses());
             }
-            Command::Sent(content, reply) => {
-                let _ = reply.send(self.book.sent(&content));
+            Command::Sent(job, reply) => {
+                let sent = self.envelopes.get(&job).map(|(row, _)| self.book.of_job(&job, &row.content).1);
+                let _ = reply.send(sent.unwrap_or(0));
             }
         }
     }
@@ -374,8 +476,8 @@ impl Driver {
                     total: progress.total,
                     size: announcement.size,
                     names: Vec::new(),
-                    tiers: self.book.tiers(&content),
-                    sent: self.book.sent(&content),
+                    tiers: self.book.of(&content).0,
+                    sent: self.book.of(&content).1,
                 }
             });
             row.names.push((announcement.name.clone(), announcement.version.clone(), announcement.kind));
@@ -386,46 +488,11 @@ impl Driver {
     fn progress(&self, content: &ContentId) -> Progress {
         self.brain.as_ref().and_then(|brain| brain.progress(content)).unwrap_or_default()
     }
+}
 
-    fn load_jobs(&mut self) {
-        let jobs = self.store.jobs().unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot read the jobs kept");
-            Vec::new()
-        });
-        let trust = self.trust.clone();
-        for (job, bytes) in jobs {
-            let opened = Envelope::from_bytes(&bytes)
-                .map_err(|error| error.to_string())
-                .and_then(|envelope| trust.open_published::<Announcement>(&envelope).map_err(|e| e.to_string()));
-            match opened {
-                Ok(announcement) => {
-                    self.envelopes.insert(job, (Arc::new(announcement), bytes.into()));
-                }
-                Err(error) => {
-                    tracing::warn!(%job, %error, "dropped a kept announcement");
-                    let _ = self.store.forget_job(&job);
-                }
-            }
-        }
-    }
-
-    fn keep_house(&mut self) {
-        let now = shoal_net::admission::system_clock();
-        let expired: Vec<JobId> = self
-            .envelopes
-            .iter()
-            .filter(|(_, (announcement, _))| announcement.expires_at <= now)
-            .map(|(job, _)| *job)
-            .collect();
-        for job in expired {
-            self.envelopes.remove(&job);
-            self.shared.reports().forget(&job);
-            if let Err(error) = self.store.forget_job(&job) {
-                tracing::warn!(%job, %error, "cannot forget a job");
-            }
-            self.tell(Input::Forgotten { job });
-        }
-        let (now, patience) = (self.now(), Duration::from_secs(30));
-        self.strangers.retain(|_, stranger| now.since(stranger.since) < patience);
+fn save_membership(store: &Store, membership: &Membership) {
+    let bytes = shoal_proto::codec::encode(&membership.to_update());
+    if let Err(error) = store.put_state("membership", Some(bytes)) {
+        tracing::error!(%error, "cannot keep the membership");
     }
 }

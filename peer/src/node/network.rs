@@ -2,12 +2,8 @@
 
 use super::{Driver, Stranger};
 use shoal_net::bulk::BulkEvent;
-use shoal_proto::announcement::Announcement;
-use shoal_proto::codec::Document;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
-use shoal_proto::ids::{ContentId, HostIndex, NodeId};
-use shoal_proto::limits;
-use shoal_proto::trust::Envelope;
+use shoal_proto::ids::{HostIndex, NodeId};
 use shoal_store::{PutError, StoreEvent};
 use shoal_swarm::io::Input;
 use std::sync::Arc;
@@ -19,7 +15,7 @@ impl Driver {
     pub(super) fn on_link_event(&mut self, event: BulkEvent) {
         match event {
             BulkEvent::LinkUp { node, .. } => {
-                self.linked.insert(node, ());
+                self.linked.insert(node);
                 self.book.metrics.links.set(self.linked.len() as i64);
                 self.link_up(node);
             }
@@ -75,16 +71,20 @@ impl Driver {
                 }
                 match part {
                     Part::Manifest => self.begin(content, payload, Some(from)),
-                    Part::Shard(shard) => match self.store.put(&content, shard, payload, u64::from(from.0)) {
-                        Ok(()) => self.puts += 1,
-                        // Not ours any more, or never asked for.
-                        Err(PutError::Unknown) => {
-                            self.book.metrics.surplus.inc();
+                    Part::Shard(shard) => {
+                        // The token brings back who sent it and how long it was.
+                        let token = (payload.len() as u64) << 32 | u64::from(from.0);
+                        match self.store.put(&content, shard, payload, token) {
+                            Ok(()) => self.puts += 1,
+                            // Not ours any more, or never asked for.
+                            Err(PutError::Unknown) => {
+                                self.book.metrics.surplus.inc();
+                            }
+                            Err(PutError::Full(_)) => {
+                                debug_assert!(false, "puts are counted below the store's bound");
+                            }
                         }
-                        Err(PutError::Full(_)) => {
-                            debug_assert!(false, "puts are counted below the store's bound");
-                        }
-                    },
+                    }
                 }
             }
             _ => {}
@@ -122,9 +122,15 @@ impl Driver {
         match event {
             StoreEvent::Verified { content, shard, token } => {
                 self.puts = self.puts.saturating_sub(1);
+                self.book.metrics.pieces.inc();
                 let from = HostIndex(token as u32);
+                let surplus = |driver: &Self| driver.brain.as_ref().map_or(0, |brain| brain.counters().shards_surplus);
+                let before = surplus(self);
                 self.tell(Input::ShardVerified { content, shard, from });
-                self.report_progress(&content);
+                if surplus(self) > before {
+                    self.book.metrics.duplicate_bytes.inc_by(token >> 32);
+                }
+                self.progressed(content);
             }
             StoreEvent::Corrupt { content, shard, token } => {
                 self.puts = self.puts.saturating_sub(1);
@@ -139,58 +145,45 @@ impl Driver {
     }
 
     fn on_announce(&mut self, from: HostIndex, frame: AnnounceFrame) {
-        let trust = self.trust.clone();
-        let opened = Envelope::from_bytes(&frame.envelope)
-            .map_err(Into::into)
-            .and_then(|envelope| trust.open_published::<Announcement>(&envelope));
-        let announcement = match opened {
+        let announcement = match self.open_announcement(&frame.envelope) {
             Ok(announcement) => Arc::new(announcement),
             Err(error) => {
-                self.book.metrics.untrusted.inc();
-                tracing::warn!(%from, %error, "refused an announcement");
+                self.refuse_announcement(from, &frame.envelope, &error);
                 return;
             }
         };
-        if announcement.expires_at <= shoal_net::admission::system_clock() {
-            return;
-        }
-        let job = announcement.job;
-        if !self.envelopes.contains_key(&job) {
-            self.keep_job(announcement.clone(), frame.envelope.into());
-        }
+        let content = announcement.content;
         if let (Some(me), Some(data)) = (self.me, &frame.data) {
             let tier = self.membership.tier(me, from);
-            self.book.received(announcement.content, Some(tier), data.len() as u64);
+            self.book.received(content, Some(tier), data.len() as u64);
         }
+        if announcement.expires_at <= shoal_net::admission::system_clock() {
+            self.book.metrics.refused.inc();
+            return;
+        }
+        let new = !self.envelopes.contains_key(&announcement.job);
+        if new {
+            self.keep_job(announcement.clone(), frame.envelope.into());
+        }
+        let ours = self.is_for_us(&announcement);
+        let stale = ours && self.is_stale(&announcement);
         let inline = match (frame.manifest, frame.data) {
-            (Some(manifest), Some(data)) => self.take_inline(&announcement, manifest, data),
+            (Some(manifest), Some(data)) if ours && !stale => self.take_inline(&announcement, manifest, data),
             _ => false,
         };
-        self.tell(Input::Announced { from: Some(from), lane: frame.lane, announcement: announcement.clone(), inline });
-        self.refuse_if_stale(&announcement);
+        // The brain hears of stale ones too, or neighbours would tell us of them for ever.
+        let told = announcement.clone();
+        self.tell(Input::Announced { from: Some(from), lane: frame.lane, announcement: told, inline });
+        if stale {
+            self.refuse_stale(&announcement);
+        } else if new && ours && !inline {
+            self.use_held(content);
+        }
     }
 
     pub(super) fn close(&mut self, host: HostIndex, reason: CloseReason) {
         if let Some(member) = self.membership.get(host) {
             self.endpoint.close(member.node, reason);
         }
-    }
-
-    /// Largest content whose data may travel in announcements.
-    pub(super) fn is_small(announcement: &Announcement) -> bool {
-        announcement.size <= limits::INLINE_DATA_BYTES_MAX
-            && announcement.manifest_bytes <= limits::INLINE_MANIFEST_BYTES_MAX as u64
-    }
-
-    /// Progress of a content goes into the reports of its jobs.
-    pub(super) fn report_progress(&mut self, content: &ContentId) {
-        let progress = self.progress(content);
-        let (tiers, sent) = (self.book.tiers(content), self.book.sent(content));
-        let mut reports = self.shared.reports();
-        for (announcement, _) in self.envelopes.values().filter(|(announcement, _)| announcement.content == *content) {
-            reports.progress(announcement.job, progress.have, progress.total, tiers, sent);
-        }
-        drop(reports);
-        self.shared.tell_soon();
     }
 }

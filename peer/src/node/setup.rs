@@ -153,6 +153,7 @@ pub async fn start(
         node: keys.node(),
         role,
         trust,
+        metrics: NodeMetrics::new(metrics, &store),
         store,
         store_events,
         endpoint,
@@ -160,7 +161,6 @@ pub async fn start(
         tracker_events,
         shared,
         content_dir,
-        metrics: NodeMetrics::new(metrics),
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));
