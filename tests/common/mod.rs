@@ -1,0 +1,327 @@
+//! A region of real processes for tests: started, waited for, killed, started again.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program under test.
+pub fn shoal() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_shoal"))
+}
+
+/// Runs a command to its end.
+pub fn run(args: &[&str]) -> Output {
+    shoal().args(args).output().expect("the program can be started")
+}
+
+/// Runs a command that must succeed; gives what it printed.
+pub fn ok(args: &[&str]) -> String {
+    let output = run(args);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{args:?}: {}\n{text}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// Waits until `look` gives something.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "gave up waiting: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// GET by hand: status line and body.
+pub fn get(addr: &str, path: &str, token: Option<&str>) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(addr).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    let auth = token.map_or_else(String::new, |token| format!("authorization: Bearer {token}\r\n"));
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n{auth}\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let body = if head.to_lowercase().contains("transfer-encoding: chunk") { unframe(body) } else { body.to_string() };
+    Some((status, body))
+}
+
+/// Joins the parts of a body sent in parts.
+fn unframe(mut body: &str) -> String {
+    let mut out = String::new();
+    while let Some((len, rest)) = body.split_once("\r\n") {
+        let len = usize::from_str_radix(len.trim(), 16).unwrap_or(0);
+        if len == 0 || len > rest.len() {
+            break;
+        }
+        out.push_str(&rest[..len]);
+        body = rest[len..].trim_start_matches("\r\n");
+    }
+    out
+}
+
+/// Bytes that do not compress or repeat, the same for the same seed.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A role's process.
+pub struct Process {
+    pub name: String,
+    role: &'static str,
+    dir: PathBuf,
+    set: Vec<String>,
+    child: Option<Child>,
+    pub addrs: Value,
+}
+
+impl Process {
+    fn new(folder: &Path, name: &str, role: &'static str, set: Vec<String>) -> Self {
+        let dir = folder.join(name);
+        Self { name: name.into(), role, dir, set, child: None, addrs: Value::Null }
+    }
+
+    /// Starts it, and waits until it is ready.
+    pub fn start(&mut self) {
+        let ready = self.dir.join("ready");
+        let _ = fs::remove_file(&ready);
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let mut command = shoal();
+        command.args([self.role, "--exit-with-stdin", "--log", "info,shoal_peer=debug", "--ready-file"]).arg(&ready);
+        self.set.iter().for_each(|pair| {
+            command.args(["--set", pair]);
+        });
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.child = Some(child);
+        self.addrs = until(&format!("{} comes up", self.name), || {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
+                panic!("{} ended: {status}\n{}", self.name, self.log());
+            }
+            serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()
+        });
+        // The same ports after a restart: others know these.
+        if let Some(http) = self.addrs["http"].as_str() {
+            self.set.retain(|pair| !pair.starts_with("http="));
+            self.set.push(format!("http={http}"));
+        }
+        if let Some(control) = self.addrs["control"][0].as_str() {
+            self.set.retain(|pair| !pair.starts_with("listen="));
+            self.set.push(format!("listen=['{control}']"));
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM; gives how long it took to end, and how.
+    pub fn terminate(&mut self) -> (Duration, std::process::ExitStatus) {
+        let mut child = self.child.take().expect("it runs");
+        let began = Instant::now();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        let status = until("it stops", || child.try_wait().unwrap());
+        (began.elapsed(), status)
+    }
+
+    pub fn http(&self) -> &str {
+        self.addrs["http"].as_str().expect("it serves HTTP")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A metric's value.
+    pub fn metric(&self, name: &str) -> u64 {
+        let (_, text) = get(self.http(), "/metrics", None).expect("metrics are served");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|number| number.parse::<f64>().ok()).unwrap_or(0.0) as u64
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A region.
+pub struct Region {
+    pub folder: tempfile::TempDir,
+    pub hub: Process,
+    pub tracker: Process,
+    pub seeder: Process,
+    pub peers: Vec<Process>,
+}
+
+impl Region {
+    /// Starts one and waits until every host is up. `extra` gives further settings by peer.
+    pub fn start(racks: usize, hosts: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().to_path_buf();
+        let cluster = at.join("cluster");
+        ok(&["cluster", "init", "--dir", cluster.to_str().unwrap()]);
+        issue(&at, "hub", "hub", "t/core/core/hub");
+        let trust = |name: &str| format!("trust='{}'", at.join(name).join("trust").display());
+        let dir = |name: &str| format!("dir='{}'", at.join(name).join("state").display());
+        let mut hub = Process::new(&at, "hub", "hub", vec![trust("hub"), dir("hub"), "http=127.0.0.1:0".into()]);
+        hub.start();
+        issue(&at, "tracker", "tracker", "t/core/core/tracker");
+        let mut set = files(&at, "tracker", "");
+        set.extend([dir("tracker"), "listen=['127.0.0.1:0']".into(), "http=127.0.0.1:0".into()]);
+        set.extend([format!("hub=http://{}", hub.http()), "beat=300ms".into(), "flush=200ms".into()]);
+        let mut tracker = Process::new(&at, "tracker", "tracker", set);
+        tracker.start();
+        let control = tracker.addrs["control"][0].as_str().unwrap().to_string();
+        issue(&at, "seeder", "seeder", "t/core/core/seeder");
+        let mut set = node(&at, "seeder", &control);
+        set.push(format!("publisher_key='{}'", cluster.join("publisher.key").display()));
+        set.push(format!("admin_token='{}'", cluster.join("admin.token").display()));
+        let mut seeder = Process::new(&at, "seeder", "seeder", set);
+        seeder.start();
+        let mut peers = Vec::new();
+        for number in 0..racks * hosts {
+            let (rack, host) = (number / hosts, number % hosts);
+            let name = format!("rack{rack}-host{host}");
+            issue(&at, &name, "peer", &format!("t/site/rack{rack}/host{host}"));
+            let mut set = node(&at, &name, &control);
+            set.push(format!("content_dir='{}'", at.join(&name).join("content").display()));
+            set.extend(extra(number));
+            let mut peer = Process::new(&at, &name, "peer", set);
+            peer.start();
+            peers.push(peer);
+        }
+        let region = Self { folder, hub, tracker, seeder, peers };
+        region.wait_up(racks * hosts);
+        region
+    }
+
+    /// Waits until this many peers are up.
+    pub fn wait_up(&self, count: usize) {
+        until("every host is up", || {
+            let hosts = self.cli_json(&["hosts", "--json"])?;
+            let up = hosts.as_array()?.iter().filter(|row| row["role"] == "peer" && row["presence"] == "up").count();
+            (up == count).then_some(())
+        });
+    }
+
+    fn with_seeder(&self, args: &[&str]) -> Vec<String> {
+        let token = self.folder.path().join("cluster/admin.token");
+        let mut all: Vec<String> = args.iter().map(|arg| arg.to_string()).collect();
+        all.extend(["--seeder".into(), format!("http://{}", self.seeder.http())]);
+        all.extend(["--token-file".into(), token.display().to_string()]);
+        all
+    }
+
+    /// Runs a command against the seeder.
+    pub fn cli(&self, args: &[&str]) -> Output {
+        let args = self.with_seeder(args);
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Runs a command against the seeder; gives its JSON if it succeeded.
+    pub fn cli_json(&self, args: &[&str]) -> Option<Value> {
+        let output = self.cli(args);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?
+    }
+
+    /// Pushes without waiting; gives the job.
+    pub fn push(&self, path: &Path, name: &str, version: &str) -> String {
+        let args = ["push", path.to_str().unwrap(), "--name", name, "--version", version, "--to", "all", "--json"];
+        let pushed = self.cli_json(&args).expect("the push is accepted");
+        pushed["job"].as_str().unwrap().to_string()
+    }
+
+    /// A job's status.
+    pub fn status(&self, job: &str) -> Value {
+        let output = self.cli(&["status", job, "--json"]);
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("no status: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Sum of a number over the racks of a job.
+    pub fn total(status: &Value, key: &str) -> u64 {
+        status["racks"].as_array().map_or(0, |racks| racks.iter().filter_map(|rack| rack[key].as_u64()).sum())
+    }
+
+    /// Waits until this many hosts have the job active.
+    pub fn wait_active(&self, job: &str, count: u64) -> Value {
+        until("the hosts are active", || {
+            let status = self.status(job);
+            assert_ne!(status["phase"], "failed", "{status:#}");
+            (Self::total(&status, "active") >= count).then_some(status)
+        })
+    }
+
+    /// Waits until this part of the pieces is there, over all hosts.
+    pub fn wait_progress(&self, job: &str, percent: u64) {
+        until("some progress", || {
+            let status = self.status(job);
+            let all = Self::total(&status, "hosts") * status["pieces"].as_u64()?;
+            (all > 0 && Self::total(&status, "pieces") * 100 >= all * percent).then_some(())
+        });
+    }
+
+    /// Checks a peer's copy of a single file.
+    pub fn assert_copy(&self, peer: usize, name: &str, file: &str, bytes: &[u8]) {
+        let path = self.peers[peer].dir().join("content").join(name).join("current").join(file);
+        let copy = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(copy == bytes, "{} differs", path.display());
+    }
+
+    /// Peers whose state at the hub is active, for a job.
+    pub fn hub_active(&self, job: &str) -> Option<u64> {
+        let (status, body) = get(self.hub.http(), &format!("/v1/jobs/{job}"), None)?;
+        (status == 200).then(|| serde_json::from_str::<Value>(&body).ok()?[0]["active"].as_u64())?
+    }
+}
+
+fn issue(folder: &Path, name: &str, role: &str, locality: &str) {
+    let (cluster, out) = (folder.join("cluster"), folder.join(name));
+    let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
+    ok(&["cluster", "issue", "--dir", cluster, "--role", role, "--locality", locality, "--out", out]);
+}
+
+fn files(folder: &Path, name: &str, prefix: &str) -> Vec<String> {
+    let dir = folder.join(name);
+    [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")]
+        .map(|(key, file)| format!("{prefix}{key}='{}'", dir.join(file).display()))
+        .to_vec()
+}
+
+fn node(folder: &Path, name: &str, control: &str) -> Vec<String> {
+    let mut set = files(folder, name, "node.");
+    set.push(format!("dir='{}'", folder.join(name).join("state").display()));
+    set.push("node.listen=['127.0.0.1:0']".into());
+    set.push("node.min_free=0".into());
+    set.push(format!("node.trackers=['{control}']"));
+    set.push("http=127.0.0.1:0".into());
+    set
+}

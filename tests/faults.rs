@@ -1,0 +1,190 @@
+//! What goes wrong in the field: killed processes, bad sources, full disks, strangers.
+
+mod common;
+
+use common::{Region, get, noise, ok, until};
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const SIZE: usize = 192 << 20;
+
+#[test]
+fn a_killed_peer_goes_on_where_it_was_and_delays_nobody() {
+    let mut region = Region::start(2, 3, |_| Vec::new());
+    let file = region.folder.path().join("big");
+    let bytes = noise(SIZE, 1);
+    fs::write(&file, &bytes).unwrap();
+    let job = region.push(&file, "big", "1");
+    region.wait_progress(&job, 20);
+    region.peers[1].kill();
+    region.peers[1].start();
+    region.wait_active(&job, 6);
+    for peer in 0..6 {
+        region.assert_copy(peer, "big", "big", &bytes);
+    }
+    let received: u64 = region.peers[1]
+        .metric("shoal_payload_received_bytes_total{tier=\"Rack\"}")
+        .saturating_add(region.peers[1].metric("shoal_payload_received_bytes_total{tier=\"Seeder\"}"));
+    assert!(received < SIZE as u64, "it fetched {received} bytes after the restart");
+}
+
+#[test]
+fn hub_and_tracker_may_be_away_and_hear_of_it_once_after() {
+    let mut region = Region::start(2, 2, |_| Vec::new());
+    let file = region.folder.path().join("big");
+    let bytes = noise(SIZE, 2);
+    fs::write(&file, &bytes).unwrap();
+    let job = region.push(&file, "big", "1");
+    region.wait_progress(&job, 10);
+    region.hub.kill();
+    region.tracker.kill();
+    until("every host has switched it in", || {
+        let switched = |peer: &common::Process| peer.dir().join("content/big/current/big").exists();
+        region.peers.iter().all(switched).then_some(())
+    });
+    region.tracker.start();
+    region.wait_active(&job, 4);
+    region.hub.start();
+    until("the hub knows", || region.hub_active(&job).filter(|active| *active == 4));
+    until("the spool is empty", || (region.tracker.metric("shoal_tracker_spool") == 0).then_some(()));
+    assert_eq!(region.hub.metric("shoal_hub_duplicates_total"), 0);
+    (0..4).for_each(|peer| region.assert_copy(peer, "big", "big", &bytes));
+}
+
+#[test]
+fn without_a_seeder_the_region_finishes_what_it_has() {
+    let mut region = Region::start(1, 3, |_| Vec::new());
+    let file = region.folder.path().join("big");
+    let bytes = noise(32 << 20, 3);
+    fs::write(&file, &bytes).unwrap();
+    let job = region.push(&file, "big", "1");
+    region.wait_active(&job, 3);
+    region.seeder.kill();
+    // A mate comes back empty: its rack has everything.
+    region.peers[2].kill();
+    for folder in ["state", "content"] {
+        fs::remove_dir_all(region.peers[2].dir().join(folder)).unwrap();
+    }
+    region.peers[2].start();
+    until("it has it again", || region.peers[2].dir().join("content/big/current/big").exists().then_some(()));
+    region.assert_copy(2, "big", "big", &bytes);
+}
+
+#[test]
+fn bad_sources_are_refused_by_name() {
+    let region = Region::start(1, 1, |_| Vec::new());
+    let at = region.folder.path();
+    let push = |path: &std::path::Path| {
+        let path = path.to_str().unwrap();
+        region.cli(&["push", path, "--name", "n", "--version", "1", "--to", "all", "--wait"])
+    };
+    let source = at.join("escaping");
+    fs::create_dir(&source).unwrap();
+    symlink("/etc/passwd", source.join("bad-link")).unwrap();
+    let output = push(&source);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("bad-link") && text.contains("leads out"), "{text}");
+
+    let missing = push(&at.join("missing"));
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("missing"));
+
+    let file = at.join("changing");
+    fs::write(&file, noise(64 << 20, 4)).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut file = fs::OpenOptions::new().append(true).open(&file).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                file.write_all(b"more").unwrap();
+            }
+        });
+        let output = push(&file);
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("changed while it was read"), "{text}");
+    });
+    let wrong = region.cli(&["push", file.to_str().unwrap(), "--name", "../up", "--version", "1", "--to", "all"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    let wrong = region.cli(&["push", file.to_str().unwrap(), "--name", "n", "--version", "1", "--to", "rack"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("selector"));
+}
+
+#[test]
+fn a_full_host_says_so_and_the_others_go_on() {
+    let small = |number: usize| if number == 1 { vec!["node.quota=1 MiB".to_string()] } else { Vec::new() };
+    let region = Region::start(1, 3, small);
+    let file = region.folder.path().join("file");
+    let bytes = noise(8 << 20, 5);
+    fs::write(&file, &bytes).unwrap();
+    let output =
+        region.cli(&["push", file.to_str().unwrap(), "--name", "n", "--version", "1", "--to", "all", "--wait"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("no-space") && text.contains("host1"), "{text}");
+    region.assert_copy(0, "n", "file", &bytes);
+    region.assert_copy(2, "n", "file", &bytes);
+}
+
+#[test]
+fn a_node_of_another_cluster_stays_out() {
+    let mut region = Region::start(1, 2, |_| Vec::new());
+    let (other, stolen) = (region.folder.path().join("other"), region.folder.path().join("stolen"));
+    let (other, stolen) = (other.to_str().unwrap(), stolen.to_str().unwrap());
+    ok(&["cluster", "init", "--dir", other]);
+    ok(&["cluster", "issue", "--dir", other, "--role", "peer", "--locality", "t/site/rack0/host1", "--out", stolen]);
+    // The second peer comes back with a key and credential of another cluster, though with our trust document.
+    region.peers[1].kill();
+    for file in ["node.key", "node.cred"] {
+        fs::copy(format!("{stolen}/{file}"), region.peers[1].dir().join(file)).unwrap();
+    }
+    let mut command = common::shoal();
+    let dir = region.peers[1].dir();
+    for (key, file) in [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")] {
+        command.arg("--set").arg(format!("node.{key}='{}'", dir.join(file).display()));
+    }
+    let mut refused = common::shoal();
+    refused.arg("peer").args(command.get_args()).args(["--set", "node.trackers=['127.0.0.1:1']"]);
+    let output = refused.output().unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("node.cred"), "{text}");
+}
+
+#[test]
+fn strangers_on_any_port_disturb_nobody() {
+    let region = Region::start(1, 2, |_| Vec::new());
+    let mut ports: Vec<String> = vec![region.hub.http().into(), region.tracker.http().into()];
+    ports.extend([region.seeder.http().into(), region.peers[0].http().into()]);
+    let listed = |value: &Value| value[0].as_str().unwrap().to_string();
+    ports.push(listed(&region.tracker.addrs["control"]));
+    ports.push(listed(&region.seeder.addrs["bulk"]));
+    ports.push(listed(&region.peers[0].addrs["bulk"]));
+    let mut silent = Vec::new();
+    for port in &ports {
+        for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &noise(10_000, 1), b"\x16\x03\x01\xff\xff", b""] {
+            let mut stream = TcpStream::connect(port).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            let _ = stream.write_all(garbage);
+            let _ = stream.read(&mut [0u8; 1024]);
+            silent.push(stream);
+        }
+    }
+    for process in [&region.hub, &region.tracker, &region.seeder, &region.peers[0]] {
+        let (status, body) = get(process.http(), "/healthz", None).unwrap();
+        assert_eq!(status, 200, "{}: {body}", process.name);
+    }
+    let (status, _) = get(region.seeder.http(), "/v1/jobs", None).unwrap();
+    assert_eq!(status, 401, "the seeder's API asks for the token");
+    let file = region.folder.path().join("file");
+    fs::write(&file, noise(100_000, 9)).unwrap();
+    let job = region.push(&file, "n", "1");
+    region.wait_active(&job, 2);
+}
