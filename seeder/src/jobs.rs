@@ -411,20 +411,17 @@ impl Jobs {
                 former = tracker;
             }
             let Some(tracker) = tracker else { continue };
-            let running: Vec<(JobId, bool, Option<ContentId>)> = self
+            let running: Vec<(JobId, bool)> = self
                 .rows()
                 .values()
                 .filter(|row| row.status.phase == Phase::Distributing)
-                .map(|row| (row.status.job, row.opened, row.status.content))
+                .map(|row| (row.status.job, row.opened))
                 .collect();
-            for (job, opened, content) in running {
+            for (job, opened) in running {
                 if !opened {
                     self.open_at_tracker(job).await;
                 }
-                let sent = match content {
-                    Some(content) => self.handle.sent(content).await,
-                    None => 0,
-                };
+                let sent = self.handle.sent(job).await;
                 if let Ok(Response::Rollup(rollup)) = self.control.request(tracker, Request::JobStatus { job }).await {
                     self.fold(job, rollup, sent);
                 }
