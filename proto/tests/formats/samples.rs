@@ -1,0 +1,278 @@
+//! One example of everything, the same in every run.
+
+use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::codec::Document;
+use shoal_proto::control::{HostLine, JobRollup, Join, RackRollup, Request, Response};
+use shoal_proto::frame::AnnounceFrame;
+use shoal_proto::ids::{ContentId, Epoch, Hash, HostIndex, JobId, NodeId, ShardIndex};
+use shoal_proto::locality::{Labels, Locality, Selector};
+use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
+use shoal_proto::membership::{Member, MembershipUpdate, Presence};
+use shoal_proto::message::{LaneSet, Message};
+use shoal_proto::report::{
+    HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
+};
+use shoal_proto::trust::{Credential, Envelope, Keypair, Role, TrustDocument, cluster_of};
+
+pub(crate) const NOW: u64 = 1_800_000_000;
+
+pub(crate) fn root() -> Keypair {
+    Keypair::from_seed([1; 32])
+}
+
+pub(crate) fn publisher() -> Keypair {
+    Keypair::from_seed([2; 32])
+}
+
+pub(crate) fn node() -> Keypair {
+    Keypair::from_seed([3; 32])
+}
+
+pub(crate) fn locality() -> Locality {
+    Locality::new("cn-north", "idc7", "r12", "edge-003").unwrap()
+}
+
+pub(crate) fn credential() -> Credential {
+    Credential {
+        cluster: cluster_of(&root().node()),
+        node: node().node(),
+        role: Role::Peer,
+        locality: locality(),
+        not_before: NOW - 1000,
+        not_after: NOW + 1000,
+    }
+}
+
+pub(crate) fn trust_document() -> TrustDocument {
+    TrustDocument {
+        root: root().node(),
+        version: 3,
+        publishers: vec![publisher().node()],
+        revoked: vec![NodeId([0xee; 32])],
+    }
+}
+
+pub(crate) fn announcement() -> Announcement {
+    Announcement {
+        job: JobId([7; 16]),
+        content: ContentId([8; 32]),
+        kind: Kind::Config,
+        name: "edge/nginx".into(),
+        version: "2026-11.1".into(),
+        sequence: 41,
+        selector: Selector::parse(&["site=idc7,gpu=yes", "rack=r1"]).unwrap(),
+        origin: NodeId([9; 32]),
+        manifest_bytes: 4711,
+        size: 123_456_789,
+        created_at: NOW,
+        expires_at: NOW + 86_400,
+    }
+}
+
+fn le(lens: &[u32]) -> Vec<u8> {
+    lens.iter().flat_map(|len| len.to_le_bytes()).collect()
+}
+
+fn hashes(count: usize, first: u8) -> Vec<u8> {
+    (0..count).flat_map(|at| Hash([first + at as u8; 32]).0).collect()
+}
+
+fn entry(path: &[u8], mode: u32, kind: EntryKind) -> Entry {
+    Entry { path: path.to_vec(), mode, kind }
+}
+
+/// Five pieces in two stripes of k = 3, m = 2; a directory, files, an empty one, a link, a name that is not UTF-8.
+pub(crate) fn manifest() -> Manifest {
+    Manifest {
+        root: Root::Directory { mode: 0o755 },
+        entries: vec![
+            entry(b"bin", 0o2755, EntryKind::Directory),
+            entry(b"bin/tool", 0o755, EntryKind::File { size: 900 }),
+            entry(b"bin/tool-1", 0o777, EntryKind::Link { target: b"tool".to_vec() }),
+            entry(b"caf\xe9 au lait", 0o600, EntryKind::File { size: 0 }),
+            entry(b"data", 0o644, EntryKind::File { size: 350 }),
+        ],
+        streams: vec![1250],
+        piece_bytes_avg: 256,
+        data: 3,
+        parity: 2,
+        lanes: 8,
+        piece_lens: le(&[300, 250, 200, 400, 100]),
+        piece_hashes: hashes(5, 0x10),
+        parity_hashes: hashes(4, 0x80),
+    }
+}
+
+pub(crate) fn file_manifest() -> Manifest {
+    Manifest {
+        root: Root::File,
+        entries: vec![entry(b"blob.bin", 0o644, EntryKind::File { size: 300 })],
+        streams: vec![300],
+        piece_lens: le(&[300]),
+        piece_hashes: hashes(1, 0x10),
+        parity_hashes: hashes(2, 0x80),
+        ..manifest()
+    }
+}
+
+pub(crate) fn bitmap(len: u32, numbers: &[u32]) -> Bitmap {
+    let mut map = Bitmap::new(len);
+    numbers.iter().for_each(|number| assert!(map.set(*number)));
+    map
+}
+
+pub(crate) fn messages() -> Vec<(&'static str, Message)> {
+    let content = ContentId([8; 32]);
+    let (lanes, shards) = (LaneSet(0x8001), vec![ShardIndex(0), ShardIndex(70_000)]);
+    let jobs = vec![JobId([7; 16]), JobId([8; 16])];
+    vec![
+        ("subscribe", Message::Subscribe { content, lanes, have: bitmap(1000, &[1, 2, 3, 999]) }),
+        ("unsubscribe", Message::Unsubscribe { content, lanes }),
+        ("got", Message::Got { content, pieces: bitmap(20, &[0, 5, 19]) }),
+        ("done", Message::Done { content }),
+        ("want", Message::Want { content, shards: shards.clone() }),
+        ("lack", Message::Lack { content, shards }),
+        ("want_manifest", Message::WantManifest { content }),
+        ("unknown", Message::Unknown { content }),
+        ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
+        ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
+        ("want_announce", Message::WantAnnounce { jobs }),
+    ]
+}
+
+pub(crate) fn member(index: u32) -> Member {
+    Member {
+        index: HostIndex(index),
+        node: NodeId([index as u8; 32]),
+        role: Role::Peer,
+        locality: locality(),
+        labels: labels(),
+        addrs: vec!["10.1.2.3:7700".parse().unwrap(), "[2001:db8::1]:7700".parse().unwrap()],
+        weight: 100,
+        uplink_mbit: 10_000,
+        presence: Presence::Up,
+    }
+}
+
+pub(crate) fn labels() -> Labels {
+    Labels::from([("gpu".to_string(), "yes".to_string()), ("tier".to_string(), "1".to_string())])
+}
+
+pub(crate) fn update() -> MembershipUpdate {
+    MembershipUpdate {
+        epoch: Epoch(12),
+        base: Some(Epoch(10)),
+        upserts: vec![member(3), Member { presence: Presence::Away, role: Role::Seeder, ..member(4) }],
+        removed: vec![HostIndex(1)],
+    }
+}
+
+pub(crate) fn tiers() -> TierBytes {
+    TierBytes { local: 1, rack: 2000, site: 300_000, region: 40_000_000, seeder: 5_000_000_000 }
+}
+
+pub(crate) fn report() -> HostReport {
+    HostReport {
+        job: JobId([7; 16]),
+        attempt: 2,
+        state: HostState::Failed(Reason::NoSpace),
+        detail: "needs 3 GiB, has 1".into(),
+        pieces_have: 17,
+        pieces_total: 1000,
+        tiers: tiers(),
+        sent: 77,
+    }
+}
+
+pub(crate) fn requests() -> Vec<(&'static str, Request)> {
+    let join = Join {
+        credential: vec![1, 2, 3],
+        addrs: vec!["0.0.0.0:7700".parse().unwrap()],
+        labels: labels(),
+        weight: 50,
+        uplink_mbit: 1000,
+        known: Some(Epoch(9)),
+    };
+    let other = HostReport { state: HostState::Has, detail: String::new(), ..report() };
+    vec![
+        ("join", Request::Join(join)),
+        ("beat", Request::Beat { known: Epoch(12), reports: vec![report(), other] }),
+        ("open_job", Request::OpenJob { envelope: vec![4, 5, 6] }),
+        ("job_status", Request::JobStatus { job: JobId([7; 16]) }),
+        ("membership", Request::Membership(update())),
+        ("leave", Request::Leave),
+    ]
+}
+
+pub(crate) fn rollup() -> JobRollup {
+    let rack = RackRollup {
+        rack: locality().rack_path(),
+        hosts: 8,
+        has: 6,
+        active: 5,
+        failed: 1,
+        away: 1,
+        pieces: 6017,
+        tiers: tiers(),
+    };
+    let line = HostLine {
+        host: locality().to_string(),
+        state: HostState::Active,
+        pieces_have: 17,
+        away: true,
+        detail: "gone".into(),
+    };
+    JobRollup { racks: vec![rack], pieces_total: 1000, lines: vec![line], seeder_sent: 9 }
+}
+
+pub(crate) fn responses() -> Vec<(&'static str, Response)> {
+    vec![
+        ("joined", Response::Joined { index: HostIndex(3), update: Some(update()), beat_ms: 2000 }),
+        ("heard", Response::Heard { update: None }),
+        ("heard_update", Response::Heard { update: Some(update()) }),
+        ("rollup", Response::Rollup(rollup())),
+        ("done", Response::Done),
+        ("refused", Response::Refused { why: "no".into() }),
+    ]
+}
+
+pub(crate) fn flush() -> HubFlush {
+    let job = JobFlush {
+        job: JobId([7; 16]),
+        content: ContentId([8; 32]),
+        kind: Kind::Image,
+        name: "edge/nginx".into(),
+        version: "2026-11.1".into(),
+        size: 123_456_789,
+        created_at: NOW,
+        targets: Bitmap::full(40),
+        states: vec![
+            StateSet { state: HostState::Active, hosts: bitmap(40, &[0, 1, 2, 3, 39]) },
+            StateSet { state: HostState::Failed(Reason::Disk), hosts: bitmap(40, &[5]) },
+        ],
+        tiers: tiers(),
+    };
+    HubFlush {
+        tracker: node().node(),
+        region: "cn-north".into(),
+        sequence: 5,
+        epoch: Epoch(12),
+        roster: vec![RosterRow { index: HostIndex(3), locality: locality() }],
+        jobs: vec![job],
+    }
+}
+
+pub(crate) fn submission() -> HubSubmission {
+    HubSubmission {
+        credential: Envelope::seal(&credential(), &root()).to_bytes(),
+        flush: Envelope::seal(&flush(), &node()).to_bytes(),
+    }
+}
+
+pub(crate) fn announce_frames() -> Vec<(&'static str, AnnounceFrame)> {
+    let envelope = Envelope::seal(&announcement(), &publisher()).to_bytes();
+    let bare = AnnounceFrame { envelope, lane: 1, manifest: None, data: None };
+    let full = AnnounceFrame { lane: 0, manifest: Some(vec![1, 2]), data: Some(vec![3, 4, 5]), ..bare.clone() };
+    vec![("bare", bare), ("inline", full)]
+}
