@@ -11,20 +11,20 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program under test.
-pub fn shoal() -> Command {
+pub(crate) fn shoal() -> Command {
     Command::new(env!("CARGO_BIN_EXE_shoal"))
 }
 
 /// Runs a command to its end.
-pub fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     shoal().args(args).output().expect("the program can be started")
 }
 
 /// Runs a command that must succeed; gives what it printed.
-pub fn ok(args: &[&str]) -> String {
+pub(crate) fn ok(args: &[&str]) -> String {
     let output = run(args);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -37,7 +37,7 @@ pub fn ok(args: &[&str]) -> String {
 }
 
 /// Waits until `look` gives something.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look() {
@@ -49,48 +49,34 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// GET by hand: status line and body.
-pub fn get(addr: &str, path: &str, token: Option<&str>) -> Option<(u16, String)> {
+pub(crate) fn get(addr: &str, path: &str, token: Option<&str>) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(addr).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     let auth = token.map_or_else(String::new, |token| format!("authorization: Bearer {token}\r\n"));
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n{auth}\r\n").ok()?;
+    // HTTP/1.0: the body comes as it is and ends with the connection.
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {addr}\r\n{auth}\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    let body = if head.to_lowercase().contains("transfer-encoding: chunk") { unframe(body) } else { body.to_string() };
-    Some((status, body))
-}
-
-/// Joins the parts of a body sent in parts.
-fn unframe(mut body: &str) -> String {
-    let mut out = String::new();
-    while let Some((len, rest)) = body.split_once("\r\n") {
-        let len = usize::from_str_radix(len.trim(), 16).unwrap_or(0);
-        if len == 0 || len > rest.len() {
-            break;
-        }
-        out.push_str(&rest[..len]);
-        body = rest[len..].trim_start_matches("\r\n");
-    }
-    out
+    Some((status, body.to_string()))
 }
 
 /// Bytes that do not compress or repeat, the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
 /// A role's process.
-pub struct Process {
-    pub name: String,
+pub(crate) struct Process {
+    pub(crate) name: String,
     role: &'static str,
     dir: PathBuf,
     set: Vec<String>,
     child: Option<Child>,
-    pub addrs: Value,
+    pub(crate) addrs: Value,
 }
 
 impl Process {
@@ -100,7 +86,7 @@ impl Process {
     }
 
     /// Starts it, and waits until it is ready.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let ready = self.dir.join("ready");
         let _ = fs::remove_file(&ready);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
@@ -129,7 +115,7 @@ impl Process {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -137,7 +123,7 @@ impl Process {
     }
 
     /// SIGTERM; gives how long it took to end, and how.
-    pub fn terminate(&mut self) -> (Duration, std::process::ExitStatus) {
+    pub(crate) fn terminate(&mut self) -> (Duration, std::process::ExitStatus) {
         let mut child = self.child.take().expect("it runs");
         let began = Instant::now();
         let id = child.id().to_string();
@@ -146,20 +132,20 @@ impl Process {
         (began.elapsed(), status)
     }
 
-    pub fn http(&self) -> &str {
+    pub(crate) fn http(&self) -> &str {
         self.addrs["http"].as_str().expect("it serves HTTP")
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// A metric's value.
-    pub fn metric(&self, name: &str) -> u64 {
+    pub(crate) fn metric(&self, name: &str) -> u64 {
         let (_, text) = get(self.http(), "/metrics", None).expect("metrics are served");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|number| number.parse::<f64>().ok()).unwrap_or(0.0) as u64
@@ -173,17 +159,17 @@ impl Drop for Process {
 }
 
 /// A region.
-pub struct Region {
-    pub folder: tempfile::TempDir,
-    pub hub: Process,
-    pub tracker: Process,
-    pub seeder: Process,
-    pub peers: Vec<Process>,
+pub(crate) struct Region {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) hub: Process,
+    pub(crate) tracker: Process,
+    pub(crate) seeder: Process,
+    pub(crate) peers: Vec<Process>,
 }
 
 impl Region {
     /// Starts one and waits until every host is up. `extra` gives further settings by peer.
-    pub fn start(racks: usize, hosts: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
+    pub(crate) fn start(racks: usize, hosts: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().to_path_buf();
         let cluster = at.join("cluster");
@@ -224,7 +210,7 @@ impl Region {
     }
 
     /// Waits until this many peers are up.
-    pub fn wait_up(&self, count: usize) {
+    pub(crate) fn wait_up(&self, count: usize) {
         until("every host is up", || {
             let hosts = self.cli_json(&["hosts", "--json"])?;
             let up = hosts.as_array()?.iter().filter(|row| row["role"] == "peer" && row["presence"] == "up").count();
@@ -241,38 +227,38 @@ impl Region {
     }
 
     /// Runs a command against the seeder.
-    pub fn cli(&self, args: &[&str]) -> Output {
+    pub(crate) fn cli(&self, args: &[&str]) -> Output {
         let args = self.with_seeder(args);
         run(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Runs a command against the seeder; gives its JSON if it succeeded.
-    pub fn cli_json(&self, args: &[&str]) -> Option<Value> {
+    pub(crate) fn cli_json(&self, args: &[&str]) -> Option<Value> {
         let output = self.cli(args);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?
     }
 
     /// Pushes without waiting; gives the job.
-    pub fn push(&self, path: &Path, name: &str, version: &str) -> String {
+    pub(crate) fn push(&self, path: &Path, name: &str, version: &str) -> String {
         let args = ["push", path.to_str().unwrap(), "--name", name, "--version", version, "--to", "all", "--json"];
         let pushed = self.cli_json(&args).expect("the push is accepted");
         pushed["job"].as_str().unwrap().to_string()
     }
 
     /// A job's status.
-    pub fn status(&self, job: &str) -> Value {
+    pub(crate) fn status(&self, job: &str) -> Value {
         let output = self.cli(&["status", job, "--json"]);
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("no status: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// Sum of a number over the racks of a job.
-    pub fn total(status: &Value, key: &str) -> u64 {
+    pub(crate) fn total(status: &Value, key: &str) -> u64 {
         status["racks"].as_array().map_or(0, |racks| racks.iter().filter_map(|rack| rack[key].as_u64()).sum())
     }
 
     /// Waits until this many hosts have the job active.
-    pub fn wait_active(&self, job: &str, count: u64) -> Value {
+    pub(crate) fn wait_active(&self, job: &str, count: u64) -> Value {
         until("the hosts are active", || {
             let status = self.status(job);
             assert_ne!(status["phase"], "failed", "{status:#}");
@@ -281,7 +267,7 @@ impl Region {
     }
 
     /// Waits until this part of the pieces is there, over all hosts.
-    pub fn wait_progress(&self, job: &str, percent: u64) {
+    pub(crate) fn wait_progress(&self, job: &str, percent: u64) {
         until("some progress", || {
             let status = self.status(job);
             let all = Self::total(&status, "hosts") * status["pieces"].as_u64()?;
@@ -290,14 +276,14 @@ impl Region {
     }
 
     /// Checks a peer's copy of a single file.
-    pub fn assert_copy(&self, peer: usize, name: &str, file: &str, bytes: &[u8]) {
+    pub(crate) fn assert_copy(&self, peer: usize, name: &str, file: &str, bytes: &[u8]) {
         let path = self.peers[peer].dir().join("content").join(name).join("current").join(file);
         let copy = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(copy == bytes, "{} differs", path.display());
     }
 
     /// Peers whose state at the hub is active, for a job.
-    pub fn hub_active(&self, job: &str) -> Option<u64> {
+    pub(crate) fn hub_active(&self, job: &str) -> Option<u64> {
         let (status, body) = get(self.hub.http(), &format!("/v1/jobs/{job}"), None)?;
         (status == 200).then(|| serde_json::from_str::<Value>(&body).ok()?[0]["active"].as_u64())?
     }
