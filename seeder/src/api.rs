@@ -3,7 +3,7 @@
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -74,20 +74,32 @@ pub(crate) fn routes(
 }
 
 async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
-    let busy = || ApiError::bad_request("push refused", PushError::Busy.to_string(), "wait for one to end");
-    let permit = api.pushes.try_reserve().map_err(|_| busy())?;
-    let job = api.jobs.create(&request).map_err(|error| {
-        let remedy = match &error {
-            PushError::Name(_) => "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes",
-            PushError::Version(_) => "use letters, digits, `.`, `_`, `-`; `current` is taken",
-            PushError::Selector(_) => "see `shoal push --help` for selectors",
-            PushError::Path(_) => "give a path on the seeder's machine that it may read",
-            PushError::Busy => "wait for one to end",
+    let refused = |error: PushError| {
+        let status = match &error {
+            PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            PushError::Clash { .. } => StatusCode::CONFLICT,
+            _ => StatusCode::BAD_REQUEST,
         };
-        ApiError::bad_request("push refused", error.to_string(), remedy)
-    })?;
+        ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+    };
+    let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
+    let job = api.jobs.create(&request).map_err(refused)?;
     permit.send((job, request));
     Ok(Json(Pushed { job }))
+}
+
+fn remedy(error: &PushError) -> &'static str {
+    match error {
+        PushError::Name(_) => "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes",
+        PushError::Version(_) => "use letters, digits, `.`, `_`, `-`, at most 63 bytes; `current` is taken",
+        PushError::Selector(_) => "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`",
+        PushError::NoHosts(_) => "see `shoal hosts` for the hosts there are",
+        PushError::Path(_) => "give the absolute path of a file or directory on the seeder's machine that it may read",
+        PushError::Clash { .. } => "use another name: a name is one kind's, and no name lies within another",
+        PushError::Busy => "wait for one to end",
+        PushError::Store(_) => "look at the seeder's disk and its log",
+    }
 }
 
 fn unknown(job: &JobId) -> ApiError {

@@ -3,12 +3,16 @@
 //! Owns: the publisher key, the jobs and their progress. Distribution itself is the node driver's, the same as a peer's.
 //! Invariant: an announcement is signed only for a content that is whole and durable here.
 //!
-//! Where to look: configuration in [`config`]; a push from path to announcement in [`jobs`]; the HTTP API in [`api`].
+//! Where to look: configuration in [`config`]; which jobs there are in [`jobs`], what is told of them in [`status`]; a push
+//! from path to announcement in [`take_in`]; how far the hosts are in [`progress`]; the HTTP API in [`api`].
 
 pub mod api;
 pub mod config;
 pub mod jobs;
+mod progress;
 mod role;
+pub mod status;
+mod take_in;
 
 pub use config::SeederConfig;
 pub use role::{RunError, Started, run, start};

@@ -9,8 +9,10 @@ use shoal_ops::metrics::Metrics;
 use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::{Folders, SetupError, start as start_node};
-use shoal_proto::trust::Role;
+use shoal_proto::ids::NodeId;
+use shoal_proto::trust::{Role, Trust};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,6 +26,16 @@ pub enum RunError {
     /// The publisher key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
+    /// What the publisher key signs would be refused by every host.
+    #[error("the trust document {} does not name the publisher key {} ({})", .trust.display(), .key.display(), .node)]
+    Untrusted {
+        /// The trust document.
+        trust: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// The public key.
+        node: NodeId,
+    },
     /// The admin token cannot be used.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -54,6 +66,7 @@ pub struct Started {
 pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
     let publisher = load_key(&config.publisher_key)?;
+    check_publisher(config, publisher.node())?;
     let admin = AdminToken::load(&config.admin_token)?;
     let metrics = Metrics::with_process();
     let mut tasks = Tasks::new(token);
@@ -61,7 +74,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None };
     let node = start_node(Role::Seeder, &config.node, folders, &metrics, &mut tasks).await?;
-    let jobs = Jobs::open(config.clone(), publisher, node.credential.node, &node);
+    let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();
     tasks.spawn("job progress", jobs.clone().poll(token.clone()));
     let (pushes, queue) = mpsc::channel(PUSHES_QUEUED);
@@ -78,12 +91,27 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })
 }
 
+/// Finds out now, rather than when every host refuses the first push, that nobody trusts our key.
+fn check_publisher(config: &SeederConfig, node: NodeId) -> Result<(), RunError> {
+    let trust = &config.node.trust;
+    // A file that cannot be read is told of by the node's own start.
+    let Ok(document) = std::fs::read(trust) else { return Ok(()) };
+    let Ok(known) = Trust::open(&document, None) else { return Ok(()) };
+    if known.document().publishers.contains(&node) {
+        return Ok(());
+    }
+    Err(RunError::Untrusted { trust: trust.clone(), key: config.publisher_key.clone(), node })
+}
+
 async fn work_on_pushes(
     jobs: Arc<Jobs>,
     mut queue: mpsc::Receiver<(shoal_proto::ids::JobId, crate::jobs::PushRequest)>,
     token: CancellationToken,
 ) {
     let mut running = JoinSet::new();
+    for (job, request) in jobs.unfinished() {
+        running.spawn(jobs.clone().take_in(job, request));
+    }
     loop {
         tokio::select! {
             biased;

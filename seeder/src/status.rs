@@ -1,0 +1,176 @@
+//! A push as asked for, and a job as the API shows it.
+
+use serde::{Deserialize, Serialize};
+use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::control::{JobRollup, RackRollup};
+use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::report::TierBytes;
+use std::path::PathBuf;
+
+/// A push, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PushRequest {
+    /// File or directory on the seeder's machine, absolute.
+    pub path: PathBuf,
+    /// Name of the content.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// Selectors, each an alternative.
+    pub to: Vec<String>,
+}
+
+/// How far a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Being read, cut and hashed.
+    Ingesting,
+    /// On its way to the hosts.
+    Distributing,
+    /// Every host that is there has it or has failed.
+    Done,
+    /// It did not get as far as the hosts.
+    Failed,
+}
+
+/// A host worth a line of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostLine {
+    /// Its locality.
+    pub host: String,
+    /// How far it is, in words.
+    pub state: String,
+    /// Pieces verified.
+    pub pieces: u32,
+    /// Whether the tracker sees it.
+    pub away: bool,
+    /// Why, in words.
+    pub detail: String,
+}
+
+/// A job as the API shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// The job.
+    pub job: JobId,
+    /// The push.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// For which hosts.
+    pub to: String,
+    /// How far.
+    pub phase: Phase,
+    /// Why it failed.
+    pub error: String,
+    /// The content; absent while it is taken in.
+    pub content: Option<ContentId>,
+    /// Payload bytes read, while it is taken in.
+    pub ingested: u64,
+    /// Payload bytes.
+    pub size: u64,
+    /// Pieces.
+    pub pieces: u32,
+    /// Payload bytes this seeder sent.
+    pub seeder_sent: u64,
+    /// Payload bytes by source, over all hosts.
+    pub tiers: TierBytes,
+    /// Racks in order of name.
+    pub racks: Vec<RackRollup>,
+    /// Hosts that failed, are away or are behind.
+    pub lines: Vec<HostLine>,
+    /// Seconds since the hosts were told; until the end, once there is one.
+    pub elapsed_s: f64,
+    /// Seconds to go, when it can be told.
+    pub eta_s: Option<f64>,
+    /// When it was pushed, Unix seconds.
+    pub created_at: u64,
+}
+
+impl JobStatus {
+    /// Hosts in all, that have it, that switched it in, that failed, that are away.
+    pub fn hosts(&self) -> (u32, u32, u32, u32, u32) {
+        self.racks.iter().fold((0, 0, 0, 0, 0), |sum, rack| {
+            (sum.0 + rack.hosts, sum.1 + rack.has, sum.2 + rack.active, sum.3 + rack.failed, sum.4 + rack.away)
+        })
+    }
+
+    /// Whether nothing more will happen.
+    pub fn is_final(&self) -> bool {
+        matches!(self.phase, Phase::Done | Phase::Failed)
+    }
+
+    /// Of a job that is still to be taken in.
+    pub(crate) fn new(job: JobId, request: &PushRequest, to: String, created_at: u64) -> Self {
+        Self {
+            job,
+            name: request.name.clone(),
+            version: request.version.clone(),
+            kind: request.kind,
+            to,
+            phase: Phase::Ingesting,
+            error: String::new(),
+            content: None,
+            ingested: 0,
+            size: 0,
+            pieces: 0,
+            seeder_sent: 0,
+            tiers: TierBytes::default(),
+            racks: Vec::new(),
+            lines: Vec::new(),
+            elapsed_s: 0.0,
+            eta_s: None,
+            created_at,
+        }
+    }
+
+    /// Its content is here and its hosts are being told.
+    pub(crate) fn announced(&mut self, announcement: &Announcement, pieces: u32) {
+        self.phase = Phase::Distributing;
+        self.content = Some(announcement.content);
+        (self.ingested, self.size, self.pieces) = (announcement.size, announcement.size, pieces);
+    }
+
+    /// Takes in what the tracker says. Done when every host that is there has it or has failed.
+    pub(crate) fn fold(&mut self, rollup: JobRollup, sent: u64, elapsed_s: f64) {
+        self.seeder_sent = self.seeder_sent.max(sent);
+        self.tiers = TierBytes::default();
+        for rack in &rollup.racks {
+            self.tiers.add(&rack.tiers);
+        }
+        self.racks = rollup.racks;
+        self.lines = rollup
+            .lines
+            .into_iter()
+            .map(|line| HostLine {
+                host: line.host,
+                state: line.state.to_string(),
+                pieces: line.pieces_have,
+                away: line.away,
+                detail: line.detail,
+            })
+            .collect();
+        self.elapsed_s = elapsed_s;
+        let (hosts, _, active, failed, away) = self.hosts();
+        let have = self.racks.iter().map(|rack| rack.pieces).sum::<u64>() as f64;
+        let all = f64::from(self.pieces) * f64::from(hosts.saturating_sub(failed));
+        self.eta_s = (have > 0.0 && all > have).then(|| elapsed_s * (all - have) / have);
+        if active + failed + away >= hosts && active + failed > 0 {
+            self.phase = Phase::Done;
+            self.eta_s = None;
+        }
+    }
+
+    /// It ended before every host was done.
+    pub(crate) fn fail(&mut self, why: impl Into<String>) {
+        self.phase = Phase::Failed;
+        self.error = why.into();
+        self.eta_s = None;
+    }
+}

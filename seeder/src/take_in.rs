@@ -1,0 +1,159 @@
+//! A push on its way from a path to a signed announcement.
+
+use crate::jobs::Jobs;
+use crate::status::{Phase, PushRequest};
+use shoal_net::admission::system_clock;
+use shoal_peer::node::Command;
+use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::codec::{decode_exact, encode};
+use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::locality::Selector;
+use shoal_proto::trust::Envelope;
+use shoal_store::ingest::{IngestError, IngestOptions, IngestProgress, Ingested};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How often the progress of an ingest is shown.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// Stops an ingest when nobody waits for it any more: its thread would outlive the seeder's stop.
+struct StopOnDrop(Arc<IngestProgress>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Jobs {
+    /// Takes a push's content in, signs it and hands it to the driver. Dropped half-way, it begins anew at the next
+    /// start.
+    pub async fn take_in(self: Arc<Self>, job: JobId, request: PushRequest) {
+        let Ok(_permit) = self.ingests.acquire().await else { return };
+        let announced = match self.ingest(job, &request).await {
+            Ok(ingested) => self.announce(job, &request, &ingested).await,
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = announced {
+            tracing::warn!(%job, %error, "push failed");
+            if let Some(row) = self.rows().get_mut(&job) {
+                row.status.fail(error);
+            }
+            self.keep(&job);
+        }
+        self.changed.notify_waiters();
+    }
+
+    async fn ingest(&self, job: JobId, request: &PushRequest) -> Result<Ingested, IngestError> {
+        let progress = StopOnDrop(Arc::new(IngestProgress::default()));
+        let options = IngestOptions {
+            average: self.average_of(request),
+            data: self.config.data_shards,
+            parity: self.config.parity_shards,
+            lanes: self.config.lanes,
+        };
+        let (store, path, shown) = (self.node().store.clone(), request.path.clone(), progress.0.clone());
+        let mut work = tokio::task::spawn_blocking(move || store.ingest(&path, &options, &shown));
+        let mut tick = tokio::time::interval(SHOW_EVERY);
+        loop {
+            tokio::select! {
+                done = &mut work => {
+                    return done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+                }
+                _ = tick.tick() => {
+                    if let Some(row) = self.rows().get_mut(&job) {
+                        row.status.ingested = progress.0.done.load(Ordering::Relaxed);
+                        row.status.size = progress.0.total.load(Ordering::Relaxed);
+                    }
+                    self.changed.notify_waiters();
+                }
+            }
+        }
+    }
+
+    /// Versions of a name are cut alike, so that they share pieces.
+    fn average_of(&self, request: &PushRequest) -> Option<u32> {
+        let content = self.latest().remove(&(request.kind, request.name.clone()))?;
+        Some(self.node().store.manifest(&content)?.piece_bytes_avg)
+    }
+
+    /// The newest content of each name.
+    fn latest(&self) -> BTreeMap<(Kind, String), ContentId> {
+        let mut newest: BTreeMap<(Kind, String), (u64, ContentId)> = BTreeMap::new();
+        for row in self.rows().values() {
+            let Some(envelope) = &row.envelope else { continue };
+            let Ok(announcement) = envelope.open::<Announcement>() else { continue };
+            let found = (announcement.sequence, announcement.content);
+            let slot = newest.entry((announcement.kind, announcement.name)).or_insert(found);
+            *slot = found.max(*slot);
+        }
+        newest.into_iter().map(|(name, (_, content))| (name, content)).collect()
+    }
+
+    async fn announce(&self, job: JobId, request: &PushRequest, ingested: &Ingested) -> Result<(), String> {
+        let selector = Selector::parse(&request.to).map_err(|error| error.to_string())?;
+        let now = system_clock();
+        let announcement = Announcement {
+            job,
+            content: ingested.content,
+            kind: request.kind,
+            name: request.name.clone(),
+            version: request.version.clone(),
+            sequence: self.next_sequence(request)?,
+            selector,
+            origin: self.me,
+            manifest_bytes: ingested.manifest_bytes,
+            size: ingested.manifest.size(),
+            created_at: now,
+            expires_at: now + self.config.job_lifetime.0.as_secs(),
+        };
+        let envelope = Envelope::seal(&announcement, &self.publisher);
+        if let Some(row) = self.rows().get_mut(&job) {
+            row.status.announced(&announcement, ingested.manifest.piece_count());
+            row.envelope = Some(envelope.clone());
+            row.announced = Instant::now();
+            row.expires_at = announcement.expires_at;
+        }
+        self.try_keep(&job)?;
+        self.pin_needed()?;
+        self.node().store.sync().map_err(|error| error.to_string())?;
+        // The tracker first, so that it knows what hosts report on. Without one, it is told later.
+        if let Some(tracker) = self.tracker() {
+            self.open_at(tracker, job).await;
+        }
+        tracing::info!(%job, name = request.name, version = request.version, size = announcement.size, "announced");
+        let command = Command::Publish { envelope, announcement: Arc::new(announcement) };
+        self.node().commands.send(command).await.map_err(|_| "the node is stopping".to_string())
+    }
+
+    /// The latest content of a name, and those on their way to hosts, are kept; others may be evicted for new ones.
+    fn pin_needed(&self) -> Result<(), String> {
+        let mut needed: BTreeSet<ContentId> = self.latest().into_values().collect();
+        let mut known = needed.clone();
+        for row in self.rows().values() {
+            known.extend(row.status.content);
+            if row.status.phase == Phase::Distributing {
+                needed.extend(row.status.content);
+            }
+        }
+        for content in known {
+            let pinned = needed.contains(&content);
+            self.node().store.pin(&content, pinned).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Grows with every push of a name, across restarts and seeders whose clocks agree.
+    fn next_sequence(&self, request: &PushRequest) -> Result<u64, String> {
+        let key = format!("sequence/{}/{}", request.kind, request.name);
+        let store = &self.node().store;
+        let last = store.get_state(&key).map_err(|error| error.to_string())?;
+        let last = last.and_then(|bytes| decode_exact::<u64>(&bytes).ok()).unwrap_or(0);
+        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let next = clock.map_or(0, |since| since.as_millis() as u64).max(last + 1);
+        store.put_state(&key, Some(encode(&next))).map_err(|error| error.to_string())?;
+        Ok(next)
+    }
+}
