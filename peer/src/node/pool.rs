@@ -99,12 +99,12 @@ impl<T: Send + 'static> Pool<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::sync_channel;
 
     #[tokio::test]
     async fn sorts_are_bounded_and_the_urgent_go_first() {
         let mut pool = Pool::new();
-        let (release, gate) = channel::<()>();
+        let (release, gate) = sync_channel::<()>(16);
         let gate = std::sync::Arc::new(std::sync::Mutex::new(gate));
         for number in 0..10u32 {
             let gate = gate.clone();
