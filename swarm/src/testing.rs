@@ -58,6 +58,22 @@ pub const SEEDER: HostIndex = HostIndex(0);
 enum Event {
     Input(HostIndex, u32, Box<Input>),
     Tick(HostIndex, u32),
+    /// A transfer reaches its next queue.
+    Hop(Transfer),
+}
+
+/// Payload on its way.
+#[derive(Clone, Copy, Debug)]
+struct Transfer {
+    from: HostIndex,
+    to: HostIndex,
+    content: ContentId,
+    shard: Option<ShardIndex>,
+    bytes: u64,
+    /// Queues passed: sender, uplink out, uplink in, receiver.
+    passed: u8,
+    /// Lives of both ends when it began: a transfer dies with either.
+    lives: (u32, u32),
 }
 
 #[derive(Debug)]
@@ -354,6 +370,7 @@ impl Mesh {
                     self.hosts[host.index()].tick_at = None;
                     self.input(host, Input::Tick);
                 }
+                Event::Hop(transfer) => self.hop(transfer),
                 _ => {}
             }
         }
@@ -461,34 +478,55 @@ impl Mesh {
     fn transfer(&mut self, from: HostIndex, to: HostIndex, content: ContentId, shard: Option<ShardIndex>) {
         let geometry = &self.pushed[&content].geometry;
         let bytes = shard.map_or(1000, |shard| u64::from(geometry.shard_len(shard).unwrap_or(0)));
-        let geometry = geometry.clone();
-        let (rack_out, rack_in) = (self.hosts[from.index()].rack, self.hosts[to.index()].rack);
-        let crosses = rack_out != rack_in;
-        let span = |rate: u64| bytes * 1_000_000_000 / rate.max(1);
-        let mut at = self.now;
-        let mut pass = |free: &mut u64, rate: u64| {
-            *free = (*free).max(at) + span(rate);
-            at = *free;
-        };
-        // Stages overlap in reality: only the slowest one's time counts in full. Passing them one after the other with
-        // each stage's own queue overstates a piece's delay by its transfer time at the other stages, which is small.
-        let sender = &mut self.hosts[from.index()];
-        pass(&mut sender.out_free, sender.rate);
-        if crosses {
-            if let Some(rack) = rack_out {
-                pass(&mut self.uplinks[rack as usize].out_free, self.shape.uplink);
-            }
-            if let Some(rack) = rack_in {
-                pass(&mut self.uplinks[rack as usize].in_free, self.shape.uplink);
-                self.imported[rack as usize] += bytes;
-            }
-        }
-        let receiver = &mut self.hosts[to.index()];
-        pass(&mut receiver.in_free, receiver.rate);
+        let lives = (self.hosts[from.index()].life, self.hosts[to.index()].life);
         if from == SEEDER {
             self.seeder_sent += bytes;
         }
-        let arrival = at + self.latency();
+        self.hop(Transfer { from, to, content, shard, bytes, passed: 0, lives });
+    }
+
+    /// Puts a transfer into its next queue; each queue serves what reaches it first.
+    fn hop(&mut self, mut transfer: Transfer) {
+        let Transfer { from, to, bytes, .. } = transfer;
+        if transfer.lives != (self.hosts[from.index()].life, self.hosts[to.index()].life) {
+            return;
+        }
+        let (rack_out, rack_in) = (self.hosts[from.index()].rack, self.hosts[to.index()].rack);
+        let crosses = rack_out != rack_in;
+        let uplink = self.shape.uplink;
+        loop {
+            transfer.passed += 1;
+            let queue = match transfer.passed {
+                1 => {
+                    let sender = &mut self.hosts[from.index()];
+                    Some((&mut sender.out_free, sender.rate))
+                }
+                2 => rack_out.filter(|_| crosses).map(|rack| (&mut self.uplinks[rack as usize].out_free, uplink)),
+                3 => rack_in.filter(|_| crosses).map(|rack| (&mut self.uplinks[rack as usize].in_free, uplink)),
+                4 => {
+                    let receiver = &mut self.hosts[to.index()];
+                    Some((&mut receiver.in_free, receiver.rate))
+                }
+                _ => return self.arrive(transfer),
+            };
+            if let Some((free, rate)) = queue {
+                *free = (*free).max(self.now) + bytes * 1_000_000_000 / rate.max(1);
+                let at = *free;
+                if transfer.passed == 3
+                    && let Some(rack) = rack_in
+                {
+                    self.imported[rack as usize] += bytes;
+                }
+                self.enqueue(at, Event::Hop(transfer));
+                return;
+            }
+        }
+    }
+
+    fn arrive(&mut self, transfer: Transfer) {
+        let Transfer { from, to, content, shard, .. } = transfer;
+        let geometry = self.pushed[&content].geometry.clone();
+        let arrival = self.now + self.latency();
         let corrupts = self.hosts[from.index()].corrupts;
         match shard {
             Some(shard) if corrupts => self.later(arrival, to, Input::ShardCorrupt { content, shard, from }),
@@ -499,6 +537,6 @@ impl Mesh {
                 self.later(arrival, to, Input::ContentReady { content, geometry, have });
             }
         }
-        self.later(at, from, Input::Sent { to, content, shard });
+        self.later(self.now, from, Input::Sent { to, content, shard });
     }
 }
