@@ -168,7 +168,7 @@ fn a_host_that_sends_broken_shards_is_shut_out() {
     mesh.corrupt(bad);
     let content = push(&mut mesh, 256);
     let others: Vec<HostIndex> = mesh.peers().filter(|host| *host != bad).collect();
-    let ratio = ratio(&mut mesh, &shape, content, 256, &others);
+    ratio(&mut mesh, &shape, content, 256, &others);
     assert!(
         mesh.notices
             .iter()
