@@ -39,9 +39,9 @@ pub struct NodeSettings {
     pub quota: Option<ByteSize>,
     /// Bytes to leave free on the disk. Default 1 GiB.
     pub min_free: ByteSize,
-    /// Memory for shards that arrived a moment ago, from which they are sent on. Default 24 MiB.
+    /// Memory for shards that arrived a moment ago, from which they are sent on. Default 12 MiB.
     pub hot_cache: ByteSize,
-    /// Memory for payload on its way in; links are not read beyond it. Default 64 MiB, at least twice `hot_cache`.
+    /// Memory for payload on its way in; links are not read beyond it. Default 32 MiB, at least twice `hot_cache`.
     pub receive_memory: ByteSize,
 }
 
@@ -59,8 +59,8 @@ impl Default for NodeSettings {
             uplink_mbit: 0,
             quota: None,
             min_free: ByteSize(1 << 30),
-            hot_cache: ByteSize(24 << 20),
-            receive_memory: ByteSize(64 << 20),
+            hot_cache: ByteSize(12 << 20),
+            receive_memory: ByteSize(32 << 20),
         }
     }
 }

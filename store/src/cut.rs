@@ -57,7 +57,7 @@ impl<R: Read> Cutter<R> {
     /// Reads until a few pieces are buffered.
     fn fill(&mut self, max: usize) -> io::Result<()> {
         let held = self.buffer.len();
-        let want = max * 4;
+        let want = max * 2;
         // Pieces given out keep the old buffer alive; the tail, less than one piece, moves to a new one.
         let mut fresh = BytesMut::zeroed(want);
         fresh[..held].copy_from_slice(&self.buffer);

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Pieces between the two threads.
-const QUEUE: usize = 16;
+const QUEUE: usize = 4;
 
 /// How to take a content in.
 #[derive(Clone, Debug)]

@@ -68,15 +68,15 @@ pub(super) struct Body {
     pub(super) tries: BTreeMap<PieceIndex, u32>,
     /// Pieces that came otherwise than from their lane's parent, not yet told to it.
     pub(super) got: Vec<PieceIndex>,
-    /// Deliveries by parent since `judged_at`.
-    pub(super) delivered: BTreeMap<HostIndex, u64>,
+    /// Deliveries of all parents since `judged_at`.
+    pub(super) delivered: u64,
     pub(super) judged_at: Instant,
-    /// Deliveries per lane and second, in thousandths, when last there were several parents to compare.
+    /// Deliveries per lane and second, in thousandths, smoothed.
     pub(super) typical: u64,
+    /// What each parent delivered, since when.
+    pub(super) trials: BTreeMap<HostIndex, Trial>,
     /// Nothing is imported before this: rack-mates may have it.
     pub(super) import_at: Instant,
-    /// Parents found slow at the last judgement; slow twice is avoided.
-    pub(super) suspects: BTreeSet<HostIndex>,
     pub(super) last_arrival: Instant,
     pub(super) next_repair: Instant,
 }
@@ -91,6 +91,15 @@ pub(super) struct Lane {
     pub(super) forced: bool,
     /// Pieces of this lane not here.
     pub(super) missing: u32,
+}
+
+/// A parent under observation: longer the less is expected of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trial {
+    pub(super) since: Instant,
+    pub(super) delivered: u64,
+    /// Times in a row it was found slow.
+    pub(super) strikes: u8,
 }
 
 /// A shard asked for.
@@ -217,11 +226,11 @@ impl Body {
             wants: BTreeMap::new(),
             tries: BTreeMap::new(),
             got: Vec::new(),
-            delivered: BTreeMap::new(),
+            delivered: 0,
             judged_at: now,
             typical: 0,
             import_at: now,
-            suspects: BTreeSet::new(),
+            trials: BTreeMap::new(),
             last_arrival: now,
             next_repair: now,
         }

@@ -42,7 +42,6 @@ impl Node {
             lane.parent = parent;
             lane.subscribed = false;
         }
-        body.suspects.retain(|suspect| body.lanes.iter().any(|lane| lane.parent == Some(*suspect)));
         for (host, lanes) in left {
             self.send(host, Message::Unsubscribe { content: id, lanes });
         }
@@ -134,7 +133,10 @@ impl Node {
         }
         self.counters.shards_taken += 1;
         body.last_arrival = now;
-        *body.delivered.entry(from).or_default() += 1;
+        body.delivered += 1;
+        if let Some(trial) = body.trials.get_mut(&from) {
+            trial.delivered += 1;
+        }
         match body.geometry.piece_of(shard) {
             Some(piece) => self.piece_arrived(id, piece, Some(from)),
             None => self.rebuild_if_possible(id, stripe),
@@ -223,7 +225,7 @@ impl Node {
         body.wants.clear();
         body.tries.clear();
         body.got.clear();
-        body.delivered.clear();
+        body.trials.clear();
         let mut told: BTreeSet<HostIndex> = body.children.keys().copied().collect();
         told.extend(body.lanes.iter().filter(|lane| lane.subscribed).filter_map(|lane| lane.parent));
         for lane in &mut body.lanes {

@@ -39,8 +39,9 @@ pub const JUDGE_PIECES: u64 = 8;
 pub const SLOW_FACTOR: u64 = 6;
 /// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.
 pub const SLOW_SHARE: usize = 4;
-/// Nothing arrived for this long: ask for single pieces.
-pub const STALL: Duration = Duration::from_millis(800);
+/// Nothing arrived for this long, though the parents' links are up: ask for single pieces. A disk that writes back for a
+/// second or two must not look like it: what is asked for then arrives twice.
+pub const STALL: Duration = Duration::from_millis(2000);
 /// An asked-for shard that has not come is asked for elsewhere.
 pub const WANT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Shards asked for and not yet here, per content.

@@ -4,7 +4,7 @@
 //! nobody. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
 //! all arrived for a while. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
 
-use super::content::Want;
+use super::content::{Trial, Want};
 use super::{Node, limits};
 use crate::io::{AvoidReason, Notice};
 use crate::time::Instant;
@@ -17,12 +17,12 @@ use std::time::Duration;
 const MATES_ASKED: usize = 4;
 
 impl Node {
-    /// Compares what the parents of a content delivered, per lane, since the last time.
+    /// Compares what the parents of a content delivered with what is usual for a lane of it.
     pub(super) fn judge(&mut self, id: ContentId) {
         let now = self.now;
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
-        let span = now.since(body.judged_at);
-        if body.missing == 0 || span < limits::JUDGE_SPAN {
+        let span = now.since(body.judged_at).as_millis() as u64;
+        if body.missing == 0 || span < limits::JUDGE_SPAN.as_millis() as u64 {
             return;
         }
         let mut lanes_of: BTreeMap<HostIndex, u64> = BTreeMap::new();
@@ -31,38 +31,30 @@ impl Node {
                 *lanes_of.entry(parent).or_default() += 1;
             }
         }
-        let lanes_all: u64 = lanes_of.values().sum();
-        let delivered_all: u64 = lanes_of.keys().map(|host| body.delivered.get(host).copied().unwrap_or(0)).sum();
-        let millis = span.as_millis() as u64;
-        if lanes_of.len() >= 2 && lanes_all > 0 {
-            body.typical =
-                body.typical.max(delivered_all * 1_000_000 / (lanes_all * millis)).min(body.typical * 2 + 1000);
+        let lanes: u64 = lanes_of.values().sum();
+        // A single parent left at the end is compared with what was usual before.
+        if lanes_of.len() >= 2 {
+            let rate = body.delivered * 1_000_000 / (lanes * span);
+            body.typical = if body.typical == 0 { rate } else { (body.typical + rate) / 2 };
         }
-        // Alone at the end, a parent is compared with what all did before.
-        let expected = |lanes: u64| match lanes_of.len() {
-            0 | 1 => body.typical * lanes * millis / 1_000_000,
-            _ => delivered_all * lanes / lanes_all.max(1),
-        };
-        if !lanes_of.values().any(|lanes| expected(*lanes) >= limits::JUDGE_PIECES) {
-            if span > limits::JUDGE_SPAN * 8 {
-                body.delivered.clear();
-                body.judged_at = now;
-            }
-            return;
-        }
-        let slow: BTreeSet<HostIndex> = lanes_of
-            .iter()
-            .filter(|(host, lanes)| {
-                let delivered = body.delivered.get(*host).copied().unwrap_or(0);
-                expected(**lanes) >= limits::JUDGE_PIECES && delivered * limits::SLOW_FACTOR < expected(**lanes)
-            })
-            .map(|(host, _)| *host)
-            .collect();
-        let again: Vec<HostIndex> = slow.intersection(&body.suspects).copied().collect();
-        body.suspects = slow;
-        body.delivered.clear();
+        body.delivered = 0;
         body.judged_at = now;
-        for host in again {
+        body.trials.retain(|host, _| lanes_of.contains_key(host));
+        let mut slow = Vec::new();
+        for (host, lanes) in lanes_of {
+            let fresh = Trial { since: now, delivered: 0, strikes: 0 };
+            let trial = body.trials.entry(host).or_insert(fresh);
+            let expected = body.typical * lanes * now.since(trial.since).as_millis() as u64 / 1_000_000;
+            if expected < limits::JUDGE_PIECES {
+                continue;
+            }
+            let strikes = if trial.delivered * limits::SLOW_FACTOR < expected { trial.strikes + 1 } else { 0 };
+            *trial = Trial { strikes, ..fresh };
+            if strikes >= 2 {
+                slow.push(host);
+            }
+        }
+        for host in slow {
             if self.may_avoid_as_slow(&id, host) {
                 self.avoid_host(host, AvoidReason::Slow);
             }
