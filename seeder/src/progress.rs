@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Longest time between two questions about one job.
 const ASK_MAX: Duration = Duration::from_secs(1);
+/// A job that is done but for hosts that are away is asked about this often: they may come back.
+const ASK_AWAY: Duration = Duration::from_secs(30);
 /// A tracker that refused a job is asked again this much later.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
 
@@ -48,8 +50,9 @@ impl Jobs {
     /// Jobs to ask about now.
     fn due(&self) -> Vec<JobId> {
         let now = Instant::now();
+        let clock = system_clock();
         let rows = self.rows();
-        let due = rows.values().filter(|row| row.status.phase == Phase::Distributing && row.ask_at <= now);
+        let due = rows.values().filter(|row| row.ask_at <= now && row.expires_at > clock && row.status.may_change());
         due.map(|row| row.status.job).collect()
     }
 
@@ -123,12 +126,16 @@ impl Jobs {
         let elapsed = row.announced.elapsed();
         row.status.fold(rollup, sent, elapsed.as_secs_f64());
         // A job that takes a minute need not be looked at ten times a second.
-        row.ask_at = Instant::now() + (elapsed / 20).clamp(LOOK_EVERY, ASK_MAX);
+        let wait = if row.status.is_final() { ASK_AWAY } else { (elapsed / 20).clamp(LOOK_EVERY, ASK_MAX) };
+        row.ask_at = Instant::now() + wait;
         let changed = row.status != before;
-        let done = row.status.is_final();
+        let done = row.status.is_final() && !before.is_final();
+        let ended = changed && row.status.is_final();
         drop(rows);
         if done {
             tracing::info!(%job, elapsed_s = elapsed.as_secs_f64(), "done");
+        }
+        if ended {
             self.keep(&job);
         }
         if changed {

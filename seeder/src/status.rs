@@ -106,6 +106,11 @@ impl JobStatus {
         matches!(self.phase, Phase::Done | Phase::Failed)
     }
 
+    /// Whether hosts may still do something: it is under way, or it is done but for hosts that are away.
+    pub(crate) fn may_change(&self) -> bool {
+        self.phase == Phase::Distributing || (self.phase == Phase::Done && self.hosts().4 > 0)
+    }
+
     /// Of a job that is still to be taken in.
     pub(crate) fn new(job: JobId, request: &PushRequest, to: String, created_at: u64) -> Self {
         Self {
@@ -156,7 +161,9 @@ impl JobStatus {
                 detail: line.detail,
             })
             .collect();
-        self.elapsed_s = elapsed_s;
+        if !self.is_final() {
+            self.elapsed_s = elapsed_s;
+        }
         let (hosts, _, active, failed, away) = self.hosts();
         let have = self.racks.iter().map(|rack| rack.pieces).sum::<u64>() as f64;
         let all = f64::from(self.pieces) * f64::from(hosts.saturating_sub(failed));

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many lines of each process's log a failed test prints.
+const LOG_LINES: usize = 20;
+
 /// The program under test.
 pub(crate) fn shoal() -> Command {
     Command::new(env!("CARGO_BIN_EXE_shoal"))
@@ -155,16 +158,23 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+            std::eprintln!("--- {}:\n{tail}", self.name);
+        }
     }
 }
 
 /// A region.
 pub(crate) struct Region {
-    pub(crate) folder: tempfile::TempDir,
     pub(crate) hub: Process,
     pub(crate) tracker: Process,
     pub(crate) seeder: Process,
     pub(crate) peers: Vec<Process>,
+    // Last, so that it outlives the processes whose state and logs it holds.
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Region {
@@ -204,7 +214,7 @@ impl Region {
             peer.start();
             peers.push(peer);
         }
-        let region = Self { folder, hub, tracker, seeder, peers };
+        let region = Self { hub, tracker, seeder, peers, folder };
         region.wait_up(racks * hosts);
         region
     }

@@ -38,14 +38,14 @@ fn number(tree: &sled::Tree, key: &str) -> Result<u64, RosterError> {
 }
 
 impl Roster {
-    /// Continues from the disk; every host is away until it joins again.
+    /// Continues from the disk: hosts are as they were, for a tracker's restart says nothing of them.
     pub fn open(db: &sled::Db) -> Result<Self, RosterError> {
         let (indices, rows, meta) = (db.open_tree("indices")?, db.open_tree("rows")?, db.open_tree("meta")?);
         let mut members = Vec::new();
         for row in &rows {
             let (_, value) = row?;
             if let Ok(member) = decode_exact::<Member>(&value) {
-                members.push(Member { presence: Presence::Away, ..member });
+                members.push(member);
             }
         }
         let epoch = Epoch(number(&meta, "epoch")? + EPOCH_SKIP);

@@ -14,12 +14,15 @@ use shoal_proto::ids::{Epoch, HostIndex, JobId, NodeId};
 use shoal_proto::membership::{Member, Presence};
 use shoal_proto::report::{HostReport, HubFlush, HubSubmission};
 use shoal_proto::trust::{Envelope, Keypair, Role};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Beats a host may miss before it counts as away.
 const BEATS_MISSED: u32 = 3;
+/// How long after its start a tracker waits for hosts that were up before: longer than their longest wait between two
+/// attempts to reach it.
+const REJOIN: Duration = Duration::from_secs(20);
 
 /// Why the state could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +58,8 @@ pub(crate) struct State {
     pub(crate) sessions: HashMap<NodeId, Session>,
     /// Since when hosts are away.
     pub(crate) away: HashMap<HostIndex, Instant>,
+    /// Until when hosts that were up before this tracker's start count as up; `None` once that is over.
+    expected_until: Option<Instant>,
     told: Told,
     kept: sled::Tree,
     reports: sled::Tree,
@@ -73,7 +78,9 @@ impl State {
     ) -> Result<Self, StateError> {
         let roster = Roster::open(db)?;
         let now = Instant::now();
-        let away = roster.members().iter().map(|member| (member.index, now)).collect();
+        let members = roster.members().iter();
+        let away =
+            members.filter(|member| member.presence == Presence::Away).map(|member| (member.index, now)).collect();
         let mut state = Self {
             jobs: Jobs::new(config.limits.jobs),
             config,
@@ -84,6 +91,7 @@ impl State {
             spool: Spool::open(db)?,
             sessions: HashMap::new(),
             away,
+            expected_until: Some(now + REJOIN),
             told: Told::default(),
             kept: db.open_tree("jobs")?,
             reports: db.open_tree("reports")?,
@@ -242,6 +250,18 @@ impl State {
             .collect();
         for node in silent {
             self.gone(&node)?;
+        }
+        if self.expected_until.is_some_and(|until| until <= Instant::now()) {
+            self.expected_until = None;
+            let joined: HashSet<HostIndex> = self.sessions.values().map(|session| session.index).collect();
+            let members = self.roster.members();
+            let missing: Vec<HostIndex> = members
+                .iter()
+                .map(|member| member.index)
+                .filter(|host| members.is_up(*host) && !joined.contains(host))
+                .collect();
+            self.away.extend(missing.iter().map(|host| (*host, Instant::now())));
+            self.roster.set_presence(&missing, Presence::Away)?;
         }
         let grace = self.config.grace.0;
         let over: Vec<HostIndex> =
