@@ -156,13 +156,14 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[allow(clippy::print_stderr, reason = "a failed test shows what its processes said")]
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-            std::eprintln!("--- {}:\n{tail}", self.name);
+            eprintln!("--- {}:\n{tail}", self.name);
         }
     }
 }
