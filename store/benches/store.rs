@@ -1,0 +1,137 @@
+//! What payload costs at the store: cutting and hashing, encoding, one-shard repair, taking in, fetching.
+//!
+//! `cargo bench -p shoal-store --bench store`
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use shoal_proto::ids::{ContentId, Hash, PieceIndex, ShardIndex};
+use shoal_store::codec::{ErasureCodec, Rs};
+use shoal_store::cut::Cutter;
+use shoal_store::ingest::{IngestOptions, IngestProgress};
+use shoal_store::{Store, StoreConfig, StoreEvent};
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+/// Payload of one round, bytes.
+const SIZE: usize = 256 << 20;
+/// Average piece, bytes: that of contents of up to 1 GiB.
+const AVERAGE: u32 = 256 << 10;
+/// Shape of a full stripe.
+const DATA: usize = 16;
+const PARITY: usize = 4;
+const PIECE: usize = 256 << 10;
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(b"bench").finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn cutting(c: &mut Criterion) {
+    let payload = noise(SIZE);
+    let mut group = c.benchmark_group("cut");
+    group.sample_size(10).throughput(Throughput::Bytes(SIZE as u64));
+    group.bench_function("cut", |b| b.iter(|| pieces(&payload, |_| {})));
+    group.bench_function("cut_and_hash", |b| {
+        b.iter(|| {
+            pieces(&payload, |piece| {
+                black_box(Hash::of(&piece));
+            })
+        });
+    });
+    group.bench_function("hash", |b| {
+        b.iter(|| payload.chunks(AVERAGE as usize).map(Hash::of).fold(0u8, |sum, hash| sum ^ hash.as_bytes()[0]));
+    });
+    group.finish();
+}
+
+fn pieces(payload: &[u8], mut each: impl FnMut(Bytes)) {
+    let mut cutter = Cutter::new(payload, AVERAGE);
+    while let Some(piece) = cutter.next_piece().expect("memory can be read") {
+        each(piece);
+    }
+}
+
+fn coding(c: &mut Criterion) {
+    let payload = noise(DATA * PIECE);
+    let stripe: Vec<&[u8]> = payload.chunks(PIECE).collect();
+    let code = Rs::new(DATA, PARITY).expect("a sensible code");
+    let mut group = c.benchmark_group("code");
+    group.throughput(Throughput::Bytes((DATA * PIECE) as u64));
+    group.bench_function("encode_16_4", |b| {
+        b.iter(|| (0..PARITY).map(|row| code.parity(row, &stripe)).collect::<Vec<_>>());
+    });
+    let parity = code.parity(0, &stripe);
+    let held: Vec<Option<&[u8]>> = stripe.iter().enumerate().map(|(at, piece)| (at != 5).then_some(*piece)).collect();
+    group.bench_function("repair_one_of_16", |b| {
+        b.iter(|| code.rebuild(&[PIECE; DATA], &held, &[(0, &parity)]).expect("one parity shard is enough"));
+    });
+    group.finish();
+}
+
+fn open(dir: &Path) -> (Store, Receiver<StoreEvent>) {
+    let (sender, receiver) = sync_channel(1024);
+    let config = StoreConfig { dir: dir.to_path_buf(), quota: None, min_free: 0, hot: 12 << 20 };
+    // The bench may be over before the last event.
+    let sink = move |event| drop(sender.send(event));
+    (Store::open(config, Box::new(sink)).expect("the store can be opened"), receiver)
+}
+
+fn disk(c: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let source = dir.path().join("source");
+    std::fs::write(&source, noise(SIZE)).expect("room for the source");
+    let mut group = c.benchmark_group("disk");
+    group.sample_size(10).throughput(Throughput::Bytes(SIZE as u64));
+    let options = IngestOptions { average: Some(AVERAGE), ..IngestOptions::default() };
+    let (seeder, _events) = open(&dir.path().join("seeder"));
+    let take_in = || {
+        let taken = seeder.ingest(&source, &options, &Arc::new(IngestProgress::default()));
+        taken.expect("the source is taken in").content
+    };
+    group.bench_function("take_in", |b| {
+        b.iter_batched(|| drop(seeder.remove(&take_in())), |()| take_in(), BatchSize::PerIteration);
+    });
+    let content = take_in();
+    let shards = shards(&seeder, &content);
+    let manifest = seeder.read_manifest(&content).expect("the manifest is there");
+    let (peer, events) = open(&dir.path().join("peer"));
+    let begin = || {
+        drop(peer.remove(&content));
+        peer.begin(&manifest).expect("there is room");
+    };
+    group.bench_function("put_verify_write", |b| {
+        b.iter_batched(begin, |()| put_all(&peer, &events, &content, &shards), BatchSize::PerIteration);
+    });
+    group.bench_function("read", |b| {
+        b.iter(|| {
+            shards.iter().map(|(shard, _)| seeder.read(&content, *shard).map_or(0, |read| read.len())).sum::<usize>()
+        });
+    });
+    group.finish();
+}
+
+/// All data shards of a content, in memory.
+fn shards(store: &Store, content: &ContentId) -> Vec<(ShardIndex, Bytes)> {
+    let geometry = store.manifest(content).and_then(|manifest| manifest.geometry(content).ok()).expect("it is there");
+    let all = (0..geometry.piece_count()).map(|piece| geometry.shard_of(PieceIndex(piece)));
+    all.map(|shard| (shard, store.read(content, shard).expect("it can be read"))).collect()
+}
+
+/// Puts every shard, as many at a time as the store takes, and waits until all are written.
+fn put_all(store: &Store, events: &Receiver<StoreEvent>, content: &ContentId, shards: &[(ShardIndex, Bytes)]) {
+    const WINDOW: usize = 64;
+    for (at, (shard, payload)) in shards.iter().enumerate() {
+        if at >= WINDOW {
+            events.recv().expect("an event for each shard");
+        }
+        store.put(content, *shard, payload.clone(), 0).expect("the store takes it");
+    }
+    (0..shards.len().min(WINDOW)).for_each(|_| drop(events.recv().expect("an event for each shard")));
+    assert!(shards.iter().all(|(shard, _)| store.read(content, *shard).is_ok()));
+}
+
+criterion_group!(benches, cutting, coding, disk);
+criterion_main!(benches);
