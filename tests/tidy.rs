@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may use. `shoal` itself may use all.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 10] = [
     ("proto", &[]),
     ("swarm", &["proto"]),
     ("store", &["proto"]),
     ("net", &["proto"]),
     ("ops", &[]),
+    ("sim", &["proto", "swarm"]),
     ("tracker", &["proto", "swarm", "net", "ops"]),
     ("peer", &["proto", "swarm", "net", "store", "ops"]),
     ("seeder", &["peer", "proto", "swarm", "net", "store", "ops"]),

@@ -5,11 +5,10 @@
 //! the same times give the same outputs, in the daemon and in the simulator.
 //!
 //! Where to look: time in [`time`]; who is where in [`membership`]; the trees in [`plan`]; what goes in and comes out
-//! in [`io`]; the decisions in [`node`]; a region in virtual time in [`testing`].
+//! in [`io`]; the decisions in [`node`].
 
 pub mod io;
 pub mod membership;
 pub mod node;
 pub mod plan;
-pub mod testing;
 pub mod time;

@@ -12,6 +12,7 @@ use shoal_proto::ids::{ContentId, HostIndex, JobId, LaneIndex, PieceIndex, Shard
 use shoal_proto::message::LaneSet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One content.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Content {
     /// Hosts of all its jobs.
     pub(super) targets: Bitmap,
     pub(super) plan: Option<Arc<Plan>>,
+    /// Hosts that a lane imported in vain from: passed over for that lane for a while.
+    pub(super) detours: BTreeMap<LaneIndex, BTreeMap<HostIndex, Instant>>,
     /// Hosts that are no use as parents of this content for a while.
     pub(super) useless: BTreeMap<HostIndex, Instant>,
     /// The shell cannot take it.
@@ -64,8 +67,12 @@ pub(super) struct Body {
     pub(super) rebuilding: BTreeSet<StripeIndex>,
     /// Shards asked for outside their lanes.
     pub(super) wants: BTreeMap<ShardIndex, Want>,
-    /// How often each missing piece was asked for: picks the next host to ask.
-    pub(super) tries: BTreeMap<PieceIndex, u32>,
+    /// How many may be asked for at a time now.
+    pub(super) wants_room: usize,
+    /// Hosts that were asked for anything on the links that are up: they hear when nothing more is needed.
+    pub(super) asked: BTreeSet<HostIndex>,
+    /// Missing pieces that were asked for in vain.
+    pub(super) tries: BTreeMap<PieceIndex, Tries>,
     /// Pieces that came otherwise than from their lane's parent, not yet told to it.
     pub(super) got: Vec<PieceIndex>,
     /// Deliveries of all parents since `judged_at`.
@@ -91,6 +98,22 @@ pub(super) struct Lane {
     pub(super) forced: bool,
     /// Pieces of this lane not here.
     pub(super) missing: u32,
+    /// When its parent became that.
+    pub(super) since: Instant,
+    /// When it last brought something.
+    pub(super) brought: Instant,
+}
+
+impl Lane {
+    /// Whether something is to come from a parent.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.missing > 0 && self.parent.is_some()
+    }
+
+    /// Whether its parent has had this long and brought nothing for as long.
+    pub(super) fn is_silent(&self, now: Instant, patience: Duration) -> bool {
+        now.since(self.since.max(self.brought)) >= patience
+    }
 }
 
 /// A parent under observation: longer the less is expected of it.
@@ -102,9 +125,20 @@ pub(super) struct Trial {
     pub(super) strikes: u8,
 }
 
+/// A missing piece that was asked for in vain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tries {
+    /// How often: picks the next host to ask.
+    pub(super) count: u32,
+    /// When it may be asked for again.
+    pub(super) not_before: Instant,
+}
+
 /// A shard asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Want {
+    /// The piece it is to bring: itself, or one of its stripe when it is parity.
+    pub(super) piece: PieceIndex,
     pub(super) from: HostIndex,
     pub(super) until: Instant,
 }
@@ -183,6 +217,7 @@ impl Content {
             late: false,
             targets: Bitmap::default(),
             plan: None,
+            detours: BTreeMap::new(),
             useless: BTreeMap::new(),
             refused: false,
             manifest: ManifestHunt::default(),
@@ -224,6 +259,8 @@ impl Body {
             parity: BTreeMap::new(),
             rebuilding: BTreeSet::new(),
             wants: BTreeMap::new(),
+            wants_room: limits::WANTS_FIRST,
+            asked: BTreeSet::new(),
             tries: BTreeMap::new(),
             got: Vec::new(),
             delivered: 0,
@@ -236,6 +273,11 @@ impl Body {
         }
     }
 
+    /// How long an imported lane may bring nothing.
+    pub(super) fn patience(&self) -> Duration {
+        limits::SILENT.max(Duration::from_millis(limits::SILENT_PIECES * 1_000_000 / self.typical.max(1)))
+    }
+
     /// Counts a piece in; false when it was here.
     pub(super) fn take(&mut self, piece: PieceIndex) -> bool {
         if !self.have.set(piece.0) {
@@ -246,6 +288,15 @@ impl Body {
         self.tries.remove(&piece);
         self.wants.remove(&self.geometry.shard_of(piece));
         true
+    }
+
+    /// A piece was asked for in vain. The longer that goes on, the longer the waits.
+    pub(super) fn failed(&mut self, piece: PieceIndex, now: Instant) {
+        let tries = self.tries.entry(piece).or_default();
+        tries.count = tries.count.saturating_add(1);
+        let doublings = (tries.count / limits::TRIES_SWIFT).min(limits::TRIES_DOUBLINGS);
+        let wait = if doublings == 0 { Duration::ZERO } else { limits::CHECK_EVERY * 2u32.pow(doublings) };
+        tries.not_before = now + wait;
     }
 
     /// Counts a piece out; false when it was not here.

@@ -15,6 +15,8 @@ impl Node {
         let now = self.now;
         let Some(content) = self.contents.get_mut(&id) else { return };
         content.useless.retain(|_, until| *until > now);
+        content.detours.values_mut().for_each(|hosts| hosts.retain(|_, until| *until > now));
+        content.detours.retain(|_, hosts| !hosts.is_empty());
         let mut avoid: BTreeSet<HostIndex> = self.avoid.keys().copied().collect();
         avoid.extend(content.useless.keys());
         avoid.remove(&me);
@@ -31,7 +33,14 @@ impl Node {
         let mut left: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
         for (index, lane) in body.lanes.iter_mut().enumerate() {
             let index = LaneIndex(index as u8);
-            let parent = if lane.missing == 0 { None } else { plan.parent(index, me) };
+            let parent = match content.detours.get(&index) {
+                _ if lane.missing == 0 => None,
+                None => plan.parent(index, me),
+                Some(passed) => {
+                    let around: BTreeSet<HostIndex> = avoid.iter().chain(passed.keys()).copied().collect();
+                    plan.avoiding(&around).parent(index, me)
+                }
+            };
             lane.forced = false;
             if parent == lane.parent {
                 continue;
@@ -41,6 +50,7 @@ impl Node {
             }
             lane.parent = parent;
             lane.subscribed = false;
+            lane.since = now;
         }
         for (host, lanes) in left {
             self.send(host, Message::Unsubscribe { content: id, lanes });
@@ -70,6 +80,7 @@ impl Node {
             }
         }
         let have = body.have.clone();
+        body.asked.extend(due.keys());
         for (host, lanes) in due {
             self.send(host, Message::Subscribe { content: id, lanes, have: have.clone() });
         }
@@ -110,7 +121,9 @@ impl Node {
         let now = self.now;
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         let Some((stripe, place)) = body.geometry.split(shard) else { return };
-        body.wants.remove(&shard);
+        if body.wants.remove(&shard).is_some() {
+            body.wants_room = (body.wants_room + 1).min(limits::WANTS_MAX);
+        }
         let needed = match body.geometry.piece_of(shard) {
             Some(piece) => {
                 if let Some(sender) = body.children.get_mut(&from) {
@@ -134,6 +147,10 @@ impl Node {
         self.counters.shards_taken += 1;
         body.last_arrival = now;
         body.delivered += 1;
+        if let Some(piece) = body.geometry.piece_of(shard) {
+            let lane = &mut body.lanes[body.geometry.lane_of_piece(piece).index()];
+            lane.brought = now;
+        }
         if let Some(trial) = body.trials.get_mut(&from) {
             trial.delivered += 1;
         }
@@ -227,7 +244,7 @@ impl Node {
         body.got.clear();
         body.trials.clear();
         let mut told: BTreeSet<HostIndex> = body.children.keys().copied().collect();
-        told.extend(body.lanes.iter().filter(|lane| lane.subscribed).filter_map(|lane| lane.parent));
+        told.extend(std::mem::take(&mut body.asked));
         for lane in &mut body.lanes {
             lane.parent = None;
             lane.subscribed = false;

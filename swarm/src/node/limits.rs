@@ -37,6 +37,12 @@ pub const JUDGE_SPAN: Duration = Duration::from_millis(600);
 pub const JUDGE_PIECES: u64 = 8;
 /// A parent that delivers less than one part in this many of what all do, per lane, is slow.
 pub const SLOW_FACTOR: u64 = 6;
+/// An imported lane is silent when nothing came for this long, and for as long as this many pieces usually take.
+pub const SILENT: Duration = Duration::from_millis(800);
+/// See [`SILENT`].
+pub const SILENT_PIECES: u64 = 3;
+/// A rack is passed over when at least so many lanes come from it and all are silent.
+pub const SILENT_LANES: usize = 2;
 /// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.
 pub const SLOW_SHARE: usize = 4;
 /// Nothing arrived for this long, though the parents' links are up: ask for single pieces. A disk that writes back for a
@@ -44,8 +50,16 @@ pub const SLOW_SHARE: usize = 4;
 pub const STALL: Duration = Duration::from_millis(2000);
 /// An asked-for shard that has not come is asked for elsewhere.
 pub const WANT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A piece may be asked for in vain this often without waits; then the wait doubles each time as many tries have failed.
+pub const TRIES_SWIFT: u32 = 8;
+/// How often it doubles, from [`CHECK_EVERY`].
+pub const TRIES_DOUBLINGS: u32 = 5;
 /// Shards asked for and not yet here, per content.
 pub const WANTS_MAX: usize = 64;
+/// How many of them at first: each that comes allows one more, each that is late halves it, down to this.
+pub const WANTS_FIRST: usize = 8;
+/// Where the lane's owner lives, its rack-mates leave asking other racks to it until they have asked this often in vain.
+pub const OWNER_TRIES: u32 = 40;
 /// Shards a host may have asked us for and not yet been sent, per content.
 pub const WANTED_MAX: usize = 256;
 /// How long a lost host is not used as a parent; doubles with each repeat.

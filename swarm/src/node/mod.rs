@@ -345,6 +345,7 @@ impl Node {
         for content in active {
             self.hunt_manifest(content);
             self.judge(content);
+            self.go_around(content);
             self.repair(content);
         }
     }

@@ -115,6 +115,7 @@ impl Node {
             if let Some(body) = &mut content.body {
                 body.children.remove(&host);
                 body.wants.retain(|_, want| want.from != host);
+                body.asked.remove(&host);
                 for lane in body.lanes.iter_mut().filter(|lane| lane.parent == Some(host)) {
                     lane.subscribed = false;
                     was_parent |= lane.missing > 0;

@@ -5,7 +5,7 @@ use crate::plan::{Plan, PlanRequest};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{Epoch, HostIndex};
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Makes plans. The daemon's caches a few; the simulator's is shared by all its nodes.
 pub trait Planner: Send {
@@ -26,10 +26,27 @@ struct Key {
 /// Plans kept: contents in flight mostly share their targets.
 const KEPT: usize = 8;
 
-/// A planner that keeps the last few plans.
-#[derive(Debug, Default)]
+/// Plans, the latest first.
+type Kept = VecDeque<(Key, Arc<Plan>)>;
+
+/// A planner that keeps the last few plans. Its clones share them.
+#[derive(Clone, Debug)]
 pub struct CachingPlanner {
-    plans: VecDeque<(Key, Arc<Plan>)>,
+    plans: Arc<Mutex<Kept>>,
+    kept: usize,
+}
+
+impl CachingPlanner {
+    /// Keeps `kept` plans.
+    pub fn new(kept: usize) -> Self {
+        Self { plans: Arc::default(), kept }
+    }
+}
+
+impl Default for CachingPlanner {
+    fn default() -> Self {
+        Self::new(KEPT)
+    }
 }
 
 impl Planner for CachingPlanner {
@@ -41,7 +58,8 @@ impl Planner for CachingPlanner {
                 && key.avoid == *request.avoid
                 && key.targets == *request.targets
         };
-        if let Some((_, plan)) = self.plans.iter().find(|(key, _)| fits(key)) {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, plan)) = plans.iter().find(|(key, _)| fits(key)) {
             return plan.clone();
         }
         let plan = Arc::new(Plan::new(membership, request));
@@ -52,8 +70,8 @@ impl Planner for CachingPlanner {
             avoid: request.avoid.clone(),
             lanes: request.lanes,
         };
-        self.plans.push_front((key, plan.clone()));
-        self.plans.truncate(KEPT);
+        plans.push_front((key, plan.clone()));
+        plans.truncate(self.kept);
         plan
     }
 }

@@ -131,6 +131,7 @@ impl Node {
     }
 
     pub(super) fn on_done(&mut self, from: HostIndex, id: ContentId) {
+        self.parked.retain(|parked| parked.from != from || parked.content != id);
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         let pieces = body.geometry.piece_count();
         let child = body.children.entry(from).or_insert_with(|| Child::new(pieces));

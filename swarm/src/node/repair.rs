@@ -1,7 +1,9 @@
 //! When the lanes do not deliver: parents judged by what they deliver, single shards asked for elsewhere.
 //!
 //! A parent is slow only in comparison with the content's other parents, so a slow uplink, which slows all alike, blames
-//! nobody. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
+//! nobody. Rack-mates, from whom many lanes come, are judged by what they deliver; a lane that is imported and silent takes
+//! a way around its parent, or around the parent's rack when all that comes from there is silent. Only importers do that:
+//! their rack-mates, who see the same silence, wait for them, or the rack would import the lane twice. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
 //! all arrived for a while. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
 
 use super::content::{Trial, Want};
@@ -16,24 +18,41 @@ use std::time::Duration;
 /// Rack-mates asked for a piece before other racks are.
 const MATES_ASKED: usize = 4;
 
+/// What is imported from a rack.
+#[derive(Default)]
+struct Imports {
+    /// Something came of late.
+    alive: bool,
+    /// Lanes that bring nothing, and whom they come from.
+    silent: Vec<(LaneIndex, HostIndex)>,
+}
+
 impl Node {
     /// Compares what the parents of a content delivered with what is usual for a lane of it.
     pub(super) fn judge(&mut self, id: ContentId) {
-        let now = self.now;
-        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let (now, me) = (self.now, self.config.me);
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
         let span = now.since(body.judged_at).as_millis() as u64;
         if body.missing == 0 || span < limits::JUDGE_SPAN.as_millis() as u64 {
             return;
         }
+        let near = |host: HostIndex| plan.same_rack(host, me);
+        // What is usual is what lanes bring that bring anything: silent ones must not make silence usual.
+        let patience = body.patience();
+        let alive = body.lanes.iter().filter(|lane| lane.is_awaited() && !lane.is_silent(now, patience));
+        let (lanes, parents) = alive.fold((0u64, BTreeSet::new()), |(count, mut parents), lane| {
+            parents.extend(lane.parent);
+            (count + 1, parents)
+        });
         let mut lanes_of: BTreeMap<HostIndex, u64> = BTreeMap::new();
-        for lane in body.lanes.iter().filter(|lane| lane.subscribed && lane.missing > 0) {
-            if let Some(parent) = lane.parent {
+        for lane in body.lanes.iter().filter(|lane| lane.is_awaited()) {
+            if let Some(parent) = lane.parent.filter(|parent| near(*parent)) {
                 *lanes_of.entry(parent).or_default() += 1;
             }
         }
-        let lanes: u64 = lanes_of.values().sum();
         // A single parent left at the end is compared with what was usual before.
-        if lanes_of.len() >= 2 {
+        if parents.len() >= 2 {
             let rate = body.delivered * 1_000_000 / (lanes * span);
             body.typical = if body.typical == 0 { rate } else { (body.typical + rate) / 2 };
         }
@@ -61,6 +80,55 @@ impl Node {
         }
     }
 
+    /// Finds ways around what imports in vain.
+    pub(super) fn go_around(&mut self, id: ContentId) {
+        let (now, me) = (self.now, self.config.me);
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
+        let patience = body.patience();
+        let mut awaited = body.lanes.iter().filter(|lane| lane.is_awaited());
+        // Where nothing comes from anybody, nobody is to blame.
+        if body.typical == 0 || awaited.all(|lane| lane.is_silent(now, patience)) {
+            return;
+        }
+        // By the rack they come from, the imported lanes: whether any brings anything, and those that are silent.
+        let mut imports: BTreeMap<Vec<HostIndex>, Imports> = BTreeMap::new();
+        for (number, lane) in body.lanes.iter().enumerate() {
+            let Some(parent) = lane.parent.filter(|_| lane.is_awaited()) else { continue };
+            if content.origin == Some(parent) || plan.same_rack(parent, me) {
+                continue;
+            }
+            let mut rack = self.membership.rack_mates(parent);
+            rack.push(parent);
+            rack.sort_unstable();
+            let from = imports.entry(rack).or_default();
+            from.alive |= now.since(lane.brought) < patience;
+            if lane.is_silent(now, patience) {
+                from.silent.push((LaneIndex(number as u8), parent));
+            }
+        }
+        let mut found = false;
+        for (rack, Imports { alive, silent }) in imports {
+            let until = now + limits::AVOID_USELESS;
+            if silent.len() >= limits::SILENT_LANES && !alive {
+                content.useless.extend(rack.into_iter().map(|host| (host, until)));
+                found = true;
+            } else {
+                for (lane, parent) in silent {
+                    let passed = content.detours.entry(lane).or_default();
+                    // The second of a rack: it is not the host.
+                    let again = rack.iter().any(|host| passed.contains_key(host));
+                    let around = if again { &rack[..] } else { &[parent] };
+                    passed.extend(around.iter().map(|host| (*host, until)));
+                    found = true;
+                }
+            }
+        }
+        if found {
+            self.replan(id);
+        }
+    }
+
     /// Keeps a misjudgement from spreading: where many seem slow, the cause lies elsewhere.
     fn may_avoid_as_slow(&self, id: &ContentId, host: HostIndex) -> bool {
         let Some(plan) = self.contents.get(id).and_then(|content| content.plan.as_ref()) else { return false };
@@ -71,11 +139,12 @@ impl Node {
 
     pub(super) fn on_corrupt(&mut self, id: ContentId, shard: ShardIndex, from: HostIndex) {
         if let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) {
-            if body.wants.get(&shard).is_some_and(|want| want.from == from) {
+            let asked = body.wants.get(&shard).filter(|want| want.from == from).map(|want| want.piece);
+            if asked.is_some() {
                 body.wants.remove(&shard);
             }
-            if let Some(piece) = body.geometry.piece_of(shard) {
-                *body.tries.entry(piece).or_default() += 1;
+            if let Some(piece) = asked.or(body.geometry.piece_of(shard)) {
+                body.failed(piece, self.now);
             }
         }
         self.on_bad_shard(from);
@@ -85,14 +154,11 @@ impl Node {
         let now = self.now;
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         for shard in shards {
-            if body.wants.get(shard).is_some_and(|want| want.from == from) {
-                body.wants.remove(shard);
-                if let Some(piece) = body.geometry.piece_of(*shard) {
-                    *body.tries.entry(piece).or_default() += 1;
-                    if let Some(child) = body.children.get_mut(&from) {
-                        child.has.unset(piece.0);
-                    }
-                }
+            let Some(want) = body.wants.get(shard).filter(|want| want.from == from).copied() else { continue };
+            body.wants.remove(shard);
+            body.failed(want.piece, now);
+            if let (Some(piece), Some(child)) = (body.geometry.piece_of(*shard), body.children.get_mut(&from)) {
+                child.has.unset(piece.0);
             }
         }
         body.next_repair = now;
@@ -134,7 +200,7 @@ impl Node {
         }
         body.next_repair = now + limits::CHECK_EVERY;
         let stalled = now.since(body.last_arrival) >= limits::STALL;
-        let mut room = limits::WANTS_MAX.saturating_sub(body.wants.len());
+        let mut room = body.wants_room.saturating_sub(body.wants.len());
         let mut due: Vec<PieceIndex> = Vec::new();
         let mut at = 0;
         while room > 0
@@ -143,7 +209,9 @@ impl Node {
             at = piece + 1;
             let piece = PieceIndex(piece);
             let orphan = body.lanes[body.geometry.lane_of_piece(piece).index()].parent.is_none();
-            if (orphan || stalled) && !body.wants.contains_key(&body.geometry.shard_of(piece)) {
+            let waits = body.tries.get(&piece).is_some_and(|tries| tries.not_before > now);
+            let asked = body.wants.values().any(|want| want.piece == piece);
+            if (orphan || stalled) && !waits && !asked {
                 due.push(piece);
                 room -= 1;
             }
@@ -173,34 +241,35 @@ impl Node {
     fn ask(&mut self, id: ContentId, piece: PieceIndex, asks: &mut BTreeMap<HostIndex, Vec<ShardIndex>>) {
         let candidates = self.candidates(&id, piece);
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
-        let tries = body.tries.entry(piece).or_default();
+        let tries = body.tries.get(&piece).map_or(0, |tries| tries.count);
         if candidates.is_empty() {
-            *tries += 1;
+            body.failed(piece, self.now);
             return;
         }
-        let round = *tries as usize / candidates.len();
-        let host = candidates[*tries as usize % candidates.len()];
+        let round = tries as usize / candidates.len();
+        let host = candidates[tries as usize % candidates.len()];
         let mut shard = body.geometry.shard_of(piece);
         // Nobody asked so far had the piece itself: any shard of its stripe helps as well.
         if round % 2 == 1 && body.geometry.parity() > 0 {
             let Some((stripe, _)) = body.geometry.split(shard) else { return };
-            let row = *tries % u32::from(body.geometry.parity());
+            let row = tries % u32::from(body.geometry.parity());
             shard = body.geometry.shard_at(stripe, u32::from(body.geometry.data()) + row);
             let held = body.parity.get(&stripe).is_some_and(|rows| rows >> row & 1 == 1);
             if held || body.wants.contains_key(&shard) {
-                *tries += 1;
+                body.failed(piece, self.now);
                 return;
             }
         }
         if !self.links.get(&host).is_some_and(|link| link.is_up()) {
-            *tries += 1;
+            body.failed(piece, self.now);
             self.connect(host);
             return;
         }
         // Every full round without success doubles the wait.
         let wait = limits::WANT_TIMEOUT + Duration::from_millis(200) * 2u32.pow((round as u32).min(5));
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
-        body.wants.insert(shard, Want { from: host, until: self.now + wait });
+        body.wants.insert(shard, Want { piece, from: host, until: self.now + wait });
+        body.asked.insert(host);
         asks.entry(host).or_default().push(shard);
     }
 
@@ -220,9 +289,13 @@ impl Node {
         let mut candidates = mates;
         candidates.extend(body.lanes[number.index()].parent);
         let owner = plan.owner(number, me);
-        let asked_before = body.tries.get(&piece).copied().unwrap_or(0) as usize;
+        let tries = body.tries.get(&piece).map_or(0, |tries| tries.count);
         // Others of the rack wait for the owner, unless that has led nowhere for long.
-        if owner.is_none_or(|owner| owner == me) || asked_before > 2 * MATES_ASKED {
+        let patience = match owner {
+            Some(owner) if self.is_linked(owner) => limits::OWNER_TRIES,
+            _ => 2 * MATES_ASKED as u32,
+        };
+        if owner.is_none_or(|owner| owner == me) || tries > patience {
             let known = |host: &HostIndex| self.is_known_to_have(*host, id, piece);
             let mut far: Vec<HostIndex> =
                 plan.owners(number).filter(|host| !plan.same_rack(*host, me)).take(16).collect();
@@ -240,12 +313,13 @@ impl Node {
 }
 
 fn expire_wants(body: &mut super::content::Body, now: Instant) {
-    let late: Vec<ShardIndex> =
-        body.wants.iter().filter(|(_, want)| want.until <= now).map(|(shard, _)| *shard).collect();
-    for shard in late {
+    let late: Vec<(ShardIndex, PieceIndex)> =
+        body.wants.iter().filter(|(_, want)| want.until <= now).map(|(shard, want)| (*shard, want.piece)).collect();
+    if !late.is_empty() {
+        body.wants_room = (body.wants_room / 2).max(limits::WANTS_FIRST);
+    }
+    for (shard, piece) in late {
         body.wants.remove(&shard);
-        if let Some(piece) = body.geometry.piece_of(shard) {
-            *body.tries.entry(piece).or_default() += 1;
-        }
+        body.failed(piece, now);
     }
 }

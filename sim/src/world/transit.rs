@@ -1,0 +1,245 @@
+//! Links between hosts, and payload on its way through ports.
+
+use super::{Cargo, DIAL_TIMEOUT, Event, STAGES, Transfer, World, port_of_host};
+use crate::layout::SEEDER;
+use crate::links::Flow;
+use shoal_proto::announcement::Class;
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::ids::{HostIndex, ShardIndex};
+use shoal_swarm::io::Input;
+
+impl World {
+    pub(super) fn connect(&mut self, host: HostIndex, other: HostIndex) {
+        // A round trip, and one for the handshake.
+        let at = self.now + 3 * self.latency(host, other);
+        if !self.is_reachable(host, other) {
+            self.later(self.now + DIAL_TIMEOUT.as_nanos() as u64, host, Input::DialFailed { host: other });
+        } else if self.hosts[other.index()].node.is_none() {
+            self.later(at, host, Input::DialFailed { host: other });
+        } else if !self.is_linked(host, other) {
+            self.link_count += 1;
+            self.hosts[host.index()].links.insert(other, self.link_count);
+            self.hosts[other.index()].links.insert(host, self.link_count);
+            self.later(at, host, Input::LinkUp { host: other });
+            self.later(at, other, Input::LinkUp { host });
+        }
+    }
+
+    /// Words cross at once, unless the way is cut: then they wait, as in a socket.
+    pub(super) fn say(&mut self, from: HostIndex, to: HostIndex, input: Input) {
+        let Some(link) = self.hosts[from.index()].links.get(&to).copied() else { return };
+        if self.is_reachable(from, to) {
+            self.later(self.now + self.latency(from, to), to, input);
+        } else {
+            self.held.push((from, to, link, input));
+        }
+    }
+
+    /// Whether a link between two hosts is up.
+    pub fn is_linked(&self, a: HostIndex, b: HostIndex) -> bool {
+        self.hosts[a.index()].links.contains_key(&b)
+    }
+
+    /// The port a transfer passes at a stage, if there is one.
+    pub(super) fn port(&self, stage: u8, from: HostIndex, to: HostIndex) -> Option<usize> {
+        let (out, into) = (self.hosts[from.index()].rack, self.hosts[to.index()].rack);
+        let racks = self.hosts.len() * 3;
+        let sites = racks + self.layout.racks.len() * 2;
+        let site = |rack: Option<u32>| rack.map(|rack| self.sites[rack as usize]);
+        let rack_port =
+            |rack: Option<u32>, way: usize| rack.filter(|_| out != into).map(|rack| racks + rack as usize * 2 + way);
+        let site_port = |rack: Option<u32>, way: usize| {
+            site(rack).filter(|_| site(out) != site(into)).map(|site| sites + site as usize * 2 + way)
+        };
+        let port = match stage {
+            0 => Some(port_of_host(from, 0)),
+            1 => rack_port(out, 0),
+            2 => site_port(out, 0),
+            3 => site_port(into, 1),
+            4 => rack_port(into, 1),
+            5 => Some(port_of_host(to, 1)),
+            _ => Some(port_of_host(to, 2)),
+        };
+        port.filter(|port| !self.ports[*port].is_unlimited())
+    }
+
+    /// Whether no cut lies between two hosts.
+    pub fn is_reachable(&self, a: HostIndex, b: HostIndex) -> bool {
+        (0..STAGES).filter_map(|stage| self.port(stage, a, b)).all(|port| self.ports[port].rate > 0)
+    }
+
+    pub(super) fn send(
+        &mut self,
+        from: HostIndex,
+        to: HostIndex,
+        number: usize,
+        cargo: Cargo,
+        bytes: u64,
+        class: Class,
+    ) {
+        let Some(link) = self.hosts[from.index()].links.get(&to).copied() else { return };
+        let depth = self.count(from, to, number, cargo, bytes);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let transfer = Transfer {
+            from,
+            to,
+            link,
+            content: number as u16,
+            cargo,
+            class,
+            bytes,
+            corrupt: self.hosts[from.index()].corrupts,
+            stage: 0,
+            depth,
+            through: self.now,
+        };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.transfers[id as usize] = transfer;
+                id
+            }
+            None => {
+                self.transfers.push(transfer);
+                self.transfers.len() as u32 - 1
+            }
+        };
+        self.pass(id);
+    }
+
+    /// Counts payload that is sent; gives its depth.
+    pub(super) fn count(&mut self, from: HostIndex, to: HostIndex, number: usize, cargo: Cargo, bytes: u64) -> u8 {
+        let Cargo::Shard(shard) = cargo else { return 1 };
+        let crosses = self.hosts[from.index()].rack != self.hosts[to.index()].rack;
+        let piece = self.pushes[number].geometry.piece_of(shard);
+        self.traffic.all += bytes;
+        if from == SEEDER {
+            self.traffic.seeder += bytes;
+        }
+        if let Some(rack) = self.hosts[to.index()].rack.filter(|_| crosses) {
+            self.traffic.imported[rack as usize] += bytes;
+            if piece.is_none() {
+                self.traffic.parity += bytes;
+            }
+        }
+        let depths = self.hosts[from.index()].depths.get(number);
+        let before = piece.and_then(|piece| depths?.get(piece.0 as usize).copied()).unwrap_or(0);
+        before.saturating_add(1)
+    }
+
+    /// Takes a transfer through the ports that let it through at once, up to one where it waits.
+    pub(super) fn pass(&mut self, id: u32) {
+        loop {
+            let Transfer { from, to, bytes, stage, class, .. } = self.transfers[id as usize];
+            if stage == STAGES {
+                let at = self.transfers[id as usize].through.max(self.now) + self.latency(from, to);
+                self.enqueue(at, Event::Arrive(id));
+                return;
+            }
+            if let Some(number) = self.port(stage, from, to) {
+                let now = self.now;
+                let port = &mut self.ports[number];
+                if !port.is_idle(now) {
+                    let flow: Flow = u128::from(from.0) << 64 | u128::from(to.0) << 32 | class as u128;
+                    port.wait(flow, id, u64::from(bytes));
+                    self.await_port(number);
+                    return;
+                }
+                let span = port.span(u64::from(bytes));
+                port.free_at = now + span;
+                let transfer = &mut self.transfers[id as usize];
+                transfer.through = transfer.through.max(now + span);
+            }
+            self.transfers[id as usize].stage += 1;
+        }
+    }
+
+    pub(super) fn await_port(&mut self, number: usize) {
+        let port = &mut self.ports[number];
+        if !port.awaited && port.rate > 0 {
+            port.awaited = true;
+            let at = port.free_at.max(self.now);
+            self.enqueue(at, Event::Wake(number as u32));
+        }
+    }
+
+    /// A port may take the next transfer.
+    pub(super) fn serve(&mut self, number: usize) {
+        let now = self.now;
+        while self.ports[number].rate > 0 && self.ports[number].free_at <= now {
+            let Some(id) = self.ports[number].next() else { return };
+            if !self.is_alive(id) {
+                self.free.push(id);
+                continue;
+            }
+            let span = self.ports[number].span(u64::from(self.transfers[id as usize].bytes));
+            self.ports[number].free_at = now + span;
+            let transfer = &mut self.transfers[id as usize];
+            transfer.through = transfer.through.max(now + span);
+            transfer.stage += 1;
+            self.pass(id);
+        }
+        if self.ports[number].has_waiting() {
+            self.await_port(number);
+        }
+    }
+
+    /// Whether the link a transfer is on is still the one it was sent on.
+    fn is_alive(&self, id: u32) -> bool {
+        let transfer = &self.transfers[id as usize];
+        self.hosts[transfer.from.index()].links.get(&transfer.to) == Some(&transfer.link)
+    }
+
+    pub(super) fn arrive(&mut self, id: u32) {
+        let alive = self.is_alive(id);
+        let Transfer { from, to, content: number, cargo, depth, corrupt, .. } = self.transfers[id as usize];
+        self.free.push(id);
+        if !alive {
+            return;
+        }
+        let number = usize::from(number);
+        let pushed = &self.pushes[number];
+        let (content, geometry) = (pushed.announcement.content, pushed.geometry.clone());
+        match cargo {
+            Cargo::Shard(shard) => {
+                if let Some(piece) = geometry.piece_of(shard).filter(|_| from == SEEDER) {
+                    self.pushes[number].out.set(piece.0);
+                }
+                if corrupt {
+                    self.input(to, Input::ShardCorrupt { content, shard, from });
+                } else {
+                    self.note_depth(to, number, shard, depth);
+                    self.input(to, Input::ShardVerified { content, shard, from });
+                }
+                self.input(from, Input::Sent { to, content, shard: Some(shard) });
+            }
+            Cargo::Manifest => {
+                let none = geometry.no_pieces();
+                let have = self.disk_mut(to, number).get_or_insert(none).clone();
+                self.input(to, Input::ContentReady { content, geometry, have });
+                self.input(from, Input::Sent { to, content, shard: None });
+            }
+            Cargo::Inline(lane) => {
+                let announcement = pushed.announcement.clone();
+                self.input(to, Input::Announced { from: Some(from), lane, announcement, inline: true });
+                let have = Bitmap::full(geometry.piece_count());
+                *self.disk_mut(to, number) = Some(have.clone());
+                self.input(to, Input::ContentReady { content, geometry, have });
+            }
+        }
+    }
+
+    pub(super) fn note_depth(&mut self, host: HostIndex, number: usize, shard: ShardIndex, depth: u8) {
+        let geometry = &self.pushes[number].geometry;
+        let Some(piece) = geometry.piece_of(shard) else { return };
+        let pieces = geometry.piece_count() as usize;
+        let depths = &mut self.hosts[host.index()].depths;
+        if depths.len() <= number {
+            depths.resize(number + 1, Vec::new());
+        }
+        if depths[number].is_empty() {
+            depths[number] = vec![0; pieces];
+        }
+        depths[number][piece.0 as usize] = depth;
+        self.depth = self.depth.max(depth);
+    }
+}

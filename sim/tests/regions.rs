@@ -1,0 +1,163 @@
+//! Whole regions in virtual time: what crosses which link, and who has everything when. Every rule is watched in all.
+
+use shoal_proto::announcement::Kind;
+use shoal_proto::ids::HostIndex;
+use shoal_sim::check;
+use shoal_sim::faults;
+use shoal_sim::layout::{Layout, SEEDER};
+use shoal_sim::run::{Outcome, Scenario, run};
+use shoal_sim::world::{Push, World};
+use shoal_swarm::io::Notice;
+use std::time::Duration;
+
+const PIECE: u32 = 256 * 1024;
+
+fn scenario(racks: u32, hosts: u32, pieces: u32, faults: &str) -> Scenario {
+    Scenario {
+        layout: Layout::even(racks, hosts),
+        pieces,
+        piece_bytes: PIECE,
+        parity: 4,
+        faults: faults::parse(faults).unwrap(),
+        seed: 1,
+        limit: Duration::from_secs(300),
+        checked: true,
+    }
+}
+
+/// Runs to the end; everybody who lives must be done.
+fn finished(scenario: &Scenario) -> Outcome {
+    let outcome = run(scenario, |_| {});
+    assert!(outcome.is_complete(), "{:?}\n{:?}", scenario.faults, outcome);
+    outcome
+}
+
+#[test]
+fn every_byte_enters_a_rack_once_at_the_speed_of_the_wire() {
+    for (racks, hosts, pieces, most) in
+        [(4, 4, 1024, 1.10), (2, 8, 512, 1.10), (8, 2, 512, 1.15), (1, 4, 256, 1.15), (8, 4, 1024, 1.10)]
+    {
+        let figures = finished(&scenario(racks, hosts, pieces, "")).figures;
+        assert!(figures.rack_import_max <= 1.03, "{racks}x{hosts}: {figures:?}");
+        assert!(figures.seeder_egress <= 1.03, "{racks}x{hosts}: {figures:?}");
+        assert!(figures.ratio <= most, "{racks}x{hosts}: {figures:?}");
+        assert_eq!(figures.parity_over_uplinks, 0.0, "nobody asked for parity");
+    }
+}
+
+#[test]
+fn survivors_finish_when_hosts_die() {
+    for seed in 0..8 {
+        let mut dying = scenario(4, 4, 1024, "crash:2@40%");
+        dying.seed = seed;
+        let figures = finished(&dying).figures;
+        assert!(figures.ratio <= 1.20, "seed {seed}: {figures:?}");
+        assert_eq!((figures.dead, figures.complete), (2, 14));
+    }
+}
+
+#[test]
+fn slow_owners_are_worked_around() {
+    for seed in 0..4 {
+        let mut slow = scenario(4, 4, 1024, "slow");
+        slow.seed = seed;
+        let figures = finished(&slow).figures;
+        assert!(figures.ratio <= 1.10, "seed {seed}: {figures:?}");
+        assert_eq!((figures.slow, figures.complete), (4, 12));
+    }
+}
+
+#[test]
+fn hosts_that_come_back_go_on_from_their_disks() {
+    let figures = finished(&scenario(4, 4, 512, "crash:25%@30%+2s")).figures;
+    assert_eq!(figures.complete, 16);
+    assert!(figures.rack_import_max <= 1.10, "{figures:?}");
+}
+
+#[test]
+fn the_region_finishes_without_its_seeder_and_tracker() {
+    let figures = finished(&scenario(4, 4, 512, "seeder@out,tracker@20%")).figures;
+    assert_eq!(figures.complete, 16);
+    assert!(figures.ratio <= 1.15, "{figures:?}");
+}
+
+#[test]
+fn an_uplink_that_is_cut_delays_only_its_rack() {
+    let cut = scenario(4, 4, 1024, "uplink:1@20%+10s");
+    let outcome = finished(&cut);
+    let rack = |rack: usize| outcome.done[rack].iter().flatten().copied().fold(0.0, f64::max);
+    let bound = outcome.figures.bound_s;
+    assert!(rack(1) > bound + 5.0, "{:?}", outcome.figures);
+    for other in [0, 2, 3] {
+        assert!(rack(other) <= bound * 1.6, "rack {other}: {} of {bound}: {:?}", rack(other), outcome.figures);
+    }
+}
+
+#[test]
+fn a_latecomer_gets_it_from_its_rack() {
+    let mut world = World::new(Layout::even(4, 4), check::all());
+    let late = world.host(2, 2);
+    world.kill(late);
+    world.run_for(Duration::from_secs(1));
+    let number = world.push(&Push::blob(256, PIECE));
+    let others: Vec<HostIndex> = world.peers().filter(|host| *host != late).collect();
+    world.run_to_done(number, &others, Duration::from_secs(60)).expect("the others are done");
+    let imported = world.traffic.imported[2];
+    world.start(late);
+    world.run_to_done(number, &[late], Duration::from_secs(30)).expect("the latecomer is done");
+    assert_eq!(world.traffic.imported[2], imported, "no piece crosses the uplink again");
+}
+
+#[test]
+fn with_hub_tracker_and_seeder_gone_a_rack_serves_its_own() {
+    let mut world = World::new(Layout::even(4, 4), check::all());
+    world.run_for(Duration::from_millis(500));
+    let number = world.push(&Push::blob(256, PIECE));
+    let all: Vec<HostIndex> = world.peers().collect();
+    world.run_to_done(number, &all, Duration::from_secs(60)).expect("the push completes");
+    world.set_tracker(false);
+    world.kill(SEEDER);
+    let empty = world.host(0, 3);
+    world.kill(empty);
+    world.wipe(empty);
+    let imported = world.traffic.imported[0];
+    world.start(empty);
+    world.run_to_done(number, &[empty], Duration::from_secs(60)).expect("its mates have everything");
+    assert_eq!(world.traffic.imported[0], imported);
+}
+
+#[test]
+fn a_host_that_sends_broken_shards_is_shut_out() {
+    let mut world = World::new(Layout::even(4, 4), check::all());
+    let bad = world.host(1, 2);
+    world.set_corrupt(bad, true);
+    world.run_for(Duration::from_millis(500));
+    let number = world.push(&Push::blob(256, PIECE));
+    let others: Vec<HostIndex> = world.peers().filter(|host| *host != bad).collect();
+    world.run_to_done(number, &others, Duration::from_secs(60)).expect("the others are done");
+    assert!(world.notices.iter().any(|(_, notice)| matches!(notice, Notice::Banned { host } if *host == bad)));
+}
+
+#[test]
+fn the_urgent_overtakes_the_bulky() {
+    let mut world = World::new(Layout::even(4, 4), check::all());
+    world.run_for(Duration::from_millis(500));
+    world.push(&Push::blob(512, PIECE));
+    world.run_for(Duration::from_secs(3));
+    let all: Vec<HostIndex> = world.peers().collect();
+    let urgent = Push { name: "gslb".into(), kind: Kind::Gslb, ..Push::blob(4, 4096) };
+    let number = world.push(&urgent);
+    let took = world.run_to_done(number, &all, Duration::from_secs(60)).expect("the urgent one is done");
+    assert!(took < Duration::from_secs(1), "{took:?} behind a bulk push");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_digest() {
+    let digest = |seed| {
+        let mut scenario = scenario(3, 4, 128, "crash:25%@30%+2s,slow,flap");
+        scenario.seed = seed;
+        run(&scenario, |_| {}).figures.digest
+    };
+    assert_eq!(digest(1), digest(1));
+    assert_ne!(digest(1), digest(2));
+}
