@@ -106,6 +106,15 @@ pub struct ProcessSample {
     pub open_fds: u64,
 }
 
+/// Most memory a process had resident at any time so far, bytes; 0 where that cannot be read. `process` is its number, or
+/// `self`.
+pub fn peak_rss(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib: Option<u64> = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib| kib * 1024)
+}
+
 impl ProcessSample {
     /// Reads `/proc/self`; zeros where it cannot be read.
     pub fn take() -> Self {

@@ -121,11 +121,69 @@ impl ByteSize {
 
 unit_type!(ByteSize, "a size such as `256 MiB` or `1GB`", from_number);
 
+/// A rate in bytes/s, written in bits as networks are: `200 Mbit/s`, `10Gbit`; a bare number is Mbit/s. `25 MB/s` is bytes;
+/// `unlimited` limits nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rate(pub u64);
+
+const RATES: [(&str, f64); 9] = [
+    ("Gbit", 125_000_000.0),
+    ("Mbit", 125_000.0),
+    ("kbit", 125.0),
+    ("bit", 0.125),
+    ("", 125_000.0),
+    ("B", 1.0),
+    ("kB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+];
+
+impl Rate {
+    /// Limits nothing.
+    pub const UNLIMITED: Self = Self(u64::MAX);
+
+    fn from_number(number: u64) -> Option<Self> {
+        number.checked_mul(125_000).map(Self)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = ParseUnitError;
+    fn from_str(text: &str) -> Result<Self, ParseUnitError> {
+        if text.trim() == "unlimited" {
+            return Ok(Self::UNLIMITED);
+        }
+        let what = "a rate such as `200 Mbit/s`, `10Gbit`, `25 MB/s` or `unlimited`";
+        let (number, unit) = split(text, what)?;
+        let unit = unit.strip_suffix("/s").unwrap_or(unit);
+        let factor = RATES.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+        let bytes = factor.map(|factor| number * factor).filter(|bytes| (0.0..=1e15).contains(bytes));
+        bytes.map(|bytes| Self(bytes.round() as u64)).ok_or_else(|| ParseUnitError { text: text.into(), what })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::UNLIMITED {
+            return f.write_str("unlimited");
+        }
+        let fits = |factor: f64| self.0 as f64 >= factor && self.0.is_multiple_of(factor as u64);
+        match RATES[..3].iter().find(|(_, factor)| fits(*factor)) {
+            Some((name, factor)) => write!(f, "{} {name}/s", self.0 / *factor as u64),
+            None => write!(f, "{} B/s", self.0),
+        }
+    }
+}
+
+unit_type!(Rate, "a rate such as `200 Mbit/s`, `10Gbit`, `25 MB/s` or `unlimited`", from_number);
+
 /// A span of time: `250ms`, `2s`, `5m`, `12h`, `7d`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-const SPANS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+/// In microseconds.
+const SPANS: [(&str, u64); 6] =
+    [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)];
 
 impl FromStr for Span {
     type Err = ParseUnitError;
@@ -133,17 +191,17 @@ impl FromStr for Span {
         let what = "a span such as `500ms`, `2s`, `5m`, `12h` or `7d`";
         let (number, unit) = split(text, what)?;
         let factor = SPANS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-        let millis = factor.and_then(|factor| scaled(number, factor));
-        millis.map(|ms| Self(Duration::from_millis(ms))).ok_or_else(|| ParseUnitError { text: text.into(), what })
+        let micros = factor.and_then(|factor| scaled(number, factor));
+        micros.map(|us| Self(Duration::from_micros(us))).ok_or_else(|| ParseUnitError { text: text.into(), what })
     }
 }
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.0.as_millis() as u64;
-        let (name, factor) =
-            SPANS.iter().find(|(_, factor)| millis >= *factor && millis.is_multiple_of(*factor)).unwrap_or(&("ms", 1));
-        write!(f, "{}{name}", millis / factor)
+        let micros = self.0.as_micros() as u64;
+        let fits = |factor: u64| micros >= factor && micros.is_multiple_of(factor);
+        let (name, factor) = SPANS.iter().find(|(_, factor)| fits(*factor)).unwrap_or(&("ms", 1_000));
+        write!(f, "{}{name}", micros / factor)
     }
 }
 
@@ -189,8 +247,30 @@ mod tests {
     }
 
     #[test]
+    fn rates_are_in_bits_unless_they_say_bytes() {
+        let table = [
+            ("200", 25_000_000),
+            ("200 Mbit/s", 25_000_000),
+            ("10Gbit", 1_250_000_000),
+            ("25 MB/s", 25_000_000),
+            ("0", 0),
+            ("unlimited", u64::MAX),
+        ];
+        for (text, bytes) in table {
+            assert_eq!(text.parse(), Ok(Rate(bytes)), "{text}");
+        }
+        for rate in [0, 1, 125, 1000, 125_000, 25_000_000, 1_250_000_001, u64::MAX].map(Rate) {
+            assert_eq!(rate.to_string().parse(), Ok(rate));
+        }
+        for bad in ["fast", "1 Mb", "-1", "1e30"] {
+            assert!(bad.parse::<Rate>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn spans_need_a_unit() {
         assert_eq!("1.5s".parse(), Ok(Span(Duration::from_millis(1500))));
+        assert_eq!("0.2ms".parse(), Ok(Span(Duration::from_micros(200))));
         for bad in ["5", "s", "1 week", "-1s"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }

@@ -105,7 +105,8 @@ struct Pending {
     next_flap: Instant,
 }
 
-/// Runs a scenario to its end. `watch` is told now and then what part of the hosts is done.
+/// Runs a scenario to its end. `watch` is told now and then what part of the payload
+/// was sent.
 pub fn run(scenario: &Scenario, watch: impl FnMut(f64)) -> Outcome {
     run_world(scenario, watch).0
 }
@@ -169,7 +170,7 @@ pub fn run_world(scenario: &Scenario, mut watch: impl FnMut(f64)) -> (Outcome, W
                 break;
             }
         }
-        watch(1.0 - open as f64 / f64::from(scenario.layout.hosts()));
+        watch(world.traffic.all as f64 / (bytes as f64 * f64::from(scenario.layout.hosts())));
     }
     world.check_end();
     (measure(scenario, &world, number, bound, &slow), world)

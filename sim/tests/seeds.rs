@@ -3,7 +3,8 @@
 use shoal_sim::run::{random, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs seeds on all cores; gives those that broke a rule or did not finish.
+/// Runs seeds on all cores; each run is a thread's own; gives those that broke a rule or did not finish.
+#[allow(clippy::disallowed_methods, reason = "the runs share nothing")]
 fn broken(seeds: std::ops::Range<u64>) -> Vec<String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     std::thread::scope(|scope| {

@@ -14,6 +14,7 @@ mod progress;
 mod push;
 mod role;
 mod seeder;
+mod sim;
 mod status;
 
 use clap::{Parser, Subcommand};
@@ -53,6 +54,8 @@ enum Command {
     Seeder(role::Args),
     /// Run a peer: stores, relays, verifies, activates
     Peer(role::Args),
+    /// Simulate a push to a region, of up to 100,000 hosts, with the very code the daemons run
+    Sim(sim::Args),
     /// Print a shell's completion script
     Completions(completions::Args),
 }
@@ -92,6 +95,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Tracker(args) => role::run(config::Role::Tracker, &args),
         Command::Seeder(args) => role::run(config::Role::Seeder, &args),
         Command::Peer(args) => role::run(config::Role::Peer, &args),
+        Command::Sim(args) => sim::run(&args),
         Command::Completions(args) => completions::run(&args),
     };
     done.map_or_else(

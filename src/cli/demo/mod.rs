@@ -64,7 +64,7 @@ struct Summary {
     tracker_bytes_in: u64,
     /// Hosts whose copy equals the source.
     verified: u32,
-    /// Largest resident memory of any process seen at the end, bytes.
+    /// Most memory any of the processes had resident at any time, bytes.
     peak_rss_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     then: Option<Box<Summary>>,

@@ -8,6 +8,7 @@ use serde_json::Value;
 use shoal_hub::api::JobView;
 use shoal_ops::client::Client;
 use shoal_ops::http::AdminToken;
+use shoal_ops::metrics::peak_rss;
 use shoal_proto::ids::JobId;
 use shoal_proto::membership::Presence;
 use shoal_proto::trust::Role;
@@ -272,18 +273,14 @@ impl Region {
             let client = Client::new(&process.http(), None);
             async move { anyhow::Ok(client?.get_text("/metrics").await?) }
         };
-        let (hub, tracker, seeder) =
-            (scrape(&self.hub).await?, scrape(&self.tracker).await?, scrape(&self.seeder).await?);
-        let rss = |text: &str| value(text, "process_resident_memory_bytes");
-        let mut peak_rss_bytes = rss(&hub).max(rss(&tracker)).max(rss(&seeder));
-        for peer in &self.peers {
-            peak_rss_bytes = peak_rss_bytes.max(rss(&scrape(peer).await?));
-        }
+        let (hub, tracker) = (scrape(&self.hub).await?, scrape(&self.tracker).await?);
+        let all = self.peers.iter().chain([&self.hub, &self.tracker, &self.seeder]);
+        let peak_rss_bytes = all.filter_map(|process| process.child.id()).map(|id| peak_rss(&id.to_string())).max();
         Ok(Traffic {
             hub_bytes_in: value(&hub, "shoal_hub_bytes_in"),
             hub_messages: value(&hub, "shoal_hub_messages_total"),
             tracker_bytes_in: value(&tracker, "shoal_tracker_bytes_in_total"),
-            peak_rss_bytes,
+            peak_rss_bytes: peak_rss_bytes.unwrap_or(0),
         })
     }
 
