@@ -8,6 +8,7 @@
 //! tracker to decide.
 
 mod codec;
+mod crowd;
 mod driver;
 mod meter;
 mod setup;
@@ -36,8 +37,10 @@ pub struct ControlConfig {
     pub listen: Vec<SocketAddr>,
     /// Connections accepted at a time. Default 65,536.
     pub connections_max: u32,
-    /// Accepted connections still shaking hands, at a time. Default 128.
+    /// Accepted connections still shaking hands, at a time. Default 1,024.
     pub pending_max: u32,
+    /// Of them from one address. Default 64: a rack behind one address comes back together.
+    pub pending_per_addr_max: u32,
     /// Inbound requests waiting for our answer, at a time; more are refused. Default 1,024.
     pub requests_max: usize,
     /// Requests under way on one connection, both ways together; more fail at the asker. Default 16.
@@ -59,7 +62,8 @@ impl ControlConfig {
             identity,
             listen,
             connections_max: 65_536,
-            pending_max: 128,
+            pending_max: 1024,
+            pending_per_addr_max: 64,
             requests_max: 1024,
             requests_per_connection_max: 16,
             request_bytes_max: limits::CONTROL_PLANE_BYTES_MAX,

@@ -1,6 +1,7 @@
 //! How the libp2p swarm is put together, and what its addresses and errors are in our words.
 
 use super::codec::Codec;
+use super::crowd;
 use super::driver::Common;
 use super::meter::{Meter, Metered};
 use super::{ConnectError, ControlConfig, RequestError, StartError};
@@ -32,6 +33,7 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
+    pub(super) crowd: crowd::Behaviour,
     pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
     pub(super) requests: request_response::Behaviour<Codec>,
 }
@@ -48,6 +50,7 @@ pub(super) fn swarm(config: &ControlConfig, common: &Common) -> Result<Swarm<Beh
         .with_max_concurrent_streams(config.requests_per_connection_max);
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
+        crowd: crowd::Behaviour::new(config.pending_per_addr_max),
         blocked: allow_block_list::Behaviour::default(),
         requests: request_response::Behaviour::with_codec(codec, [(PROTOCOL, ProtocolSupport::Full)], requests),
     };
