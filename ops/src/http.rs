@@ -1,9 +1,10 @@
 //! The HTTP server every role opens: `/healthz`, `/metrics`, and what the role adds.
 //!
-//! Invariant: connections, header time and body sizes are bounded; a request that may change something carries the admin
+//! Invariant: connections (in all and by address), the time for heads and bodies, and body sizes are bounded; a request that may change something carries the admin
 //! token.
 
 use crate::metrics::Metrics;
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
@@ -14,13 +15,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -32,6 +34,10 @@ use tokio_util::sync::CancellationToken;
 const CONNECTIONS_MAX: usize = 256;
 /// A client must send its request's head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// And its body within this one.
+const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Connections from one address; more are closed.
+const CONNECTIONS_PER_ADDR_MAX: usize = CONNECTIONS_MAX / 4;
 /// Largest request body unless a route says otherwise, bytes.
 const BODY_MAX: usize = 1024 * 1024;
 
@@ -148,8 +154,10 @@ impl Server {
             .route("/metrics", get(metrics))
             .with_state(common)
             .merge(self.routes)
-            .layer(DefaultBodyLimit::max(BODY_MAX));
+            .layer(DefaultBodyLimit::max(BODY_MAX))
+            .layer(axum::middleware::map_request(hurried));
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let places = Places::default();
         let graceful = GracefulShutdown::new();
         let mut connections = tokio::task::JoinSet::new();
         let builder = {
@@ -165,6 +173,7 @@ impl Server {
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
             let Some((stream, permit)) = accepted else { continue };
+            let Some(place) = Place::take(&places, &stream) else { continue };
             let io = TokioIo::new(Counted { stream, bytes_in: self.bytes_in.clone() });
             let connection = builder.serve_connection(io, TowerToHyperService::new(app.clone()));
             let connection = graceful.watch(connection);
@@ -172,12 +181,74 @@ impl Server {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "http connection");
                 }
-                drop(permit);
+                drop((permit, place));
             });
         }
         let _ = tokio::time::timeout(Duration::from_secs(2), graceful.shutdown()).await;
         connections.shutdown().await;
     }
+}
+
+/// Connections by address.
+type Places = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// One connection's place among those of its address.
+struct Place {
+    places: Places,
+    addr: IpAddr,
+}
+
+impl Place {
+    fn take(places: &Places, stream: &TcpStream) -> Option<Self> {
+        let addr = stream.peer_addr().ok()?.ip();
+        let mut rows = places.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = rows.entry(addr).or_default();
+        if *count >= CONNECTIONS_PER_ADDR_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Self { places: places.clone(), addr })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut rows = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = rows.get_mut(&self.addr) {
+            *count -= 1;
+            if *count == 0 {
+                rows.remove(&self.addr);
+            }
+        }
+    }
+}
+
+/// A body that must be there in time.
+struct Hurried {
+    body: Body,
+    deadline: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl http_body::Body for Hurried {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        self.deadline.as_mut().poll(context).map(|()| {
+            let late = io::Error::new(io::ErrorKind::TimedOut, "the request's body did not come in time");
+            Some(Err(axum::Error::new(late)))
+        })
+    }
+}
+
+async fn hurried(request: Request) -> Request {
+    request.map(|body| Body::new(Hurried { body, deadline: Box::pin(tokio::time::sleep(BODY_TIMEOUT)) }))
 }
 
 async fn accept(

@@ -64,7 +64,10 @@ pub(crate) fn sources(role: Role, file: Option<&PathBuf>, set: &[String]) -> Sou
 
 /// Reads and checks a configuration.
 pub(crate) fn read<T: Checked>(role: Role, file: Option<&PathBuf>, set: &[String]) -> Result<T, ConfigError> {
-    let config: T = load(&sources(role, file, set), std::env::vars())?;
+    // Others' variables may be anything; ours are text.
+    let vars =
+        std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    let config: T = load(&sources(role, file, set), vars)?;
     config.check()?;
     Ok(config)
 }
