@@ -6,7 +6,7 @@
 use crate::codec::{ErasureCodec, Rs};
 use crate::cut::{Cutter, average_for};
 use crate::layout;
-use crate::store::{FinishError, Store};
+use crate::store::{BeginError, FinishError, Store};
 pub use crate::walk::WalkError;
 use crate::walk::{self, Stream};
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+/// What a piece adds to the manifest: its hash, its length, its part of the parity's hashes.
+const MANIFEST_BYTES_PER_PIECE: u64 = 48;
 /// Pieces between the two threads.
 const QUEUE: usize = 4;
 
@@ -65,6 +67,16 @@ pub enum IngestError {
     /// The content is over a limit.
     #[error("the content breaks a limit: {0}")]
     Limit(String),
+    /// There is no room for it, even after everything that may be evicted is.
+    #[error(
+        "it takes {need} bytes and the store has room for {room}: raise node.quota, lower node.min_free or free the disk"
+    )]
+    NoSpace {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes that could be freed.
+        room: u64,
+    },
     /// The content could not be made durable.
     #[error(transparent)]
     Finish(#[from] FinishError),
@@ -92,6 +104,11 @@ impl Store {
         let listing = walk::list(source)?;
         progress.total.store(listing.size, Ordering::Relaxed);
         let average = options.average.unwrap_or_else(|| average_for(listing.size));
+        let need = listing.size + listing.size / u64::from(average.max(1)) * MANIFEST_BYTES_PER_PIECE;
+        let (_promise, _evicted) = self.make_room(need).map_err(|error| match error {
+            BeginError::WouldNotFit { need, room } => IngestError::NoSpace { need, room },
+            other => IngestError::Store(io::Error::other(other.to_string())),
+        })?;
         let folder = self.ingest_folder()?;
         let result = (|| {
             let stream = Stream::new(listing.sources);

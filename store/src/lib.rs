@@ -14,6 +14,7 @@ mod hot;
 pub mod index;
 pub mod ingest;
 mod layout;
+mod records;
 pub mod store;
 mod walk;
 mod writer;

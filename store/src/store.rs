@@ -13,7 +13,7 @@ use crate::codec::{ErasureCodec, Rs};
 use crate::hot::Hot;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
-use crate::layout::{Layout, stream_path};
+use crate::layout::{Layout, OpenFiles, stream_path};
 use crate::writer::{self, Work};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -243,9 +243,9 @@ fn unix_now() -> u64 {
 }
 
 impl Content {
-    fn open(dir: &Path, id: ContentId, manifest: Arc<Manifest>) -> Result<Self, BeginError> {
+    fn new(dir: &Path, id: ContentId, manifest: Arc<Manifest>, opened: &Arc<OpenFiles>) -> Result<Self, BeginError> {
         let geometry = manifest.geometry(&id)?;
-        let layout = Layout::open(dir, &manifest, &geometry)?;
+        let layout = Layout::new(dir, &manifest, &geometry, opened.clone());
         let codec = Rs::new(usize::from(geometry.data()), usize::from(geometry.parity()))
             .map_err(|error| DecodeError::invalid("stripe", error.to_string()))?;
         Ok(Self {
@@ -314,11 +314,28 @@ type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
 
 pub(crate) struct Inner {
     config: StoreConfig,
-    index: Box<dyn Index>,
+    pub(crate) index: Box<dyn Index>,
     contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
     hot: Mutex<Hot>,
     sink: Sink,
     attempts: AtomicU64,
+    opened: Arc<OpenFiles>,
+    /// Bytes promised to contents that are being begun or taken in.
+    promised: Mutex<u64>,
+    /// Held while an ingest is taken over: two of one content must not meet.
+    adopting: Mutex<()>,
+}
+
+/// Room for a content until it is counted among the others.
+pub(crate) struct Promise<'a> {
+    inner: &'a Inner,
+    bytes: u64,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        *lock(&self.inner.promised) -= self.bytes;
+    }
 }
 
 impl Inner {
@@ -346,7 +363,7 @@ impl Inner {
 /// A store. Clones share it; the last one to go stops its thread.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     queue: SyncSender<Work>,
     /// Held for its `Drop`.
     _thread: Arc<Thread>,
@@ -386,10 +403,11 @@ impl Store {
         let folder = config.dir.join("contents");
         fs::create_dir_all(&folder).map_err(io)?;
         let index = SledIndex::open(&config.dir.join("index"))?;
+        let opened = Arc::default();
         let mut contents = BTreeMap::new();
         for item in fs::read_dir(&folder).map_err(io)? {
             let path = item.map_err(io)?.path();
-            match load(&path, &index) {
+            match load(&path, &index, &opened) {
                 Ok(Some(content)) => {
                     contents.insert(content.id, Arc::new(content));
                 }
@@ -408,6 +426,9 @@ impl Store {
             contents: Mutex::new(contents),
             sink,
             attempts: AtomicU64::new(0),
+            opened,
+            promised: Mutex::default(),
+            adopting: Mutex::default(),
         });
         let (queue, work) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("store".into()).spawn({
@@ -445,11 +466,12 @@ impl Store {
         }
         let manifest = Arc::new(Manifest::from_bytes(manifest_bytes)?);
         let need = manifest.size() + manifest_bytes.len() as u64;
-        let evicted = self.make_room(need)?;
+        let (_promise, evicted) = self.make_room(need)?;
         let dir = self.inner.folder(&id);
         let content = (|| {
             fs::create_dir_all(&dir)?;
-            let content = Content::open(&dir, id, manifest)?;
+            let content = Content::new(&dir, id, manifest, &self.inner.opened)?;
+            content.layout.hold()?;
             // The manifest comes last: a folder without one is an attempt that did not get this far.
             write_durably(&dir.join("manifest"), manifest_bytes)?;
             Ok(Arc::new(content))
@@ -501,15 +523,18 @@ impl Store {
         Ok(reused)
     }
 
-    /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit.
-    fn make_room(&self, need: u64) -> Result<Vec<ContentId>, BeginError> {
+    /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit; promises them.
+    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise<'_>, Vec<ContentId>), BeginError> {
         let mut evicted = Vec::new();
+        // Held throughout: what is found free here is not given to two.
+        let mut promised = lock(&self.inner.promised);
         loop {
             let usage = self.usage();
             let by_quota = usage.quota.map_or(u64::MAX, |quota| quota.saturating_sub(usage.used));
-            let room = by_quota.min(usage.free.saturating_sub(self.inner.config.min_free));
+            let room = by_quota.min(usage.free.saturating_sub(self.inner.config.min_free)).saturating_sub(*promised);
             if need <= room {
-                return Ok(evicted);
+                *promised += need;
+                return Ok((Promise { inner: &self.inner, bytes: need }, evicted));
             }
             let victim = lock(&self.inner.contents)
                 .values()
@@ -624,6 +649,7 @@ impl Store {
 
     fn complete(&self, content: &Content) -> Result<(), FinishError> {
         content.complete.store(true, Ordering::Release);
+        content.layout.release();
         content.used_at.store(unix_now(), Ordering::Relaxed);
         self.inner.save_state(content)?;
         let places = (0..content.geometry.piece_count()).map(PieceIndex).map(|piece| {
@@ -645,6 +671,7 @@ impl Store {
 
     /// Takes over a finished ingest. If the content is here and complete, the new copy is dropped.
     pub(crate) fn adopt(&self, id: ContentId, folder: &Path, manifest: Arc<Manifest>) -> Result<(), FinishError> {
+        let _alone = lock(&self.inner.adopting);
         if self.is_complete(&id) {
             return Ok(());
         }
@@ -653,7 +680,7 @@ impl Store {
             self.remove(&id)?;
         }
         fs::rename(folder, &into)?;
-        let content = Content::open(&into, id, manifest).map_err(|error| match error {
+        let content = Content::new(&into, id, manifest, &self.inner.opened).map_err(|error| match error {
             BeginError::Io(error) => FinishError::Io(error),
             other => FinishError::Io(io::Error::other(other.to_string())),
         })?;
@@ -672,6 +699,7 @@ impl Store {
     pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
         self.inner.hot().forget(id);
+        content.layout.close();
         let mut gone = Vec::new();
         for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
             let key = piece_key(&content.manifest.piece_hash(piece));
@@ -722,47 +750,10 @@ impl Store {
         let free = rustix::fs::statvfs(&self.inner.config.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
         Usage { used, quota: self.inner.config.quota, free }
     }
-
-    /// Keeps a job's signed announcement.
-    pub fn save_job(&self, job: &JobId, envelope: &[u8]) -> Result<(), IndexError> {
-        self.inner.index.apply(Tree::Jobs, vec![(job.0.to_vec(), Some(envelope.to_vec()))])
-    }
-
-    /// Forgets a job.
-    pub fn forget_job(&self, job: &JobId) -> Result<(), IndexError> {
-        self.inner.index.apply(Tree::Jobs, vec![(job.0.to_vec(), None)])
-    }
-
-    /// Jobs kept, with their announcements.
-    pub fn jobs(&self) -> Result<Vec<(JobId, Vec<u8>)>, IndexError> {
-        let rows = self.inner.index.scan(Tree::Jobs, &[])?;
-        Ok(rows.into_iter().filter_map(|(key, value)| Some((JobId(key.try_into().ok()?), value))).collect())
-    }
-
-    /// One of the role's own records.
-    pub fn get_state(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
-        self.inner.index.get(Tree::State, key.as_bytes())
-    }
-
-    /// Keeps one of the role's own records; `None` deletes it.
-    pub fn put_state(&self, key: &str, value: Option<Vec<u8>>) -> Result<(), IndexError> {
-        self.inner.index.apply(Tree::State, vec![(key.as_bytes().to_vec(), value)])
-    }
-
-    /// The role's records whose key begins with `prefix`, in order.
-    pub fn scan_state(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
-        let rows = self.inner.index.scan(Tree::State, prefix.as_bytes())?;
-        Ok(rows.into_iter().filter_map(|(key, value)| Some((String::from_utf8(key).ok()?, value))).collect())
-    }
-
-    /// Returns once all records so far survive a loss of power.
-    pub fn sync(&self) -> Result<(), IndexError> {
-        self.inner.index.sync()
-    }
 }
 
 /// A content's folder as found at start; `None` if it is no content, or one whose manifest was never finished.
-fn load(dir: &Path, index: &SledIndex) -> Result<Option<Content>, BeginError> {
+fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option<Content>, BeginError> {
     let id = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
     let Some(id) = id else { return Ok(None) };
     let bytes = match fs::read(dir.join("manifest")) {
@@ -772,15 +763,16 @@ fn load(dir: &Path, index: &SledIndex) -> Result<Option<Content>, BeginError> {
     if Manifest::id(&bytes) != id {
         return Ok(None);
     }
-    let content = Content::open(dir, id, Arc::new(Manifest::from_bytes(&bytes)?))?;
+    let content = Content::new(dir, id, Arc::new(Manifest::from_bytes(&bytes)?), opened)?;
     let state = index.get(Tree::Contents, id.as_bytes())?;
     let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
     content.pinned.store(state.pinned, Ordering::Relaxed);
     content.used_at.store(state.used_at, Ordering::Relaxed);
-    if state.complete {
+    if state.complete && content.layout.is_there() {
         content.complete.store(true, Ordering::Release);
         *lock(&content.have) = Bitmap::full(content.geometry.piece_count());
     } else {
+        content.layout.hold()?;
         content.recover();
     }
     Ok(Some(content))
