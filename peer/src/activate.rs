@@ -170,8 +170,7 @@ fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) ->
     match (manifest.root, &manifest.entries[..]) {
         (Root::File, [entry]) => {
             let path = at.join(OsStr::from_bytes(&entry.path));
-            share_file(&stream, manifest.size(), &path).map_err(fault("write", &path))?;
-            set_mode(&path, entry.mode)?;
+            share_file(&stream, manifest.size(), entry.mode, &path).map_err(fault("write", &path))?;
             set_mode(at, 0o755)?;
         }
         _ => {
@@ -240,24 +239,24 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), ActivateError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fault("set the mode of", path))
 }
 
-/// A file with the stream's bytes: the stream file itself where both are on one file system, else a copy.
-fn share_file(stream: &Path, size: u64, path: &Path) -> io::Result<()> {
-    if size == 0 {
-        return File::create_new(path).map(drop);
-    }
-    let source = File::open(stream)?;
-    let folder = path.parent().unwrap_or(path);
-    let same_disk = source.metadata()?.dev() == fs::metadata(folder)?.dev();
-    if same_disk {
-        let copy = File::create_new(path)?;
-        if ioctl_ficlone(&copy, &source).is_ok() {
-            return Ok(());
-        }
-        fs::remove_file(path)?;
-        return fs::hard_link(stream, path);
-    }
+/// A file with the stream's bytes and this mode: sharing its blocks where the file system can, else the stream file itself
+/// where it is on the same file system and has this mode already (a mode belongs to the file, not to the name), else a
+/// copy.
+fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
     let mut copy = File::create_new(path)?;
-    io::copy(&mut &source, &mut copy).map(drop)
+    if size > 0 {
+        let source = File::open(stream)?;
+        let (of_stream, of_copy) = (source.metadata()?, copy.metadata()?);
+        let same_disk = of_stream.dev() == of_copy.dev();
+        if !(same_disk && ioctl_ficlone(&copy, &source).is_ok()) {
+            if same_disk && of_stream.mode() & 0o7777 == mode {
+                fs::remove_file(path)?;
+                return fs::hard_link(stream, path);
+            }
+            io::copy(&mut &source, &mut copy)?;
+        }
+    }
+    copy.set_permissions(Permissions::from_mode(mode))
 }
 
 /// Puts a made version in its place, over a former one of the same name.
