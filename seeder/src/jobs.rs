@@ -73,6 +73,9 @@ struct Kept {
     /// The signed announcement, once there is one.
     #[n(2)]
     envelope: Option<Envelope>,
+    /// Its place among the versions of its name.
+    #[n(3)]
+    sequence: Option<u64>,
 }
 
 pub(crate) struct Job {
@@ -80,6 +83,8 @@ pub(crate) struct Job {
     request: Option<PushRequest>,
     /// The signed announcement, once there is one.
     pub(crate) envelope: Option<Envelope>,
+    /// Its place among the versions of its name: in the order they were asked for, whichever is taken in first.
+    pub(crate) sequence: Option<u64>,
     pub(crate) announced: Instant,
     pub(crate) expires_at: u64,
     /// The tracker was told.
@@ -92,7 +97,7 @@ impl Job {
     fn new(status: JobStatus, request: Option<PushRequest>) -> Self {
         let now = Instant::now();
         let (announced, ask_at) = (now, now);
-        Self { status, request, envelope: None, announced, expires_at: u64::MAX, opened: false, ask_at }
+        Self { status, request, envelope: None, sequence: None, announced, expires_at: u64::MAX, opened: false, ask_at }
     }
 
     fn to_kept(&self) -> Result<Kept, serde_json::Error> {
@@ -101,6 +106,7 @@ impl Job {
             status: serde_json::to_string(&self.status)?,
             request: request.map(serde_json::to_string).transpose()?,
             envelope: self.envelope.clone(),
+            sequence: self.sequence,
         })
     }
 
@@ -109,6 +115,7 @@ impl Job {
         let status: JobStatus = serde_json::from_str(&kept.status).map_err(json)?;
         let request = kept.request.map(|text| serde_json::from_str(&text)).transpose().map_err(json)?;
         let mut job = Self::new(status, request);
+        job.sequence = kept.sequence;
         if let Some(envelope) = kept.envelope {
             let announcement: Announcement = envelope.open().map_err(|error| error.to_string())?;
             let age = Duration::from_secs(system_clock().saturating_sub(announcement.created_at));
@@ -242,7 +249,9 @@ impl Jobs {
             let _gone = self.handle.store.put_state(&key(&oldest), None);
         }
         let status = JobStatus::new(job, request, selector.to_string(), system_clock());
-        rows.insert(job, Job::new(status, Some(request.clone())));
+        let mut row = Job::new(status, Some(request.clone()));
+        row.sequence = Some(self.next_sequence(request).map_err(PushError::Store)?);
+        rows.insert(job, row);
         drop(rows);
         self.try_keep(&job).map_err(PushError::Store)?;
         Ok(job)

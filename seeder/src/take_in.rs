@@ -95,13 +95,18 @@ impl Jobs {
     async fn announce(&self, job: JobId, request: &PushRequest, ingested: &Ingested) -> Result<(), String> {
         let selector = Selector::parse(&request.to).map_err(|error| error.to_string())?;
         let now = system_clock();
+        let drawn = self.rows().get(&job).and_then(|row| row.sequence);
+        let sequence = match drawn {
+            Some(sequence) => sequence,
+            None => self.next_sequence(request)?,
+        };
         let announcement = Announcement {
             job,
             content: ingested.content,
             kind: request.kind,
             name: request.name.clone(),
             version: request.version.clone(),
-            sequence: self.next_sequence(request)?,
+            sequence,
             selector,
             origin: self.me,
             manifest_bytes: ingested.manifest_bytes,
@@ -145,8 +150,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Grows with every push of a name, across restarts and seeders whose clocks agree.
-    fn next_sequence(&self, request: &PushRequest) -> Result<u64, String> {
+    /// Grows with every push of a name, across restarts and seeders whose clocks agree. Called under the lock of the rows.
+    pub(crate) fn next_sequence(&self, request: &PushRequest) -> Result<u64, String> {
         let key = format!("sequence/{}/{}", request.kind, request.name);
         let store = &self.node().store;
         let last = store.get_state(&key).map_err(|error| error.to_string())?;
