@@ -23,7 +23,7 @@ pub struct TrackerConfig {
     /// Folder of the roster, the jobs and the spool. Default `/var/lib/shoal/tracker`. Losing it costs every host its
     /// index: old reports at the hub then speak of a roster that is no more.
     pub dir: PathBuf,
-    /// The cluster's signed trust document. Default `/etc/shoal/trust`. Read anew when it changes.
+    /// The cluster's signed trust document. Default `/etc/shoal/trust`. Read at start: a restart makes a new one count.
     pub trust: PathBuf,
     /// The cluster's id, when the trust document itself is not to be taken at its word. Default: none, the file is the
     /// anchor.

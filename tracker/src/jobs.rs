@@ -6,6 +6,7 @@ use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::control::{HostLine, JobRollup, RackRollup};
 use shoal_proto::ids::{HostIndex, JobId};
+use shoal_proto::limits;
 use shoal_proto::membership::Presence;
 use shoal_proto::report::{HostReport, HostState, JobFlush, StateSet, TierBytes};
 use shoal_swarm::membership::Membership;
@@ -52,9 +53,10 @@ impl Jobs {
         })
     }
 
-    /// Opens a job; gives those that had to go for it.
+    /// Opens a job; gives those that had to go for it: the oldest that have ended, else the oldest.
     pub fn open(&mut self, announcement: Announcement, envelope: Vec<u8>) -> Vec<JobId> {
-        let row = self.row(announcement.job);
+        let opened = announcement.job;
+        let row = self.row(opened);
         if row.announcement.is_none() {
             row.changed = true;
             row.envelope = envelope;
@@ -63,9 +65,9 @@ impl Jobs {
         let mut gone = Vec::new();
         while self.rows.len() > self.max {
             let age = |job: &Job| job.announcement.as_ref().map_or(0, |announcement| announcement.created_at);
-            let Some(oldest) = self.rows.iter().min_by_key(|(id, job)| (age(job), **id)).map(|(id, _)| *id) else {
-                break;
-            };
+            let others = self.rows.iter().filter(|(id, _)| **id != opened);
+            let oldest = others.min_by_key(|(id, job)| (!job.told_final, age(job), **id)).map(|(id, _)| *id);
+            let Some(oldest) = oldest else { break };
             self.rows.remove(&oldest);
             gone.push(oldest);
         }
@@ -116,12 +118,17 @@ impl Jobs {
         (changed, urgent)
     }
 
-    /// What the hub is to be told of a job; it counts as told.
-    pub fn tell(&mut self, id: &JobId, members: &Membership) -> Option<JobFlush> {
-        let job = self.rows.get_mut(id)?;
-        job.changed = false;
-        job.told_final = job.is_final(members);
-        job.flush(members)
+    /// What the hub is to be told of a job.
+    pub fn fold(&self, id: &JobId, members: &Membership) -> Option<JobFlush> {
+        self.rows.get(id)?.flush(members)
+    }
+
+    /// A job counts as told.
+    pub fn told(&mut self, id: &JobId, members: &Membership) {
+        if let Some(job) = self.rows.get_mut(id) {
+            job.changed = false;
+            job.told_final = job.is_final(members);
+        }
     }
 
     /// The hub may have missed anything: all is to be told again.
@@ -217,11 +224,12 @@ pub struct Told {
 }
 
 impl Told {
-    /// Rows the hub does not know; they count as told.
+    /// Rows the hub does not know, as many as a flush takes; they count as told.
     pub fn fresh(&mut self, members: &Membership) -> Vec<shoal_proto::report::RosterRow> {
         let fresh: Vec<_> = members
             .iter()
             .filter(|member| member.role == shoal_proto::trust::Role::Peer && !self.hosts.contains(&member.index))
+            .take(limits::FLUSH_ROSTER_MAX)
             .map(|member| shoal_proto::report::RosterRow { index: member.index, locality: member.locality.clone() })
             .collect();
         self.hosts.extend(fresh.iter().map(|row| row.index));

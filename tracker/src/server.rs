@@ -6,7 +6,7 @@ use crate::sessions::{State, StateError};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::control::{ControlConfig, ControlEvent, ControlHandle, ControlPlane};
 use shoal_net::identity::{Identity, load_key};
-use shoal_ops::client::Client;
+use shoal_ops::client::{Client, ClientError};
 use shoal_ops::http::{Server, bind};
 use shoal_ops::metrics::Metrics;
 use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
@@ -242,7 +242,10 @@ fn upkeep(state: &mut State) -> Result<bool, StateError> {
 async fn tell_hub(state: Arc<Mutex<State>>, client: Client, ready: Arc<Notify>, token: CancellationToken) {
     let mut wait = RETRY.0;
     loop {
-        let next = lock(&state).spool.first();
+        let next = {
+            let state = lock(&state);
+            state.spool.first().map(|next| next.map(|(sequence, spooled)| (sequence, state.submission(&spooled))))
+        };
         let (sequence, body) = match next {
             Ok(Some(next)) => next,
             Ok(None) => {
@@ -266,6 +269,17 @@ async fn tell_hub(state: Arc<Mutex<State>>, client: Client, ready: Arc<Notify>, 
                 if let Err(error) = lock(&state).spool.done(sequence) {
                     tracing::error!(%error, "cannot take a flush off the spool");
                     return;
+                }
+            }
+            Err(ClientError::Refused(error)) if matches!(error.status, 400 | 413 | 422) => {
+                tracing::error!(%error, sequence, "the hub cannot use a flush; what it said is said anew");
+                if let Err(error) = lock(&state).give_up(sequence) {
+                    tracing::error!(%error, "cannot take a flush off the spool");
+                    return;
+                }
+                tokio::select! {
+                    () = token.cancelled() => return,
+                    () = tokio::time::sleep(RETRY.1) => {}
                 }
             }
             Err(error) => {

@@ -11,6 +11,7 @@ use shoal_proto::announcement::Announcement;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, JobId, NodeId};
+use shoal_proto::limits;
 use shoal_proto::membership::{Member, Presence};
 use shoal_proto::report::{HostReport, HubFlush, HubSubmission};
 use shoal_proto::trust::{Envelope, Keypair, Role};
@@ -18,6 +19,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+/// Bytes of a flush, but for its envelope: well within what the hub takes in one request.
+const FLUSH_BYTES: usize = limits::HUB_BODY_BYTES_MAX / 2;
 /// Beats a host may miss before it counts as away.
 const BEATS_MISSED: u32 = 3;
 /// How long after its start a tracker waits for hosts that were up before: longer than their longest wait between two
@@ -290,13 +293,27 @@ impl State {
             self.jobs.untold();
         }
         let members = self.roster.members().clone();
-        let jobs = changed.iter().filter_map(|job| self.jobs.tell(job, &members)).collect();
+        let roster = self.told.fresh(&members);
+        // What does not fit stays changed, and goes with the next flush; so do all jobs while there is more of the roster.
+        let most = if roster.len() < limits::FLUSH_ROSTER_MAX { limits::FLUSH_JOBS_MAX } else { 0 };
+        let mut room = FLUSH_BYTES.saturating_sub(encode(&roster).len());
+        let mut jobs = Vec::new();
+        for job in changed.iter().take(most) {
+            let Some(row) = self.jobs.fold(job, &members) else { continue };
+            let bytes = encode(&row).len();
+            if bytes > room && !jobs.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(bytes);
+            self.jobs.told(job, &members);
+            jobs.push(row);
+        }
         let flush = HubFlush {
             tracker: self.keys.node(),
             region: self.region.clone(),
             sequence: self.spool.next_sequence(),
             epoch: members.epoch(),
-            roster: self.told.fresh(&members),
+            roster,
             jobs,
         };
         let submission = HubSubmission {
@@ -307,6 +324,23 @@ impl State {
         self.flushed_at = Some(Instant::now());
         self.flushes += 1;
         Ok(true)
+    }
+
+    /// A flush as it is sent: with the credential of now, which may be newer than the flush.
+    pub(crate) fn submission(&self, spooled: &[u8]) -> Vec<u8> {
+        let credential = self.admission.credential().to_vec();
+        match decode_exact::<HubSubmission>(spooled) {
+            Ok(submission) => encode(&HubSubmission { credential, ..submission }),
+            Err(_) => spooled.to_vec(),
+        }
+    }
+
+    /// The hub will never take this flush: what it said is said anew.
+    pub(crate) fn give_up(&mut self, sequence: u64) -> Result<(), StateError> {
+        self.spool.done(sequence)?;
+        self.told.forget();
+        self.jobs.untold();
+        Ok(())
     }
 
     /// Hosts that do not have the membership of now and are not being told it: node and what they have.
