@@ -4,9 +4,10 @@ mod common;
 
 use common::{Region, get, noise, ok, until};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -64,6 +65,39 @@ fn hub_and_tracker_may_be_away_and_hear_of_it_once_after() {
     assert!(region.hub.metric("shoal_hub_duplicates_total") <= 1);
     assert_eq!(region.hub_active(&job), Some(4));
     (0..4).for_each(|peer| region.assert_copy(peer, "big", "big", &bytes));
+}
+
+#[test]
+fn the_hub_hears_of_many_jobs_after_the_tracker_restarts() {
+    let mut region = Region::start(1, 1, |_| Vec::new());
+    // More than one message to the hub can hold.
+    for number in 0..70 {
+        let file = region.folder.path().join(format!("file{number}"));
+        fs::write(&file, noise(100, number)).unwrap();
+        region.push(&file, &format!("n{number}"), "1");
+    }
+    region.tracker.kill();
+    region.tracker.start();
+    let file = region.folder.path().join("last");
+    fs::write(&file, b"last").unwrap();
+    let job = region.push(&file, "last", "1");
+    until("the hub knows", || region.hub_active(&job).filter(|active| *active == 1));
+}
+
+#[test]
+fn the_version_asked_for_last_stays() {
+    let region = Region::start(1, 2, |_| Vec::new());
+    let (large, small) = (region.folder.path().join("large"), region.folder.path().join("small"));
+    fs::write(&large, noise(SIZE, 7)).unwrap();
+    fs::write(&small, b"small").unwrap();
+    let older = region.push(&large, "n", "1");
+    let newer = region.push(&small, "n", "2");
+    region.wait_active(&newer, 2);
+    until("the older push ends", || (region.status(&older)["phase"] == "done").then_some(()));
+    for peer in &region.peers {
+        let current = fs::read_link(peer.dir().join("content/n/current")).unwrap();
+        assert_eq!(current.to_str(), Some("2"));
+    }
 }
 
 #[test]
@@ -166,6 +200,37 @@ fn a_node_of_another_cluster_stays_out() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("node.cred"), "{text}");
+}
+
+/// A connection from another address of this machine.
+fn from_elsewhere(to: &str) -> Option<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).ok()?;
+    socket.bind(&"127.0.0.2:0".parse::<SocketAddr>().ok()?.into()).ok()?;
+    socket.connect(&to.parse::<SocketAddr>().ok()?.into()).ok()?;
+    Some(socket.into())
+}
+
+#[test]
+fn a_crowd_of_idle_strangers_keeps_nobody_out() {
+    let mut region = Region::start(1, 1, |_| Vec::new());
+    let control = region.tracker.addrs["control"][0].as_str().unwrap().to_string();
+    let mut crowd: Vec<TcpStream> = (0..300).filter_map(|_| from_elsewhere(&control)).collect();
+    for _ in 0..300 {
+        let Some(mut stream) = from_elsewhere(region.hub.http()) else { continue };
+        let _ = stream.write_all(b"POST /v1/reports HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx");
+        crowd.push(stream);
+    }
+    assert!(crowd.len() > 400, "there is a crowd");
+    let (status, _) = get(region.hub.http(), "/healthz", None).unwrap();
+    assert_eq!(status, 200);
+    region.peers[0].kill();
+    region.peers[0].start();
+    let file = region.folder.path().join("file");
+    fs::write(&file, noise(100_000, 9)).unwrap();
+    let job = region.push(&file, "n", "1");
+    region.wait_active(&job, 1);
+    until("the hub knows", || region.hub_active(&job).filter(|active| *active == 1));
+    drop(crowd);
 }
 
 #[test]
