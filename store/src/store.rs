@@ -20,7 +20,7 @@ use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{DecodeError, Document, decode_exact, encode};
 use shoal_proto::geometry::Geometry;
-use shoal_proto::ids::{ContentId, Hash, JobId, PieceIndex, ShardIndex, StripeIndex};
+use shoal_proto::ids::{ContentId, Hash, PieceIndex, ShardIndex, StripeIndex};
 use shoal_proto::manifest::Manifest;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
