@@ -124,6 +124,7 @@ impl Store {
                 piece_lens: cut.lens,
                 piece_hashes: cut.hashes,
                 parity_hashes: cut.parity_hashes,
+                image: None,
             };
             manifest.validate().map_err(|error| IngestError::Limit(error.to_string()))?;
             let bytes = manifest.to_bytes();
