@@ -120,7 +120,7 @@ fn what_an_evicted_image_shared_is_still_a_source_of_pieces() {
     changed[1_000_000..1_050_000].copy_from_slice(&noise(50_000, 9));
     let images = [("app:1", &base), ("app:2", &base), ("app:3", &changed)];
     let ids = images.map(|(name, layer)| {
-        let (index, bytes) = image(name, &[layer.clone()]);
+        let (index, bytes) = image(name, std::slice::from_ref(layer));
         ingest(&seeder, index, &bytes).unwrap().0
     });
     fetch(&seeder, &peer, &events, &ids[0]);
@@ -211,8 +211,8 @@ fn a_damaged_or_lying_source_is_not_shared() {
     let (seeder, _seeder_events) = open(&dir.path().join("seeder"), None);
     let (peer, events) = open(&dir.path().join("peer"), None);
     let base = noise(1_000_000, 1);
-    let (first, first_bytes) = image("app:1", &[base.clone()]);
-    let (second, second_bytes) = image("app:2", &[base.clone()]);
+    let (first, first_bytes) = image("app:1", std::slice::from_ref(&base));
+    let (second, second_bytes) = image("app:2", std::slice::from_ref(&base));
     let (first_id, _) = ingest(&seeder, first, &first_bytes).unwrap();
     let (second_id, _) = ingest(&seeder, second, &second_bytes).unwrap();
     fetch(&seeder, &peer, &events, &first_id);
