@@ -6,7 +6,8 @@
 //! not seen the bytes of.
 //!
 //! Where to look: an id in [`ids`]; "which host is where" in [`locality`]; piece and stripe arithmetic in
-//! [`geometry`]; what a content is made of in [`manifest`]; what a publisher signs in [`announcement`]; who may speak
+//! [`geometry`]; what a content is made of in [`manifest`], an
+//! image in [`mod@image`]; what a publisher signs in [`announcement`]; who may speak
 //! in [`trust`]; peer to peer in [`message`] and [`frame`]; host to tracker in [`control`]; completion facts in
 //! [`report`].
 
@@ -17,6 +18,7 @@ pub mod control;
 pub mod frame;
 pub mod geometry;
 pub mod ids;
+pub mod image;
 pub mod limits;
 pub mod locality;
 pub mod manifest;

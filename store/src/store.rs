@@ -11,6 +11,7 @@
 
 use crate::codec::{ErasureCodec, Rs};
 use crate::hot::Hot;
+use crate::images::BlobPlaces;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{Layout, OpenFiles, stream_path};
@@ -217,6 +218,14 @@ struct State {
     pinned: bool,
     #[n(2)]
     used_at: u64,
+    /// When it became whole, Unix seconds.
+    #[n(3)]
+    #[cbor(default)]
+    completed_at: u64,
+    /// Of the newest announcement that named it.
+    #[n(4)]
+    #[cbor(default)]
+    sequence: u64,
 }
 
 /// A content, open.
@@ -232,9 +241,11 @@ pub(crate) struct Content {
     complete: AtomicBool,
     pinned: AtomicBool,
     used_at: AtomicU64,
+    completed_at: AtomicU64,
+    pub(crate) sequence: AtomicU64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -260,6 +271,8 @@ impl Content {
             complete: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
             used_at: AtomicU64::new(unix_now()),
+            completed_at: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
         })
     }
 
@@ -286,7 +299,7 @@ impl Content {
         rows.into_iter().filter_map(|row| Some((row, parity.remove(&(stripe, row))?))).collect()
     }
 
-    fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
     }
 
@@ -295,7 +308,18 @@ impl Content {
             complete: self.is_complete(),
             pinned: self.pinned.load(Ordering::Relaxed),
             used_at: self.used_at.load(Ordering::Relaxed),
+            completed_at: self.completed_at.load(Ordering::Relaxed),
+            sequence: self.sequence.load(Ordering::Relaxed),
         }
+    }
+
+    pub(crate) fn touch(&self) {
+        self.used_at.store(unix_now(), Ordering::Relaxed);
+    }
+
+    /// Orders the contents of one name: the newest is the greatest.
+    pub(crate) fn age(&self) -> (u64, u64, ContentId) {
+        (self.sequence.load(Ordering::Relaxed), self.completed_at.load(Ordering::Relaxed), self.id)
     }
 
     /// Finds out by hashing which pieces are on the disk.
@@ -315,7 +339,10 @@ type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
 pub(crate) struct Inner {
     config: StoreConfig,
     pub(crate) index: Box<dyn Index>,
-    contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    pub(crate) contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    pub(crate) blobs: Mutex<BlobPlaces>,
+    /// Files that contents being begun share with others, inode and length: their room is taken.
+    pub(crate) linked: Mutex<Vec<(u64, u64)>>,
     hot: Mutex<Hot>,
     sink: Sink,
     attempts: AtomicU64,
@@ -326,13 +353,13 @@ pub(crate) struct Inner {
     adopting: Mutex<()>,
 }
 
-/// Room for a content until it is counted among the others.
-pub(crate) struct Promise<'a> {
-    inner: &'a Inner,
+/// Room for a content until it is counted among the others; given back when dropped.
+pub struct Promise {
+    inner: Arc<Inner>,
     bytes: u64,
 }
 
-impl Drop for Promise<'_> {
+impl Drop for Promise {
     fn drop(&mut self) {
         *lock(&self.inner.promised) -= self.bytes;
     }
@@ -347,7 +374,7 @@ impl Inner {
         lock(&self.hot)
     }
 
-    fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
+    pub(crate) fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
         lock(&self.contents).get(id).cloned()
     }
 
@@ -355,7 +382,7 @@ impl Inner {
         self.config.dir.join("contents").join(id.to_string())
     }
 
-    fn save_state(&self, content: &Content) -> Result<(), IndexError> {
+    pub(crate) fn save_state(&self, content: &Content) -> Result<(), IndexError> {
         self.index.apply(Tree::Contents, vec![(content.id.0.to_vec(), Some(encode(&content.state())))])
     }
 }
@@ -385,14 +412,14 @@ impl Drop for Thread {
 
 /// Where a piece with a known hash lies.
 #[derive(Encode, Decode)]
-struct PiecePlace {
+pub(crate) struct PiecePlace {
     #[n(0)]
-    content: ContentId,
+    pub(crate) content: ContentId,
     #[n(1)]
-    piece: PieceIndex,
+    pub(crate) piece: PieceIndex,
 }
 
-fn piece_key(hash: &Hash) -> Vec<u8> {
+pub(crate) fn piece_key(hash: &Hash) -> Vec<u8> {
     hash.0[..16].to_vec()
 }
 
@@ -423,7 +450,9 @@ impl Store {
             hot: Mutex::new(Hot::new(config.hot)),
             config,
             index: Box::new(index),
+            blobs: Mutex::new(BlobPlaces::of(contents.values())),
             contents: Mutex::new(contents),
+            linked: Mutex::default(),
             sink,
             attempts: AtomicU64::new(0),
             opened,
@@ -465,30 +494,25 @@ impl Store {
             return Ok(self.begun(&content, 0, Vec::new()));
         }
         let manifest = Arc::new(Manifest::from_bytes(manifest_bytes)?);
-        let need = manifest.size() + manifest_bytes.len() as u64;
-        let (_promise, evicted) = self.make_room(need)?;
         let dir = self.inner.folder(&id);
-        let content = (|| {
+        let begun = (|| {
             fs::create_dir_all(&dir)?;
             let content = Content::new(&dir, id, manifest, &self.inner.opened)?;
-            content.layout.hold()?;
+            let linked = self.link_blobs(&content);
+            let need = content.geometry.bytes() - linked.bytes() + manifest_bytes.len() as u64;
+            let (_promise, evicted) = self.make_room(need)?;
+            content.layout.hold().map_err(|error| would_not_fit(error, need, self.usage().free))?;
             // The manifest comes last: a folder without one is an attempt that did not get this far.
             write_durably(&dir.join("manifest"), manifest_bytes)?;
-            Ok(Arc::new(content))
+            let reused = linked.bytes() + self.reuse(&content)?;
+            self.inner.save_state(&content)?;
+            let content = Arc::new(content);
+            lock(&self.inner.contents).insert(id, content.clone());
+            Ok(self.begun(&content, reused, evicted))
         })();
-        let content = content.inspect_err(|_: &BeginError| {
+        begun.inspect_err(|_: &BeginError| {
             let _ = fs::remove_dir_all(&dir);
-        });
-        let content = match content {
-            Err(BeginError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
-                return Err(BeginError::WouldNotFit { need, room: self.usage().free });
-            }
-            other => other?,
-        };
-        let reused = self.reuse(&content)?;
-        self.inner.save_state(&content)?;
-        lock(&self.inner.contents).insert(id, content.clone());
-        Ok(self.begun(&content, reused, evicted))
+        })
     }
 
     fn begun(&self, content: &Content, reused: u64, evicted: Vec<ContentId>) -> Begun {
@@ -502,29 +526,8 @@ impl Store {
         }
     }
 
-    /// Copies pieces that other contents have; gives the bytes copied.
-    fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
-        let mut reused = 0;
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let hash = content.manifest.piece_hash(piece);
-            let Some(row) = self.inner.index.get(Tree::Pieces, &piece_key(&hash))? else { continue };
-            let Ok(place) = decode_exact::<PiecePlace>(&row) else { continue };
-            let Some(source) = self.inner.content(&place.content) else { continue };
-            if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
-                continue;
-            }
-            let Ok(bytes) = source.layout.read(place.piece) else { continue };
-            if Hash::of(&bytes) == hash {
-                content.layout.write(piece, &bytes)?;
-                content.mark(piece);
-                reused += bytes.len() as u64;
-            }
-        }
-        Ok(reused)
-    }
-
     /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit; promises them.
-    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise<'_>, Vec<ContentId>), BeginError> {
+    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise, Vec<ContentId>), BeginError> {
         let mut evicted = Vec::new();
         // Held throughout: what is found free here is not given to two.
         let mut promised = lock(&self.inner.promised);
@@ -534,7 +537,7 @@ impl Store {
             let room = by_quota.min(usage.free.saturating_sub(self.inner.config.min_free)).saturating_sub(*promised);
             if need <= room {
                 *promised += need;
-                return Ok((Promise { inner: &self.inner, bytes: need }, evicted));
+                return Ok((Promise { inner: self.inner.clone(), bytes: need }, evicted));
             }
             let victim = lock(&self.inner.contents)
                 .values()
@@ -650,8 +653,10 @@ impl Store {
     fn complete(&self, content: &Content) -> Result<(), FinishError> {
         content.complete.store(true, Ordering::Release);
         content.layout.release();
-        content.used_at.store(unix_now(), Ordering::Relaxed);
+        content.touch();
+        content.completed_at.store(unix_now(), Ordering::Relaxed);
         self.inner.save_state(content)?;
+        lock(&self.inner.blobs).add(content);
         let places = (0..content.geometry.piece_count()).map(PieceIndex).map(|piece| {
             let key = piece_key(&content.manifest.piece_hash(piece));
             (key, Some(encode(&PiecePlace { content: content.id, piece })))
@@ -699,16 +704,9 @@ impl Store {
     pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
         self.inner.hot().forget(id);
-        content.layout.close();
-        let mut gone = Vec::new();
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let key = piece_key(&content.manifest.piece_hash(piece));
-            let row = self.inner.index.get(Tree::Pieces, &key)?;
-            if row.and_then(|row| decode_exact::<PiecePlace>(&row).ok()).is_some_and(|place| place.content == *id) {
-                gone.push((key, None));
-            }
-        }
-        self.inner.index.apply(Tree::Pieces, gone)?;
+        content.layout.release();
+        lock(&self.inner.blobs).remove(&content);
+        self.disinherit(&content)?;
         self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
         // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
         let _ = fs::remove_file(content.dir.join("manifest"));
@@ -746,7 +744,7 @@ impl Store {
 
     /// Space taken and left.
     pub fn usage(&self) -> Usage {
-        let used = lock(&self.inner.contents).values().map(|content| content.geometry.bytes()).sum();
+        let used = self.inner.used();
         let free = rustix::fs::statvfs(&self.inner.config.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
         Usage { used, quota: self.inner.config.quota, free }
     }
@@ -768,6 +766,8 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
     let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
     content.pinned.store(state.pinned, Ordering::Relaxed);
     content.used_at.store(state.used_at, Ordering::Relaxed);
+    content.completed_at.store(state.completed_at, Ordering::Relaxed);
+    content.sequence.store(state.sequence, Ordering::Relaxed);
     if state.complete && content.layout.is_there() {
         content.complete.store(true, Ordering::Release);
         *lock(&content.have) = Bitmap::full(content.geometry.piece_count());
@@ -776,6 +776,13 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
         content.recover();
     }
     Ok(Some(content))
+}
+
+fn would_not_fit(error: io::Error, need: u64, room: u64) -> BeginError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => BeginError::WouldNotFit { need, room },
+        _ => error.into(),
+    }
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
