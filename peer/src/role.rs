@@ -47,7 +47,11 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
     let mut tasks = Tasks::new(token);
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
-    let folders = Folders { store: &config.dir, content: Some((&config.content_dir, config.keep_versions)) };
+    let folders = Folders {
+        store: &config.dir,
+        content: Some((&config.content_dir, config.keep_versions)),
+        activations: config.activation.clone(),
+    };
     let node = start_node(Role::Peer, &config.node, folders, &metrics, &mut tasks).await?;
     let tracker = node.tracker.clone();
     let check = Arc::new(move || match *tracker.borrow() {

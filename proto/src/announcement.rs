@@ -130,6 +130,10 @@ pub struct Announcement {
     /// When hosts may forget it, Unix seconds.
     #[n(11)]
     pub expires_at: u64,
+    /// Only stored: what switches it in is a desired state ([`crate::desired`]), not its arrival.
+    #[n(13)]
+    #[cbor(default, skip_if = "std::ops::Not::not")]
+    pub staged: bool,
 }
 
 /// Whether `name` may name a content: names joined by `/`, at most 128 bytes.

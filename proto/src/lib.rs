@@ -6,7 +6,8 @@
 //! not seen the bytes of.
 //!
 //! Where to look: an id in [`ids`]; "which host is where" in [`locality`]; piece and stripe arithmetic in
-//! [`geometry`]; what a content is made of in [`manifest`]; what a publisher signs in [`announcement`]; who may speak
+//! [`geometry`]; what a content is made of in [`manifest`]; what a publisher signs in [`announcement`]; which version a host should have, and
+//! when it may switch, in [`desired`]; who may speak
 //! in [`trust`]; peer to peer in [`message`] and [`frame`]; host to tracker in [`control`]; completion facts in
 //! [`report`].
 
@@ -14,6 +15,7 @@ pub mod announcement;
 pub mod bitmap;
 pub mod codec;
 pub mod control;
+pub mod desired;
 pub mod frame;
 pub mod geometry;
 pub mod ids;

@@ -175,6 +175,7 @@ impl Driver {
                 self.report_progress(&content);
                 self.reach_all(&content, HostState::Has, "");
                 self.switch_all(&content);
+                self.judge_all();
             }
             Done::Finished { content, result: Err(error) } => self.disk_failed(content, &error),
             Done::Activated { announcement, result } => self.on_activated(&announcement, result),

@@ -3,7 +3,8 @@
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
 //! their jobs are, [`contents`] takes contents from manifest to completion, [`switch`] has versions switched in,
-//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
+//! [`rollouts`] does what desired
+//! states ask for, [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
@@ -12,17 +13,23 @@ mod effects;
 mod jobs;
 mod network;
 mod pool;
+mod rollouts;
 pub mod setup;
 mod switch;
 
 pub use book::NodeMetrics;
+pub use rollouts::RolloutStatus;
 
 use crate::activate::ContentDir;
+use crate::rollout::journal::Journal;
+use crate::rollout::record::Record;
+use crate::rollout::settings::Activations;
 use crate::tracker::{Shared, TrackerEvent};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
 use pool::{Pool, Sort};
+use rollouts::Rollouts;
 use shoal_net::bulk::{BulkEndpoint, BulkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
@@ -35,6 +42,7 @@ use shoal_swarm::membership::Membership;
 use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Progress};
 use shoal_swarm::time::Instant;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -86,6 +94,8 @@ pub enum Command {
     Contents(oneshot::Sender<Vec<ContentStatus>>),
     /// Payload bytes sent for a job's content since the job began.
     Sent(JobId, oneshot::Sender<u64>),
+    /// How are the rollouts?
+    Rollouts(oneshot::Sender<Vec<RolloutStatus>>),
 }
 
 /// How others reach the driver.
@@ -113,6 +123,13 @@ impl NodeHandle {
     pub async fn sent(&self, job: JobId) -> u64 {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Sent(job, reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// What desired states ask for here, and how far that is.
+    pub async fn rollouts(&self) -> Vec<RolloutStatus> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Rollouts(reply)).await;
         answer.await.unwrap_or_default()
     }
 
@@ -144,6 +161,10 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     /// Where contents are activated; peers only.
     pub content_dir: Option<ContentDir>,
+    /// What is done around a switch; peers only.
+    pub activations: Activations,
+    /// Where the journal of switches is written.
+    pub journal_dir: PathBuf,
     /// Counters.
     pub metrics: NodeMetrics,
 }
@@ -192,6 +213,9 @@ pub struct Driver {
     /// Names that are being switched, and what waits for them.
     switching: HashSet<String>,
     to_switch: VecDeque<Arc<Announcement>>,
+    rollouts: Rollouts,
+    /// Switches that a kill cut, until they go on.
+    rollouts_cut: Vec<(String, Record)>,
     puts: usize,
     done: Pool<Done>,
     book: Book,
@@ -249,6 +273,8 @@ impl Driver {
             activated: HashMap::new(),
             switching: HashSet::new(),
             to_switch: VecDeque::new(),
+            rollouts_cut: Vec::new(),
+            rollouts: Rollouts::new(parts.activations, Journal::new(&parts.journal_dir)),
             puts: 0,
             done: Pool::new(),
             book: Book::new(parts.metrics),
@@ -259,6 +285,7 @@ impl Driver {
         driver.book.load(&driver.store);
         driver.load_jobs();
         driver.load_activated();
+        driver.load_rollouts();
         driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
         driver.start_brain();
         (driver, handle)
@@ -274,6 +301,7 @@ impl Driver {
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut saving = tokio::time::interval(SAVE_EVERY);
         saving.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.resume_rollouts();
         self.carry_out();
         loop {
             let wait = self.next_deadline();
@@ -285,6 +313,7 @@ impl Driver {
                     Some(done) => self.on_done(done),
                     None => tracing::error!("an effect panicked"),
                 },
+                Some(ended) = self.rollouts.next(), if !self.rollouts.is_idle() => self.on_rollout(ended),
                 Some(event) = self.tracker_events.recv() => self.on_tracker(event),
                 Some(command) = self.commands.recv() => self.on_command(command),
                 () = tokio::time::sleep(wait) => self.on_time(),
@@ -295,6 +324,7 @@ impl Driver {
             self.carry_out();
         }
         self.endpoint.shutdown(Duration::from_secs(3)).await;
+        self.rollouts.stop().await;
         self.done.stop().await;
         self.save_now();
         if let Err(error) = self.store.sync() {
@@ -374,6 +404,7 @@ impl Driver {
             self.tell(Input::ContentReady { content, geometry: record.geometry, have: record.have });
             self.report_progress(&content);
         }
+        self.judge_all();
         let linked: Vec<NodeId> = self.linked.iter().copied().collect();
         for node in linked {
             self.link_up(node);
@@ -422,6 +453,7 @@ impl Driver {
             self.tell(Input::Membership(self.membership.clone()));
             if self.me.is_some_and(|me| former.get(me) != self.membership.get(me)) {
                 self.open_reports();
+                self.judge_all();
             }
         } else {
             self.start_brain();
@@ -454,6 +486,9 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Publish { envelope, announcement } => self.publish(&envelope, announcement),
+            Command::Rollouts(reply) => {
+                let _ = reply.send(self.rollout_statuses());
+            }
             Command::Contents(reply) => {
                 let _ = reply.send(self.content_statuses());
             }

@@ -3,6 +3,7 @@
 use super::{Driver, NodeHandle, NodeMetrics, Parts};
 use crate::activate::{ActivateError, ContentDir};
 use crate::config::NodeSettings;
+use crate::rollout::settings::Activations;
 use crate::tracker::{Shared, TrackerClient};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::bulk::{BindError, BulkConfig, BulkEndpoint};
@@ -64,6 +65,8 @@ pub struct Folders<'a> {
     pub store: &'a Path,
     /// The content folder and how many versions to keep; peers only.
     pub content: Option<(&'a Path, usize)>,
+    /// What is done around a switch.
+    pub activations: Activations,
 }
 
 /// A node that runs.
@@ -161,6 +164,8 @@ pub async fn start(
         tracker_events,
         shared,
         content_dir,
+        activations: folders.activations,
+        journal_dir: folders.store.to_path_buf(),
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));

@@ -45,6 +45,8 @@ fn documents() {
     document("manifest", &samples::manifest());
     document("manifest_file", &samples::file_manifest());
     document("announcement", &samples::announcement());
+    document("announcement_staged", &Announcement { staged: true, ..samples::announcement() });
+    document("desired", &samples::desired());
     document("credential", &samples::credential());
     document("trust", &samples::trust_document());
     document("hub_flush", &samples::flush());

@@ -1,5 +1,6 @@
 //! Whatever is written reads back the same.
 
+use crate::samples;
 use minicbor::{Decode, Encode};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -110,6 +111,7 @@ fn announcement() -> impl Strategy<Value = Announcement> {
                 size,
                 created_at,
                 expires_at,
+                staged: sequence % 2 == 0,
             }
         },
     )
@@ -193,7 +195,11 @@ fn request() -> impl Strategy<Value = Request> {
     );
     prop_oneof![
         join.prop_map(Request::Join),
-        (epoch(), vec(report(), 0..4)).prop_map(|(known, reports)| Request::Beat { known, reports }),
+        (epoch(), vec(report(), 0..4)).prop_map(|(known, reports)| Request::Beat {
+            known,
+            reports,
+            versions: samples::versions()
+        }),
         bytes(100).prop_map(|envelope| Request::OpenJob { envelope }),
         job().prop_map(|job| Request::JobStatus { job }),
         update().prop_map(Request::Membership),
