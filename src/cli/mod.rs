@@ -13,9 +13,11 @@ mod output;
 mod progress;
 mod push;
 mod role;
+mod rollout;
 mod seeder;
 mod sim;
 mod status;
+mod versions;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,6 +36,10 @@ enum Command {
     Demo(demo::Args),
     /// Push a file or directory to hosts
     Push(push::Args),
+    /// Switch a version in on hosts, wave by wave, and back when it is not well
+    Rollout(Box<rollout::Args>),
+    /// Show which host is on which version of a name, and on which it should be
+    Versions(versions::Args),
     /// Show how far jobs are
     Status(status::Args),
     /// List the contents a seeder holds
@@ -86,6 +92,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Push(args) => push::run(&args),
+        Command::Rollout(args) => rollout::run(&args),
+        Command::Versions(args) => versions::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),

@@ -190,6 +190,9 @@ pub struct State {
     /// Who has failed, as last seen.
     #[n(14)]
     pub failed: Bitmap,
+    /// The last attempt that went back; 0 when none did.
+    #[n(15)]
+    pub went_back: u16,
 }
 
 /// Hosts by how far they are.
@@ -254,6 +257,7 @@ impl Machine {
             began_ms: now,
             events: Vec::new(),
             failed: Bitmap::default(),
+            went_back: 0,
         };
         Self::resume(spec, state)
     }
@@ -356,7 +360,10 @@ impl Machine {
             };
         }
         match host.report {
-            Some((_, HostState::Active)) => Standing::Active,
+            // One that was told to go back, and was not heard of since, may be doing that.
+            Some((attempt, HostState::Active)) if attempt > state.went_back || !state.open.get(host.index) => {
+                Standing::Active
+            }
             Some((attempt, HostState::Failed(_))) if attempt >= state.attempt => Standing::Failed,
             _ if state.open.get(host.index) => late(),
             _ if host.blocked => Standing::Blocked,
@@ -555,6 +562,7 @@ impl Machine {
 
     fn go_back(&mut self, now: u64, why: &str) {
         self.next_attempt(now);
+        self.state.went_back = self.state.attempt;
         self.state.paused = false;
         self.state.why = why.to_string();
         self.enter(now, Phase::RollingBack, &format!("rolling back: {why}"));
