@@ -45,6 +45,7 @@ fn documents() {
     document("manifest", &samples::manifest());
     document("manifest_file", &samples::file_manifest());
     document("announcement", &samples::announcement());
+    document("feed_announcement", &samples::feed_announcement());
     document("credential", &samples::credential());
     document("trust", &samples::trust_document());
     document("hub_flush", &samples::flush());
