@@ -148,6 +148,11 @@ pub fn is_content_name(name: &str) -> bool {
     name.len() <= limits::NAME_BYTES_MAX && name.split('/').all(is_component)
 }
 
+/// Whether a name is in the folder that hosts keep feeds in: no pushed content may be.
+pub fn is_reserved(name: &str) -> bool {
+    name.split('/').next() == Some("feeds")
+}
+
 /// Whether `text` may be a version.
 pub fn is_version(text: &str) -> bool {
     is_component(text)
@@ -181,6 +186,9 @@ impl Document for Announcement {
         }
         if self.expires_at < self.created_at {
             return Err(DecodeError::invalid("expires_at", "before it was made"));
+        }
+        if self.feed.is_none() && is_reserved(&self.name) {
+            return Err(DecodeError::invalid("name", format!("`{}` is where feeds are", self.name)));
         }
         if self.feed.is_some() {
             if !is_feed_name(&self.name) {

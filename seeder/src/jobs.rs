@@ -10,7 +10,7 @@ use shoal_net::admission::system_clock;
 use shoal_net::control::ControlHandle;
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::Running;
-use shoal_proto::announcement::{Announcement, is_content_name, is_version};
+use shoal_proto::announcement::{Announcement, is_content_name, is_reserved, is_version};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{JobId, NodeId};
 use shoal_proto::locality::Selector;
@@ -217,7 +217,7 @@ impl Jobs {
 
     /// Checks a push and gives it a job. [`Jobs::take_in`] does the rest.
     pub fn create(&self, request: &PushRequest) -> Result<JobId, PushError> {
-        if !is_content_name(&request.name) {
+        if !is_content_name(&request.name) || is_reserved(&request.name) {
             return Err(PushError::Name(request.name.clone()));
         }
         if !is_version(&request.version) {

@@ -2,6 +2,7 @@
 
 use crate::api::{self, PUSHES_QUEUED};
 use crate::config::SeederConfig;
+use crate::feeds::Feeds;
 use crate::jobs::Jobs;
 use shoal_net::identity::{KeyFileError, load_key};
 use shoal_ops::http::{AdminToken, Server, TokenError, bind};
@@ -74,6 +75,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None };
     let node = start_node(Role::Seeder, &config.node, folders, &metrics, &mut tasks).await?;
+    let feeds = Feeds::open(config, publisher.clone(), &node);
     let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();
     tasks.spawn("job progress", jobs.clone().poll(token.clone()));
@@ -84,7 +86,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         Some(_) => Vec::new(),
         None => vec!["no tracker can be reached".to_string()],
     });
-    let routes = api::routes(jobs, node.handle.clone(), admin, pushes);
+    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "seeder started");

@@ -1,17 +1,19 @@
-//! Versions of feeds: many, short-lived, each sharing most of its pieces with the one before.
+//! What a content takes over from others, and versions of feeds: many, short-lived, each sharing most of its pieces with
+//! the one before.
 //!
-//! Such a content costs the index nothing and waits for no flush: after a kill it is found by hashing, after a loss of
+//! A feed's version costs the index nothing and waits for no flush: after a kill it is found by hashing, after a loss of
 //! power it is fetched again.
-//! Invariant: pieces are taken from the former version and from nowhere else, each checked against its hash.
+//! Invariant: whatever is taken over is checked against its hash.
 
-use super::{BeginError, Begun, Content, FinishError, Store, lock};
+use super::{BeginError, Begun, Content, FinishError, PiecePlace, Store, lock, piece_key};
 use crate::codec::Rs;
 use crate::cut::Cutter;
+use crate::index::Tree;
 use crate::ingest::{Cut, IngestError, IngestOptions, Ingested, code_stripe};
 use crate::layout::stream_path;
 use bytes::Bytes;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::codec::Document;
+use shoal_proto::codec::{Document, decode_exact};
 use shoal_proto::ids::{ContentId, Hash, PieceIndex};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use std::collections::HashMap;
@@ -28,6 +30,27 @@ impl Store {
     /// Begins a feed's version, taking over what the former one has. Blocks while it copies.
     pub fn begin_version(&self, manifest: &[u8], former: Option<ContentId>) -> Result<Begun, BeginError> {
         self.begin_as(manifest, Some(former))
+    }
+
+    /// Copies pieces that other contents have; gives the bytes copied.
+    pub(super) fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
+        let mut reused = 0;
+        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
+            let hash = content.manifest.piece_hash(piece);
+            let Some(row) = self.inner.index.get(Tree::Pieces, &piece_key(&hash))? else { continue };
+            let Ok(place) = decode_exact::<PiecePlace>(&row) else { continue };
+            let Some(source) = self.inner.content(&place.content) else { continue };
+            if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
+                continue;
+            }
+            let Ok(bytes) = source.layout.read(place.piece) else { continue };
+            if Hash::of(&bytes) == hash {
+                content.layout.write(piece, &bytes)?;
+                content.mark(piece);
+                reused += bytes.len() as u64;
+            }
+        }
+        Ok(reused)
     }
 
     /// Copies pieces of another content; gives the bytes copied.

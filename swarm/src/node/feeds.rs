@@ -58,13 +58,7 @@ impl Feed {
 
 impl Node {
     /// A version of a feed was announced: a newer one replaces what is known, an older one is nothing to us.
-    pub(super) fn on_feed(
-        &mut self,
-        from: Option<HostIndex>,
-        lane: u8,
-        announcement: Arc<Announcement>,
-        inline: bool,
-    ) {
+    pub(super) fn on_feed(&mut self, from: Option<HostIndex>, lane: u8, announcement: Arc<Announcement>, inline: bool) {
         let (id, content) = (announcement.job, announcement.content);
         match self.feeds.get(&id).map(|feed| feed.sequence) {
             Some(known) if known > announcement.sequence => return,
@@ -217,7 +211,9 @@ impl Node {
     fn hunt_feed(&mut self, id: JobId) {
         let Some(plan) = self.feed_plan(id) else { return };
         let offset = announce_offset(&self.jobs[&id].announcement.name);
-        let Some(feed) = self.feeds.get(&id).filter(|feed| feed.ask_at.is_some_and(|at| at <= self.now)) else { return };
+        let Some(feed) = self.feeds.get(&id).filter(|feed| feed.ask_at.is_some_and(|at| at <= self.now)) else {
+            return;
+        };
         let me = self.config.me;
         let above = super::announce::lanes_of(offset, plan.lanes()).filter_map(|(_, lane)| plan.parent(lane, me));
         let mut hosts: Vec<HostIndex> = Vec::new();
