@@ -271,7 +271,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), ActivateError> {
 /// A file with the stream's bytes and this mode: sharing its blocks where the file system can, else the stream file itself
 /// where it is on the same file system and has this mode already (a mode belongs to the file, not to the name), else a
 /// copy.
-fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
+pub(crate) fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
     let mut copy = File::create_new(path)?;
     if size > 0 {
         let source = File::open(stream)?;

@@ -58,7 +58,8 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
         Some(_) => Vec::new(),
         None => vec!["no tracker can be reached".to_string()],
     });
-    let routes = api::routes(node.credential.locality.to_string(), node.handle.clone());
+    let routes = api::routes(node.credential.locality.to_string(), node.handle.clone())
+        .merge(crate::feeds::routes(node.handle.feeds.clone()));
     let server = Server::new("peer", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "peer started");

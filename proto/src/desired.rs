@@ -7,6 +7,7 @@
 use crate::announcement::{is_content_name, is_version};
 use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
+use crate::feed::is_feed_name;
 use crate::ids::{ContentId, JobId, NodeId};
 use crate::limits;
 use crate::locality::Selector;
@@ -149,7 +150,7 @@ impl Desired {
 /// The feed that carries the desired states of a name; `None` when the name is too long to have one.
 pub fn feed_of(name: &str) -> Option<String> {
     let feed = format!("{FEEDS}{name}");
-    is_content_name(&feed).then_some(feed)
+    is_feed_name(&feed).then_some(feed)
 }
 
 /// The name whose desired states a feed carries; `None` when it is a feed like any other.

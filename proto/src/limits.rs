@@ -78,3 +78,10 @@ pub const LANES_MAX: u8 = 64;
 pub const STRIPE_DATA_MAX: u8 = 64;
 /// Parity shards in a stripe.
 pub const STRIPE_PARITY_MAX: u8 = 32;
+/// Feeds a host knows; those that come later are refused.
+pub const FEEDS_MAX: usize = 256;
+/// Payload bytes in one version of a feed.
+pub const FEED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A feed's version of up to this many payload bytes goes down every announcement lane, not just the first: what it costs
+/// is less than a lost host would.
+pub const FEED_EVERY_LANE_BYTES_MAX: u64 = 4 * 1024;

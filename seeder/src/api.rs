@@ -1,5 +1,6 @@
 //! The seeder's HTTP API. Every request shows the admin token.
 
+use crate::feeds::{self, Feeds};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
 use crate::rollout::{self, Rollouts};
 use axum::body::Body;
@@ -60,6 +61,7 @@ struct Api {
 /// The routes. `pushes` takes the pushes to be worked on.
 pub(crate) fn routes(
     jobs: Arc<Jobs>,
+    feeds: Arc<Feeds>,
     node: NodeHandle,
     token: AdminToken,
     pushes: mpsc::Sender<(JobId, PushRequest)>,
@@ -72,7 +74,9 @@ pub(crate) fn routes(
         .route("/v1/jobs/{id}/events", get(events))
         .route("/v1/contents", get(contents))
         .route("/v1/hosts", get(hosts))
-        .with_state(Api { jobs, node, pushes, rollouts: rollouts.clone() })
+        .with_state(Api { jobs, node: node.clone(), pushes, rollouts: rollouts.clone() })
+        .merge(feeds::routes(feeds))
+        .merge(shoal_peer::feeds::routes(node.feeds))
         .merge(rollout::api::routes(rollouts))
         .layer(from_fn_with_state(token, require_token))
 }
@@ -109,7 +113,9 @@ async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Resul
 
 fn remedy(error: &PushError) -> &'static str {
     match error {
-        PushError::Name(_) => "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes",
+        PushError::Name(_) => {
+            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, not beginning with `feeds/`"
+        }
         PushError::Version(_) => "use letters, digits, `.`, `_`, `-`, at most 63 bytes; `current` is taken",
         PushError::Selector(_) => "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`",
         PushError::NoHosts(_) => "see `shoal hosts` for the hosts there are",

@@ -10,7 +10,7 @@ use shoal_net::admission::system_clock;
 use shoal_net::control::ControlHandle;
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::Running;
-use shoal_proto::announcement::{Announcement, is_content_name, is_version};
+use shoal_proto::announcement::{Announcement, is_content_name, is_reserved, is_version};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{JobId, NodeId};
 use shoal_proto::locality::Selector;
@@ -217,7 +217,7 @@ impl Jobs {
 
     /// Checks a push and gives it a job. [`Jobs::take_in`] does the rest.
     pub fn create(&self, request: &PushRequest) -> Result<JobId, PushError> {
-        if !is_content_name(&request.name) {
+        if !is_content_name(&request.name) || is_reserved(&request.name) {
             return Err(PushError::Name(request.name.clone()));
         }
         if !is_version(&request.version) {
@@ -284,11 +284,6 @@ impl Jobs {
         }
         self.keep(job);
         self.changed.notify_waiters();
-    }
-
-    pub(crate) async fn publish_document(&self, feed: &str, bytes: Vec<u8>, to: &[String]) -> Result<u64, String> {
-        let _ = (feed, bytes, to);
-        Err("TEMP".into())
     }
 
     /// The announcement of a job, once there is one.

@@ -7,6 +7,7 @@ mod cluster;
 mod completions;
 mod config;
 mod demo;
+mod feed;
 mod hosts;
 mod ls;
 mod output;
@@ -42,6 +43,9 @@ enum Command {
     Versions(versions::Args),
     /// Show how far jobs are
     Status(status::Args),
+    /// Publish and watch feeds: named sequences of small contents, of which the latest counts
+    #[command(subcommand)]
+    Feed(feed::Command),
     /// List the contents a seeder holds
     Ls(ls::Args),
     /// List the region's hosts
@@ -95,6 +99,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Rollout(args) => rollout::run(&args),
         Command::Versions(args) => versions::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Feed(command) => feed::run(&command),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
         Command::Cluster(command) => cluster::run(&command),

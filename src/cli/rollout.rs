@@ -237,7 +237,11 @@ fn begin(args: &Begin) -> anyhow::Result<Outcome> {
     block_on(async {
         if args.dry_run {
             let dry: Dry = client.post("/v1/rollouts/dry", &spec).await?;
-            if args.json { output::json(&dry)? } else { show_dry(&dry) }
+            if args.json {
+                output::json(&dry)?
+            } else {
+                show_dry(&dry)
+            }
             return Ok(Outcome::Ok);
         }
         let begun: Begun = client.post("/v1/rollouts", &spec).await?;
@@ -314,12 +318,7 @@ fn outcome(view: &RolloutView) -> Outcome {
 fn counts(view: &RolloutView) -> String {
     let tally = &view.tally;
     let mut parts = vec![format!("{} of {} hosts active", tally.active, tally.hosts)];
-    let more = [
-        ("switching", tally.switching),
-        ("failed", tally.failed),
-        ("back", tally.back),
-        ("away", tally.away),
-    ];
+    let more = [("switching", tally.switching), ("failed", tally.failed), ("back", tally.back), ("away", tally.away)];
     parts.extend(more.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")));
     parts.join(", ")
 }
@@ -395,7 +394,11 @@ fn tell(one: &One, command: Word) -> anyhow::Result<Outcome> {
     let client = one.seeder.client()?;
     let told = Told { of: one.of.clone(), command };
     let view: RolloutView = block_on(async { Ok(client.post("/v1/rollouts/command", &told).await?) })?;
-    if one.json { output::json(&view)? } else { summary(&view) }
+    if one.json {
+        output::json(&view)?
+    } else {
+        summary(&view)
+    }
     Ok(Outcome::Ok)
 }
 
@@ -406,7 +409,8 @@ mod tests {
     #[test]
     fn job_files_are_read_in_both_forms() {
         let dir = tempfile::tempdir().unwrap();
-        let toml = "name = 'edge/a'\nversion = '2'\npath = 'settings'\nto = ['site=x']\nbatch = [1, '25%']\nhold = '1m'\n";
+        let toml =
+            "name = 'edge/a'\nversion = '2'\npath = 'settings'\nto = ['site=x']\nbatch = [1, '25%']\nhold = '1m'\n";
         let yaml = "name: edge/a\nversion: '2'\npath: settings\nto: [site=x]\nbatch: [1, 25%]\nhold: 1m\n";
         let read_as = |ending: &str, text: &str| {
             let file = dir.path().join(format!("job.{ending}"));

@@ -150,10 +150,10 @@ impl Drop for IngestFolder {
 }
 
 #[derive(Default)]
-struct Cut {
-    lens: Vec<u8>,
-    hashes: Vec<u8>,
-    parity_hashes: Vec<u8>,
+pub(crate) struct Cut {
+    pub(crate) lens: Vec<u8>,
+    pub(crate) hashes: Vec<u8>,
+    pub(crate) parity_hashes: Vec<u8>,
 }
 
 fn write_stream(
@@ -230,7 +230,7 @@ fn write_pieces(folder: &Path, queue: &Receiver<Bytes>, options: &IngestOptions)
     Ok(cut)
 }
 
-fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
+pub(crate) fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
     let pieces: Vec<&[u8]> = stripe.iter().map(|piece| &piece[..]).collect();
     for row in 0..usize::from(parity) {
         cut.parity_hashes.extend_from_slice(Hash::of(&code.parity(row, &pieces)).as_bytes());

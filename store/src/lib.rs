@@ -5,7 +5,7 @@
 //! hashing what is there.
 //!
 //! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the thread in [`writer`]; parity in
-//! [`codec`]; taking a directory in with [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
+//! [`codec`]; versions of feeds in `store/versions`; taking a directory in with [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
 //! arrived shards in [`hot`].
 
 pub mod codec;
@@ -21,4 +21,5 @@ mod writer;
 
 pub use store::{
     BeginError, Begun, FinishError, OpenError, PutError, ReadError, Record, Store, StoreConfig, StoreEvent, Usage,
+    VERSION_PIECE_BYTES_AVG, small_manifest,
 };

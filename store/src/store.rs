@@ -9,6 +9,10 @@
 //! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
 //! GiB/s, which also finds what a loss of power garbled.
 
+mod versions;
+
+pub use versions::{VERSION_PIECE_BYTES_AVG, small_manifest};
+
 use crate::codec::{ErasureCodec, Rs};
 use crate::hot::Hot;
 use crate::index::{Index, IndexError, SledIndex, Tree};
@@ -227,6 +231,8 @@ pub(crate) struct Content {
     pub(crate) layout: Layout,
     pub(crate) codec: Box<dyn ErasureCodec>,
     dir: PathBuf,
+    /// A feed's version: not in the index.
+    light: AtomicBool,
     have: Mutex<Bitmap>,
     parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
     complete: AtomicBool,
@@ -256,6 +262,7 @@ impl Content {
             layout,
             codec: Box::new(codec),
             dir: dir.to_path_buf(),
+            light: AtomicBool::new(false),
             parity: Mutex::default(),
             complete: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
@@ -460,6 +467,11 @@ impl Store {
     /// Makes room and reserves it, takes over what other contents share. Blocks while it copies. A content that is here
     /// already is given as it is.
     pub fn begin(&self, manifest_bytes: &[u8]) -> Result<Begun, BeginError> {
+        self.begin_as(manifest_bytes, None)
+    }
+
+    /// `version`: it is a feed's, and this is the former one.
+    fn begin_as(&self, manifest_bytes: &[u8], version: Option<Option<ContentId>>) -> Result<Begun, BeginError> {
         let id = Manifest::id(manifest_bytes);
         if let Some(content) = self.inner.content(&id) {
             return Ok(self.begun(&content, 0, Vec::new()));
@@ -472,8 +484,9 @@ impl Store {
             fs::create_dir_all(&dir)?;
             let content = Content::new(&dir, id, manifest, &self.inner.opened)?;
             content.layout.hold()?;
+            content.light.store(version.is_some(), Ordering::Relaxed);
             // The manifest comes last: a folder without one is an attempt that did not get this far.
-            write_durably(&dir.join("manifest"), manifest_bytes)?;
+            write_manifest(&dir, manifest_bytes, version.is_none())?;
             Ok(Arc::new(content))
         })();
         let content = content.inspect_err(|_: &BeginError| {
@@ -485,8 +498,13 @@ impl Store {
             }
             other => other?,
         };
-        let reused = self.reuse(&content)?;
-        self.inner.save_state(&content)?;
+        let reused = match version {
+            None => self.reuse(&content)?,
+            Some(former) => former.map_or(Ok(0), |former| self.reuse_from(&content, &former))?,
+        };
+        if version.is_none() {
+            self.inner.save_state(&content)?;
+        }
         lock(&self.inner.contents).insert(id, content.clone());
         Ok(self.begun(&content, reused, evicted))
     }
@@ -500,27 +518,6 @@ impl Store {
             reused,
             evicted,
         }
-    }
-
-    /// Copies pieces that other contents have; gives the bytes copied.
-    fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
-        let mut reused = 0;
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let hash = content.manifest.piece_hash(piece);
-            let Some(row) = self.inner.index.get(Tree::Pieces, &piece_key(&hash))? else { continue };
-            let Ok(place) = decode_exact::<PiecePlace>(&row) else { continue };
-            let Some(source) = self.inner.content(&place.content) else { continue };
-            if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
-                continue;
-            }
-            let Ok(bytes) = source.layout.read(place.piece) else { continue };
-            if Hash::of(&bytes) == hash {
-                content.layout.write(piece, &bytes)?;
-                content.mark(piece);
-                reused += bytes.len() as u64;
-            }
-        }
-        Ok(reused)
     }
 
     /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit; promises them.
@@ -634,10 +631,7 @@ impl Store {
         if content.is_complete() {
             return Ok(());
         }
-        let (done, wait) = sync_channel(0);
-        let _ = self.queue.send(Work::Barrier(done));
-        // Nothing is ever sent: the thread drops its end once all work before is done.
-        let _ = wait.recv();
+        self.settle();
         let missing = content.geometry.piece_count() - lock(&content.have).count();
         if missing > 0 {
             return Err(FinishError::Incomplete(missing));
@@ -700,6 +694,19 @@ impl Store {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
         self.inner.hot().forget(id);
         content.layout.close();
+        if !content.light.load(Ordering::Relaxed) {
+            self.unindex(&content)?;
+        }
+        // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
+        let _ = fs::remove_file(content.dir.join("manifest"));
+        if let Err(error) = fs::remove_dir_all(&content.dir) {
+            tracing::warn!(content = %id.short(), %error, "cannot delete a content's folder");
+        }
+        Ok(())
+    }
+
+    fn unindex(&self, content: &Content) -> Result<(), IndexError> {
+        let id = &content.id;
         let mut gone = Vec::new();
         for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
             let key = piece_key(&content.manifest.piece_hash(piece));
@@ -709,13 +716,7 @@ impl Store {
             }
         }
         self.inner.index.apply(Tree::Pieces, gone)?;
-        self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
-        // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
-        let _ = fs::remove_file(content.dir.join("manifest"));
-        if let Err(error) = fs::remove_dir_all(&content.dir) {
-            tracing::warn!(content = %id.short(), %error, "cannot delete a content's folder");
-        }
-        Ok(())
+        self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])
     }
 
     /// Keeps a content from eviction, or lets it go.
@@ -778,8 +779,8 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
     Ok(Some(content))
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+fn write_manifest(dir: &Path, bytes: &[u8], durably: bool) -> io::Result<()> {
+    let mut file = File::create(dir.join("manifest"))?;
     file.write_all(bytes)?;
-    file.sync_data()
+    if durably { file.sync_data() } else { Ok(()) }
 }

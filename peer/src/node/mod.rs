@@ -2,14 +2,15 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`switch`] has versions switched in,
-//! [`rollouts`] does what desired
-//! states ask for, [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`feeds`] keeps to the latest versions of feeds,
+//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`effects`] carries wishes out,
+//! [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
 mod contents;
 mod effects;
+mod feeds;
 mod jobs;
 mod network;
 mod pool;
@@ -18,9 +19,11 @@ pub mod setup;
 mod switch;
 
 pub use book::NodeMetrics;
+pub use feeds::FeedPublication;
 pub use rollouts::RolloutStatus;
 
 use crate::activate::ContentDir;
+use crate::feeds::{FeedFiles, Keeper, Shelf};
 use crate::rollout::journal::Journal;
 use crate::rollout::record::Record;
 use crate::rollout::settings::Activations;
@@ -90,6 +93,8 @@ pub enum Command {
         /// The same, opened.
         announcement: Arc<Announcement>,
     },
+    /// A seeder has signed a feed's next version.
+    PublishFeed(Box<FeedPublication>),
     /// What is here?
     Contents(oneshot::Sender<Vec<ContentStatus>>),
     /// Payload bytes sent for a job's content since the job began.
@@ -109,6 +114,8 @@ pub struct NodeHandle {
     pub shared: Arc<Shared>,
     /// The store.
     pub store: Store,
+    /// The newest versions of feeds.
+    pub feeds: Shelf,
 }
 
 impl NodeHandle {
@@ -165,6 +172,12 @@ pub struct Parts {
     pub activations: Activations,
     /// Where the journal of switches is written.
     pub journal_dir: PathBuf,
+    /// The newest versions of feeds.
+    pub(crate) shelf: Shelf,
+    /// Where they are kept.
+    pub(crate) feed_files: FeedFiles,
+    /// Who writes them there.
+    pub(crate) keeper: Keeper,
     /// Counters.
     pub metrics: NodeMetrics,
 }
@@ -202,10 +215,11 @@ pub struct Driver {
     envelopes: BTreeMap<JobId, (Arc<Announcement>, Bytes)>,
     /// Jobs of publishers we do not trust that we reported on.
     untrusted: BTreeSet<JobId>,
+    feeds: feeds::Feeds,
     /// Small contents' manifests and data, to send along with announcements.
     inlined: Inlined,
-    /// The announcement sent last, encoded: by job, lane and whether data is in it.
-    encoded: Option<((JobId, u8, bool), Bytes)>,
+    /// The announcement sent last, encoded: by job, sequence, lane and whether data is in it.
+    encoded: Option<((JobId, u64, u8, bool), Bytes)>,
     /// Contents whose manifest is being looked at.
     beginning: HashSet<ContentId>,
     /// The newest sequence switched in, by kind and name.
@@ -245,6 +259,7 @@ impl Driver {
             membership: membership_in,
             shared: parts.shared.clone(),
             store: parts.store.clone(),
+            feeds: parts.shelf.clone(),
         };
         let mut driver = Self {
             node: parts.node,
@@ -267,6 +282,7 @@ impl Driver {
             linked: HashSet::new(),
             envelopes: BTreeMap::new(),
             untrusted: BTreeSet::new(),
+            feeds: feeds::Feeds::new(parts.shelf, parts.feed_files, parts.keeper),
             inlined: Inlined::default(),
             encoded: None,
             beginning: HashSet::new(),
@@ -284,6 +300,7 @@ impl Driver {
         };
         driver.book.load(&driver.store);
         driver.load_jobs();
+        driver.load_feeds();
         driver.load_activated();
         driver.load_rollouts();
         driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
@@ -389,6 +406,10 @@ impl Driver {
         jobs.sort_by_key(|announcement| announcement.sequence);
         let records = self.store.records();
         for announcement in jobs {
+            if announcement.feed.is_some() {
+                self.tell_feed_again(announcement);
+                continue;
+            }
             let lane = shoal_swarm::node::limits::ENTROPY_LANE;
             let inline = records.iter().any(|record| record.content == announcement.content);
             self.open_report(&announcement);
@@ -489,6 +510,7 @@ impl Driver {
             Command::Rollouts(reply) => {
                 let _ = reply.send(self.rollout_statuses());
             }
+            Command::PublishFeed(publication) => self.publish_feed(*publication),
             Command::Contents(reply) => {
                 let _ = reply.send(self.content_statuses());
             }
@@ -501,7 +523,8 @@ impl Driver {
 
     fn content_statuses(&self) -> Vec<ContentStatus> {
         let mut rows: BTreeMap<ContentId, ContentStatus> = BTreeMap::new();
-        for (announcement, _) in self.envelopes.values() {
+        let pieced = |row: &Announcement| row.feed.is_none() || !row.is_small();
+        for (announcement, _) in self.envelopes.values().filter(|(row, _)| pieced(row)) {
             let content = announcement.content;
             let row = rows.entry(content).or_insert_with(|| {
                 let progress = self.progress(&content);

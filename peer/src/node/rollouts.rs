@@ -128,6 +128,14 @@ impl Driver {
             self.rollouts.rows.entry(name.clone()).or_default().record = Some(record);
         }
         self.rollouts_cut = cut;
+        // A kill may have come between the feed's own record and ours.
+        let feeds = self.envelopes.values().map(|(row, _)| row.clone());
+        let feeds: Vec<_> = feeds.filter(|row| row.feed.is_some() && name_of(&row.name).is_some()).collect();
+        for row in feeds {
+            if let Some((_, data)) = self.feeds.small(&row.job) {
+                self.take_desired(&row.name, row.sequence, &data);
+            }
+        }
     }
 
     /// Goes on with switches that a kill cut.

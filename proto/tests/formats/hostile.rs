@@ -249,11 +249,13 @@ fn values_out_of_range_are_refused() {
 fn messages_over_their_bounds_do_not_validate() {
     let (content, jobs) = (shoal_proto::ids::ContentId([0; 32]), vec![shoal_proto::ids::JobId([0; 16]); 1025]);
     let shards = vec![shoal_proto::ids::ShardIndex(0); 65];
+    let rows = vec![shoal_proto::feed::FeedRow { feed: jobs[0], sequence: 1 }; limits::FEEDS_MAX + 1];
     for message in [
         Message::Want { content, shards: shards.clone() },
         Message::Lack { content, shards },
         Message::Digest { hash: 0, jobs: Some(jobs.clone()) },
         Message::WantAnnounce { jobs },
+        Message::Feeds { rows },
     ] {
         assert!(matches!(message.validate(), Err(DecodeError::TooLong { .. })), "{message:?}");
     }
@@ -336,4 +338,18 @@ fn text_ids_are_exact() {
     for bad in ["", "ab", &text[1..], &format!("{text}0"), &text.replace('a', "g"), &text.replace("ab", "é")] {
         assert!(bad.parse::<NodeId>().is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_feed_is_what_its_name_says() {
+    let good = samples::feed_announcement();
+    assert!(Announcement::from_bytes(&good.to_bytes()).is_ok());
+    let bad = |change: fn(&mut Announcement)| {
+        let mut announcement = samples::feed_announcement();
+        change(&mut announcement);
+        matches!(Announcement::from_bytes(&announcement.to_bytes()), Err(DecodeError::Invalid { .. }))
+    };
+    assert!(bad(|row| row.job = shoal_proto::ids::JobId([1; 16])), "another feed's id");
+    assert!(bad(|row| row.name = "gslb/other".into()), "another feed's name");
+    assert!(bad(|row| row.size = limits::FEED_BYTES_MAX + 1), "oversized");
 }

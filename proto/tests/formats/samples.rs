@@ -7,6 +7,7 @@ use shoal_proto::control::{
     AttemptSet, CurrentVersion, HostLine, JobRollup, JobStates, Join, RackRollup, Request, Response, VersionSet,
 };
 use shoal_proto::desired::{Desired, Hosts, Rule, Target};
+use shoal_proto::feed::{FeedMark, FeedRow, feed_id};
 use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{ContentId, Epoch, Hash, HostIndex, JobId, NodeId, ShardIndex};
 use shoal_proto::locality::{Labels, Locality, Selector};
@@ -70,7 +71,19 @@ pub(crate) fn announcement() -> Announcement {
         size: 123_456_789,
         created_at: NOW,
         expires_at: NOW + 86_400,
+        feed: None,
         staged: false,
+    }
+}
+
+pub(crate) fn feed_announcement() -> Announcement {
+    Announcement {
+        job: feed_id("gslb/main"),
+        kind: Kind::Gslb,
+        name: "gslb/main".into(),
+        size: 2048,
+        feed: Some(FeedMark { published_at_ms: NOW * 1000 + 7 }),
+        ..announcement()
     }
 }
 
@@ -142,6 +155,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
+        ("feeds", Message::Feeds { rows: vec![FeedRow { feed: feed_id("gslb/main"), sequence: 41 }] }),
     ]
 }
 

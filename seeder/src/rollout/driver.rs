@@ -5,7 +5,7 @@ use super::view::in_order;
 use super::{Rollouts, gate, now_ms, targets};
 use crate::status::{JobStatus, Phase as JobPhase, PushRequest};
 use shoal_net::admission::system_clock;
-use shoal_proto::announcement::Announcement;
+use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
 use shoal_proto::control::{JobStates, Request, Response};
@@ -271,8 +271,8 @@ impl Rollouts {
             Some(row) if row.published.as_ref() != Some(&desired) => row.machine.spec().to.clone(),
             _ => return,
         };
-        let Some(feed) = feed_of(&desired.name) else { return };
-        match self.jobs.publish_document(&feed, desired.to_bytes(), &to).await {
+        let (Some(feed), Ok(to)) = (feed_of(&desired.name), Selector::parse(&to)) else { return };
+        match self.feeds.publish(&feed, Kind::Gslb, desired.to_bytes().into(), &to).await {
             Ok(sequence) => {
                 tracing::debug!(rollout = %id, sequence, attempt = desired.attempt, "published");
                 if let Some(row) = self.rows().get_mut(&id) {

@@ -14,6 +14,7 @@ pub mod spec;
 pub mod versions;
 pub mod view;
 
+use crate::feeds::Feeds;
 use crate::jobs::{Jobs, PushError};
 use crate::status::{JobStatus, Phase as JobPhase, PushRequest};
 use machine::{Command, Input, Machine, State};
@@ -126,6 +127,7 @@ impl Row {
 /// The rollouts of a seeder.
 pub struct Rollouts {
     jobs: Arc<Jobs>,
+    feeds: Arc<Feeds>,
     queue: mpsc::Sender<(JobId, PushRequest)>,
     rows: Mutex<BTreeMap<JobId, Row>>,
     /// Woken when a person asked for something.
@@ -142,7 +144,7 @@ fn now_ms() -> u64 {
 
 impl Rollouts {
     /// Continues with those on disk. Versions to be pushed go into `queue`.
-    pub fn open(jobs: Arc<Jobs>, queue: mpsc::Sender<(JobId, PushRequest)>) -> Arc<Self> {
+    pub fn open(jobs: Arc<Jobs>, feeds: Arc<Feeds>, queue: mpsc::Sender<(JobId, PushRequest)>) -> Arc<Self> {
         let mut rows = BTreeMap::new();
         for (key, bytes) in jobs.node().store.scan_state("rollout/").unwrap_or_default() {
             let id = key["rollout/".len()..].parse::<JobId>().map_err(|error| error.to_string());
@@ -157,7 +159,7 @@ impl Rollouts {
                 Err(error) => tracing::error!(key, %error, "cannot read a rollout"),
             }
         }
-        Arc::new(Self { jobs, queue, rows: Mutex::new(rows), wake: Notify::new() })
+        Arc::new(Self { jobs, feeds, queue, rows: Mutex::new(rows), wake: Notify::new() })
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeMap<JobId, Row>> {

@@ -388,6 +388,7 @@ impl World {
             created_at: number as u64 + 1,
             expires_at: u64::MAX,
             staged: false,
+            feed: None,
         });
         let inline = geometry.bytes() <= INLINE_MAX;
         let have = Bitmap::full(geometry.piece_count());
