@@ -84,12 +84,27 @@ impl ContentDir {
 
     /// Switches a complete content in. Doing it again changes nothing.
     pub fn activate(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ActivateError> {
-        let manifest = store.manifest(id).ok_or(ActivateError::Missing)?;
+        self.prepare(store, id, name, version)?;
+        self.switch_to(name, Some(version))?;
+        self.prune(name, &[version.to_string()]);
+        Ok(())
+    }
+
+    /// The content of a version that is in the folder.
+    pub fn content_of(&self, name: &str, version: &str) -> Option<ContentId> {
+        let folder = self.folder(name);
+        Ledger::load(&folder).get(version).filter(|_| folder.join(version).exists())
+    }
+
+    /// Makes the folder of a version, without switching to it. It stays as it is when it is there already, whether or not
+    /// the store still holds the content.
+    pub fn prepare(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ActivateError> {
         let folder = self.folder(name);
         fs::create_dir_all(&folder).map_err(fault("make", &folder))?;
         let target = folder.join(version);
         let mut ledger = Ledger::load(&folder);
         if ledger.get(version) != Some(*id) || !target.exists() {
+            let manifest = store.manifest(id).ok_or(ActivateError::Missing)?;
             let temporary = folder.join(format!("{TEMPORARY}{version}"));
             discard(&temporary);
             let made = materialise(store, id, &manifest, &temporary)
@@ -100,16 +115,30 @@ impl ContentDir {
             }
         }
         ledger.put(version, *id);
-        ledger.save().map_err(fault("write", &ledger.path))?;
-        point(&folder, version).map_err(fault("switch", &folder))?;
-        self.prune(&folder, version, &mut ledger);
-        Ok(())
+        ledger.save().map_err(fault("write", &ledger.path))
     }
 
-    /// Removes all but the newest versions, never the current one.
-    fn prune(&self, folder: &Path, current: &str, ledger: &mut Ledger) {
+    /// Points `current` at a version that is in the folder, or at nothing.
+    pub fn switch_to(&self, name: &str, version: Option<&str>) -> Result<(), ActivateError> {
+        let folder = self.folder(name);
+        match version {
+            Some(version) if !folder.join(version).exists() => Err(ActivateError::Missing),
+            Some(version) => point(&folder, version).map_err(fault("switch", &folder)),
+            None => match fs::remove_file(folder.join("current")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault("switch", &folder)(error)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Removes all but the newest versions, never the current one or one that is needed.
+    pub fn prune(&self, name: &str, needed: &[String]) {
+        let folder = self.folder(name);
+        let mut ledger = Ledger::load(&folder);
+        let current = self.current(name);
         while ledger.rows.len() > self.keep {
-            let Some(place) = ledger.rows.iter().position(|(version, _)| version != current) else { return };
+            let stays = |version: &String| Some(version) == current.as_ref() || needed.contains(version);
+            let Some(place) = ledger.rows.iter().position(|(version, _)| !stays(version)) else { return };
             let (version, _) = ledger.rows.remove(place);
             if ledger.save().is_err() {
                 return;
@@ -264,7 +293,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), ActivateError> {
 /// A file with the stream's bytes and this mode: sharing its blocks where the file system can, else the stream file itself
 /// where it is on the same file system and has this mode already (a mode belongs to the file, not to the name), else a
 /// copy.
-fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
+pub(crate) fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
     let mut copy = File::create_new(path)?;
     if size > 0 {
         let source = File::open(stream)?;

@@ -62,6 +62,14 @@ pub const DETAIL_BYTES_MAX: usize = 256;
 pub const BEAT_ROWS_MAX: usize = 256;
 /// Hosts named one by one in a job's rollup.
 pub const ROLLUP_LINES_MAX: usize = 256;
+/// Sets of hosts in the answer to "which hosts are in which state": one for each attempt and state there is.
+pub const STATE_SETS_MAX: usize = 64;
+/// Versions of one name told apart, over all hosts.
+pub const VERSION_SETS_MAX: usize = 64;
+/// Largest encoded desired state, bytes: it travels inside its announcement.
+pub const DESIRED_BYTES_MAX: usize = INLINE_DATA_BYTES_MAX as usize;
+/// Rules of one desired state.
+pub const DESIRED_RULES_MAX: usize = 32;
 /// Jobs in one flush to the hub.
 pub const FLUSH_JOBS_MAX: usize = 64;
 /// Sets of hosts in one job of a flush: each state has at most one.
@@ -76,3 +84,10 @@ pub const LANES_MAX: u8 = 64;
 pub const STRIPE_DATA_MAX: u8 = 64;
 /// Parity shards in a stripe.
 pub const STRIPE_PARITY_MAX: u8 = 32;
+/// Feeds a host knows; those that come later are refused.
+pub const FEEDS_MAX: usize = 256;
+/// Payload bytes in one version of a feed.
+pub const FEED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A feed's version of up to this many payload bytes goes down every announcement lane, not just the first: what it costs
+/// is less than a lost host would.
+pub const FEED_EVERY_LANE_BYTES_MAX: u64 = 4 * 1024;

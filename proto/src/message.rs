@@ -4,6 +4,7 @@
 
 use crate::bitmap::Bitmap;
 use crate::codec::DecodeError;
+use crate::feed::FeedRow;
 use crate::ids::{ContentId, JobId, LaneIndex, ShardIndex};
 use crate::limits;
 use minicbor::{Decode, Encode};
@@ -148,6 +149,13 @@ pub enum Message {
         #[n(0)]
         jobs: Vec<JobId>,
     },
+    /// "These are the versions of feeds I know": anti-entropy.
+    #[n(10)]
+    Feeds {
+        /// The feeds; at most [`limits::FEEDS_MAX`].
+        #[n(0)]
+        rows: Vec<FeedRow>,
+    },
 }
 
 impl Message {
@@ -158,6 +166,7 @@ impl Message {
             Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => {
                 (jobs.len(), limits::DIGEST_JOBS_MAX)
             }
+            Self::Feeds { rows } => (rows.len(), limits::FEEDS_MAX),
             _ => (0, 0),
         };
         if len > max { Err(DecodeError::TooLong { len, max }) } else { Ok(()) }

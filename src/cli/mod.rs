@@ -7,15 +7,18 @@ mod cluster;
 mod completions;
 mod config;
 mod demo;
+mod feed;
 mod hosts;
 mod ls;
 mod output;
 mod progress;
 mod push;
 mod role;
+mod rollout;
 mod seeder;
 mod sim;
 mod status;
+mod versions;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,8 +37,15 @@ enum Command {
     Demo(demo::Args),
     /// Push a file or directory to hosts
     Push(push::Args),
+    /// Switch a version in on hosts, wave by wave, and back when it is not well
+    Rollout(Box<rollout::Args>),
+    /// Show which host is on which version of a name, and on which it should be
+    Versions(versions::Args),
     /// Show how far jobs are
     Status(status::Args),
+    /// Publish and watch feeds: named sequences of small contents, of which the latest counts
+    #[command(subcommand)]
+    Feed(feed::Command),
     /// List the contents a seeder holds
     Ls(ls::Args),
     /// List the region's hosts
@@ -86,7 +96,10 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Push(args) => push::run(&args),
+        Command::Rollout(args) => rollout::run(&args),
+        Command::Versions(args) => versions::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Feed(command) => feed::run(&command),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
         Command::Cluster(command) => cluster::run(&command),

@@ -104,9 +104,10 @@ pub(crate) fn tiers(tiers: &TierBytes) -> String {
 
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
-    let (hosts, _, active, failed, away) = status.hosts();
+    let (hosts, has, active, failed, away) = status.hosts();
+    let (done, what) = if status.staged { (has, "hold it, staged") } else { (active, "active") };
     output::line(&format!(
-        "{} {}: {active} of {hosts} hosts active, {failed} failed, {away} away; {} in {:.1} s",
+        "{} {}: {done} of {hosts} hosts {what}, {failed} failed, {away} away; {} in {:.1} s",
         status.name,
         status.version,
         ByteSize(status.size).rounded(),

@@ -2,10 +2,11 @@
 
 use super::progress::{Display, follow, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
-use super::{Outcome, output};
+use super::{Outcome, output, rollout};
 use shoal_ops::units::Span;
 use shoal_proto::ids::JobId;
 use shoal_seeder::jobs::{JobStatus, Phase};
+use shoal_seeder::rollout::view::RolloutView;
 
 /// Show how far jobs are
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         if args.json {
             output::json(&status)?;
         } else {
+            if status.rollout {
+                let view: RolloutView = client.get(&format!("/v1/rollout?of={job}")).await?;
+                rollout::summary(&view);
+            }
             summary(&status);
             for line in status.lines.iter().filter(|line| !line.away && !line.state.starts_with("failed")) {
                 let (have, of) = (line.pieces, status.pieces);
@@ -59,19 +64,27 @@ fn list(jobs: &[JobStatus]) -> Outcome {
     let rows: Vec<Vec<String>> = jobs
         .iter()
         .map(|job| {
-            let (hosts, _, active, failed, _) = job.hosts();
+            let (hosts, has, active, failed, _) = job.hosts();
+            let what = if job.rollout {
+                "rollout"
+            } else if job.staged {
+                "staged"
+            } else {
+                "push"
+            };
             vec![
                 job.job.to_string(),
                 job.name.clone(),
                 job.version.clone(),
+                what.into(),
                 format!("{:?}", job.phase).to_lowercase(),
-                format!("{active}/{hosts}"),
+                format!("{}/{hosts}", if job.staged { has } else { active }),
                 failed.to_string(),
                 tiers(&job.tiers),
                 output::ago(job.created_at),
             ]
         })
         .collect();
-    output::table(&["JOB", "NAME", "VERSION", "PHASE", "ACTIVE", "FAILED", "BYTES", "PUSHED"], &rows);
+    output::table(&["JOB", "NAME", "VERSION", "WHAT", "PHASE", "DONE", "FAILED", "BYTES", "PUSHED"], &rows);
     Outcome::Ok
 }

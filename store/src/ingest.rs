@@ -289,7 +289,7 @@ fn write_parts(folder: &Path, queue: &Receiver<Part>, options: &IngestOptions) -
     Ok(cut)
 }
 
-fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
+pub(crate) fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
     let pieces: Vec<&[u8]> = stripe.iter().map(|piece| &piece[..]).collect();
     for row in 0..usize::from(parity) {
         cut.parity_hashes.extend_from_slice(Hash::of(&code.parity(row, &pieces)).as_bytes());

@@ -5,7 +5,8 @@
 //! hashing what is there.
 //!
 //! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the thread in [`writer`]; parity in
-//! [`codec`]; images and their blobs in [`images`]; taking a directory in with [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
+//! [`codec`]; images and their blobs in [`images`]; versions of feeds in `store/versions`; taking a directory in with
+//! [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
 //! arrived shards in [`hot`].
 
 pub mod codec;
@@ -25,5 +26,5 @@ mod writer;
 pub use image_ingest::BlobSource;
 pub use store::{
     BeginError, Begun, FinishError, OpenError, Promise, PutError, ReadError, Record, Store, StoreConfig, StoreEvent,
-    Usage,
+    Usage, VERSION_PIECE_BYTES_AVG, small_manifest,
 };

@@ -3,7 +3,8 @@
 use crate::index::{IndexError, Tree};
 use crate::store::{BeginError, Content, PiecePlace, Store, piece_key};
 use shoal_proto::codec::{decode_exact, encode};
-use shoal_proto::ids::{Hash, PieceIndex};
+use shoal_proto::ids::{ContentId, Hash, PieceIndex};
+use std::collections::HashMap;
 
 impl Store {
     /// Copies pieces that other contents have; gives the bytes copied.
@@ -16,12 +17,22 @@ impl Store {
             if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
                 continue;
             }
-            let Ok(bytes) = source.layout.read(place.piece) else { continue };
-            if Hash::of(&bytes) == hash {
-                content.layout.write(piece, &bytes)?;
-                content.mark(piece);
-                reused += bytes.len() as u64;
-            }
+            reused += take_over(content, piece, &source, place.piece)?;
+        }
+        Ok(reused)
+    }
+
+    /// Copies pieces of another content; gives the bytes copied.
+    pub(crate) fn reuse_from(&self, content: &Content, former: &ContentId) -> Result<u64, BeginError> {
+        let Some(source) = self.inner.content(former) else { return Ok(0) };
+        let pieces = (0..source.geometry.piece_count()).map(PieceIndex);
+        let places: HashMap<Hash, PieceIndex> =
+            pieces.map(|piece| (source.manifest.piece_hash(piece), piece)).collect();
+        let mut reused = 0;
+        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
+            let place = places.get(&content.manifest.piece_hash(piece)).filter(|place| source.has(**place));
+            let Some(place) = place else { continue };
+            reused += take_over(content, piece, &source, *place)?;
         }
         Ok(reused)
     }
@@ -54,4 +65,15 @@ impl Store {
             && heir.manifest.piece_hash(PieceIndex(place)) == content.manifest.piece_hash(piece);
         same.then_some(PiecePlace { content: heir.id, piece: PieceIndex(place) })
     }
+}
+
+/// Copies a piece from where it should be, if that is what is there; gives its length.
+fn take_over(content: &Content, piece: PieceIndex, source: &Content, place: PieceIndex) -> Result<u64, BeginError> {
+    let Ok(bytes) = source.layout.read(place) else { return Ok(0) };
+    if Hash::of(&bytes) != content.manifest.piece_hash(piece) {
+        return Ok(0);
+    }
+    content.layout.write(piece, &bytes)?;
+    content.mark(piece);
+    Ok(bytes.len() as u64)
 }

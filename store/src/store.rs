@@ -9,6 +9,10 @@
 //! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
 //! GiB/s, which also finds what a loss of power garbled.
 
+mod versions;
+
+pub use versions::{VERSION_PIECE_BYTES_AVG, small_manifest};
+
 use crate::codec::{ErasureCodec, Rs};
 use crate::hot::Hot;
 use crate::images::BlobPlaces;
@@ -236,6 +240,8 @@ pub(crate) struct Content {
     pub(crate) layout: Layout,
     pub(crate) codec: Box<dyn ErasureCodec>,
     dir: PathBuf,
+    /// A feed's version: not in the index.
+    light: AtomicBool,
     have: Mutex<Bitmap>,
     parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
     complete: AtomicBool,
@@ -267,6 +273,7 @@ impl Content {
             layout,
             codec: Box::new(codec),
             dir: dir.to_path_buf(),
+            light: AtomicBool::new(false),
             parity: Mutex::default(),
             complete: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
@@ -489,6 +496,11 @@ impl Store {
     /// Makes room and reserves it, takes over what other contents share. Blocks while it copies. A content that is here
     /// already is given as it is.
     pub fn begin(&self, manifest_bytes: &[u8]) -> Result<Begun, BeginError> {
+        self.begin_as(manifest_bytes, None)
+    }
+
+    /// `version`: it is a feed's, and this is the former one.
+    fn begin_as(&self, manifest_bytes: &[u8], version: Option<Option<ContentId>>) -> Result<Begun, BeginError> {
         let id = Manifest::id(manifest_bytes);
         if let Some(content) = self.inner.content(&id) {
             return Ok(self.begun(&content, 0, Vec::new()));
@@ -502,10 +514,16 @@ impl Store {
             let need = content.geometry.bytes() - linked.bytes() + manifest_bytes.len() as u64;
             let (_promise, evicted) = self.make_room(need)?;
             content.layout.hold().map_err(|error| would_not_fit(error, need, self.usage().free))?;
+            content.light.store(version.is_some(), Ordering::Relaxed);
             // The manifest comes last: a folder without one is an attempt that did not get this far.
-            write_durably(&dir.join("manifest"), manifest_bytes)?;
-            let reused = linked.bytes() + self.reuse(&content)?;
-            self.inner.save_state(&content)?;
+            write_manifest(&dir, manifest_bytes, version.is_none())?;
+            let reused = match version {
+                None => linked.bytes() + self.reuse(&content)?,
+                Some(former) => former.map_or(Ok(0), |former| self.reuse_from(&content, &former))?,
+            };
+            if version.is_none() {
+                self.inner.save_state(&content)?;
+            }
             let content = Arc::new(content);
             lock(&self.inner.contents).insert(id, content.clone());
             Ok(self.begun(&content, reused, evicted))
@@ -637,10 +655,7 @@ impl Store {
         if content.is_complete() {
             return Ok(());
         }
-        let (done, wait) = sync_channel(0);
-        let _ = self.queue.send(Work::Barrier(done));
-        // Nothing is ever sent: the thread drops its end once all work before is done.
-        let _ = wait.recv();
+        self.settle();
         let missing = content.geometry.piece_count() - lock(&content.have).count();
         if missing > 0 {
             return Err(FinishError::Incomplete(missing));
@@ -706,8 +721,10 @@ impl Store {
         self.inner.hot().forget(id);
         content.layout.release();
         lock(&self.inner.blobs).remove(&content);
-        self.disinherit(&content)?;
-        self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
+        if !content.light.load(Ordering::Relaxed) {
+            self.disinherit(&content)?;
+            self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
+        }
         // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
         let _ = fs::remove_file(content.dir.join("manifest"));
         if let Err(error) = fs::remove_dir_all(&content.dir) {
@@ -785,8 +802,8 @@ fn would_not_fit(error: io::Error, need: u64, room: u64) -> BeginError {
     }
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+fn write_manifest(dir: &Path, bytes: &[u8], durably: bool) -> io::Result<()> {
+    let mut file = File::create(dir.join("manifest"))?;
     file.write_all(bytes)?;
-    file.sync_data()
+    if durably { file.sync_data() } else { Ok(()) }
 }

@@ -3,7 +3,11 @@
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
-use shoal_proto::control::{HostLine, JobRollup, Join, RackRollup, Request, Response};
+use shoal_proto::control::{
+    AttemptSet, CurrentVersion, HostLine, JobRollup, JobStates, Join, RackRollup, Request, Response, VersionSet,
+};
+use shoal_proto::desired::{Desired, Hosts, Rule, Target};
+use shoal_proto::feed::{FeedMark, FeedRow, feed_id};
 use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{ContentId, Epoch, Hash, HostIndex, JobId, NodeId, ShardIndex};
 use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
@@ -68,6 +72,19 @@ pub(crate) fn announcement() -> Announcement {
         size: 123_456_789,
         created_at: NOW,
         expires_at: NOW + 86_400,
+        feed: None,
+        staged: false,
+    }
+}
+
+pub(crate) fn feed_announcement() -> Announcement {
+    Announcement {
+        job: feed_id("gslb/main"),
+        kind: Kind::Gslb,
+        name: "gslb/main".into(),
+        size: 2048,
+        feed: Some(FeedMark { published_at_ms: NOW * 1000 + 7 }),
+        ..announcement()
     }
 }
 
@@ -164,6 +181,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
+        ("feeds", Message::Feeds { rows: vec![FeedRow { feed: feed_id("gslb/main"), sequence: 41 }] }),
     ]
 }
 
@@ -223,12 +241,49 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     let other = HostReport { state: HostState::Has, detail: String::new(), ..report() };
     vec![
         ("join", Request::Join(join)),
-        ("beat", Request::Beat { known: Epoch(12), reports: vec![report(), other] }),
+        ("beat", Request::Beat { known: Epoch(12), reports: vec![report(), other], versions: Vec::new() }),
+        ("beat_versions", Request::Beat { known: Epoch(12), reports: Vec::new(), versions: versions() }),
+        ("host_states", Request::HostStates { job: JobId([7; 16]) }),
+        ("versions", Request::Versions { name: "edge/nginx".into() }),
         ("open_job", Request::OpenJob { envelope: vec![4, 5, 6] }),
         ("job_status", Request::JobStatus { job: JobId([7; 16]) }),
         ("membership", Request::Membership(update())),
         ("leave", Request::Leave),
     ]
+}
+
+pub(crate) fn versions() -> Vec<CurrentVersion> {
+    let row = |name: &str, version: &str| CurrentVersion { name: name.into(), version: version.into() };
+    vec![row("edge/nginx", "2026-11.1"), row("edge/other", "")]
+}
+
+pub(crate) fn states() -> JobStates {
+    let set = |attempt, state, hosts| AttemptSet { attempt, state, hosts };
+    JobStates {
+        sets: vec![
+            set(3, HostState::Failed(Reason::RolledBack), bitmap(40, &[1, 2])),
+            set(0, HostState::Has, bitmap(40, &[5, 6, 7])),
+        ],
+    }
+}
+
+pub(crate) fn desired() -> Desired {
+    let target = |version: &str| Target { version: version.into(), content: ContentId([8; 32]), sequence: 41 };
+    let rule = |hosts, version: &str| Rule { hosts, target: target(version) };
+    Desired {
+        name: "edge/nginx".into(),
+        rollout: JobId([6; 16]),
+        attempt: 3,
+        hold: true,
+        back: false,
+        watch: true,
+        rules: vec![
+            rule(Hosts::Selector(Selector::parse(&["gpu=yes"]).unwrap()), "2026-11.2"),
+            rule(Hosts::Share { from: 0, to: 100_000 }, "2026-11.2"),
+            rule(Hosts::All, "2026-11.1"),
+        ],
+        open: Hosts::Indices(bitmap(40, &[5, 6, 7])),
+    }
 }
 
 pub(crate) fn rollup() -> JobRollup {
@@ -258,6 +313,8 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         ("heard", Response::Heard { update: None }),
         ("heard_update", Response::Heard { update: Some(update()) }),
         ("rollup", Response::Rollup(rollup())),
+        ("states", Response::States(states())),
+        ("versions", Response::Versions { sets: vec![VersionSet { version: "2".into(), hosts: bitmap(9, &[1]) }] }),
         ("done", Response::Done),
         ("refused", Response::Refused { why: "no".into() }),
     ]

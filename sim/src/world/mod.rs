@@ -387,6 +387,8 @@ impl World {
             size: geometry.bytes(),
             created_at: number as u64 + 1,
             expires_at: u64::MAX,
+            staged: false,
+            feed: None,
         });
         let inline = geometry.bytes() <= INLINE_MAX;
         let have = Bitmap::full(geometry.piece_count());

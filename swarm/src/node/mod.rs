@@ -1,13 +1,14 @@
 //! The state machine every peer and seeder runs.
 //!
 //! Owns: jobs, contents, links, and every decision about who sends what to whom. Split by meaning: [`announce`] spreads
-//! jobs and finds manifests, [`lanes`] subscribes as a child, [`push`] serves as a parent, [`repair`] judges parents and
+//! jobs and finds manifests, [`feeds`] keeps to the latest versions, [`lanes`] subscribes as a child, [`push`] serves as a parent, [`repair`] judges parents and
 //! asks for single shards, [`entropy`] compares job lists, [`neighbours`] keeps links.
 //! Invariant: `handle` never fails; whatever a peer does wrong becomes state and outputs.
 
 mod announce;
 mod content;
 mod entropy;
+mod feeds;
 mod lanes;
 pub mod limits;
 mod link;
@@ -105,6 +106,10 @@ pub struct Node {
     links: BTreeMap<HostIndex, Link>,
     jobs: BTreeMap<JobId, Job>,
     jobs_hash: u64,
+    /// Feeds; their newest announcements are among the jobs.
+    feeds: BTreeMap<JobId, feeds::Feed>,
+    /// Small ones whose newest data is for us and not here.
+    feeds_wanted: BTreeSet<JobId>,
     contents: BTreeMap<ContentId, Content>,
     /// Contents that want something: a manifest or pieces.
     active: BTreeSet<ContentId>,
@@ -137,6 +142,8 @@ impl Node {
             links: BTreeMap::new(),
             jobs: BTreeMap::new(),
             jobs_hash: entropy::hash_of(std::iter::empty()),
+            feeds: BTreeMap::new(),
+            feeds_wanted: BTreeSet::new(),
             contents: BTreeMap::new(),
             active: BTreeSet::new(),
             parked: Vec::new(),
@@ -248,6 +255,8 @@ impl Node {
     pub fn check_invariants(&self) {
         assert!(self.links.len() <= limits::LINKS_MAX, "links are bounded");
         assert!(self.jobs.len() <= limits::JOBS_MAX, "jobs are bounded");
+        assert!(self.feeds.len() <= shoal_proto::limits::FEEDS_MAX, "feeds are bounded");
+        assert!(self.feeds.keys().all(|id| self.jobs.contains_key(id)), "a feed has its announcement");
         assert!(self.parked.len() <= limits::PARKED_MAX, "parked subscriptions are bounded");
         for link in self.links.values() {
             let window = limits::LINK_WINDOW_BYTES;
@@ -293,6 +302,7 @@ impl Node {
             Message::Unknown { content } => self.on_unknown(from, content),
             Message::Digest { hash, jobs } => self.on_digest(from, hash, jobs),
             Message::WantAnnounce { jobs } => self.on_want_announce(from, &jobs),
+            Message::Feeds { rows } => self.on_feeds(from, &rows),
         }
     }
 
@@ -330,8 +340,11 @@ impl Node {
             self.check_at = None;
             self.check();
         }
-        let busy =
-            !self.active.is_empty() || !self.parked.is_empty() || !self.retry.is_empty() || !self.avoid.is_empty();
+        let busy = !self.active.is_empty()
+            || !self.feeds_wanted.is_empty()
+            || !self.parked.is_empty()
+            || !self.retry.is_empty()
+            || !self.avoid.is_empty();
         if busy && self.check_at.is_none() {
             self.check_at = Some(self.now + limits::CHECK_EVERY);
         }
@@ -341,6 +354,7 @@ impl Node {
         self.expire_avoided();
         self.expire_parked();
         self.dial_again();
+        self.check_feeds();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {
             self.hunt_manifest(content);
