@@ -1,5 +1,6 @@
 //! The seeder's HTTP API. Every request shows the admin token.
 
+use crate::images::{self, Resolved};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -64,6 +65,7 @@ pub(crate) fn routes(
 ) -> Router {
     Router::new()
         .route("/v1/push", post(push))
+        .route("/v1/images/resolve", post(resolve))
         .route("/v1/jobs", get(list))
         .route("/v1/jobs/{id}", get(status))
         .route("/v1/jobs/{id}/events", get(events))
@@ -73,20 +75,30 @@ pub(crate) fn routes(
         .with_state(Api { jobs, node, pushes })
 }
 
-async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
-    let refused = |error: PushError| {
-        let status = match &error {
-            PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            PushError::Clash { .. } => StatusCode::CONFLICT,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+fn refused(error: PushError) -> ApiError {
+    let status = match &error {
+        PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        PushError::Clash { .. } => StatusCode::CONFLICT,
+        _ => StatusCode::BAD_REQUEST,
     };
+    ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+}
+
+async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
     let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
+    // An image's name may have to be read from its files.
+    let completed = tokio::task::spawn_blocking(move || images::complete(request)).await;
+    let completed = completed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let request = completed.map_err(refused)?;
     let job = api.jobs.create(&request).map_err(refused)?;
     permit.send((job, request));
     Ok(Json(Pushed { job }))
+}
+
+/// What pulling an image would bring; nothing is pulled but its documents.
+async fn resolve(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Resolved>, ApiError> {
+    api.jobs.resolve(&request).await.map(Json).map_err(refused)
 }
 
 fn remedy(error: &PushError) -> &'static str {
@@ -96,6 +108,7 @@ fn remedy(error: &PushError) -> &'static str {
         PushError::Selector(_) => "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`",
         PushError::NoHosts(_) => "see `shoal hosts` for the hosts there are",
         PushError::Path(_) => "give the absolute path of a file or directory on the seeder's machine that it may read",
+        PushError::Image(_) => "name the image as containerd will ask for it, e.g. registry.example:5000/lab/app:v1",
         PushError::Clash { .. } => "use another name: a name is one kind's, and no name lies within another",
         PushError::Busy => "wait for one to end",
         PushError::Store(_) => "look at the seeder's disk and its log",

@@ -10,6 +10,7 @@ mod demo;
 mod hosts;
 mod ls;
 mod output;
+mod prewarm;
 mod progress;
 mod push;
 mod role;
@@ -32,8 +33,10 @@ pub(crate) struct Cli {
 enum Command {
     /// Run a whole region on this machine: push a file or directory through racks of real processes and verify it
     Demo(demo::Args),
-    /// Push a file or directory to hosts
+    /// Push a file, a directory or an image to hosts
     Push(push::Args),
+    /// Pull images from their registry, once, and push them to hosts
+    Prewarm(prewarm::Args),
     /// Show how far jobs are
     Status(status::Args),
     /// List the contents a seeder holds
@@ -86,6 +89,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Push(args) => push::run(&args),
+        Command::Prewarm(args) => prewarm::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
