@@ -258,6 +258,7 @@ impl Rollouts {
                 kind: spec.kind,
                 to: spec.to.clone(),
                 staged: true,
+                image: None,
             };
             let job = self.jobs.create(&request)?;
             permit.send((job, request));
