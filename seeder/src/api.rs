@@ -87,11 +87,14 @@ fn refused(error: PushError) -> ApiError {
 
 async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
     let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
-    // An image's name may have to be read from its files.
-    let completed = tokio::task::spawn_blocking(move || images::complete(request)).await;
-    let completed = completed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-    let request = completed.map_err(refused)?;
-    let job = api.jobs.create(&request).map_err(refused)?;
+    // An image's name may have to be read from its files, and the job goes to the disk.
+    let jobs = api.jobs.clone();
+    let created = tokio::task::spawn_blocking(move || {
+        let request = images::complete(request)?;
+        jobs.create(&request).map(|job| (job, request))
+    });
+    let created = created.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let (job, request) = created.map_err(refused)?;
     permit.send((job, request));
     Ok(Json(Pushed { job }))
 }
