@@ -38,6 +38,9 @@ pub struct SeederConfig {
     /// Credentials of registries: a docker-style `config.json` with `auths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
+    /// How long a registry that does not answer, or asks to come back later, is asked again before a pull fails. What it
+    /// gave is kept for the next attempt. Default `2m`.
+    pub pull_patience: Span,
     /// Registries that are not simply `https` at their own name, by the name images say, e.g. `registry.example:5000`.
     pub registries: BTreeMap<String, RegistrySettings>,
 }
@@ -69,6 +72,7 @@ impl Default for SeederConfig {
             lanes: 64,
             job_lifetime: Span::seconds(7 * 86_400),
             docker_config: None,
+            pull_patience: Span::seconds(120),
             registries: BTreeMap::new(),
         }
     }
@@ -83,6 +87,7 @@ impl SeederConfig {
         check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "at most 32")?;
         check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "between 1 and 64")?;
         check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "at least 1m")?;
+        check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "at most 1d")?;
         for (name, settings) in &self.registries {
             let key = format!("registries.{name}");
             check(is_host(name), &key, "not a registry as images name it: host or host:port")?;

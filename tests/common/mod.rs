@@ -117,6 +117,17 @@ impl Process {
         }
     }
 
+    /// Changes a setting, as KEY=VALUE; it counts from the next start on.
+    pub(crate) fn configure(&mut self, pair: &str) {
+        self.set.push(pair.to_string());
+    }
+
+    /// Kills it and starts it again.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        self.start();
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
