@@ -159,9 +159,12 @@ impl Job {
         state.is_final() || (staged && state == HostState::Has)
     }
 
-    /// The targeted hosts by attempt and state, the newest attempts first.
+    /// The targeted hosts by attempt and state, the newest attempts first; of a job only heard of in reports, all that did.
     pub fn states(&self, members: &Membership) -> JobStates {
-        let targets = self.targets(members);
+        let targets = match &self.announcement {
+            Some(_) => self.targets(members),
+            None => Bitmap::full(members.index_space()),
+        };
         let mut sets: BTreeMap<(u16, HostState), Bitmap> = BTreeMap::new();
         for (host, row) in self.rows.iter().filter(|(host, _)| targets.get(host.0)) {
             if row.state != HostState::Unknown {
