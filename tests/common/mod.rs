@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod feeds;
+
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};

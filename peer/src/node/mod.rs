@@ -162,6 +162,8 @@ pub struct Parts {
     pub endpoint: BulkEndpoint,
     /// Their events.
     pub link_events: mpsc::Receiver<BulkEvent>,
+    /// Announcements, apart from the rest.
+    pub announcements: mpsc::Receiver<BulkEvent>,
     /// From the tracker's client.
     pub tracker_events: mpsc::Receiver<TrackerEvent>,
     /// Shared with it.
@@ -198,6 +200,7 @@ pub struct Driver {
     store_events: mpsc::Receiver<StoreEvent>,
     endpoint: BulkEndpoint,
     link_events: mpsc::Receiver<BulkEvent>,
+    announcements: mpsc::Receiver<BulkEvent>,
     tracker_events: mpsc::Receiver<TrackerEvent>,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
@@ -269,6 +272,7 @@ impl Driver {
             store_events: parts.store_events,
             endpoint: parts.endpoint,
             link_events: parts.link_events,
+            announcements: parts.announcements,
             tracker_events: parts.tracker_events,
             commands,
             shared: parts.shared,
@@ -325,6 +329,8 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = token.cancelled() => break,
+                // Before anything that waits on the disk: a feed's version is relayed the moment it comes.
+                Some(event) = self.announcements.recv() => self.on_announcements(event),
                 Some(event) = self.store_events.recv() => self.on_store_events(event),
                 done = self.done.next(), if !self.done.is_idle() => match done {
                     Some(done) => self.on_done(done),
@@ -362,6 +368,26 @@ impl Driver {
             self.flush_progress();
         }
         self.tell(Input::Tick);
+    }
+
+    /// Announcements that are here, then one of what they would otherwise keep waiting.
+    fn on_announcements(&mut self, first: BulkEvent) {
+        self.on_link_event(first);
+        for _ in 1..BATCH {
+            self.carry_out();
+            let Ok(event) = self.announcements.try_recv() else { return };
+            self.on_link_event(event);
+        }
+        if let Ok(event) = self.store_events.try_recv() {
+            self.carry_out();
+            self.on_store_events(event);
+        }
+        if self.puts < PUTS_MAX
+            && let Ok(event) = self.link_events.try_recv()
+        {
+            self.carry_out();
+            self.on_link_events(event);
+        }
     }
 
     fn on_store_events(&mut self, first: StoreEvent) {

@@ -137,6 +137,7 @@ pub async fn start(
     bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
     let (endpoint, link_events) = BulkEndpoint::bind(bulk).await?;
     let bulk_addrs = endpoint.local_addrs().to_vec();
+    let announcements = endpoint.split_announcements().ok_or(BindError::Config("announcements were split before"))?;
 
     let (control, control_events) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await?;
     let shared = Arc::new(Shared::default());
@@ -168,6 +169,7 @@ pub async fn start(
         store_events,
         endpoint,
         link_events,
+        announcements,
         tracker_events,
         shared,
         content_dir,
