@@ -60,6 +60,11 @@ impl Containerd {
         }
     }
 
+    /// The namespace whose images are seen.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// The snapshotter images are unpacked with.
     pub fn snapshotter(&self) -> &str {
         &self.snapshotter

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-/// Payload in one message.
-const PART_BYTES: usize = 1024 * 1024;
+/// Payload in one message; containerd takes messages of 16 MiB.
+const PART_BYTES: usize = 4 * 1024 * 1024;
 /// Messages on their way.
 const PARTS_QUEUED: usize = 2;
 /// A load that died leaves its lease for this long.

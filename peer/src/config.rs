@@ -2,6 +2,8 @@
 //!
 //! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
 
+use crate::mirror::MirrorConfig;
+use crate::warm::ContainerdConfig;
 use serde::{Deserialize, Serialize};
 use shoal_ops::config::ConfigError;
 use shoal_ops::units::ByteSize;
@@ -95,6 +97,10 @@ pub struct PeerConfig {
     pub keep_versions: usize,
     /// Where `/healthz`, `/metrics` and `/v1` are served. Default `127.0.0.1:7701`.
     pub http: SocketAddr,
+    /// The registry mirror.
+    pub mirror: MirrorConfig,
+    /// The containerd that images are unpacked in. Default: none, and images end at `held`.
+    pub containerd: Option<ContainerdConfig>,
 }
 
 impl Default for PeerConfig {
@@ -105,6 +111,8 @@ impl Default for PeerConfig {
             content_dir: "/var/lib/shoal/content".into(),
             keep_versions: 2,
             http: (Ipv4Addr::LOCALHOST, 7701).into(),
+            mirror: MirrorConfig::default(),
+            containerd: None,
         }
     }
 }
@@ -113,6 +121,8 @@ impl PeerConfig {
     /// Checks what the types cannot.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.node.validate()?;
+        self.mirror.validate()?;
+        self.containerd.iter().try_for_each(ContainerdConfig::validate)?;
         if self.keep_versions == 0 {
             return Err(ConfigError::invalid("keep_versions", "at least 1"));
         }

@@ -4,15 +4,18 @@
 //! Invariant: only the driver's task touches the brain; everything slow happens elsewhere and comes back as an event.
 //!
 //! Where to look: configuration in [`config`]; the driver in [`node`]; switching a version in with [`activate`]; what a
-//! host says of its jobs in [`reports`]; the tracker's client in [`tracker`]; the HTTP API in [`api`].
+//! host says of its jobs in [`reports`]; the tracker's client in [`tracker`]; the HTTP API in [`api`];
+//! the registry mirror in [`mirror`]; having containerd unpack images in [`warm`].
 
 pub mod activate;
 pub mod api;
 pub mod config;
+pub mod mirror;
 pub mod node;
 pub mod reports;
 mod role;
 pub mod tracker;
+pub mod warm;
 
 pub use config::PeerConfig;
 pub use role::{RunError, Started, run, start};

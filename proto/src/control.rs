@@ -141,6 +141,15 @@ pub struct RackRollup {
     /// Payload bytes by source, over its hosts.
     #[n(7)]
     pub tiers: TierBytes,
+    /// Hosts that hold every piece and will do no more, of those in `has`.
+    #[n(8)]
+    #[cbor(default, skip_if = "is_zero")]
+    #[serde(default)]
+    pub held: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A host worth a line of its own: failed, away or slowest.

@@ -45,6 +45,18 @@ pub enum Reason {
     /// The job's deadline passed.
     #[n(8)]
     Deadline,
+    /// The container runtime did not answer.
+    #[n(16)]
+    RuntimeAway,
+    /// The container runtime could not pull or unpack the image.
+    #[n(17)]
+    PullFailed,
+    /// What the container runtime got is not what the image's digests say.
+    #[n(18)]
+    DigestMismatch,
+    /// The container runtime did not end in time.
+    #[n(19)]
+    Timeout,
 }
 
 impl fmt::Display for Reason {
@@ -59,6 +71,10 @@ impl fmt::Display for Reason {
             Self::Superseded => "superseded",
             Self::Cancelled => "cancelled",
             Self::Deadline => "deadline",
+            Self::RuntimeAway => "runtime-away",
+            Self::PullFailed => "pull-failed",
+            Self::DigestMismatch => "digest-mismatch",
+            Self::Timeout => "timeout",
         })
     }
 }
@@ -72,6 +88,9 @@ pub enum HostState {
     /// Every piece is verified and durable.
     #[n(1)]
     Has,
+    /// Every piece is there, and that is all this host will do: an image where no container runtime is configured.
+    #[n(4)]
+    Held,
     /// It cannot be done, for this reason, in this attempt.
     #[n(2)]
     Failed(#[n(0)] Reason),
@@ -81,9 +100,14 @@ pub enum HostState {
 }
 
 impl HostState {
+    /// Whether every piece is there.
+    pub fn has_all(self) -> bool {
+        matches!(self, Self::Has | Self::Held | Self::Active)
+    }
+
     /// Whether the host will not change its mind in this attempt.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Failed(_) | Self::Active)
+        matches!(self, Self::Held | Self::Failed(_) | Self::Active)
     }
 }
 
@@ -92,6 +116,7 @@ impl fmt::Display for HostState {
         match self {
             Self::Unknown => f.write_str("fetching"),
             Self::Has => f.write_str("has"),
+            Self::Held => f.write_str("held"),
             Self::Failed(reason) => write!(f, "failed: {reason}"),
             Self::Active => f.write_str("active"),
         }

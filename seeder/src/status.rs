@@ -197,7 +197,8 @@ impl JobStatus {
         let have = self.racks.iter().map(|rack| rack.pieces).sum::<u64>() as f64;
         let all = f64::from(self.pieces) * f64::from(hosts.saturating_sub(failed));
         self.eta_s = (have > 0.0 && all > have).then(|| elapsed_s * (all - have) / have);
-        if active + failed + away >= hosts && active + failed > 0 {
+        let held: u32 = self.racks.iter().map(|rack| rack.held).sum();
+        if active + held + failed + away >= hosts && active + held + failed > 0 {
             self.phase = Phase::Done;
             self.eta_s = None;
         }

@@ -2,7 +2,7 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`switch`] has versions switched in,
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`switch`] has versions switched in, [`warming`] has images warmed,
 //! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
@@ -14,11 +14,13 @@ mod network;
 mod pool;
 pub mod setup;
 mod switch;
+mod warming;
 
 pub use book::NodeMetrics;
 
 use crate::activate::ContentDir;
 use crate::tracker::{Shared, TrackerEvent};
+use crate::warm::{Board, WarmFault};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
@@ -86,6 +88,10 @@ pub enum Command {
     Contents(oneshot::Sender<Vec<ContentStatus>>),
     /// Payload bytes sent for a job's content since the job began.
     Sent(JobId, oneshot::Sender<u64>),
+    /// Is the driver there?
+    Ping(oneshot::Sender<()>),
+    /// A job's image was warmed, or could not be.
+    Warmed(JobId, Result<(), WarmFault>),
 }
 
 /// How others reach the driver.
@@ -116,6 +122,13 @@ impl NodeHandle {
         answer.await.unwrap_or_default()
     }
 
+    /// Whether the driver answers. Waits for it.
+    pub async fn is_there(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Ping(reply)).await;
+        answer.await.is_ok()
+    }
+
     /// This host's own reports.
     pub fn reports(&self) -> Vec<HostReport> {
         self.shared.reports().all().cloned().collect()
@@ -144,6 +157,8 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     /// Where contents are activated; peers only.
     pub content_dir: Option<ContentDir>,
+    /// Where wishes for warm images go; peers with a container runtime only.
+    pub warming: Option<Arc<Board>>,
     /// Counters.
     pub metrics: NodeMetrics,
 }
@@ -168,6 +183,7 @@ pub struct Driver {
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     content_dir: Option<ContentDir>,
+    warming: Option<Arc<Board>>,
     started: std::time::Instant,
     /// `None` until our place in the roster and a membership that has us are known.
     brain: Option<Node>,
@@ -234,6 +250,7 @@ impl Driver {
             commands,
             shared: parts.shared,
             content_dir: parts.content_dir,
+            warming: parts.warming,
             started: std::time::Instant::now(),
             brain: None,
             me,
@@ -259,6 +276,7 @@ impl Driver {
         driver.book.load(&driver.store);
         driver.load_jobs();
         driver.load_activated();
+        driver.tell_known_jobs();
         driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
         driver.start_brain();
         (driver, handle)
@@ -461,6 +479,10 @@ impl Driver {
                 let sent = self.envelopes.get(&job).map(|(row, _)| self.book.of_job(&job, &row.content).1);
                 let _ = reply.send(sent.unwrap_or(0));
             }
+            Command::Ping(reply) => {
+                let _ = reply.send(());
+            }
+            Command::Warmed(job, result) => self.on_warmed(job, result),
         }
     }
 

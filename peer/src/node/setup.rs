@@ -4,6 +4,7 @@ use super::{Driver, NodeHandle, NodeMetrics, Parts};
 use crate::activate::{ActivateError, ContentDir};
 use crate::config::NodeSettings;
 use crate::tracker::{Shared, TrackerClient};
+use crate::warm::Board;
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::bulk::{BindError, BulkConfig, BulkEndpoint};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
@@ -84,11 +85,12 @@ fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
     std::fs::read(path).map_err(|source| SetupError::Read { path: path.to_path_buf(), source })
 }
 
-/// Starts a node's tasks.
+/// Starts a node's tasks. `warming` takes the wishes for images to be unpacked, where there is a container runtime.
 pub async fn start(
     role: Role,
     settings: &NodeSettings,
     folders: Folders<'_>,
+    warming: Option<Arc<Board>>,
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> Result<Running, SetupError> {
@@ -161,6 +163,7 @@ pub async fn start(
         tracker_events,
         shared,
         content_dir,
+        warming,
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));

@@ -39,6 +39,10 @@ impl Driver {
 
     fn switch(&mut self, announcement: Arc<Announcement>) {
         let Some(state) = self.reported(&announcement.job) else { return };
+        if self.is_image(&announcement) {
+            self.warm(&announcement);
+            return;
+        }
         let Some(folder) = self.content_dir.clone() else { return };
         if self.is_stale(&announcement) {
             // `Active` stays what it is: it was, before the newer one.
