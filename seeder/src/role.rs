@@ -73,7 +73,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None };
-    let node = start_node(Role::Seeder, &config.node, folders, &metrics, &mut tasks).await?;
+    let node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
     let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();
     tasks.spawn("job progress", jobs.clone().poll(token.clone()));

@@ -107,6 +107,9 @@ impl Process {
             serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()
         });
         // The same ports after a restart: others know these.
+        if let Some(mirror) = self.addrs["mirror"].as_str() {
+            self.set.push(format!("mirror.listen='{mirror}'"));
+        }
         if let Some(http) = self.addrs["http"].as_str() {
             self.set.retain(|pair| !pair.starts_with("http="));
             self.set.push(format!("http={http}"));
@@ -209,6 +212,7 @@ impl Region {
             let name = format!("rack{rack}-host{host}");
             issue(&at, &name, "peer", &format!("t/site/rack{rack}/host{host}"));
             let mut set = node(&at, &name, &control);
+            set.push("mirror.listen=''".into());
             set.push(format!("content_dir='{}'", at.join(&name).join("content").display()));
             set.extend(extra(number));
             let mut peer = Process::new(&at, &name, "peer", set);

@@ -68,13 +68,16 @@ impl Mirror {
             return unavailable(What::Other, "the daemon is busy");
         }
         match ask {
-            Ask::Base => (What::Base, Outcome::Hit, plain(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))),
+            Ask::Base => {
+                (What::Base, Outcome::Hit, plain(StatusCode::OK, "application/json", Bytes::from_static(b"{}")))
+            }
             Ask::Manifest { name, by } => {
                 let digest = match &by {
                     By::Digest(digest) => Some(*digest),
                     By::Tag(tag) => self.shelf.tagged(&name, tag),
                 };
-                let blob = digest.and_then(|digest| self.shelf.blob(&digest)).filter(|blob| is_manifest(&blob.media_type));
+                let blob =
+                    digest.and_then(|digest| self.shelf.blob(&digest)).filter(|blob| is_manifest(&blob.media_type));
                 let Some(blob) = blob else { return missing(What::Manifest, "MANIFEST_UNKNOWN") };
                 self.asked.note(blob.digest);
                 let kind = HeaderValue::from_str(&blob.media_type);
@@ -115,14 +118,18 @@ impl Mirror {
         let (from, to) = match span(range, blob.size) {
             Span::Whole => (0, blob.size),
             Span::Part(from, to) => {
-                headers.extend(bounds(format!("bytes {from}-{}/{}", to - 1, blob.size)).map(|v| (header::CONTENT_RANGE, v)));
+                headers.extend(
+                    bounds(format!("bytes {from}-{}/{}", to - 1, blob.size)).map(|v| (header::CONTENT_RANGE, v)),
+                );
                 *response.status_mut() = StatusCode::PARTIAL_CONTENT;
                 (from, to)
             }
             Span::Outside => {
                 let mut refused =
                     error(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", "no such bytes in the blob");
-                refused.headers_mut().extend(bounds(format!("bytes */{}", blob.size)).map(|v| (header::CONTENT_RANGE, v)));
+                refused
+                    .headers_mut()
+                    .extend(bounds(format!("bytes */{}", blob.size)).map(|v| (header::CONTENT_RANGE, v)));
                 return (what, Outcome::Refused, refused);
             }
         };

@@ -5,11 +5,12 @@
 //! when the daemon hangs the port is closed, so that containerd goes on to the registry.
 //!
 //! Where to look: what is asked in [`ask`]; the answers in [`answer`] and their bodies in [`body`]; images and their
-//! pieces in [`shelf`]; the port in [`port`]; the watchdog in [`watch`].
+//! pieces in [`shelf`]; containerd's files in [`hosts`]; the port in [`port`]; the watchdog in [`watch`].
 
 mod answer;
 mod ask;
 mod body;
+pub mod hosts;
 mod port;
 mod shelf;
 mod watch;

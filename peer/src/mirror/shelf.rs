@@ -91,7 +91,7 @@ impl Shelf {
     }
 
     /// What a tag leads to. Without a registry's name it must be the same in all registries.
-    pub(crate) fn tagged(&self, name: &Name, tag: &str) -> Option<Digest> {
+    pub(super) fn tagged(&self, name: &Name, tag: &str) -> Option<Digest> {
         let fits = |reference: &Reference| {
             let host = name.host.as_ref().is_none_or(|host| *host == reference.host);
             host && reference.path == name.path && reference.tag.as_deref() == Some(tag)
@@ -100,8 +100,7 @@ impl Shelf {
             let image = manifest.image.as_ref()?;
             image.name().filter(|reference| fits(reference)).map(|_| image.root)
         };
-        let mut roots: Vec<Digest> =
-            self.store.images().values().filter_map(|image| root(&image.manifest)).collect();
+        let mut roots: Vec<Digest> = self.store.images().values().filter_map(|image| root(&image.manifest)).collect();
         if roots.is_empty() {
             let arriving = self.store.records().into_iter().filter(|record| !record.complete);
             roots = arriving.filter_map(|record| root(&record.manifest)).collect();

@@ -4,10 +4,10 @@
 //! says it can be run.
 
 use super::Driver;
+use crate::warm::WarmFault;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::ids::JobId;
 use shoal_proto::report::HostState;
-use crate::warm::WarmFault;
 use std::collections::BTreeSet;
 
 /// What a host without containerd says of an image.

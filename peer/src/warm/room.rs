@@ -5,9 +5,9 @@
 use super::work::WarmFault;
 use crate::mirror::Shelf;
 use shoal_containerd::{Blobs, Runtime};
+use shoal_ops::units::ByteSize;
 use shoal_proto::image::{ImageBlob, is_manifest};
 use shoal_proto::manifest::Manifest;
-use shoal_ops::units::ByteSize;
 use std::path::Path;
 
 /// Bytes a layer unpacks to, at least: a gzip stream says so modulo 4 GiB in its last four bytes.
@@ -50,10 +50,13 @@ pub(super) fn check(shelf: &Shelf, manifest: &Manifest, runtime: &Runtime, min_f
     let (content, snapshots) = (place(runtime.content.as_ref()), place(runtime.snapshots.as_ref()));
     let wants = match (&content, &snapshots) {
         (Some((_, one)), Some((path, two))) if one.0 == two.0 => vec![(path.clone(), two.1, stored + unpacked)],
-        _ => [content.map(|(path, (_, free))| (path, free, stored)), snapshots.map(|(path, (_, free))| (path, free, unpacked))]
-            .into_iter()
-            .flatten()
-            .collect(),
+        _ => [
+            content.map(|(path, (_, free))| (path, free, stored)),
+            snapshots.map(|(path, (_, free))| (path, free, unpacked)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
     };
     for (path, free, need) in wants {
         if free.saturating_sub(min_free) < need {

@@ -97,9 +97,7 @@ impl Tools {
                 Err(fault) => fault,
             };
             let over = match &fault {
-                WarmFault::Away(_) => {
-                    away_since.get_or_insert_with(Instant::now).elapsed() >= self.config.patience.0
-                }
+                WarmFault::Away(_) => away_since.get_or_insert_with(Instant::now).elapsed() >= self.config.patience.0,
                 WarmFault::Mismatch(_) | WarmFault::Failed(_) => {
                     away_since = None;
                     pulls += 1;
