@@ -229,7 +229,8 @@ fn detailed(ledger: &Ledger, row: &RegionJob, every_host: bool) -> JobView {
         rollup.failed += u32::from(matches!(state, HostState::Failed(_)));
         if every_host || matches!(state, HostState::Failed(_)) {
             let host = locality.map_or_else(|| format!("host {index}"), |locality| locality.to_string());
-            lines.push(HostView { host, state: state.to_string() });
+            let warm = *state == HostState::Active && row.job.kind == Kind::Image;
+            lines.push(HostView { host, state: if warm { "warm".into() } else { state.to_string() } });
         }
     }
     JobView { racks: racks.into_values().collect(), lines, ..view(row) }

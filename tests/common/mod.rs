@@ -120,6 +120,11 @@ impl Process {
         }
     }
 
+    /// A setting from its next start on.
+    pub(crate) fn set(&mut self, pair: String) {
+        self.set.push(pair);
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -159,15 +164,19 @@ impl Process {
 }
 
 impl Drop for Process {
-    #[allow(clippy::print_stderr, reason = "a failed test shows what its processes said")]
     fn drop(&mut self) {
         self.kill();
-        if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-            eprintln!("--- {}:\n{tail}", self.name);
-        }
+        print_if_failed(&self.name, &self.log());
+    }
+}
+
+/// In a failed test, prints the end of what a process said.
+#[allow(clippy::print_stderr, reason = "a failed test shows what its processes said")]
+pub(crate) fn print_if_failed(name: &str, log: &str) {
+    if std::thread::panicking() {
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        eprintln!("--- {name}:\n{tail}");
     }
 }
 

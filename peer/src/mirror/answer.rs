@@ -139,7 +139,7 @@ impl Mirror {
         }
         let permit = tokio::time::timeout(self.budget, self.streams.clone().acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return unavailable(what, "too many blobs are being sent") };
-        let first = body::read(&blob, from, &self.readers);
+        let first = body::read(&blob, from, self.budget, &self.readers);
         let first = match tokio::time::timeout(self.budget, first).await {
             Ok(Ok(first)) => first,
             Ok(Err(PieceFault::NotHere)) | Err(_) => return missing(what, "BLOB_UNKNOWN"),
@@ -149,7 +149,7 @@ impl Mirror {
             }
         };
         let (counters, readers) = (self.counters.clone(), self.readers.clone());
-        *response.body_mut() = body::stream(blob, (from, to), first, counters, readers, permit);
+        *response.body_mut() = body::stream(blob, (from, to), first, self.budget, counters, readers, permit);
         (what, Outcome::Hit, response)
     }
 }

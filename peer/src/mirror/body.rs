@@ -14,8 +14,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// A body stands still for at most this long while what it needs is on its way.
-const STILL_MAX: Duration = Duration::from_secs(10);
 /// How often a piece that has not arrived is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(30);
 
@@ -81,8 +79,13 @@ impl http_body::Body for Answer {
     }
 }
 
-/// Reads from `offset` to the end of the piece, waiting for it as long as its content moves.
-pub(super) async fn read(blob: &Blob, offset: u64, readers: &Arc<Semaphore>) -> Result<Bytes, PieceFault> {
+/// Reads from `offset` to the end of the piece, waiting for it as long as its content does not stand still for `patience`.
+pub(super) async fn read(
+    blob: &Blob,
+    offset: u64,
+    patience: Duration,
+    readers: &Arc<Semaphore>,
+) -> Result<Bytes, PieceFault> {
     let mut seen = blob.progress();
     let mut still_since = tokio::time::Instant::now();
     loop {
@@ -104,7 +107,7 @@ pub(super) async fn read(blob: &Blob, offset: u64, readers: &Arc<Semaphore>) -> 
         }
         if now != seen {
             (seen, still_since) = (now, tokio::time::Instant::now());
-        } else if still_since.elapsed() >= STILL_MAX {
+        } else if still_since.elapsed() >= patience {
             return Err(PieceFault::NotHere);
         }
         tokio::time::sleep(LOOK_EVERY).await;
@@ -117,6 +120,7 @@ pub(super) fn stream(
     blob: Blob,
     (from, to): (u64, u64),
     first: Bytes,
+    patience: Duration,
     counters: Counters,
     readers: Arc<Semaphore>,
     permit: OwnedSemaphorePermit,
@@ -131,7 +135,7 @@ pub(super) fn stream(
             let read = tokio::select! {
                 biased;
                 () = sink.closed() => return,
-                read = read(&blob, at, &readers) => read,
+                read = read(&blob, at, patience, &readers) => read,
             };
             let part = match read {
                 Ok(bytes) => {

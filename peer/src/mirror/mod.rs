@@ -47,7 +47,8 @@ const ASKED_MAX: usize = 256;
 pub struct MirrorConfig {
     /// Where it listens: a loopback address and a port, or empty for no mirror. Default `127.0.0.1:7703`.
     pub listen: String,
-    /// How long a puller waits for a blob's first byte before it is sent on to the registry. Default 5 s.
+    /// How long a puller waits for a blob's first byte before it is sent on to the registry, and how long an image on its way
+    /// here may stand still before its pulls are cut. Default 5 s.
     pub budget: Span,
 }
 
