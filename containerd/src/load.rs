@@ -16,8 +16,10 @@ use tonic::{Code, Status};
 const PART_BYTES: usize = 4 * 1024 * 1024;
 /// Messages on their way.
 const PARTS_QUEUED: usize = 2;
-/// A load that died leaves its lease for this long.
-const LEASE_FOR: Duration = Duration::from_secs(3600);
+/// A load that failed or died leaves its lease for this long.
+const LEASE_FOR: Duration = Duration::from_secs(24 * 3600);
+/// How long unpacking one layer may take.
+const UNPACK_MAX: Duration = Duration::from_secs(3600);
 
 /// Where a load takes blobs from.
 pub trait Blobs: Send + Sync + 'static {
@@ -37,12 +39,12 @@ impl Containerd {
         let lease = format!("shoal.load-{}", root.digest.trim_start_matches("sha256:"));
         let until = SystemTime::now() + LEASE_FOR;
         let expire = ("containerd.io/gc.expire".to_string(), rfc3339(until));
-        self.drop_lease(&lease).await?;
         self.make_lease(&lease, Labels::from([expire])).await?;
-        let loaded = self.load_under(&lease, name, root, &blobs).await;
-        // It ends by itself too; what matters is how the load went.
+        // After a failure the lease stays, so that the next attempt finds what this one brought.
+        let loaded = self.load_under(&lease, name, root, &blobs).await?;
+        // It ends by itself too; what matters is that the image is there.
         let _ = self.drop_lease(&lease).await;
-        loaded
+        Ok(loaded)
     }
 
     async fn load_under(
@@ -59,6 +61,7 @@ impl Containerd {
         let chain = image::chain_ids(&diff_ids);
         let mut parent = String::new();
         for ((layer, diff_id), snapshot) in layers.iter().zip(&diff_ids).zip(&chain) {
+            self.keep(lease, snapshot.clone(), format!("snapshots/{}", self.snapshotter())).await?;
             if !self.is_committed(snapshot).await? {
                 self.unpack(lease, layer, diff_id, &parent, snapshot).await?;
             }
@@ -77,6 +80,8 @@ impl Containerd {
 
     async fn write_blob(&self, lease: &str, part: Part, blobs: &Arc<dyn Blobs>) -> Result<(), RuntimeError> {
         let digest = part.blob.digest.clone();
+        // Kept before it is looked for: what is found stays.
+        self.keep(lease, digest.clone(), "content".to_string()).await?;
         if self.info(&digest).await?.is_some() {
             // Another image brought it, perhaps without the labels.
             for (key, value) in &part.labels {
@@ -89,17 +94,24 @@ impl Containerd {
             Ok(()) => return Ok(()),
             Err(status) => status,
         };
-        match status.code() {
-            Code::AlreadyExists => Ok(()),
-            _ => Err(self.fault(&what, &status)),
+        if status.code() == Code::AlreadyExists {
+            return Ok(());
         }
+        let error = self.fault(&what, &status);
+        if matches!(error, RuntimeError::Mismatch { .. }) {
+            // What is wrong must not be what the next attempt goes on from.
+            let path = "/containerd.services.content.v1.Content/Abort";
+            let request = wire::AbortRequest { reference: write_ref(&digest) };
+            self.quick::<_, ()>(path, &what, request, Some(lease)).await?;
+        }
+        Err(error)
     }
 
     async fn stream_blob(&self, lease: &str, part: Part, blobs: &Arc<dyn Blobs>) -> Result<(), Status> {
         let Part { blob, labels } = part;
         let total = i64::try_from(blob.size).map_err(|_| Status::invalid_argument("too large a blob"))?;
         let base = wire::WriteContentRequest {
-            reference: format!("shoal-{}", blob.digest),
+            reference: write_ref(&blob.digest),
             total,
             expected: blob.digest.clone(),
             ..Default::default()
@@ -154,7 +166,7 @@ impl Containerd {
         let apply = wire::ApplyRequest { diff: Some(layer.to_wire()), mounts: prepared.mounts };
         let path = "/containerd.services.diff.v1.Diff/Apply";
         let request = self.ask(apply, Some(lease))?;
-        let applied: wire::ApplyResponse = self.call(path, &what, request, LEASE_FOR).await?;
+        let applied: wire::ApplyResponse = self.call(path, &what, request, UNPACK_MAX).await?;
         let applied = applied.applied.unwrap_or_default().digest;
         if applied != diff_id {
             return Err(RuntimeError::Mismatch { what, why: format!("unpacked to {applied}, not {diff_id}") });
@@ -164,6 +176,11 @@ impl Containerd {
         let path = "/containerd.services.snapshots.v1.Snapshots/Commit";
         self.quick(path, &what, request, Some(lease)).await
     }
+}
+
+/// Names the write of a blob, so that a later attempt goes on where this one was.
+fn write_ref(digest: &str) -> String {
+    format!("shoal-{digest}")
 }
 
 /// Sends a blob's parts from `there` on, and the commit.

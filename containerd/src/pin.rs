@@ -56,11 +56,12 @@ impl Containerd {
         Ok(ours.collect())
     }
 
-    async fn keep(&self, lease: &str, id: String, kind: String) -> Result<(), RuntimeError> {
+    /// Has a lease keep a blob or a snapshot, also one that is not there yet.
+    pub(crate) async fn keep(&self, lease: &str, id: String, kind: String) -> Result<(), RuntimeError> {
         let path = "/containerd.services.leases.v1.Leases/AddResource";
         let resource = Some(wire::Resource { id, kind });
         let request = wire::AddResourceRequest { id: lease.to_string(), resource };
-        self.quick::<_, ()>(path, "keep for a pin", request, None).await
+        self.quick::<_, ()>(path, "keep by a lease", request, None).await
     }
 
     /// Makes a lease unless it is there.

@@ -248,6 +248,14 @@ pub struct WriteContentResponse {
     pub digest: String,
 }
 
+/// `content.v1.AbortRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub struct AbortRequest {
+    /// Names the write.
+    #[prost(string, tag = "1")]
+    pub reference: String,
+}
+
 /// `leases.v1.CreateRequest`.
 #[derive(Clone, PartialEq, Message)]
 pub struct CreateLeaseRequest {

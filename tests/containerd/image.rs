@@ -53,7 +53,7 @@ pub(crate) fn layer(items: &[Item<'_>]) -> Vec<u8> {
 pub(crate) fn shell() -> Vec<u8> {
     let busybox = fs::read("/bin/busybox").unwrap();
     let mut items = vec![Item::Folder("bin"), Item::File("bin/busybox", 0o755, &busybox)];
-    let links = ["sh", "cksum", "cat", "sleep"].map(|name| format!("bin/{name}"));
+    let links = ["sh", "sha256sum", "cat", "sleep"].map(|name| format!("bin/{name}"));
     items.extend(links.iter().map(|name| Item::Link(name, "busybox")));
     layer(&items)
 }
