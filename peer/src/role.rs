@@ -2,7 +2,7 @@
 
 use crate::api;
 use crate::config::PeerConfig;
-use crate::mirror;
+use crate::mirror::{self, Fetcher};
 use crate::node::NodeHandle;
 use crate::node::setup::{Folders, SetupError, start as start_node};
 use crate::warm::{Board, Warmer};
@@ -55,7 +55,11 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
     let board = config.containerd.as_ref().map(|_| Arc::<Board>::default());
     let node = start_node(Role::Peer, &config.node, folders, board.clone(), &metrics, &mut tasks).await?;
     let mirror = match config.mirror.addr()? {
-        Some(addr) => Some(mirror::start(&config.mirror, addr, &node.handle, &metrics, &mut tasks).await?),
+        Some(addr) => {
+            let through = config.mirror.fetch_through;
+            let fetcher = through.then(|| Fetcher::new(node.control.clone(), node.tracker.clone()));
+            Some(mirror::start(&config.mirror, addr, &node.handle, fetcher, &metrics, &mut tasks).await?)
+        }
         None => None,
     };
     if let (Some(containerd), Some(board)) = (&config.containerd, board) {

@@ -96,7 +96,7 @@ impl Running {
         let addr = runtime.block_on(async {
             let mut tasks = Tasks::new(CancellationToken::new());
             let any = "127.0.0.1:0".parse().unwrap();
-            let started = mirror::start(&config, any, &node, &metrics, &mut tasks).await.unwrap();
+            let started = mirror::start(&config, any, &node, None, &metrics, &mut tasks).await.unwrap();
             tokio::spawn(async move { tasks.run().await });
             started.addr
         });

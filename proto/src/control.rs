@@ -4,6 +4,7 @@
 
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::ids::{Epoch, HostIndex, JobId};
+use crate::image::Reference;
 use crate::limits;
 use crate::locality::{Labels, validate_labels};
 use crate::membership::MembershipUpdate;
@@ -74,6 +75,16 @@ pub enum Request {
     /// Host to tracker: I am going down on purpose.
     #[n(5)]
     Leave,
+    /// Host to tracker, and from there to a seeder: an image was asked for here and is not here. `Done` means that it may come.
+    #[n(12)]
+    WantImage {
+        /// Its name, written out in full.
+        #[n(0)]
+        reference: String,
+        /// Who asked first; the tracker fills it in.
+        #[n(1)]
+        host: Option<HostIndex>,
+    },
 }
 
 /// The answer to a [`Request`].
@@ -213,6 +224,10 @@ impl Document for Request {
             Self::OpenJob { envelope } if envelope.len() > limits::ANNOUNCEMENT_BYTES_MAX => {
                 Err(DecodeError::TooLong { len: envelope.len(), max: limits::ANNOUNCEMENT_BYTES_MAX })
             }
+            Self::WantImage { reference, .. } => match reference.parse::<Reference>() {
+                Ok(name) if name.to_string() == *reference => Ok(()),
+                _ => Err(DecodeError::invalid("reference", "no image's full name")),
+            },
             Self::OpenJob { .. } | Self::JobStatus { .. } | Self::Leave => Ok(()),
         }
     }

@@ -76,6 +76,10 @@ impl Mirror {
                     By::Digest(digest) => Some(*digest),
                     By::Tag(tag) => self.shelf.tagged(&name, tag),
                 };
+                let digest = match digest.filter(|digest| self.shelf.blob(digest).is_some()) {
+                    None => self.fetch(&name, &by).await,
+                    found => found,
+                };
                 let blob =
                     digest.and_then(|digest| self.shelf.blob(&digest)).filter(|blob| is_manifest(&blob.media_type));
                 let Some(blob) = blob else { return missing(What::Manifest, "MANIFEST_UNKNOWN") };

@@ -5,16 +5,18 @@
 //! when the daemon hangs the port is closed, so that containerd goes on to the registry.
 //!
 //! Where to look: what is asked in [`ask`]; the answers in [`answer`] and their bodies in [`body`]; images and their
-//! pieces in [`shelf`]; containerd's files in [`hosts`]; the port in [`port`]; the watchdog in [`watch`].
+//! pieces in [`shelf`]; images that are not here in [`fetch`]; containerd's files in [`hosts`]; the port in [`port`]; the watchdog in [`watch`].
 
 mod answer;
 mod ask;
 mod body;
+mod fetch;
 pub mod hosts;
 mod port;
 mod shelf;
 mod watch;
 
+pub use fetch::Fetcher;
 pub use shelf::Shelf;
 
 use crate::node::NodeHandle;
@@ -50,11 +52,13 @@ pub struct MirrorConfig {
     /// How long a puller waits for a blob's first byte before it is sent on to the registry, and how long an image on its way
     /// here may stand still before its pulls are cut. Default 5 s.
     pub budget: Span,
+    /// Whether an image that is not here is asked of the region's seeder, which may refuse. Default false.
+    pub fetch_through: bool,
 }
 
 impl Default for MirrorConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:7703".into(), budget: Span(Duration::from_secs(5)) }
+        Self { listen: "127.0.0.1:7703".into(), budget: Span(Duration::from_secs(5)), fetch_through: false }
     }
 }
 
@@ -156,6 +160,8 @@ struct Mirror {
     asked: Arc<Asked>,
     counters: Counters,
     budget: Duration,
+    /// Asks the region for what is not here.
+    fetcher: Option<Fetcher>,
     streams: Arc<Semaphore>,
     readers: Arc<Semaphore>,
 }
@@ -168,11 +174,12 @@ pub struct Running {
     pub(crate) asked: Arc<Asked>,
 }
 
-/// Starts the mirror's tasks.
+/// Starts the mirror's tasks. With a `fetcher` images that are not here are asked for.
 pub async fn start(
     config: &MirrorConfig,
     addr: SocketAddr,
     node: &NodeHandle,
+    fetcher: Option<Fetcher>,
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> std::io::Result<Running> {
@@ -186,6 +193,7 @@ pub async fn start(
         asked: asked.clone(),
         counters: Counters::new(metrics),
         budget: config.budget.0,
+        fetcher,
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         readers: Arc::new(Semaphore::new(READERS_MAX)),
     });

@@ -3,7 +3,7 @@
 use super::{Driver, NodeHandle, NodeMetrics, Parts};
 use crate::activate::{ActivateError, ContentDir};
 use crate::config::NodeSettings;
-use crate::tracker::{Shared, TrackerClient};
+use crate::tracker::{ImageWish, Shared, TrackerClient};
 use crate::warm::Board;
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::bulk::{BindError, BulkConfig, BulkEndpoint};
@@ -19,6 +19,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
+
+/// Hosts' wishes for images that wait for the seeder.
+const WISHES: usize = 64;
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +82,8 @@ pub struct Running {
     pub control: ControlHandle,
     /// The tracker in use.
     pub tracker: watch::Receiver<Option<NodeId>>,
+    /// Hosts' wishes for images; seeders only.
+    pub wanted: Option<mpsc::Receiver<ImageWish>>,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
@@ -134,6 +139,7 @@ pub async fn start(
     let shared = Arc::new(Shared::default());
     let (tracker_sink, tracker_events) = mpsc::channel(64);
     let (current, tracker) = watch::channel(None);
+    let (wanted_in, wanted) = (role == Role::Seeder).then(|| mpsc::channel(WISHES)).unzip();
     let advertise = if settings.advertise.is_empty() { &bulk_addrs } else { &settings.advertise };
     let client = TrackerClient {
         control: control.clone(),
@@ -150,6 +156,7 @@ pub async fn start(
         shared: shared.clone(),
         sink: tracker_sink,
         current,
+        wanted: wanted_in,
     };
     let (driver, handle) = Driver::new(Parts {
         node: keys.node(),
@@ -168,5 +175,5 @@ pub async fn start(
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));
     tasks.spawn("driver", driver.run(token));
-    Ok(Running { handle, credential, bulk_addrs, control, tracker })
+    Ok(Running { handle, credential, bulk_addrs, control, tracker, wanted })
 }
