@@ -3,6 +3,7 @@
 use crate::api::{self, PUSHES_QUEUED};
 use crate::config::SeederConfig;
 use crate::jobs::Jobs;
+use crate::wanted::Wanted;
 use shoal_net::identity::{KeyFileError, load_key};
 use shoal_ops::http::{AdminToken, Server, TokenError, bind};
 use shoal_ops::metrics::Metrics;
@@ -84,6 +85,11 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         Some(_) => Vec::new(),
         None => vec!["no tracker can be reached".to_string()],
     });
+    if let Some(wishes) = node.wanted {
+        let (prefixes, node) = (config.fetch_through.clone(), node.handle.clone());
+        let wanted = Wanted { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
+        tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
+    }
     let routes = api::routes(jobs, node.handle.clone(), admin, pushes);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));

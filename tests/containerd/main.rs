@@ -6,5 +6,7 @@
 mod common;
 mod direct;
 mod image;
+mod registry;
 mod runtime;
+mod through;
 mod warm;

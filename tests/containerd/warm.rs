@@ -2,11 +2,12 @@
 
 use crate::common::{Region, get, noise, ok, until};
 use crate::image::{Item, layer, layout, shell};
+use crate::registry::Registry;
 use crate::runtime::{Runtime, require_packages};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// A registry that was never there.
 const REGISTRY: &str = "registry.example:5000";
@@ -213,46 +214,6 @@ fn hosts_that_cannot_say_why() {
         (said == [true; 3]).then_some(())
     });
     assert_eq!(lab.region.cli(&["status", &job, "--wait"]).status.code(), Some(3));
-}
-
-/// A registry of Debian's, with an image in it.
-struct Registry {
-    child: Child,
-    addr: String,
-}
-
-impl Registry {
-    fn start(dir: &Path, layout: &Path) -> Self {
-        // Nobody else takes this port between here and there, or the wait below fails.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let addr = format!("127.0.0.1:{port}");
-        let data = dir.join("registry");
-        let config = dir.join("registry.yml");
-        let text = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{addr}\"}}\n",
-            data.display()
-        );
-        fs::write(&config, text).unwrap();
-        let log = fs::File::create(dir.join("registry.log")).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let registry = Self { child: command.spawn().unwrap(), addr };
-        until("the registry answers", || get(&registry.addr, "/v2/", None));
-        let copied = Command::new("skopeo")
-            .args(["copy", "-q", "--preserve-digests", "--dest-tls-verify=false"])
-            .args([format!("oci:{}", layout.display()), format!("docker://{}/lab/app:v1", registry.addr)])
-            .output()
-            .unwrap();
-        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-        registry
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

@@ -325,7 +325,9 @@ impl Repository {
             Some(Challenge::Basic) => match &self.credentials {
                 Some(Credentials::Password(user, password)) => auth::basic(user, password),
                 _ => {
-                    return Err(no("it wants a user and password: name it under `auths` in the seeder's docker_config"));
+                    return Err(no(
+                        "it wants a user and password: name it under `auths` in the seeder's docker_config",
+                    ));
                 }
             },
             Some(Challenge::Bearer { realm, service, scope }) => {
