@@ -12,8 +12,8 @@ fn a_miss_is_fetched_once_for_all_hosts() {
     let folder = tempfile::tempdir().unwrap();
     let data = noise(8_000_000, 9);
     let layers = [shell(), layer(&[Item::Folder("data"), Item::File("data/noise", 0o644, &data)])];
-    let at = layout(&folder.path().join("image"), "v1", &layers);
-    let registry = Registry::start(folder.path(), &at);
+    let image = layout(&folder.path().join("image"), "v1", &layers);
+    let registry = Registry::start(folder.path(), &image);
     let mut runtimes: Vec<Runtime> =
         (0..3).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), true)).collect();
     runtimes.iter_mut().for_each(Runtime::start);
@@ -22,9 +22,8 @@ fn a_miss_is_fetched_once_for_all_hosts() {
         set.map(str::to_string).to_vec()
     });
     region.seeder.kill();
-    region
-        .seeder
-        .set(format!("registries.'registry.example:5000'={{ url = 'http://{}', plain_http = true }}", registry.addr));
+    let at = format!("{{ url = 'http://{}', plain_http = true }}", registry.addr);
+    region.seeder.set(format!("registries={{ 'registry.example:5000' = {at} }}"));
     region.seeder.set("fetch_through=['registry.example:5000/lab']".into());
     region.seeder.start();
     region.wait_up(3);
