@@ -285,6 +285,7 @@ fn small_manifest(data: &[u8]) -> Manifest {
         piece_lens: (size as u32).to_le_bytes().to_vec(),
         piece_hashes: Hash::of(data).0.to_vec(),
         parity_hashes: Vec::new(),
+        image: None,
     }
 }
 
@@ -313,6 +314,7 @@ fn what_is_not_signed_for_is_refused_and_changes_nothing() {
         created_at: system_clock(),
         expires_at: system_clock() + 1000,
         feed: Some(FeedMark { published_at_ms: sequence }),
+        staged: false,
     };
     let refused = |why: &str| peer.metric(&format!("shoal_feed_refused_total{{why=\"{why}\"}}"));
     let unreadable = || peer.metric("shoal_announcements_refused_total");

@@ -3,6 +3,7 @@
 //! Invariant: a configuration that passed [`SeederConfig::validate`] can be run.
 
 use crate::registry::http::Url;
+use crate::wanted::is_prefix;
 use serde::{Deserialize, Serialize};
 use shoal_ops::config::ConfigError;
 use shoal_ops::units::Span;
@@ -35,6 +36,9 @@ pub struct SeederConfig {
     pub lanes: u8,
     /// How long hosts remember a job. Default `7d`.
     pub job_lifetime: Span,
+    /// Images hosts may have pulled by asking their mirror: registries, or a registry and the beginning of repositories in it,
+    /// e.g. `registry.example:5000/lab`. Default: none.
+    pub fetch_through: Vec<String>,
     /// Credentials of registries: a docker-style `config.json` with `auths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
@@ -71,6 +75,7 @@ impl Default for SeederConfig {
             parity_shards: 4,
             lanes: 64,
             job_lifetime: Span::seconds(7 * 86_400),
+            fetch_through: Vec::new(),
             docker_config: None,
             pull_patience: Span::seconds(120),
             registries: BTreeMap::new(),
@@ -88,6 +93,10 @@ impl SeederConfig {
         check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "between 1 and 64")?;
         check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "at least 1m")?;
         check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "at most 1d")?;
+        for prefix in &self.fetch_through {
+            let why = format!("`{prefix}` is no registry, nor one with the beginning of repositories");
+            check(is_prefix(prefix), "fetch_through", &why)?;
+        }
         for (name, settings) in &self.registries {
             let key = format!("registries.{name}");
             check(is_host(name), &key, "not a registry as images name it: host or host:port")?;

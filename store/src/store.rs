@@ -565,6 +565,11 @@ impl Store {
         Some(self.inner.content(id)?.manifest.clone())
     }
 
+    /// How many pieces of a content are here; `None` when it is not known.
+    pub fn held(&self, id: &ContentId) -> Option<u32> {
+        self.inner.content(id).map(|content| lock(&content.have).count())
+    }
+
     /// Whether a content is whole and durable.
     pub fn is_complete(&self, id: &ContentId) -> bool {
         self.inner.content(id).is_some_and(|content| content.is_complete())

@@ -3,8 +3,8 @@
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
 //! their jobs are, [`contents`] takes contents from manifest to completion, [`feeds`] keeps to the latest versions of feeds,
-//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`effects`] carries wishes out,
-//! [`pool`] runs those that block, [`book`] counts.
+//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`warming`] has images warmed,
+//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
@@ -17,6 +17,7 @@ mod pool;
 mod rollouts;
 pub mod setup;
 mod switch;
+mod warming;
 
 pub use book::NodeMetrics;
 pub use feeds::FeedPublication;
@@ -28,6 +29,7 @@ use crate::rollout::journal::Journal;
 use crate::rollout::record::Record;
 use crate::rollout::settings::Activations;
 use crate::tracker::{Shared, TrackerEvent};
+use crate::warm::{Board, WarmFault};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
@@ -101,6 +103,10 @@ pub enum Command {
     Sent(JobId, oneshot::Sender<u64>),
     /// How are the rollouts?
     Rollouts(oneshot::Sender<Vec<RolloutStatus>>),
+    /// Is the driver there?
+    Ping(oneshot::Sender<()>),
+    /// A job's image was warmed, or could not be.
+    Warmed(JobId, Result<(), WarmFault>),
 }
 
 /// How others reach the driver.
@@ -138,6 +144,13 @@ impl NodeHandle {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Rollouts(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// Whether the driver answers. Waits for it.
+    pub async fn is_there(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Ping(reply)).await;
+        answer.await.is_ok()
     }
 
     /// This host's own reports.
@@ -180,6 +193,8 @@ pub struct Parts {
     pub(crate) feed_files: FeedFiles,
     /// Who writes them there.
     pub(crate) keeper: Keeper,
+    /// Where wishes for warm images go; peers with a container runtime only.
+    pub warming: Option<Arc<Board>>,
     /// Counters.
     pub metrics: NodeMetrics,
 }
@@ -205,6 +220,7 @@ pub struct Driver {
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     content_dir: Option<ContentDir>,
+    warming: Option<Arc<Board>>,
     started: std::time::Instant,
     /// `None` until our place in the roster and a membership that has us are known.
     brain: Option<Node>,
@@ -277,6 +293,7 @@ impl Driver {
             commands,
             shared: parts.shared,
             content_dir: parts.content_dir,
+            warming: parts.warming,
             started: std::time::Instant::now(),
             brain: None,
             me,
@@ -307,6 +324,7 @@ impl Driver {
         driver.load_feeds();
         driver.load_activated();
         driver.load_rollouts();
+        driver.tell_known_jobs();
         driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
         driver.start_brain();
         (driver, handle)
@@ -544,6 +562,10 @@ impl Driver {
                 let sent = self.envelopes.get(&job).map(|(row, _)| self.book.of_job(&job, &row.content).1);
                 let _ = reply.send(sent.unwrap_or(0));
             }
+            Command::Ping(reply) => {
+                let _ = reply.send(());
+            }
+            Command::Warmed(job, result) => self.on_warmed(job, result),
         }
     }
 
