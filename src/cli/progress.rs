@@ -126,9 +126,9 @@ pub(crate) fn summary(status: &JobStatus) {
     for rack in &status.racks {
         let ratio = rack.tiers.imported() as f64 / status.size.max(1) as f64;
         output::line(&format!(
-            "  {}: {} of {} {word}, imported {:.3}x ({})",
+            "  {}: {} of {} {what}, imported {:.3}x ({})",
             rack.rack,
-            rack.active,
+            if status.staged { rack.has } else { rack.active },
             rack.hosts,
             ratio,
             tiers(&rack.tiers),
