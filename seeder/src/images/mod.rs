@@ -1,10 +1,11 @@
 //! Images on their way in: from a folder, an archive or a registry to one content whose blobs are its streams.
 //!
-//! Owns: [`documents`] and what they lead to, [`archive`]s, [`pull`]s, [`names`] of jobs.
+//! Owns: [`documents`] and what they lead to, [`archive`]s and the [`files`] in them, [`pull`]s, [`names`] of jobs.
 //! Invariant: the name hosts know an image by is written out in full before its job begins.
 
 pub mod archive;
 pub mod documents;
+mod files;
 pub mod names;
 pub mod pull;
 
