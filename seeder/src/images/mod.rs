@@ -124,6 +124,8 @@ impl Jobs {
         let repository = Repository::open(&self.config, reference).map_err(|error| error.to_string())?;
         let progress = IngestProgress::default();
         let pulled = async {
+            // Not an ingest's turn: a registry may take its time, and a decision of the moment must not wait for it.
+            let _turn = self.pulls.turns.acquire().await;
             let (index, documents) = gather(&repository, asked).await?;
             let pulled = self.pulls.pull(&repository, &self.node().store, job, index, documents, &progress).await;
             pulled.map_err(|error| error.to_string())
