@@ -4,7 +4,9 @@ mod common;
 mod image_lab;
 
 use common::{Region, noise, until};
-use image_lab::{Ending, Fake, Image, Layer, OCI_MANIFEST, Registry, Reply, Seen, serve, sha256, skopeo, tar};
+use image_lab::{
+    Ending, Fake, Image, Layer, OCI_MANIFEST, Registry, Reply, Seen, serve, sha256, skopeo, tar, write_index,
+};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -163,6 +165,41 @@ fn a_dry_run_says_what_would_be_pulled_and_pulls_nothing() {
     assert!(text.contains("for 2 hosts") && text.contains(&second.layers[1]), "{text}");
     assert_eq!(registry.served(), served, "no blob was asked for");
     assert_eq!(region.cli_json(&["status", "--json"]).unwrap().as_array().unwrap().len(), 1, "no job was made");
+}
+
+#[test]
+fn platforms_are_chosen_and_docker_images_are_images_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(&folder.path().join("registry"));
+    let region = region(1, 1, &registry.addr);
+    let base = packed("base", 500_000, 1);
+    let (amd, arm) =
+        (Image::new(&[base.clone(), packed("amd", 200_000, 2)]), Image::new(&[base, packed("arm", 200_000, 3)]));
+    let layout = folder.path().join("multi");
+    let index = write_index(&layout, &[(&amd, "amd64"), (&arm, "arm64")]);
+    let copy = |more: &[&str], name: &str| {
+        let (from, to) = (format!("oci:{}:it", layout.display()), format!("docker://{}/{name}", registry.addr));
+        skopeo(&[&["copy", "-q", "--dest-tls-verify=false"], more, &[&*from, &*to]].concat());
+    };
+    copy(&["--all", "--preserve-digests"], "lab/multi:v1");
+    let image = format!("{NAME}/lab/multi:v1");
+    follow(&region, &["prewarm", &image, "--platform", "linux/arm64"]);
+    assert_everywhere(&region, &arm);
+    let held = stored(&region.peers[0]);
+    assert!(held.contains(&sha256(&index)), "the tag leads to the index, which containerd asks for");
+    assert!(!held.contains(&amd.layers[1]) && !registry.served().contains_key(&amd.layers[1]));
+    let text = refused(&region, &[&image, "--platform", "linux/riscv64"]);
+    assert!(text.contains("no platform linux/riscv64") && text.contains("linux/amd64, linux/arm64"), "{text}");
+    let all = follow(&region, &["prewarm", &image, "--platform", "all"]).pop().unwrap();
+    assert_everywhere(&region, &amd);
+    assert!(imports(&all)[0] < 300_000, "the other platform's own layer alone: {:?}", imports(&all));
+    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
+
+    // Docker's own types; the layers are the same bytes.
+    copy(&["--format", "v2s2", "--override-arch", "amd64"], "lab/docker:v1");
+    let status = prewarm(&region, "lab/docker:v1");
+    assert!(imports(&status)[0] < 10_000, "its layers were there: {:?}", imports(&status));
+    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
 }
 
 #[test]

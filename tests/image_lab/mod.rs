@@ -137,6 +137,25 @@ impl Image {
     }
 }
 
+/// An OCI layout of an index of two images, for these platforms, with the tag `it`; gives the index.
+pub(crate) fn write_index(dir: &Path, images: &[(&Image, &str)]) -> Vec<u8> {
+    let mut rows = Vec::new();
+    for (image, architecture) in images {
+        image.write(dir, "it");
+        let (digest, size) = (sha256(&image.manifest), image.manifest.len());
+        let platform = format!(r#""platform":{{"architecture":"{architecture}","os":"linux"}}"#);
+        rows.push(format!(r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{digest}","size":{size},{platform}}}"#));
+    }
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":[{}]}}"#, rows.join(","));
+    fs::write(dir.join("blobs/sha256").join(&sha256(index.as_bytes())[7..]), &index).unwrap();
+    let name = r#""annotations":{"org.opencontainers.image.ref.name":"it"}"#;
+    let row =
+        format!(r#"{{"mediaType":"{kind}","digest":"{}","size":{},{name}}}"#, sha256(index.as_bytes()), index.len());
+    fs::write(dir.join("index.json"), format!(r#"{{"schemaVersion":2,"manifests":[{row}]}}"#)).unwrap();
+    index.into_bytes()
+}
+
 /// Runs skopeo; it must succeed.
 pub(crate) fn skopeo(args: &[&str]) {
     let output = program("skopeo").args(args).output().unwrap();
