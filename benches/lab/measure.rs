@@ -134,7 +134,7 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
     let idle = stage.racks.counters()?;
     rest(window)?;
     let before = stage.racks.counters()?;
-    let began = system.begin(&mut stage)?;
+    let began = system.begin(&mut stage, &at_first)?;
     let cpu_before = stage.processes.look();
     let expected: BTreeSet<Place> = hosts.iter().copied().filter(|host| !troubles.lost.contains(host)).collect();
     let done = watch(&mut stage, &mut *system, &mut troubles, &expected, began, scenario.limit())?;
@@ -310,7 +310,7 @@ impl Trouble {
         let layout = stage.racks.layout().clone();
         match fault.kind {
             faults::Kind::Crash if on => hosts.iter().for_each(|host| stage.processes.kill(*host)),
-            faults::Kind::Crash => hosts.iter().try_for_each(|host| system.start_host(stage, *host, true))?,
+            faults::Kind::Crash => hosts.iter().try_for_each(|host| system.start_host(stage, *host))?,
             faults::Kind::Slow => {
                 for host in hosts {
                     let Place::Host { rack, .. } = *host else { continue };
