@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 const TEMPORARY: &str = ".shoal-";
 /// File beside the versions that says which content each is.
 const LEDGER: &str = ".shoal-versions";
+/// Contents of more entries than this are made durable by one flush of the file system.
+const FLUSHED_ALONE_MAX: usize = 512;
 
 /// Why a version was not switched in. `current` is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -210,8 +212,28 @@ fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) ->
             set_mode(at, mode)?;
         }
     }
-    // One flush of the file system costs less than one a file.
-    let folder = File::open(at).or_else(|_| File::open(at.parent().unwrap_or(at))).map_err(fault("open", at))?;
+    make_durable(manifest, at)
+}
+
+/// Flushes what was made. File by file as long as they are few: a flush of the whole file system also waits for whatever
+/// the host's other programs have written to it.
+fn make_durable(manifest: &Manifest, at: &Path) -> Result<(), ActivateError> {
+    let flush = |path: &Path| match File::open(path).and_then(|file| file.sync_all()) {
+        // Its own mode may close it to us, unless we are root.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => flush_all(path),
+        result => result.map_err(fault("flush", path)),
+    };
+    if manifest.entries.len() > FLUSHED_ALONE_MAX {
+        return flush_all(at);
+    }
+    let real = manifest.entries.iter().filter(|entry| !matches!(entry.kind, EntryKind::Link { .. }));
+    real.map(|entry| at.join(OsStr::from_bytes(&entry.path))).try_for_each(|path| flush(&path))?;
+    flush(at)
+}
+
+fn flush_all(at: &Path) -> Result<(), ActivateError> {
+    let folder = at.ancestors().skip(1).find_map(|folder| File::open(folder).ok());
+    let folder = folder.ok_or(io::Error::from(io::ErrorKind::PermissionDenied)).map_err(fault("open", at))?;
     rustix::fs::syncfs(&folder).map_err(|error| fault("flush", at)(error.into()))
 }
 

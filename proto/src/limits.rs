@@ -24,6 +24,12 @@ pub const ENTRIES_MAX: usize = 2_000_000;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Longest single component of a path, bytes (what Linux file systems take).
 pub const PATH_COMPONENT_BYTES_MAX: usize = 255;
+/// Blobs in one image. With a thousand layers an image is at the limit of what runtimes take.
+pub const BLOBS_MAX: usize = 4096;
+/// Longest media type, bytes.
+pub const MEDIA_TYPE_BYTES_MAX: usize = 255;
+/// Longest name of an image, bytes: host, repository, tag and digest.
+pub const REFERENCE_BYTES_MAX: usize = 768;
 /// Longest content or feed name, bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Longest label key or value, and longest locality component, bytes.

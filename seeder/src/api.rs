@@ -1,6 +1,7 @@
 //! The seeder's HTTP API. Every request shows the admin token.
 
 use crate::feeds::{self, Feeds};
+use crate::images::{self, Resolved};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
 use crate::rollout::{self, Rollouts};
 use axum::body::Body;
@@ -69,6 +70,7 @@ pub(crate) fn routes(
 ) -> Router {
     Router::new()
         .route("/v1/push", post(push))
+        .route("/v1/images/resolve", post(resolve))
         .route("/v1/jobs", get(list))
         .route("/v1/jobs/{id}", get(status))
         .route("/v1/jobs/{id}/events", get(events))
@@ -81,34 +83,43 @@ pub(crate) fn routes(
         .layer(from_fn_with_state(token, require_token))
 }
 
-async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
-    let refused = |error: PushError| {
-        let status = match &error {
-            PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            PushError::Clash { .. } => StatusCode::CONFLICT,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+fn refused(error: PushError) -> ApiError {
+    let status = match &error {
+        PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        PushError::Clash { .. } => StatusCode::CONFLICT,
+        _ => StatusCode::BAD_REQUEST,
     };
-    if !request.staged {
-        let rollouts = api.rollouts.clone();
-        let name = request.name.clone();
-        let way = tokio::task::spawn_blocking(move || rollouts.make_way(&name)).await;
-        let why = match way {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = why {
-            let remedy = "push it with --stage and roll it out, or cancel that rollout";
-            return Err(ApiError::new(StatusCode::CONFLICT, "push refused", why, remedy));
-        }
-    }
+    ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+}
+
+/// Ends a rollout of the name that is over in all but name; one that is under way is in the way.
+async fn make_way(rollouts: Arc<Rollouts>, name: String) -> Result<(), ApiError> {
+    let way = tokio::task::spawn_blocking(move || rollouts.make_way(&name)).await;
+    let way = way.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    way.map_err(|why| {
+        let remedy = "push it with --stage and roll it out, or cancel that rollout";
+        ApiError::new(StatusCode::CONFLICT, "push refused", why.to_string(), remedy)
+    })
+}
+
+async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
     let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
+    // An image's name may have to be read from its files.
+    let completed = tokio::task::spawn_blocking(move || images::complete(request)).await;
+    let completed = completed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let request = completed.map_err(refused)?;
+    if !request.staged {
+        make_way(api.rollouts.clone(), request.name.clone()).await?;
+    }
     let job = api.jobs.create(&request).map_err(refused)?;
     permit.send((job, request));
     Ok(Json(Pushed { job }))
+}
+
+/// What pulling an image would bring; nothing is pulled but its documents.
+async fn resolve(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Resolved>, ApiError> {
+    api.jobs.resolve(&request).await.map(Json).map_err(refused)
 }
 
 fn remedy(error: &PushError) -> &'static str {
@@ -120,6 +131,7 @@ fn remedy(error: &PushError) -> &'static str {
         PushError::Selector(_) => "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`",
         PushError::NoHosts(_) => "see `shoal hosts` for the hosts there are",
         PushError::Path(_) => "give the absolute path of a file or directory on the seeder's machine that it may read",
+        PushError::Image(_) => "name the image as containerd will ask for it, e.g. registry.example:5000/lab/app:v1",
         PushError::Clash { .. } => "use another name: a name is one kind's, and no name lies within another",
         PushError::Busy => "wait for one to end",
         PushError::Store(_) => "look at the seeder's disk and its log",

@@ -4,13 +4,14 @@
 //! host hears of the job.
 
 use crate::config::SeederConfig;
-pub use crate::status::{HostLine, JobStatus, Phase, PushRequest};
+use crate::images::pull::Pulls;
+pub use crate::status::{HostLine, ImageRequest, JobStatus, Phase, PushRequest};
 use minicbor::{Decode, Encode};
 use shoal_net::admission::system_clock;
 use shoal_net::control::ControlHandle;
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::Running;
-use shoal_proto::announcement::{Announcement, is_content_name, is_reserved, is_version};
+use shoal_proto::announcement::{Announcement, Kind, is_content_name, is_reserved, is_version};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{JobId, NodeId};
 use shoal_proto::locality::Selector;
@@ -43,6 +44,9 @@ pub enum PushError {
     /// Nothing usable is there.
     #[error("{0}")]
     Path(String),
+    /// The image cannot be.
+    #[error("{0}")]
+    Image(String),
     /// The name collides with another's folder on the hosts.
     #[error("`{name}` cannot stand beside `{other}` ({kind})")]
     Clash {
@@ -141,6 +145,7 @@ pub struct Jobs {
     /// Woken when a job changed.
     pub changed: Notify,
     pub(crate) ingests: Semaphore,
+    pub(crate) pulls: Pulls,
 }
 
 fn key(job: &JobId) -> String {
@@ -151,6 +156,7 @@ impl Jobs {
     /// Continues with the jobs on disk.
     pub fn open(config: SeederConfig, publisher: Keypair, running: &Running) -> Arc<Self> {
         let jobs = Self {
+            pulls: Pulls::new(&config.dir),
             config,
             publisher,
             me: running.credential.node,
@@ -179,7 +185,7 @@ impl Jobs {
     /// Pushes that were not taken in before the seeder stopped.
     pub fn unfinished(&self) -> Vec<(JobId, PushRequest)> {
         let rows = self.rows();
-        let pushes = rows.values().filter(|row| row.status.phase == Phase::Ingesting);
+        let pushes = rows.values().filter(|row| row.status.is_coming());
         pushes.filter_map(|row| Some((row.status.job, row.request.clone()?))).collect()
     }
 
@@ -223,17 +229,15 @@ impl Jobs {
         if !is_version(&request.version) {
             return Err(PushError::Version(request.version.clone()));
         }
+        if !request.image.as_ref().is_some_and(|image| image.pull) {
+            let fault = |why: &dyn std::fmt::Display| PushError::Path(format!("{}{why}", request.path.display()));
+            if !request.path.is_absolute() {
+                return Err(fault(&" is not an absolute path"));
+            }
+            std::fs::metadata(&request.path).map_err(|error| fault(&format!(": {error}")))?;
+        }
+        self.selected(&request.to)?;
         let selector = Selector::parse(&request.to).map_err(|error| PushError::Selector(error.to_string()))?;
-        if !request.path.is_absolute() {
-            return Err(PushError::Path(format!("{} is not an absolute path", request.path.display())));
-        }
-        std::fs::metadata(&request.path)
-            .map_err(|error| PushError::Path(format!("{}: {error}", request.path.display())))?;
-        let membership = self.handle.membership.borrow().clone();
-        // Without any membership there is no tracker yet, and nothing can be said.
-        if !membership.is_empty() && membership.select(&selector).none() {
-            return Err(PushError::NoHosts(selector.to_string()));
-        }
         let mut id = [0u8; 16];
         getrandom::fill(&mut id).map_err(|error| PushError::Store(error.to_string()))?;
         let job = JobId(id);
@@ -255,6 +259,18 @@ impl Jobs {
         drop(rows);
         self.try_keep(&job).map_err(PushError::Store)?;
         Ok(job)
+    }
+
+    /// How many hosts a selector names; none is an error, unless there is no membership yet.
+    pub(crate) fn selected(&self, to: &[String]) -> Result<u32, PushError> {
+        let selector = Selector::parse(to).map_err(|error| PushError::Selector(error.to_string()))?;
+        let membership = self.handle.membership.borrow().clone();
+        let hosts = membership.select(&selector);
+        // Without any membership there is no tracker yet, and nothing can be said.
+        if !membership.is_empty() && hosts.none() {
+            return Err(PushError::NoHosts(selector.to_string()));
+        }
+        Ok(hosts.count())
     }
 
     /// Follows a rollout like a job, so that what hosts say of it is shown and told to the hub.
@@ -305,28 +321,23 @@ impl Jobs {
     }
 }
 
-/// On the hosts a name is a folder of versions: it cannot be of two kinds, nor lie within another name's folder.
+/// On the hosts a name is a folder of versions: it cannot be of two kinds, nor lie within another name's folder. Images have
+/// no folder.
 fn clashes(other: &JobStatus, request: &PushRequest) -> bool {
     let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
     let (name, former) = (&request.name, &other.name);
     let same = name == former && request.kind != other.kind;
-    other.phase != Phase::Failed && (same || within(name, former) || within(former, name))
+    let folders = other.kind != Kind::Image && request.kind != Kind::Image;
+    other.phase != Phase::Failed && (same || (folders && (within(name, former) || within(former, name))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_proto::announcement::Kind;
 
     fn push(name: &str, kind: Kind) -> PushRequest {
-        PushRequest {
-            path: "/".into(),
-            name: name.into(),
-            version: "1".into(),
-            kind,
-            to: vec!["all".into()],
-            staged: false,
-        }
+        let to = vec!["all".into()];
+        PushRequest { path: "/".into(), name: name.into(), version: "1".into(), kind, to, staged: false, image: None }
     }
 
     #[test]
@@ -339,6 +350,9 @@ mod tests {
         assert!(clashes(&main, &push("gslb/main/x", Kind::Gslb)));
         assert!(!clashes(&main, &push("gslb/mainz", Kind::Blob)));
         assert!(!clashes(&main, &push("gslb/other", Kind::Blob)));
+        let app = there("r.example/app/v1", Kind::Image);
+        assert!(!clashes(&app, &push("r.example/app/v1/v2", Kind::Image)), "a repository below another");
+        assert!(clashes(&app, &push("r.example/app/v1", Kind::Blob)));
         let mut failed = there("a", Kind::Blob);
         failed.fail("no such file");
         assert!(!clashes(&failed, &push("a", Kind::Config)), "what failed left no folder");

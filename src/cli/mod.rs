@@ -11,6 +11,7 @@ mod feed;
 mod hosts;
 mod ls;
 mod output;
+mod prewarm;
 mod progress;
 mod push;
 mod role;
@@ -35,12 +36,14 @@ pub(crate) struct Cli {
 enum Command {
     /// Run a whole region on this machine: push a file or directory through racks of real processes and verify it
     Demo(demo::Args),
-    /// Push a file or directory to hosts
+    /// Push a file, a directory or an image to hosts
     Push(push::Args),
     /// Switch a version in on hosts, wave by wave, and back when it is not well
     Rollout(Box<rollout::Args>),
     /// Show which host is on which version of a name, and on which it should be
     Versions(versions::Args),
+    /// Pull images from their registry, once, and push them to hosts
+    Prewarm(prewarm::Args),
     /// Show how far jobs are
     Status(status::Args),
     /// Publish and watch feeds: named sequences of small contents, of which the latest counts
@@ -98,6 +101,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Push(args) => push::run(&args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Versions(args) => versions::run(&args),
+        Command::Prewarm(args) => prewarm::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Feed(command) => feed::run(&command),
         Command::Ls(args) => ls::run(&args),

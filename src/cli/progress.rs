@@ -169,7 +169,7 @@ impl View {
         let Some((all, head, racks)) = &mut self.bars else { return };
         let (done, total) = measure(status);
         head.set_style(style("{prefix:<12} {bar:30} {percent:>3}% {msg}"));
-        head.set_prefix(if status.phase == Phase::Ingesting { "reading" } else { "distributing" });
+        head.set_prefix(word(status.phase));
         head.set_length(total.max(1));
         head.set_position(done);
         head.set_message(details(status));
@@ -201,7 +201,7 @@ fn style(template: &str) -> ProgressStyle {
 
 /// Done and total, in the unit of the phase.
 fn measure(status: &JobStatus) -> (u64, u64) {
-    if status.phase == Phase::Ingesting {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
         return (status.ingested, status.size);
     }
     let (hosts, ..) = status.hosts();
@@ -209,7 +209,7 @@ fn measure(status: &JobStatus) -> (u64, u64) {
 }
 
 fn details(status: &JobStatus) -> String {
-    if status.phase == Phase::Ingesting {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
         return format!("{} of {}", ByteSize(status.ingested).rounded(), ByteSize(status.size).rounded());
     }
     let (hosts, _, active, failed, _) = status.hosts();
@@ -221,11 +221,16 @@ fn details(status: &JobStatus) -> String {
 fn sentence(status: &JobStatus) -> String {
     let (done, total) = measure(status);
     let percent = if total == 0 { 0.0 } else { done as f64 * 100.0 / total as f64 };
-    let phase = match status.phase {
+    let phase = word(status.phase);
+    format!("{} {} {phase} {percent:.0}%  {}", status.name, status.version, details(status))
+}
+
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pulling => "pulling",
         Phase::Ingesting => "reading",
         Phase::Distributing => "distributing",
         Phase::Done => "done",
         Phase::Failed => "failed",
-    };
-    format!("{} {} {phase} {percent:.0}%  {}", status.name, status.version, details(status))
+    }
 }

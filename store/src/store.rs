@@ -9,12 +9,15 @@
 //! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
 //! GiB/s, which also finds what a loss of power garbled.
 
+mod errors;
 mod versions;
 
+pub use errors::{BeginError, FinishError, OpenError, PutError, ReadError};
 pub use versions::{VERSION_PIECE_BYTES_AVG, small_manifest};
 
 use crate::codec::{ErasureCodec, Rs};
 use crate::hot::Hot;
+use crate::images::BlobPlaces;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{Layout, OpenFiles, stream_path};
@@ -93,82 +96,6 @@ pub enum StoreEvent {
     },
 }
 
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The folder cannot be used.
-    #[error("cannot use the store {}: {source}", .dir.display())]
-    Io {
-        /// The folder.
-        dir: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The index cannot be opened.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
-/// Why a content cannot be begun.
-#[derive(Debug, thiserror::Error)]
-pub enum BeginError {
-    /// It would not fit.
-    #[error("needs {need} bytes, {room} can be had (quota and disk, after eviction)")]
-    WouldNotFit {
-        /// Bytes needed.
-        need: u64,
-        /// Bytes there are.
-        room: u64,
-    },
-    /// The manifest is not acceptable.
-    #[error("bad manifest: {0}")]
-    Manifest(#[from] DecodeError),
-    /// The disk failed.
-    #[error("disk: {0}")]
-    Io(#[from] io::Error),
-    /// The index failed.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
-/// Why a shard was not taken.
-#[derive(Debug)]
-pub enum PutError {
-    /// The thread is behind; try again after the next event.
-    Full(Bytes),
-    /// No such content.
-    Unknown,
-}
-
-/// Why a shard cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// No such content, or the piece is not here.
-    #[error("not here")]
-    NotHere,
-    /// The disk failed.
-    #[error("disk: {0}")]
-    Io(#[from] io::Error),
-}
-
-/// Why a content is not durable.
-#[derive(Debug, thiserror::Error)]
-pub enum FinishError {
-    /// Pieces are missing.
-    #[error("{0} pieces are missing")]
-    Incomplete(u32),
-    /// No such content.
-    #[error("not here")]
-    Unknown,
-    /// The disk failed.
-    #[error("disk: {0}")]
-    Io(#[from] io::Error),
-    /// The index failed.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
 /// A content that can be fetched into.
 #[derive(Debug)]
 pub struct Begun {
@@ -221,6 +148,14 @@ struct State {
     pinned: bool,
     #[n(2)]
     used_at: u64,
+    /// When it became whole, Unix seconds.
+    #[n(3)]
+    #[cbor(default)]
+    completed_at: u64,
+    /// Of the newest announcement that named it.
+    #[n(4)]
+    #[cbor(default)]
+    sequence: u64,
 }
 
 /// A content, open.
@@ -238,9 +173,11 @@ pub(crate) struct Content {
     complete: AtomicBool,
     pinned: AtomicBool,
     used_at: AtomicU64,
+    completed_at: AtomicU64,
+    pub(crate) sequence: AtomicU64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -267,6 +204,8 @@ impl Content {
             complete: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
             used_at: AtomicU64::new(unix_now()),
+            completed_at: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
         })
     }
 
@@ -293,7 +232,7 @@ impl Content {
         rows.into_iter().filter_map(|row| Some((row, parity.remove(&(stripe, row))?))).collect()
     }
 
-    fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
     }
 
@@ -302,7 +241,18 @@ impl Content {
             complete: self.is_complete(),
             pinned: self.pinned.load(Ordering::Relaxed),
             used_at: self.used_at.load(Ordering::Relaxed),
+            completed_at: self.completed_at.load(Ordering::Relaxed),
+            sequence: self.sequence.load(Ordering::Relaxed),
         }
+    }
+
+    pub(crate) fn touch(&self) {
+        self.used_at.store(unix_now(), Ordering::Relaxed);
+    }
+
+    /// Orders the contents of one name: the newest is the greatest.
+    pub(crate) fn age(&self) -> (u64, u64, ContentId) {
+        (self.sequence.load(Ordering::Relaxed), self.completed_at.load(Ordering::Relaxed), self.id)
     }
 
     /// Finds out by hashing which pieces are on the disk.
@@ -322,7 +272,10 @@ type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
 pub(crate) struct Inner {
     config: StoreConfig,
     pub(crate) index: Box<dyn Index>,
-    contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    pub(crate) contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    pub(crate) blobs: Mutex<BlobPlaces>,
+    /// Files that contents being begun share with others, inode and length: their room is taken.
+    pub(crate) linked: Mutex<Vec<(u64, u64)>>,
     hot: Mutex<Hot>,
     sink: Sink,
     attempts: AtomicU64,
@@ -333,13 +286,13 @@ pub(crate) struct Inner {
     adopting: Mutex<()>,
 }
 
-/// Room for a content until it is counted among the others.
-pub(crate) struct Promise<'a> {
-    inner: &'a Inner,
+/// Room for a content until it is counted among the others; given back when dropped.
+pub struct Promise {
+    inner: Arc<Inner>,
     bytes: u64,
 }
 
-impl Drop for Promise<'_> {
+impl Drop for Promise {
     fn drop(&mut self) {
         *lock(&self.inner.promised) -= self.bytes;
     }
@@ -354,7 +307,7 @@ impl Inner {
         lock(&self.hot)
     }
 
-    fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
+    pub(crate) fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
         lock(&self.contents).get(id).cloned()
     }
 
@@ -362,7 +315,7 @@ impl Inner {
         self.config.dir.join("contents").join(id.to_string())
     }
 
-    fn save_state(&self, content: &Content) -> Result<(), IndexError> {
+    pub(crate) fn save_state(&self, content: &Content) -> Result<(), IndexError> {
         self.index.apply(Tree::Contents, vec![(content.id.0.to_vec(), Some(encode(&content.state())))])
     }
 }
@@ -392,14 +345,14 @@ impl Drop for Thread {
 
 /// Where a piece with a known hash lies.
 #[derive(Encode, Decode)]
-struct PiecePlace {
+pub(crate) struct PiecePlace {
     #[n(0)]
-    content: ContentId,
+    pub(crate) content: ContentId,
     #[n(1)]
-    piece: PieceIndex,
+    pub(crate) piece: PieceIndex,
 }
 
-fn piece_key(hash: &Hash) -> Vec<u8> {
+pub(crate) fn piece_key(hash: &Hash) -> Vec<u8> {
     hash.0[..16].to_vec()
 }
 
@@ -430,7 +383,9 @@ impl Store {
             hot: Mutex::new(Hot::new(config.hot)),
             config,
             index: Box::new(index),
+            blobs: Mutex::new(BlobPlaces::of(contents.values())),
             contents: Mutex::new(contents),
+            linked: Mutex::default(),
             sink,
             attempts: AtomicU64::new(0),
             opened,
@@ -477,36 +432,31 @@ impl Store {
             return Ok(self.begun(&content, 0, Vec::new()));
         }
         let manifest = Arc::new(Manifest::from_bytes(manifest_bytes)?);
-        let need = manifest.size() + manifest_bytes.len() as u64;
-        let (_promise, evicted) = self.make_room(need)?;
         let dir = self.inner.folder(&id);
-        let content = (|| {
+        let begun = (|| {
             fs::create_dir_all(&dir)?;
             let content = Content::new(&dir, id, manifest, &self.inner.opened)?;
-            content.layout.hold()?;
+            let linked = self.link_blobs(&content);
+            let need = content.geometry.bytes() - linked.bytes() + manifest_bytes.len() as u64;
+            let (_promise, evicted) = self.make_room(need)?;
+            content.layout.hold().map_err(|error| would_not_fit(error, need, self.usage().free))?;
             content.light.store(version.is_some(), Ordering::Relaxed);
             // The manifest comes last: a folder without one is an attempt that did not get this far.
             write_manifest(&dir, manifest_bytes, version.is_none())?;
-            Ok(Arc::new(content))
-        })();
-        let content = content.inspect_err(|_: &BeginError| {
-            let _ = fs::remove_dir_all(&dir);
-        });
-        let content = match content {
-            Err(BeginError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
-                return Err(BeginError::WouldNotFit { need, room: self.usage().free });
+            let reused = match version {
+                None => linked.bytes() + self.reuse(&content)?,
+                Some(former) => former.map_or(Ok(0), |former| self.reuse_from(&content, &former))?,
+            };
+            if version.is_none() {
+                self.inner.save_state(&content)?;
             }
-            other => other?,
-        };
-        let reused = match version {
-            None => self.reuse(&content)?,
-            Some(former) => former.map_or(Ok(0), |former| self.reuse_from(&content, &former))?,
-        };
-        if version.is_none() {
-            self.inner.save_state(&content)?;
-        }
-        lock(&self.inner.contents).insert(id, content.clone());
-        Ok(self.begun(&content, reused, evicted))
+            let content = Arc::new(content);
+            lock(&self.inner.contents).insert(id, content.clone());
+            Ok(self.begun(&content, reused, evicted))
+        })();
+        begun.inspect_err(|_: &BeginError| {
+            let _ = fs::remove_dir_all(&dir);
+        })
     }
 
     fn begun(&self, content: &Content, reused: u64, evicted: Vec<ContentId>) -> Begun {
@@ -521,7 +471,7 @@ impl Store {
     }
 
     /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit; promises them.
-    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise<'_>, Vec<ContentId>), BeginError> {
+    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise, Vec<ContentId>), BeginError> {
         let mut evicted = Vec::new();
         // Held throughout: what is found free here is not given to two.
         let mut promised = lock(&self.inner.promised);
@@ -531,7 +481,7 @@ impl Store {
             let room = by_quota.min(usage.free.saturating_sub(self.inner.config.min_free)).saturating_sub(*promised);
             if need <= room {
                 *promised += need;
-                return Ok((Promise { inner: &self.inner, bytes: need }, evicted));
+                return Ok((Promise { inner: self.inner.clone(), bytes: need }, evicted));
             }
             let victim = lock(&self.inner.contents)
                 .values()
@@ -644,8 +594,10 @@ impl Store {
     fn complete(&self, content: &Content) -> Result<(), FinishError> {
         content.complete.store(true, Ordering::Release);
         content.layout.release();
-        content.used_at.store(unix_now(), Ordering::Relaxed);
+        content.touch();
+        content.completed_at.store(unix_now(), Ordering::Relaxed);
         self.inner.save_state(content)?;
+        lock(&self.inner.blobs).add(content);
         let places = (0..content.geometry.piece_count()).map(PieceIndex).map(|piece| {
             let key = piece_key(&content.manifest.piece_hash(piece));
             (key, Some(encode(&PiecePlace { content: content.id, piece })))
@@ -693,9 +645,11 @@ impl Store {
     pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
         self.inner.hot().forget(id);
-        content.layout.close();
+        content.layout.release();
+        lock(&self.inner.blobs).remove(&content);
         if !content.light.load(Ordering::Relaxed) {
-            self.unindex(&content)?;
+            self.disinherit(&content)?;
+            self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
         }
         // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
         let _ = fs::remove_file(content.dir.join("manifest"));
@@ -703,20 +657,6 @@ impl Store {
             tracing::warn!(content = %id.short(), %error, "cannot delete a content's folder");
         }
         Ok(())
-    }
-
-    fn unindex(&self, content: &Content) -> Result<(), IndexError> {
-        let id = &content.id;
-        let mut gone = Vec::new();
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let key = piece_key(&content.manifest.piece_hash(piece));
-            let row = self.inner.index.get(Tree::Pieces, &key)?;
-            if row.and_then(|row| decode_exact::<PiecePlace>(&row).ok()).is_some_and(|place| place.content == *id) {
-                gone.push((key, None));
-            }
-        }
-        self.inner.index.apply(Tree::Pieces, gone)?;
-        self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])
     }
 
     /// Keeps a content from eviction, or lets it go.
@@ -747,7 +687,7 @@ impl Store {
 
     /// Space taken and left.
     pub fn usage(&self) -> Usage {
-        let used = lock(&self.inner.contents).values().map(|content| content.geometry.bytes()).sum();
+        let used = self.inner.used();
         let free = rustix::fs::statvfs(&self.inner.config.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
         Usage { used, quota: self.inner.config.quota, free }
     }
@@ -769,6 +709,8 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
     let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
     content.pinned.store(state.pinned, Ordering::Relaxed);
     content.used_at.store(state.used_at, Ordering::Relaxed);
+    content.completed_at.store(state.completed_at, Ordering::Relaxed);
+    content.sequence.store(state.sequence, Ordering::Relaxed);
     if state.complete && content.layout.is_there() {
         content.complete.store(true, Ordering::Release);
         *lock(&content.have) = Bitmap::full(content.geometry.piece_count());
@@ -777,6 +719,13 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
         content.recover();
     }
     Ok(Some(content))
+}
+
+fn would_not_fit(error: io::Error, need: u64, room: u64) -> BeginError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => BeginError::WouldNotFit { need, room },
+        _ => error.into(),
+    }
 }
 
 fn write_manifest(dir: &Path, bytes: &[u8], durably: bool) -> io::Result<()> {

@@ -30,7 +30,8 @@ fn bare<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> bool {
 
 /// Every decoder, with valid bytes of it.
 fn all() -> Vec<(&'static str, Decoder, Vec<Vec<u8>>)> {
-    let manifests = vec![samples::manifest().to_bytes(), samples::file_manifest().to_bytes()];
+    let manifests = [samples::manifest(), samples::file_manifest(), samples::image_manifest()];
+    let manifests = manifests.iter().map(Document::to_bytes).collect();
     let requests = samples::requests().iter().map(|(_, request)| request.to_bytes()).collect();
     let responses = samples::responses().iter().map(|(_, response)| response.to_bytes()).collect();
     let messages = samples::messages().iter().map(|(_, message)| encode(message)).collect();

@@ -333,6 +333,7 @@ fn manifest() -> impl Strategy<Value = Manifest> {
                 piece_hashes: vec![fill; pieces.len() * 32],
                 piece_lens: pieces.iter().flat_map(|len| len.to_le_bytes()).collect(),
                 parity_hashes: vec![fill; stripes * usize::from(parity) * 32],
+                image: None,
             }
         },
     )

@@ -10,6 +10,7 @@ use shoal_proto::desired::{Desired, Hosts, Rule, Target};
 use shoal_proto::feed::{FeedMark, FeedRow, feed_id};
 use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{ContentId, Epoch, Hash, HostIndex, JobId, NodeId, ShardIndex};
+use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
 use shoal_proto::locality::{Labels, Locality, Selector};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
@@ -118,6 +119,31 @@ pub(crate) fn manifest() -> Manifest {
         piece_lens: le(&[300, 250, 200, 400, 100]),
         piece_hashes: hashes(5, 0x10),
         parity_hashes: hashes(4, 0x80),
+        image: None,
+    }
+}
+
+fn blob(fill: u8, media_type: &str, size: u64) -> ImageBlob {
+    ImageBlob { digest: Digest([fill; 32]), media_type: media_type.into(), size }
+}
+
+/// A manifest, a configuration and a layer of two pieces.
+pub(crate) fn image_manifest() -> Manifest {
+    Manifest {
+        root: Root::Image,
+        entries: vec![],
+        streams: vec![300, 250, 700],
+        piece_bytes_avg: 0,
+        image: Some(ImageIndex {
+            reference: "registry.example:5000/lab/app:v1".into(),
+            root: Digest([0x51; 32]),
+            blobs: vec![
+                blob(0x51, OCI_MANIFEST, 300),
+                blob(0x52, "application/vnd.oci.image.config.v1+json", 250),
+                blob(0x53, "application/vnd.oci.image.layer.v1.tar+gzip", 700),
+            ],
+        }),
+        ..manifest()
     }
 }
 

@@ -175,6 +175,7 @@ impl Rollouts {
             kind: announcement.kind,
             to: spec.to,
             staged: false,
+            image: None,
         };
         self.jobs.follow_rollout(&request, &announcement, pushed.pieces)
     }

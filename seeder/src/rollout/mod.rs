@@ -263,6 +263,7 @@ impl Rollouts {
                 kind: spec.kind,
                 to: spec.to.clone(),
                 staged: true,
+                image: None,
             };
             let job = self.jobs.create(&request)?;
             permit.send((job, request));

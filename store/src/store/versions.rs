@@ -1,22 +1,19 @@
-//! What a content takes over from others, and versions of feeds: many, short-lived, each sharing most of its pieces with
-//! the one before.
+//! Versions of feeds: many, short-lived, each sharing most of its pieces with the one before.
 //!
 //! A feed's version costs the index nothing and waits for no flush: after a kill it is found by hashing, after a loss of
 //! power it is fetched again.
-//! Invariant: whatever is taken over is checked against its hash.
+//! Invariant: a version leaves nothing in the index.
 
-use super::{BeginError, Begun, Content, FinishError, PiecePlace, Store, lock, piece_key};
+use super::{BeginError, Begun, Content, FinishError, Store, lock};
 use crate::codec::Rs;
 use crate::cut::Cutter;
-use crate::index::Tree;
 use crate::ingest::{Cut, IngestError, IngestOptions, Ingested, code_stripe};
 use crate::layout::stream_path;
 use bytes::Bytes;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::codec::{Document, decode_exact};
-use shoal_proto::ids::{ContentId, Hash, PieceIndex};
+use shoal_proto::codec::Document;
+use shoal_proto::ids::{ContentId, Hash};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -30,47 +27,6 @@ impl Store {
     /// Begins a feed's version, taking over what the former one has. Blocks while it copies.
     pub fn begin_version(&self, manifest: &[u8], former: Option<ContentId>) -> Result<Begun, BeginError> {
         self.begin_as(manifest, Some(former))
-    }
-
-    /// Copies pieces that other contents have; gives the bytes copied.
-    pub(super) fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
-        let mut reused = 0;
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let hash = content.manifest.piece_hash(piece);
-            let Some(row) = self.inner.index.get(Tree::Pieces, &piece_key(&hash))? else { continue };
-            let Ok(place) = decode_exact::<PiecePlace>(&row) else { continue };
-            let Some(source) = self.inner.content(&place.content) else { continue };
-            if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
-                continue;
-            }
-            let Ok(bytes) = source.layout.read(place.piece) else { continue };
-            if Hash::of(&bytes) == hash {
-                content.layout.write(piece, &bytes)?;
-                content.mark(piece);
-                reused += bytes.len() as u64;
-            }
-        }
-        Ok(reused)
-    }
-
-    /// Copies pieces of another content; gives the bytes copied.
-    pub(super) fn reuse_from(&self, content: &Content, former: &ContentId) -> Result<u64, BeginError> {
-        let Some(source) = self.inner.content(former) else { return Ok(0) };
-        let pieces = (0..source.geometry.piece_count()).map(PieceIndex);
-        let places: HashMap<Hash, PieceIndex> =
-            pieces.map(|piece| (source.manifest.piece_hash(piece), piece)).collect();
-        let mut reused = 0;
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let hash = content.manifest.piece_hash(piece);
-            let Some(place) = places.get(&hash).filter(|place| source.has(**place)) else { continue };
-            let Ok(bytes) = source.layout.read(*place) else { continue };
-            if Hash::of(&bytes) == hash {
-                content.layout.write(piece, &bytes)?;
-                content.mark(piece);
-                reused += bytes.len() as u64;
-            }
-        }
-        Ok(reused)
     }
 
     /// Returns once every piece of a version is written; its stream can be read then. Blocks.
@@ -162,6 +118,7 @@ fn version_manifest(size: u64, average: u32, options: &IngestOptions, cut: Cut) 
         piece_lens: cut.lens,
         piece_hashes: cut.hashes,
         parity_hashes: cut.parity_hashes,
+        image: None,
     }
 }
 
