@@ -2,11 +2,15 @@
 
 mod common;
 
-use common::{Process, Region, until};
+use common::{PATIENCE, Process, Region, until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 const NAME: &str = "edge/settings";
 
@@ -40,8 +44,11 @@ fn begin(region: &Region, version: &str, path: Option<&Path>, more: &[&str]) -> 
     let what = format!("{NAME}@{version}");
     let mut args = vec!["rollout", what.as_str()];
     args.extend(path.map(|path| path.to_str().unwrap()));
-    args.extend(["--to", "all", "--json", "--hold", "300ms"]);
+    args.extend(["--to", "all", "--json"]);
     args.extend(more);
+    if !more.contains(&"--hold") {
+        args.extend(["--hold", "300ms"]);
+    }
     let output = region.cli(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let begun: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -222,8 +229,10 @@ fn a_killed_host_ends_what_it_began_and_one_that_was_away_catches_up() {
     until("the slow host is in its hook", || (count(&region.peers[0], "post_start forward 2") == 1).then_some(()));
     region.peers[0].kill();
     assert_eq!(current(&region.peers[0]).as_deref(), Some("2"), "the switch comes before the hook");
-    fs::remove_file(region.peers[0].dir().join("slow")).unwrap();
     region.peers[0].start();
+    until("the hook runs again", || (count(&region.peers[0], "post_start forward 2") == 2).then_some(()));
+    assert!(region.peers[0].log().contains("outlived"), "the cut one does not run beside it");
+    fs::remove_file(region.peers[0].dir().join("slow")).unwrap();
     wait_phase(&region, &id, "done");
     let lines = hook_lines(&region.peers[0]);
     assert_eq!(count(&region.peers[0], "pre_stop forward 2"), 1, "it had ended: {lines:?}");
@@ -273,4 +282,120 @@ fn a_split_stays_as_it_is() {
     assert_eq!(versions(), first);
     let after: Vec<usize> = region.peers.iter().map(|peer| hook_lines(peer).len()).collect();
     assert_eq!(before, after, "nobody switched again");
+}
+
+/// A service that can be ill, and whoever counts its errors: one server for both.
+struct Service {
+    addr: String,
+    health: Arc<AtomicU16>,
+    errors: Arc<AtomicU32>,
+    asked: Arc<AtomicU32>,
+}
+
+impl Service {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let (health, errors) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicU32::new(0)));
+        let asked = Arc::new(AtomicU32::new(0));
+        let (status, number, questions) = (health.clone(), errors.clone(), asked.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let Some(Ok(first)) = lines.next() else { continue };
+                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+                let (status, body) = if first.contains("/api/v1/query?query=sum%28errors%29 ") {
+                    questions.fetch_add(1, Ordering::SeqCst);
+                    let value = number.load(Ordering::SeqCst);
+                    let row = format!(r#"{{"metric":{{"job":"edge"}},"value":[1,"{value}"]}}"#);
+                    (200, format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{row}]}}}}"#))
+                } else {
+                    (status.load(Ordering::SeqCst), "as well as can be".to_string())
+                };
+                let head =
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let _gone = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        });
+        Self { addr, health, errors, asked }
+    }
+}
+
+#[test]
+fn gates_and_people_steer() {
+    let service = Service::start();
+    let probe = format!(
+        "{{ url = 'http://{}/health', contains = 'well', interval = '50ms', within = '{}s' }}",
+        service.addr,
+        PATIENCE.as_secs()
+    );
+    let settings = format!("activation={{ '*' = {{ probe = {probe} }} }}");
+    let region = Region::start(1, 3, |_| vec![settings.clone()]);
+    first_version(&region);
+    let prometheus = format!("http://{}", service.addr);
+    let gated = ["--batch", "1,100%", "--verify", "sum(errors) < 5", "--prometheus", &prometheus];
+    let wait = |id: &str, phase: &str| {
+        until(&format!("it is {phase}"), || Some(look(&region, id)).filter(|view| view["phase"] == phase))
+    };
+    let tell = |word: &[&str]| {
+        let output = region.cli(&[&["rollout"], word, &[NAME]].concat());
+        assert!(output.status.success(), "{word:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+
+    // A pause between waves is as long as it is, but for a person's word.
+    let path = version(&region, "2", false);
+    let id = begin(&region, "2", Some(&path), &[&gated[..], &["--pause-between", "1h"]].concat());
+    wait(&id, "pausing");
+    assert!(service.asked.load(Ordering::SeqCst) > 0);
+    assert_eq!(region.peers.iter().filter(|peer| current(peer).as_deref() == Some("2")).count(), 1, "the canary");
+    let busy = region.cli(&[
+        "push",
+        path.to_str().unwrap(),
+        "--name",
+        NAME,
+        "--version",
+        "9",
+        "--kind",
+        "config",
+        "--to",
+        "all",
+    ]);
+    assert!(String::from_utf8_lossy(&busy.stderr).contains("not over"), "a plain push would be in its way");
+    tell(&["pause"]);
+    tell(&["promote"]);
+    assert_eq!(look(&region, &id)["tally"]["active"], 1, "paused: nobody begins");
+    tell(&["resume"]);
+    wait(&id, "done");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+
+    // The query does not hold: back.
+    let path = version(&region, "3", false);
+    let id = begin(&region, "3", Some(&path), &[&gated[..], &["--hold", "1h"]].concat());
+    wait(&id, "holding");
+    service.errors.store(9, Ordering::SeqCst);
+    let view = wait(&id, "rolled-back");
+    assert!(view["why"].as_str().unwrap().contains("sum(errors) < 5"), "{view:#}");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+    service.errors.store(0, Ordering::SeqCst);
+
+    // A host's probe fails after it has switched: a person is asked, and takes it back.
+    let path = version(&region, "4", false);
+    let id = begin(&region, "4", Some(&path), &["--batch", "1,100%", "--rollback", "manual", "--hold", "1h"]);
+    wait(&id, "holding");
+    service.health.store(503, Ordering::SeqCst);
+    let view = wait(&id, "stopped");
+    assert!(view["why"].as_str().unwrap().contains("1 of 3 hosts failed"), "{view:#}");
+    let status = region.status(&id);
+    assert!(status["lines"].to_string().contains("503"), "{status:#}");
+    service.health.store(200, Ordering::SeqCst);
+    tell(&["rollback"]);
+    wait(&id, "rolled-back");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+    // And a plain push takes over from what is over.
+    let path = version(&region, "5", false);
+    let args = ["push", path.to_str().unwrap(), "--name", NAME, "--version", "5", "--kind", "config", "--to", "all"];
+    let output = region.cli(&[&args[..], &["--wait"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("5")));
 }

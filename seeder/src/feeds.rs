@@ -16,6 +16,7 @@ use shoal_peer::node::setup::Running;
 use shoal_peer::node::{Command, FeedPublication, NodeHandle};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::codec::{Document, decode_exact, encode};
+use shoal_proto::desired::name_of;
 use shoal_proto::feed::{FeedMark, feed_id, is_feed_name};
 use shoal_proto::ids::{ContentId, NodeId};
 use shoal_proto::limits;
@@ -244,6 +245,10 @@ async fn publish(
     data: Bytes,
 ) -> Result<Json<Published>, ApiError> {
     let refused = |status, why: String, remedy: &str| ApiError::new(status, "version refused", why, remedy);
+    if name_of(&name).is_some() {
+        let why = format!("`{name}` carries a rollout's desired states");
+        return Err(refused(StatusCode::BAD_REQUEST, why, "use `shoal rollout`"));
+    }
     let to: Vec<&str> = asked.to.as_deref().map_or_else(|| vec!["all"], |to| to.split(';').collect());
     let selector = Selector::parse(&to).map_err(|error| {
         let remedy = "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`";
