@@ -130,6 +130,30 @@ pub struct Announcement {
     /// When hosts may forget it, Unix seconds.
     #[n(11)]
     pub expires_at: u64,
+    /// What to do with a content that hosts have already; absent in a push.
+    #[n(12)]
+    pub order: Option<Order>,
+}
+
+impl Announcement {
+    /// Whether hosts are to keep only their shares of the content.
+    pub fn demotes(&self) -> bool {
+        self.order == Some(Order::Demote)
+    }
+}
+
+/// What becomes of a content that hosts have already. Of all announcements of a content the one with the greatest
+/// sequence counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Each host keeps its share of the rack's shards.
+    #[n(0)]
+    Demote,
+    /// Every host has it whole again: a push whose content is looked for in the rack first.
+    #[n(1)]
+    Promote,
 }
 
 /// Whether `name` may name a content: names joined by `/`, at most 128 bytes.

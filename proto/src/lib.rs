@@ -14,6 +14,7 @@ pub mod announcement;
 pub mod bitmap;
 pub mod codec;
 pub mod control;
+pub mod deal;
 pub mod frame;
 pub mod geometry;
 pub mod ids;

@@ -113,6 +113,7 @@ impl Jobs {
             size: ingested.manifest.size(),
             created_at: now,
             expires_at: now + self.config.job_lifetime.0.as_secs(),
+            order: None,
         };
         let envelope = Envelope::seal(&announcement, &self.publisher);
         if let Some(row) = self.rows().get_mut(&job) {

@@ -2,10 +2,11 @@
 //!
 //! Owns: jobs, contents, links, and every decision about who sends what to whom. Split by meaning: [`announce`] spreads
 //! jobs and finds manifests, [`lanes`] subscribes as a child, [`push`] serves as a parent, [`repair`] judges parents and
-//! asks for single shards, [`entropy`] compares job lists, [`neighbours`] keeps links.
+//! asks for single shards, [`cold`] leaves a host its share of a content only and [`warm`] brings it back, [`entropy`] compares job lists, [`neighbours`] keeps links.
 //! Invariant: `handle` never fails; whatever a peer does wrong becomes state and outputs.
 
 mod announce;
+mod cold;
 mod content;
 mod entropy;
 mod lanes;
@@ -15,6 +16,7 @@ mod neighbours;
 mod planner;
 mod push;
 mod repair;
+mod warm;
 
 pub use limits::{LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
 pub use planner::{CachingPlanner, Planner};
@@ -108,6 +110,10 @@ pub struct Node {
     contents: BTreeMap<ContentId, Content>,
     /// Contents that want something: a manifest or pieces.
     active: BTreeSet<ContentId>,
+    /// Contents whose demotion is being agreed on.
+    cooling: BTreeSet<ContentId>,
+    /// Contents that come back from the rack's shares.
+    warming: BTreeSet<ContentId>,
     parked: Vec<Parked>,
     avoid: BTreeMap<HostIndex, Avoid>,
     /// Links kept up even when there is nothing to do.
@@ -139,6 +145,8 @@ impl Node {
             jobs_hash: entropy::hash_of(std::iter::empty()),
             contents: BTreeMap::new(),
             active: BTreeSet::new(),
+            cooling: BTreeSet::new(),
+            warming: BTreeSet::new(),
             parked: Vec::new(),
             avoid: BTreeMap::new(),
             warm: BTreeSet::new(),
@@ -186,6 +194,10 @@ impl Node {
                 }
             }
             Input::PieceLost { content, shard } => self.on_piece_lost(content, shard),
+            Input::ShareFound { .. } => self.on_share_found(input),
+            Input::ShareMade { content, deal } => self.on_share_made(content, deal),
+            Input::ShareRefused { content } => self.on_share_refused(content),
+            Input::Shed { content } => self.on_shed(content),
             Input::Removed { content } => self.remove_content(content),
             Input::Forgotten { job } => self.forget_job(job),
         }
@@ -291,6 +303,7 @@ impl Node {
             Message::Lack { content, shards } => self.on_lack(from, content, &shards),
             Message::WantManifest { content } => self.on_want_manifest(from, content),
             Message::Unknown { content } => self.on_unknown(from, content),
+            hold @ Message::Hold { .. } => self.on_hold(from, hold),
             Message::Digest { hash, jobs } => self.on_digest(from, hash, jobs),
             Message::WantAnnounce { jobs } => self.on_want_announce(from, &jobs),
         }
@@ -308,6 +321,7 @@ impl Node {
             self.forgive_unreachable(host);
         }
         self.reconsider_jobs();
+        self.redeal();
         self.rewarm();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {
@@ -332,6 +346,7 @@ impl Node {
         }
         let busy =
             !self.active.is_empty() || !self.parked.is_empty() || !self.retry.is_empty() || !self.avoid.is_empty();
+        let busy = busy || !self.cooling.is_empty();
         if busy && self.check_at.is_none() {
             self.check_at = Some(self.now + limits::CHECK_EVERY);
         }
@@ -341,8 +356,13 @@ impl Node {
         self.expire_avoided();
         self.expire_parked();
         self.dial_again();
+        self.keep_cooling();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {
+            if self.warming.contains(&content) {
+                self.warm_up(content);
+                continue;
+            }
             self.hunt_manifest(content);
             self.judge(content);
             self.go_around(content);
