@@ -86,9 +86,11 @@ impl Deal {
         }
         // A short last stripe leaves a gap between data and parity.
         let order = if place < data { place } else { geometry.stripe_data(stripe) + place - data } as usize;
-        let first = stripe.index() % hosts * geometry.width() as usize;
+        let width = geometry.width() as usize;
+        // Where a stripe goes round evenly, the next begins one further, so that parity is not always the same hosts'.
+        let first = stripe.index() % hosts * if width.is_multiple_of(hosts) { 1 } else { width };
         let seat = (first + order) % hosts;
-        let crowded = parity < (geometry.width() as usize).div_ceil(hosts);
+        let crowded = parity < width.div_ceil(hosts);
         [Some(seat), (crowded && order / hosts >= parity).then_some((seat + 1) % hosts)]
     }
 }

@@ -45,6 +45,9 @@ pub enum Reason {
     /// The job's deadline passed.
     #[n(8)]
     Deadline,
+    /// It is in use here, so it is not demoted.
+    #[n(16)]
+    InUse,
 }
 
 impl fmt::Display for Reason {
@@ -59,6 +62,7 @@ impl fmt::Display for Reason {
             Self::Superseded => "superseded",
             Self::Cancelled => "cancelled",
             Self::Deadline => "deadline",
+            Self::InUse => "in-use",
         })
     }
 }

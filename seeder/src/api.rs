@@ -1,6 +1,7 @@
 //! The seeder's HTTP API. Every request shows the admin token.
 
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
+use crate::orders::{OrderError, OrderRequest};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -12,6 +13,7 @@ use futures::stream;
 use serde::{Deserialize, Serialize};
 use shoal_ops::http::{AdminToken, ApiError, require_token};
 use shoal_peer::node::{ContentStatus, NodeHandle};
+use shoal_proto::announcement::Order;
 use shoal_proto::ids::{HostIndex, JobId};
 use shoal_proto::locality::Labels;
 use shoal_proto::membership::Presence;
@@ -64,6 +66,8 @@ pub(crate) fn routes(
 ) -> Router {
     Router::new()
         .route("/v1/push", post(push))
+        .route("/v1/demote", post(demote))
+        .route("/v1/promote", post(promote))
         .route("/v1/jobs", get(list))
         .route("/v1/jobs/{id}", get(status))
         .route("/v1/jobs/{id}/events", get(events))
@@ -86,6 +90,32 @@ async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Resul
     let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
     let job = api.jobs.create(&request).map_err(refused)?;
     permit.send((job, request));
+    Ok(Json(Pushed { job }))
+}
+
+async fn demote(State(api): State<Api>, Json(request): Json<OrderRequest>) -> Result<Json<Pushed>, ApiError> {
+    order(&api, Order::Demote, &request).await
+}
+
+async fn promote(State(api): State<Api>, Json(request): Json<OrderRequest>) -> Result<Json<Pushed>, ApiError> {
+    order(&api, Order::Promote, &request).await
+}
+
+async fn order(api: &Api, order: Order, request: &OrderRequest) -> Result<Json<Pushed>, ApiError> {
+    let job = api.jobs.order(order, request).await.map_err(|error| {
+        let (status, remedy) = match &error {
+            OrderError::Unknown(_) => (StatusCode::NOT_FOUND, "see `shoal status` for what was pushed"),
+            OrderError::Selector(_) => {
+                (StatusCode::BAD_REQUEST, "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`")
+            }
+            OrderError::NoHosts(_) => (StatusCode::BAD_REQUEST, "see `shoal hosts` for the hosts there are"),
+            OrderError::Latest { .. } => (StatusCode::CONFLICT, "push or promote another version first"),
+            OrderError::UnderWay(_) => (StatusCode::CONFLICT, "wait for it, see `shoal status`"),
+            OrderError::Small(_) => (StatusCode::CONFLICT, "leave it as it is"),
+            OrderError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "look at the seeder's disk and its log"),
+        };
+        ApiError::new(status, "order refused", error.to_string(), remedy)
+    })?;
     Ok(Json(Pushed { job }))
 }
 

@@ -4,11 +4,12 @@
 //! Invariant: an announcement is signed only for a content that is whole and durable here.
 //!
 //! Where to look: configuration in [`config`]; which jobs there are in [`jobs`], what is told of them in [`status`]; a push
-//! from path to announcement in [`take_in`]; how far the hosts are in [`progress`]; the HTTP API in [`api`].
+//! from path to announcement in [`take_in`], demotion and promotion of what was pushed in [`orders`]; how far the hosts are in [`progress`]; the HTTP API in [`api`].
 
 pub mod api;
 pub mod config;
 pub mod jobs;
+pub mod orders;
 mod progress;
 mod role;
 pub mod status;

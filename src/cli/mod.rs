@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod hosts;
 mod ls;
+mod order;
 mod output;
 mod progress;
 mod push;
@@ -34,6 +35,10 @@ enum Command {
     Demo(demo::Args),
     /// Push a file or directory to hosts
     Push(push::Args),
+    /// Have hosts keep only their shares of an earlier version: a rack then holds it about once, not once a host
+    Demote(order::Args),
+    /// Have hosts hold a demoted version whole again, from their racks' shares, and switch it in
+    Promote(order::Args),
     /// Show how far jobs are
     Status(status::Args),
     /// List the contents a seeder holds
@@ -86,6 +91,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Push(args) => push::run(&args),
+        Command::Demote(args) => order::run("demote", &args),
+        Command::Promote(args) => order::run("promote", &args),
         Command::Status(args) => status::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),

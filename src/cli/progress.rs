@@ -5,6 +5,7 @@ use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shoal_ops::client::Client;
 use shoal_ops::units::ByteSize;
+use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
 use shoal_seeder::jobs::{JobStatus, Phase};
@@ -105,8 +106,9 @@ pub(crate) fn tiers(tiers: &TierBytes) -> String {
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
     let (hosts, _, active, failed, away) = status.hosts();
+    let done = if status.order == Some(Order::Demote) { "demoted" } else { "active" };
     output::line(&format!(
-        "{} {}: {active} of {hosts} hosts active, {failed} failed, {away} away; {} in {:.1} s",
+        "{} {}: {active} of {hosts} hosts {done}, {failed} failed, {away} away; {} in {:.1} s",
         status.name,
         status.version,
         ByteSize(status.size).rounded(),

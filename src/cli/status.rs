@@ -4,6 +4,7 @@ use super::progress::{Display, follow, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use shoal_ops::units::Span;
+use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
 use shoal_seeder::jobs::{JobStatus, Phase};
 
@@ -55,6 +56,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     })
 }
 
+/// What a job is, and whether the content it brought is demoted since.
+fn what(job: &JobStatus) -> &'static str {
+    match job.order {
+        Some(Order::Demote) => "demote",
+        Some(Order::Promote) if job.demoted => "promote (demoted)",
+        Some(Order::Promote) => "promote",
+        None if job.demoted => "push (demoted)",
+        None => "push",
+    }
+}
+
 fn list(jobs: &[JobStatus]) -> Outcome {
     let rows: Vec<Vec<String>> = jobs
         .iter()
@@ -64,6 +76,7 @@ fn list(jobs: &[JobStatus]) -> Outcome {
                 job.job.to_string(),
                 job.name.clone(),
                 job.version.clone(),
+                what(job).to_string(),
                 format!("{:?}", job.phase).to_lowercase(),
                 format!("{active}/{hosts}"),
                 failed.to_string(),
@@ -72,6 +85,6 @@ fn list(jobs: &[JobStatus]) -> Outcome {
             ]
         })
         .collect();
-    output::table(&["JOB", "NAME", "VERSION", "PHASE", "ACTIVE", "FAILED", "BYTES", "PUSHED"], &rows);
+    output::table(&["JOB", "NAME", "VERSION", "WHAT", "PHASE", "ACTIVE", "FAILED", "BYTES", "PUSHED"], &rows);
     Outcome::Ok
 }

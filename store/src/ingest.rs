@@ -105,7 +105,7 @@ impl Store {
         progress.total.store(listing.size, Ordering::Relaxed);
         let average = options.average.unwrap_or_else(|| average_for(listing.size));
         let need = listing.size + listing.size / u64::from(average.max(1)) * MANIFEST_BYTES_PER_PIECE;
-        let (_promise, _evicted) = self.make_room(need).map_err(|error| match error {
+        let (_promise, _evicted) = self.make_room(need, None).map_err(|error| match error {
             BeginError::WouldNotFit { need, room } => IngestError::NoSpace { need, room },
             other => IngestError::Store(io::Error::other(other.to_string())),
         })?;

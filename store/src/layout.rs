@@ -1,6 +1,7 @@
 //! Where a content's bytes lie: one preallocated file a stream, pieces end to end.
 
 use rustix::fs::{FallocateFlags, fallocate};
+use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::PieceIndex;
 use shoal_proto::manifest::Manifest;
@@ -150,6 +151,30 @@ impl Layout {
     pub(crate) fn write(&self, piece: PieceIndex, bytes: &[u8]) -> io::Result<()> {
         let (stream, offset, _) = self.place(piece);
         self.hold()?[stream].write_all_at(bytes, offset)
+    }
+
+    /// Writes files with these pieces and holes between them beside the streams, durable; gives them, and the streams they
+    /// may replace.
+    pub(crate) fn copy_sparse(&self, pieces: &Bitmap, suffix: &str) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+        let mut copies = Vec::new();
+        for (stream, size) in self.sizes.iter().enumerate() {
+            let path = self.dir.join(format!("stream-{stream}.{suffix}"));
+            let file = File::create(&path)?;
+            file.set_len(*size)?;
+            copies.push((file, path, stream_path(&self.dir, stream)));
+        }
+        for piece in pieces.iter().map(PieceIndex) {
+            let (stream, offset, _) = self.place(piece);
+            copies[stream].0.write_all_at(&self.read(piece)?, offset)?;
+        }
+        let done = copies.into_iter().map(|(file, copy, stream)| file.sync_all().map(|()| (copy, stream)));
+        done.collect()
+    }
+
+    /// Gives sparse streams all their blocks, so that a full disk shows now.
+    pub(crate) fn reserve(&self) -> io::Result<()> {
+        let files = self.hold()?;
+        files.iter().zip(&self.sizes).try_for_each(|(file, size)| reserve(file, *size))
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {

@@ -5,7 +5,7 @@
 //! hashing what is there.
 //!
 //! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the thread in [`writer`]; parity in
-//! [`codec`]; taking a directory in with [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
+//! [`codec`]; what is kept of a demoted content in [`share`]; taking a directory in with [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
 //! arrived shards in [`hot`].
 
 pub mod codec;
@@ -15,10 +15,13 @@ pub mod index;
 pub mod ingest;
 mod layout;
 mod records;
+mod room;
+pub mod share;
 pub mod store;
 mod walk;
 mod writer;
 
+pub use share::{FoundShare, Share, ShareError};
 pub use store::{
     BeginError, Begun, FinishError, OpenError, PutError, ReadError, Record, Store, StoreConfig, StoreEvent, Usage,
 };

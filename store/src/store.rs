@@ -4,6 +4,7 @@
 //! DIR/index/                   small records (sled)
 //! DIR/contents/ID/manifest     the encoded manifest
 //! DIR/contents/ID/stream-N     one file a stream, preallocated, pieces at their offsets
+//! DIR/contents/ID/parity       parity shards of a demoted content's share, sparse
 //! ```
 //!
 //! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
@@ -14,6 +15,7 @@ use crate::hot::Hot;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{Layout, OpenFiles, stream_path};
+use crate::share::{FoundShare, Kept, Share};
 use crate::writer::{self, Work};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -195,6 +197,8 @@ pub struct Record {
     pub have: Bitmap,
     /// It is whole and durable.
     pub complete: bool,
+    /// Shares of it that are here beside the whole, or instead of it.
+    pub share: Option<FoundShare>,
 }
 
 /// Space taken and left.
@@ -217,6 +221,8 @@ struct State {
     pinned: bool,
     #[n(2)]
     used_at: u64,
+    #[n(3)]
+    share: Option<Share>,
 }
 
 /// A content, open.
@@ -226,15 +232,21 @@ pub(crate) struct Content {
     pub(crate) geometry: Geometry,
     pub(crate) layout: Layout,
     pub(crate) codec: Box<dyn ErasureCodec>,
-    dir: PathBuf,
-    have: Mutex<Bitmap>,
+    pub(crate) dir: PathBuf,
+    pub(crate) have: Mutex<Bitmap>,
     parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
-    complete: AtomicBool,
-    pinned: AtomicBool,
-    used_at: AtomicU64,
+    /// Parity on the disk.
+    pub(crate) kept: Mutex<Kept>,
+    /// Held while shares are made or dropped.
+    pub(crate) sharing: Mutex<()>,
+    pub(crate) complete: AtomicBool,
+    pub(crate) pinned: AtomicBool,
+    pub(crate) used_at: AtomicU64,
+    /// Bytes it takes.
+    pub(crate) bytes: AtomicU64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -251,12 +263,15 @@ impl Content {
         Ok(Self {
             id,
             have: Mutex::new(geometry.no_pieces()),
+            bytes: AtomicU64::new(geometry.bytes()),
             manifest,
             geometry,
             layout,
             codec: Box::new(codec),
             dir: dir.to_path_buf(),
             parity: Mutex::default(),
+            kept: Mutex::default(),
+            sharing: Mutex::default(),
             complete: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
             used_at: AtomicU64::new(unix_now()),
@@ -286,8 +301,13 @@ impl Content {
         rows.into_iter().filter_map(|row| Some((row, parity.remove(&(stripe, row))?))).collect()
     }
 
-    fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
+    }
+
+    /// Whether it may be evicted.
+    pub(crate) fn may_go(&self) -> bool {
+        (self.is_complete() || self.is_shed()) && !self.pinned.load(Ordering::Relaxed)
     }
 
     fn state(&self) -> State {
@@ -295,17 +315,18 @@ impl Content {
             complete: self.is_complete(),
             pinned: self.pinned.load(Ordering::Relaxed),
             used_at: self.used_at.load(Ordering::Relaxed),
+            share: lock(&self.kept).share.clone(),
         }
     }
 
     /// Finds out by hashing which pieces are on the disk.
     fn recover(&self) {
-        for piece in (0..self.geometry.piece_count()).map(PieceIndex) {
-            if let Ok(bytes) = self.layout.read(piece)
-                && Hash::of(&bytes) == self.manifest.piece_hash(piece)
-            {
-                self.mark(piece);
-            }
+        (0..self.geometry.piece_count()).map(PieceIndex).for_each(|piece| self.recover_piece(piece));
+    }
+
+    pub(crate) fn recover_piece(&self, piece: PieceIndex) {
+        if self.layout.read(piece).is_ok_and(|bytes| Hash::of(&bytes) == self.manifest.piece_hash(piece)) {
+            self.mark(piece);
         }
     }
 }
@@ -313,29 +334,17 @@ impl Content {
 type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
 
 pub(crate) struct Inner {
-    config: StoreConfig,
+    pub(crate) config: StoreConfig,
     pub(crate) index: Box<dyn Index>,
-    contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    pub(crate) contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
     hot: Mutex<Hot>,
     sink: Sink,
     attempts: AtomicU64,
     opened: Arc<OpenFiles>,
     /// Bytes promised to contents that are being begun or taken in.
-    promised: Mutex<u64>,
+    pub(crate) promised: Mutex<u64>,
     /// Held while an ingest is taken over: two of one content must not meet.
     adopting: Mutex<()>,
-}
-
-/// Room for a content until it is counted among the others.
-pub(crate) struct Promise<'a> {
-    inner: &'a Inner,
-    bytes: u64,
-}
-
-impl Drop for Promise<'_> {
-    fn drop(&mut self) {
-        *lock(&self.inner.promised) -= self.bytes;
-    }
 }
 
 impl Inner {
@@ -347,7 +356,7 @@ impl Inner {
         lock(&self.hot)
     }
 
-    fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
+    pub(crate) fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
         lock(&self.contents).get(id).cloned()
     }
 
@@ -355,7 +364,7 @@ impl Inner {
         self.config.dir.join("contents").join(id.to_string())
     }
 
-    fn save_state(&self, content: &Content) -> Result<(), IndexError> {
+    pub(crate) fn save_state(&self, content: &Content) -> Result<(), IndexError> {
         self.index.apply(Tree::Contents, vec![(content.id.0.to_vec(), Some(encode(&content.state())))])
     }
 }
@@ -448,6 +457,7 @@ impl Store {
             geometry: content.geometry.clone(),
             have: lock(&content.have).clone(),
             complete: content.is_complete(),
+            share: content.found_share(),
         };
         lock(&self.inner.contents).values().map(record).collect()
     }
@@ -466,7 +476,7 @@ impl Store {
         }
         let manifest = Arc::new(Manifest::from_bytes(manifest_bytes)?);
         let need = manifest.size() + manifest_bytes.len() as u64;
-        let (_promise, evicted) = self.make_room(need)?;
+        let (_promise, evicted) = self.make_room(need, None)?;
         let dir = self.inner.folder(&id);
         let content = (|| {
             fs::create_dir_all(&dir)?;
@@ -523,30 +533,6 @@ impl Store {
         Ok(reused)
     }
 
-    /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit; promises them.
-    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise<'_>, Vec<ContentId>), BeginError> {
-        let mut evicted = Vec::new();
-        // Held throughout: what is found free here is not given to two.
-        let mut promised = lock(&self.inner.promised);
-        loop {
-            let usage = self.usage();
-            let by_quota = usage.quota.map_or(u64::MAX, |quota| quota.saturating_sub(usage.used));
-            let room = by_quota.min(usage.free.saturating_sub(self.inner.config.min_free)).saturating_sub(*promised);
-            if need <= room {
-                *promised += need;
-                return Ok((Promise { inner: &self.inner, bytes: need }, evicted));
-            }
-            let victim = lock(&self.inner.contents)
-                .values()
-                .filter(|content| content.is_complete() && !content.pinned.load(Ordering::Relaxed))
-                .min_by_key(|content| (content.used_at.load(Ordering::Relaxed), content.id))
-                .map(|content| content.id);
-            let Some(victim) = victim else { return Err(BeginError::WouldNotFit { need, room }) };
-            self.remove(&victim)?;
-            evicted.push(victim);
-        }
-    }
-
     /// Hands a shard to the store's thread. `token` comes back in the event.
     pub fn put(&self, id: &ContentId, shard: ShardIndex, payload: Bytes, token: u64) -> Result<(), PutError> {
         let Some(content) = self.inner.content(id) else { return Err(PutError::Unknown) };
@@ -593,7 +579,12 @@ impl Store {
         }
         let content = self.inner.content(id).ok_or(ReadError::NotHere)?;
         if let Some(piece) = content.geometry.piece_of(shard) {
-            return if content.has(piece) { Ok(content.layout.read(piece)?.into()) } else { Err(ReadError::NotHere) };
+            let read = if content.has(piece) { content.layout.read(piece)? } else { Vec::new() };
+            // Looked at again: the whole may have been let go meanwhile.
+            return if content.has(piece) { Ok(read.into()) } else { Err(ReadError::NotHere) };
+        }
+        if let Some(kept) = Self::kept_parity(&content, shard) {
+            return Ok(kept?);
         }
         let (stripe, place) = content.geometry.split(shard).ok_or(ReadError::NotHere)?;
         let mut pieces = Vec::new();
@@ -650,6 +641,7 @@ impl Store {
     fn complete(&self, content: &Content) -> Result<(), FinishError> {
         content.complete.store(true, Ordering::Release);
         content.layout.release();
+        content.drop_share();
         content.used_at.store(unix_now(), Ordering::Relaxed);
         self.inner.save_state(content)?;
         let places = (0..content.geometry.piece_count()).map(PieceIndex).map(|piece| {
@@ -725,6 +717,11 @@ impl Store {
         self.inner.save_state(&content)
     }
 
+    /// Whether a content is kept from eviction.
+    pub fn is_pinned(&self, id: &ContentId) -> bool {
+        self.inner.content(id).is_some_and(|content| content.pinned.load(Ordering::Relaxed))
+    }
+
     /// Rehashes a content; gives the pieces that are bad. They count as missing from now on.
     pub fn scrub(&self, id: &ContentId) -> Vec<PieceIndex> {
         let Some(content) = self.inner.content(id) else { return Vec::new() };
@@ -742,13 +739,6 @@ impl Store {
             content.complete.store(false, Ordering::Release);
         }
         bad
-    }
-
-    /// Space taken and left.
-    pub fn usage(&self) -> Usage {
-        let used = lock(&self.inner.contents).values().map(|content| content.geometry.bytes()).sum();
-        let free = rustix::fs::statvfs(&self.inner.config.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-        Usage { used, quota: self.inner.config.quota, free }
     }
 }
 
@@ -768,6 +758,13 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
     let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
     content.pinned.store(state.pinned, Ordering::Relaxed);
     content.used_at.store(state.used_at, Ordering::Relaxed);
+    match state.share {
+        Some(share) => content.load_share(share)?,
+        None => content.drop_share(),
+    }
+    if content.is_shed() {
+        return Ok(Some(content));
+    }
     if state.complete && content.layout.is_there() {
         content.complete.store(true, Ordering::Release);
         *lock(&content.have) = Bitmap::full(content.geometry.piece_count());

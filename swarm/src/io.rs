@@ -95,10 +95,12 @@ pub enum Input {
         /// Who sent it.
         from: HostIndex,
     },
-    /// A wished `Rebuild` is done: these data shards are decoded and verified.
+    /// A wished `Rebuild` is done: these data shards are decoded and verified. None when what was here did not do.
     Rebuilt {
         /// The content.
         content: ContentId,
+        /// The stripe.
+        stripe: StripeIndex,
         /// The shards made.
         shards: Vec<ShardIndex>,
     },
@@ -245,6 +247,17 @@ pub enum Output {
     },
     /// Let go of everything but our shares of the deals made. Answer with `Shed` or `ShareRefused`.
     Shed {
+        /// The content.
+        content: ContentId,
+    },
+    /// Reserve space for the rest of a content of which a share is here: it is about to come. Where there is none, say
+    /// `ContentRefused`.
+    Regrow {
+        /// The content.
+        content: ContentId,
+    },
+    /// The whole stays: shares made of it are of no use.
+    KeepWhole {
         /// The content.
         content: ContentId,
     },

@@ -157,7 +157,7 @@ fn tiers() -> impl Strategy<Value = TierBytes> {
 
 fn state() -> impl Strategy<Value = HostState> {
     use Reason::*;
-    let reason = [NoSpace, BadManifest, Untrusted, Stale, Disk, Activation, Superseded, Cancelled, Deadline]
+    let reason = [NoSpace, BadManifest, Untrusted, Stale, Disk, Activation, Superseded, Cancelled, Deadline, InUse]
         .map(HostState::Failed);
     let mut states = vec![HostState::Unknown, HostState::Has, HostState::Active];
     states.extend(reason);

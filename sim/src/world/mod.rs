@@ -489,7 +489,7 @@ impl World {
         if let Input::ShardVerified { content, shard, .. } = &input {
             self.keep(host, content, *shard);
         }
-        if let Input::Rebuilt { content, shards } = &input {
+        if let Input::Rebuilt { content, shards, .. } = &input {
             shards.iter().for_each(|shard| self.keep(host, content, *shard));
         }
         if let Input::Announced { announcement, .. } = &input {
@@ -568,7 +568,7 @@ impl World {
                 let have = self.node(host).and_then(|node| node.pieces(&content)).cloned().unwrap_or_default();
                 let pieces = geometry.stripe_pieces(stripe).filter(|piece| !have.get(*piece));
                 let shards = pieces.map(|piece| geometry.shard_of(PieceIndex(piece))).collect();
-                self.later(self.now, host, Input::Rebuilt { content, shards });
+                self.later(self.now, host, Input::Rebuilt { content, stripe, shards });
             }
             Output::Complete { content } => {
                 let Some(number) = self.number_of(&content) else { return };

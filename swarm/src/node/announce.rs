@@ -328,7 +328,9 @@ impl Node {
     pub(super) fn on_content_refused(&mut self, id: ContentId) {
         let Some(content) = self.contents.get_mut(&id) else { return };
         content.refused = true;
-        content.body = None;
+        (content.body, content.cold, content.warm) = (None, None, None);
+        self.cooling.remove(&id);
+        self.warming.remove(&id);
         content.manifest.asked = None;
         let waiters = std::mem::take(&mut content.manifest.waiters);
         self.active.remove(&id);

@@ -150,6 +150,7 @@ impl Node {
             (None, Some(_)) => {
                 content.cold = None;
                 self.cooling.remove(&id);
+                self.push(Output::KeepWhole { content: id });
             }
             (Some(job), Some(cold)) if cold.is_shed() || cold.job == job => {
                 cold.job = job;

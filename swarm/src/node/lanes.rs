@@ -4,7 +4,7 @@ use super::{Node, limits};
 use crate::io::Output;
 use crate::plan::PlanRequest;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex};
+use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex, StripeIndex};
 use shoal_proto::message::{LaneSet, Message};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -182,7 +182,7 @@ impl Node {
                 }
             }
         }
-        let stripe = shoal_proto::ids::StripeIndex(piece.0 / u32::from(body.geometry.data()));
+        let stripe = StripeIndex(piece.0 / u32::from(body.geometry.data()));
         if body.parity.contains_key(&stripe) {
             if body.stripe_whole(stripe) {
                 body.parity.remove(&stripe);
@@ -195,7 +195,7 @@ impl Node {
     }
 
     /// Wishes a rebuild once k shards of the stripe are here and parity is among them.
-    pub(super) fn rebuild_if_possible(&mut self, id: ContentId, stripe: shoal_proto::ids::StripeIndex) {
+    pub(super) fn rebuild_if_possible(&mut self, id: ContentId, stripe: StripeIndex) {
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         if body.stripe_whole(stripe) {
             body.parity.remove(&stripe);
@@ -210,8 +210,21 @@ impl Node {
         }
     }
 
-    pub(super) fn on_rebuilt(&mut self, id: ContentId, shards: &[ShardIndex]) {
+    pub(super) fn on_rebuilt(&mut self, id: ContentId, stripe: StripeIndex, shards: &[ShardIndex]) {
         self.counters.rebuilds += 1;
+        if let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut())
+            && shards.is_empty()
+            && body.rebuilding.remove(&stripe)
+        {
+            // Parity that came is kept in memory for a while only: what is on the disk counts, the rest is asked for again.
+            let (rows, kept) = (body.parity.remove(&stripe), body.kept.get(&stripe).copied());
+            if rows == kept {
+                // Or it cannot be read any more.
+                body.kept.remove(&stripe);
+            } else if let Some(kept) = kept {
+                body.parity.insert(stripe, kept);
+            }
+        }
         for shard in shards {
             let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
             let Some(piece) = body.geometry.piece_of(*shard) else { continue };

@@ -184,7 +184,7 @@ impl Node {
             }
             Input::ShardVerified { content, shard, from } => self.on_shard(content, shard, from),
             Input::ShardCorrupt { content, shard, from } => self.on_corrupt(content, shard, from),
-            Input::Rebuilt { content, shards } => self.on_rebuilt(content, &shards),
+            Input::Rebuilt { content, stripe, shards } => self.on_rebuilt(content, stripe, &shards),
             Input::Sent { to, content, shard } => {
                 if let Some(link) = self.links.get_mut(&to)
                     && link.sent(content, shard)

@@ -8,7 +8,7 @@
 
 use super::content::{Body, Want};
 use super::{Node, limits};
-use crate::io::Notice;
+use crate::io::{Notice, Output};
 use crate::time::Instant;
 use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex, StripeIndex};
@@ -49,6 +49,7 @@ impl Node {
         self.active.insert(id);
         self.warming.insert(id);
         self.leave_parents(id);
+        self.push(Output::Regrow { content: id });
         self.warm_up(id);
     }
 
