@@ -15,6 +15,8 @@ use tokio::net::TcpStream;
 
 /// Largest answer read whole, bytes.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
+/// Largest answer taken from a service that is not ours, bytes.
+const FOREIGN_MAX: usize = 1024 * 1024;
 /// Longest line of a stream, bytes.
 const LINE_MAX: usize = 4 * 1024 * 1024;
 /// How long a whole exchange, or the wait for a stream's next bytes, may take.
@@ -128,6 +130,17 @@ impl Client {
     /// GET, JSON out.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.parse(&self.whole(Method::GET, path, None).await?)
+    }
+
+    /// GET; status and body, whatever they are. For asking services that are not ours.
+    pub async fn answer(&self, path: &str) -> Result<(u16, Bytes), ClientError> {
+        let exchange = async {
+            let answer = self.send(Method::GET, path, None).await?;
+            let status = answer.response.status().as_u16();
+            let body = Limited::new(answer.response.into_body(), FOREIGN_MAX);
+            Ok((status, body.collect().await.map_err(|error| self.malformed(error))?.to_bytes()))
+        };
+        tokio::time::timeout(DEADLINE, exchange).await.map_err(|_| self.unreachable("no answer in time"))?
     }
 
     /// GET, text out.

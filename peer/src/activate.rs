@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 const TEMPORARY: &str = ".shoal-";
 /// File beside the versions that says which content each is.
 const LEDGER: &str = ".shoal-versions";
+/// Contents of more entries than this are made durable by one flush of the file system.
+const FLUSHED_ALONE_MAX: usize = 512;
 
 /// Why a version was not switched in. `current` is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -82,12 +84,27 @@ impl ContentDir {
 
     /// Switches a complete content in. Doing it again changes nothing.
     pub fn activate(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ActivateError> {
-        let manifest = store.manifest(id).ok_or(ActivateError::Missing)?;
+        self.prepare(store, id, name, version)?;
+        self.switch_to(name, Some(version))?;
+        self.prune(name, &[version.to_string()]);
+        Ok(())
+    }
+
+    /// The content of a version that is in the folder.
+    pub fn content_of(&self, name: &str, version: &str) -> Option<ContentId> {
+        let folder = self.folder(name);
+        Ledger::load(&folder).get(version).filter(|_| folder.join(version).exists())
+    }
+
+    /// Makes the folder of a version, without switching to it. It stays as it is when it is there already, whether or not
+    /// the store still holds the content.
+    pub fn prepare(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ActivateError> {
         let folder = self.folder(name);
         fs::create_dir_all(&folder).map_err(fault("make", &folder))?;
         let target = folder.join(version);
         let mut ledger = Ledger::load(&folder);
         if ledger.get(version) != Some(*id) || !target.exists() {
+            let manifest = store.manifest(id).ok_or(ActivateError::Missing)?;
             let temporary = folder.join(format!("{TEMPORARY}{version}"));
             discard(&temporary);
             let made = materialise(store, id, &manifest, &temporary)
@@ -98,10 +115,7 @@ impl ContentDir {
             }
         }
         ledger.put(version, *id);
-        ledger.save().map_err(fault("write", &ledger.path))?;
-        point(&folder, version).map_err(fault("switch", &folder))?;
-        self.prune(&folder, version, &mut ledger);
-        Ok(())
+        ledger.save().map_err(fault("write", &ledger.path))
     }
 
     /// Under which names a content is switched in, as `NAME/VERSION`.
@@ -150,10 +164,27 @@ impl ContentDir {
         found
     }
 
-    /// Removes all but the newest versions, never the current one.
-    fn prune(&self, folder: &Path, current: &str, ledger: &mut Ledger) {
+    /// Points `current` at a version that is in the folder, or at nothing.
+    pub fn switch_to(&self, name: &str, version: Option<&str>) -> Result<(), ActivateError> {
+        let folder = self.folder(name);
+        match version {
+            Some(version) if !folder.join(version).exists() => Err(ActivateError::Missing),
+            Some(version) => point(&folder, version).map_err(fault("switch", &folder)),
+            None => match fs::remove_file(folder.join("current")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault("switch", &folder)(error)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Removes all but the newest versions, never the current one or one that is needed.
+    pub fn prune(&self, name: &str, needed: &[String]) {
+        let folder = self.folder(name);
+        let mut ledger = Ledger::load(&folder);
+        let current = self.current(name);
         while ledger.rows.len() > self.keep {
-            let Some(place) = ledger.rows.iter().position(|(version, _)| version != current) else { return };
+            let stays = |version: &String| Some(version) == current.as_ref() || needed.contains(version);
+            let Some(place) = ledger.rows.iter().position(|(version, _)| !stays(version)) else { return };
             let (version, _) = ledger.rows.remove(place);
             if ledger.save().is_err() {
                 return;
@@ -227,8 +258,28 @@ fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) ->
             set_mode(at, mode)?;
         }
     }
-    // One flush of the file system costs less than one a file.
-    let folder = File::open(at).or_else(|_| File::open(at.parent().unwrap_or(at))).map_err(fault("open", at))?;
+    make_durable(manifest, at)
+}
+
+/// Flushes what was made. File by file as long as they are few: a flush of the whole file system also waits for whatever
+/// the host's other programs have written to it.
+fn make_durable(manifest: &Manifest, at: &Path) -> Result<(), ActivateError> {
+    let flush = |path: &Path| match File::open(path).and_then(|file| file.sync_all()) {
+        // Its own mode may close it to us, unless we are root.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => flush_all(path),
+        result => result.map_err(fault("flush", path)),
+    };
+    if manifest.entries.len() > FLUSHED_ALONE_MAX {
+        return flush_all(at);
+    }
+    let real = manifest.entries.iter().filter(|entry| !matches!(entry.kind, EntryKind::Link { .. }));
+    real.map(|entry| at.join(OsStr::from_bytes(&entry.path))).try_for_each(|path| flush(&path))?;
+    flush(at)
+}
+
+fn flush_all(at: &Path) -> Result<(), ActivateError> {
+    let folder = at.ancestors().skip(1).find_map(|folder| File::open(folder).ok());
+    let folder = folder.ok_or(io::Error::from(io::ErrorKind::PermissionDenied)).map_err(fault("open", at))?;
     rustix::fs::syncfs(&folder).map_err(|error| fault("flush", at)(error.into()))
 }
 
@@ -288,7 +339,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), ActivateError> {
 /// A file with the stream's bytes and this mode: sharing its blocks where the file system can, else the stream file itself
 /// where it is on the same file system and has this mode already (a mode belongs to the file, not to the name), else a
 /// copy.
-fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
+pub(crate) fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
     let mut copy = File::create_new(path)?;
     if size > 0 {
         let source = File::open(stream)?;

@@ -1,6 +1,6 @@
 //! The peer's local HTTP API: what is here and how it goes.
 
-use crate::node::{ContentStatus, NodeHandle};
+use crate::node::{ContentStatus, NodeHandle, RolloutStatus};
 use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -31,6 +31,7 @@ pub(crate) fn routes(host: String, node: NodeHandle) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/contents", get(contents))
         .route("/v1/contents/{id}", get(content))
+        .route("/v1/rollouts", get(rollouts))
         .with_state(Api { host, node })
 }
 
@@ -50,6 +51,10 @@ async fn status(State(api): State<Api>) -> Json<Status> {
 
 async fn contents(State(api): State<Api>) -> Json<Vec<ContentStatus>> {
     Json(api.node.contents().await)
+}
+
+async fn rollouts(State(api): State<Api>) -> Json<Vec<RolloutStatus>> {
+    Json(api.node.rollouts().await)
 }
 
 async fn content(State(api): State<Api>, Path(id): Path<ContentId>) -> Result<Json<ContentStatus>, ApiError> {

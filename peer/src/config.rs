@@ -2,6 +2,7 @@
 //!
 //! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
 
+use crate::rollout::settings::{self, Activations};
 use serde::{Deserialize, Serialize};
 use shoal_ops::config::ConfigError;
 use shoal_ops::units::ByteSize;
@@ -95,6 +96,8 @@ pub struct PeerConfig {
     pub keep_versions: usize,
     /// Where `/healthz`, `/metrics` and `/v1` are served. Default `127.0.0.1:7701`.
     pub http: SocketAddr,
+    /// What is done around a switch, by name or `prefix/*`. Default: nothing.
+    pub activation: Activations,
 }
 
 impl Default for PeerConfig {
@@ -105,6 +108,7 @@ impl Default for PeerConfig {
             content_dir: "/var/lib/shoal/content".into(),
             keep_versions: 2,
             http: (Ipv4Addr::LOCALHOST, 7701).into(),
+            activation: Activations::new(),
         }
     }
 }
@@ -116,6 +120,6 @@ impl PeerConfig {
         if self.keep_versions == 0 {
             return Err(ConfigError::invalid("keep_versions", "at least 1"));
         }
-        Ok(())
+        settings::validate(&self.activation)
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! Invariant: within an attempt a state never goes back, and what was not heard is said again.
 
+use shoal_proto::control::CurrentVersion;
 use shoal_proto::ids::JobId;
 use shoal_proto::limits;
 use shoal_proto::report::{HostReport, HostState, TierBytes};
 use std::collections::BTreeMap;
+
+/// Names whose current version is told.
+const NAMES_MAX: usize = 1024;
 
 #[derive(Debug)]
 struct Row {
@@ -22,6 +26,8 @@ struct Row {
 #[derive(Debug, Default)]
 pub struct Reports {
     rows: BTreeMap<JobId, Row>,
+    /// The current version of each name, and whether the tracker has heard it.
+    versions: BTreeMap<String, (String, bool)>,
 }
 
 /// A batch for one beat; give it back to [`Reports::heard`] when it was heard.
@@ -29,7 +35,9 @@ pub struct Reports {
 pub struct Batch {
     /// The reports.
     pub reports: Vec<HostReport>,
-    versions: Vec<(JobId, u64)>,
+    /// Current versions.
+    pub versions: Vec<CurrentVersion>,
+    rows: Vec<(JobId, u64)>,
 }
 
 impl Reports {
@@ -58,8 +66,14 @@ impl Reports {
 
     /// A state was reached; earlier ones are ignored.
     pub fn reach(&mut self, job: JobId, state: HostState, detail: &str) {
+        self.reach_in(job, 0, state, detail);
+    }
+
+    /// A state was reached in an attempt; earlier ones are ignored.
+    pub fn reach_in(&mut self, job: JobId, attempt: u16, state: HostState, detail: &str) {
         let row = self.row(job);
-        if state > row.report.state {
+        if (attempt, state) > row.report.rank() {
+            row.report.attempt = attempt;
             row.report.state = state;
             row.report.detail = clip(detail);
             row.version += 1;
@@ -87,16 +101,27 @@ impl Reports {
         self.rows.remove(job);
     }
 
+    /// A version of a name was switched in; an empty one: none is.
+    pub fn current(&mut self, name: &str, version: &str) {
+        let known = self.versions.get(name);
+        if known.is_some_and(|(known, _)| known == version) || (known.is_none() && self.versions.len() >= NAMES_MAX) {
+            return;
+        }
+        self.versions.insert(name.to_string(), (version.to_string(), false));
+    }
+
     /// A new tracker, or one that was restarted, has heard nothing.
     pub fn unheard(&mut self) {
         for row in self.rows.values_mut() {
             row.heard = 0;
         }
+        self.versions.values_mut().for_each(|(_, heard)| *heard = false);
     }
 
     /// Whether a state was not heard yet.
     pub fn is_urgent(&self) -> bool {
         self.rows.values().any(|row| row.urgent && row.heard < row.version)
+            || self.versions.values().any(|(_, heard)| !heard)
     }
 
     /// What the tracker has not heard, states before progress.
@@ -106,13 +131,24 @@ impl Reports {
         rows.truncate(limits::BEAT_ROWS_MAX);
         Batch {
             reports: rows.iter().map(|(_, row)| row.report.clone()).collect(),
-            versions: rows.iter().map(|(job, row)| (**job, row.version)).collect(),
+            versions: self.unheard_versions().take(limits::BEAT_ROWS_MAX).collect(),
+            rows: rows.iter().map(|(job, row)| (**job, row.version)).collect(),
         }
+    }
+
+    fn unheard_versions(&self) -> impl Iterator<Item = CurrentVersion> {
+        let unheard = self.versions.iter().filter(|(_, (_, heard))| !heard);
+        unheard.map(|(name, (version, _))| CurrentVersion { name: name.clone(), version: version.clone() })
     }
 
     /// The tracker has heard a batch.
     pub fn heard(&mut self, batch: &Batch) {
-        for (job, version) in &batch.versions {
+        for told in &batch.versions {
+            if let Some((version, heard)) = self.versions.get_mut(&told.name) {
+                *heard |= *version == told.version;
+            }
+        }
+        for (job, version) in &batch.rows {
             if let Some(row) = self.rows.get_mut(job) {
                 row.heard = row.heard.max(*version);
                 row.urgent &= row.heard < row.version;
@@ -155,6 +191,29 @@ mod tests {
         assert!(reports.batch().reports.is_empty());
         reports.unheard();
         assert_eq!(reports.batch().reports[0].state, HostState::Has);
+    }
+
+    #[test]
+    fn attempts_and_versions_are_told() {
+        let mut reports = Reports::default();
+        let job = JobId([1; 16]);
+        reports.reach_in(job, 1, HostState::Active, "");
+        reports.reach_in(job, 2, HostState::Failed(Reason::Unhealthy), "probe");
+        reports.reach_in(job, 1, HostState::Active, "");
+        let batch = reports.batch();
+        assert_eq!(batch.reports[0].rank(), (2, HostState::Failed(Reason::Unhealthy)));
+        reports.heard(&batch);
+        reports.current("a", "1");
+        let batch = reports.batch();
+        assert_eq!(batch.versions[0].version, "1");
+        reports.current("a", "2");
+        reports.heard(&batch);
+        let batch = reports.batch();
+        assert_eq!(batch.versions[0].version, "2", "it changed after the batch was made");
+        reports.heard(&batch);
+        assert!(reports.batch().versions.is_empty() && !reports.is_urgent());
+        reports.unheard();
+        assert_eq!(reports.batch().versions.len(), 1);
     }
 
     #[test]

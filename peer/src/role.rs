@@ -47,14 +47,19 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
     let mut tasks = Tasks::new(token);
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
-    let folders = Folders { store: &config.dir, content: Some((&config.content_dir, config.keep_versions)) };
+    let folders = Folders {
+        store: &config.dir,
+        content: Some((&config.content_dir, config.keep_versions)),
+        activations: config.activation.clone(),
+    };
     let node = start_node(Role::Peer, &config.node, folders, &metrics, &mut tasks).await?;
     let tracker = node.tracker.clone();
     let check = Arc::new(move || match *tracker.borrow() {
         Some(_) => Vec::new(),
         None => vec!["no tracker can be reached".to_string()],
     });
-    let routes = api::routes(node.credential.locality.to_string(), node.handle.clone());
+    let routes = api::routes(node.credential.locality.to_string(), node.handle.clone())
+        .merge(crate::feeds::routes(node.handle.feeds.clone()));
     let server = Server::new("peer", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "peer started");

@@ -206,14 +206,15 @@ impl TrackerClient {
     async fn beat(&mut self, tracker: NodeId) -> Result<bool, String> {
         let batch = self.shared.reports().batch();
         let known = self.shared.known().unwrap_or_default();
-        let request = Request::Beat { known, reports: batch.reports.clone() };
+        let (reports, versions) = (batch.reports.clone(), batch.versions.clone());
+        let request = Request::Beat { known, reports, versions };
         match self.control.request(tracker, request).await.map_err(|error| error.to_string())? {
             Response::Heard { update } => {
                 self.shared.reports().heard(&batch);
                 if let Some(update) = update {
                     let _ = self.sink.send(TrackerEvent::Update(update)).await;
                 }
-                Ok(batch.reports.len() == limits::BEAT_ROWS_MAX)
+                Ok(batch.reports.len().max(batch.versions.len()) == limits::BEAT_ROWS_MAX)
             }
             Response::Refused { why } => Err(why),
             other => Err(format!("unexpected answer {other:?}")),

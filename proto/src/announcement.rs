@@ -4,6 +4,7 @@
 //! folder it is activated in.
 
 use crate::codec::{DecodeError, DocKind, Document};
+use crate::feed::{FeedMark, feed_id, is_feed_name};
 use crate::ids::{ContentId, JobId, NodeId};
 use crate::limits;
 use crate::locality::Selector;
@@ -130,16 +131,16 @@ pub struct Announcement {
     /// When hosts may forget it, Unix seconds.
     #[n(11)]
     pub expires_at: u64,
-    /// What to do with a content that hosts have already; absent in a push.
+    /// Set on a version of a feed; then `job` is the feed's id.
     #[n(12)]
+    pub feed: Option<FeedMark>,
+    /// Only stored: what switches it in is a desired state ([`crate::desired`]), not its arrival.
+    #[n(13)]
+    #[cbor(default, skip_if = "std::ops::Not::not")]
+    pub staged: bool,
+    /// What to do with a content that hosts have already; absent in a push.
+    #[n(14)]
     pub order: Option<Order>,
-}
-
-impl Announcement {
-    /// Whether hosts are to keep only their shares of the content.
-    pub fn demotes(&self) -> bool {
-        self.order == Some(Order::Demote)
-    }
 }
 
 /// What becomes of a content that hosts have already. Of all announcements of a content the one with the greatest
@@ -156,9 +157,26 @@ pub enum Order {
     Promote,
 }
 
+impl Announcement {
+    /// Whether hosts are to keep only their shares of the content.
+    pub fn demotes(&self) -> bool {
+        self.order == Some(Order::Demote)
+    }
+
+    /// Whether manifest and data may travel in the announcement.
+    pub fn is_small(&self) -> bool {
+        self.size <= limits::INLINE_DATA_BYTES_MAX && self.manifest_bytes <= limits::INLINE_MANIFEST_BYTES_MAX as u64
+    }
+}
+
 /// Whether `name` may name a content: names joined by `/`, at most 128 bytes.
 pub fn is_content_name(name: &str) -> bool {
     name.len() <= limits::NAME_BYTES_MAX && name.split('/').all(is_component)
+}
+
+/// Whether a name is in the folder that hosts keep feeds in: no pushed content may be.
+pub fn is_reserved(name: &str) -> bool {
+    name.split('/').next() == Some("feeds")
 }
 
 /// Whether `text` may be a version.
@@ -194,6 +212,20 @@ impl Document for Announcement {
         }
         if self.expires_at < self.created_at {
             return Err(DecodeError::invalid("expires_at", "before it was made"));
+        }
+        if self.feed.is_none() && is_reserved(&self.name) {
+            return Err(DecodeError::invalid("name", format!("`{}` is where feeds are", self.name)));
+        }
+        if self.feed.is_some() {
+            if !is_feed_name(&self.name) {
+                return Err(DecodeError::invalid("name", format!("`{}` is no feed", self.name)));
+            }
+            if self.job != feed_id(&self.name) {
+                return Err(DecodeError::invalid("job", "not the id of the feed named"));
+            }
+            if self.size > limits::FEED_BYTES_MAX {
+                return Err(DecodeError::invalid("size", format!("{} bytes in a feed", self.size)));
+            }
         }
         Ok(())
     }

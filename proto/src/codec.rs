@@ -25,6 +25,8 @@ pub enum DocKind {
     HubFlush = 7,
     /// A record in a role's own store.
     Record = 8,
+    /// A [`crate::desired::Desired`].
+    Desired = 9,
 }
 
 /// Why bytes are not the document they should be.

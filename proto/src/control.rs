@@ -2,6 +2,8 @@
 //!
 //! Invariant: until a `Join` with a valid credential was accepted on a connection, every other request on it is refused.
 
+use crate::announcement::{is_content_name, is_version};
+use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::ids::{Epoch, HostIndex, JobId};
 use crate::limits;
@@ -52,6 +54,11 @@ pub enum Request {
         #[n(1)]
         #[cbor(decode_with = "crate::codec::at_most::<{ limits::BEAT_ROWS_MAX }, _, _>")]
         reports: Vec<HostReport>,
+        /// Names whose current version changed; at most [`limits::BEAT_ROWS_MAX`].
+        #[n(2)]
+        #[cbor(default, skip_if = "Vec::is_empty")]
+        #[cbor(decode_with = "crate::codec::at_most::<{ limits::BEAT_ROWS_MAX }, _, _>")]
+        versions: Vec<CurrentVersion>,
     },
     /// Seeder to tracker: this job is open; here is its signed announcement.
     #[n(2)]
@@ -74,6 +81,79 @@ pub enum Request {
     /// Host to tracker: I am going down on purpose.
     #[n(5)]
     Leave,
+    /// Seeder to tracker: which hosts are in which state of this job, by attempt?
+    #[n(8)]
+    HostStates {
+        /// The job.
+        #[n(0)]
+        job: JobId,
+    },
+    /// Seeder to tracker: which hosts are on which version of this name?
+    #[n(9)]
+    Versions {
+        /// The name.
+        #[n(0)]
+        name: String,
+    },
+}
+
+/// The version of a name that is switched in on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct CurrentVersion {
+    /// The name.
+    #[n(0)]
+    pub name: String,
+    /// The version; empty when none is.
+    #[n(1)]
+    pub version: String,
+}
+
+impl CurrentVersion {
+    fn validate(&self) -> Result<(), DecodeError> {
+        if !is_content_name(&self.name) {
+            return Err(DecodeError::invalid("name", format!("`{}`", self.name)));
+        }
+        if !self.version.is_empty() && !is_version(&self.version) {
+            return Err(DecodeError::invalid("version", format!("`{}`", self.version)));
+        }
+        Ok(())
+    }
+}
+
+/// Hosts of a job in one state of one attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AttemptSet {
+    /// The attempt.
+    #[n(0)]
+    pub attempt: u16,
+    /// The state.
+    #[n(1)]
+    pub state: HostState,
+    /// The hosts, by roster index.
+    #[n(2)]
+    #[cbor(decode_with = "crate::bitmap::decode_hosts")]
+    pub hosts: Bitmap,
+}
+
+/// Which hosts of a job are in which state. Each host is in one set at most; those of which nothing was heard are in none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct JobStates {
+    /// The sets, highest attempt first; at most [`limits::STATE_SETS_MAX`].
+    #[n(0)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::STATE_SETS_MAX }, _, _>")]
+    pub sets: Vec<AttemptSet>,
+}
+
+/// Hosts on one version of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct VersionSet {
+    /// The version; empty when the host has none switched in.
+    #[n(0)]
+    pub version: String,
+    /// The hosts, by roster index.
+    #[n(1)]
+    #[cbor(decode_with = "crate::bitmap::decode_hosts")]
+    pub hosts: Bitmap,
 }
 
 /// The answer to a [`Request`].
@@ -111,6 +191,17 @@ pub enum Response {
         /// What is wrong.
         #[n(0)]
         why: String,
+    },
+    /// To `HostStates`.
+    #[n(8)]
+    States(#[n(0)] JobStates),
+    /// To `Versions`: the versions most hosts are on; at most [`limits::VERSION_SETS_MAX`].
+    #[n(9)]
+    Versions {
+        /// The versions.
+        #[n(0)]
+        #[cbor(decode_with = "crate::codec::at_most::<{ limits::VERSION_SETS_MAX }, _, _>")]
+        sets: Vec<VersionSet>,
     },
 }
 
@@ -194,17 +285,24 @@ impl Document for Request {
                 }
                 validate_labels(&join.labels)
             }
-            Self::Beat { reports, .. } => {
-                if reports.len() > limits::BEAT_ROWS_MAX {
-                    return Err(DecodeError::TooLong { len: reports.len(), max: limits::BEAT_ROWS_MAX });
+            Self::Beat { reports, versions, .. } => {
+                let len = reports.len().max(versions.len());
+                if len > limits::BEAT_ROWS_MAX {
+                    return Err(DecodeError::TooLong { len, max: limits::BEAT_ROWS_MAX });
                 }
+                versions.iter().try_for_each(CurrentVersion::validate)?;
                 reports.iter().try_for_each(HostReport::validate)
             }
+            Self::Versions { name } if !is_content_name(name) => Err(DecodeError::invalid("name", format!("`{name}`"))),
             Self::Membership(update) => update.validate(),
             Self::OpenJob { envelope } if envelope.len() > limits::ANNOUNCEMENT_BYTES_MAX => {
                 Err(DecodeError::TooLong { len: envelope.len(), max: limits::ANNOUNCEMENT_BYTES_MAX })
             }
-            Self::OpenJob { .. } | Self::JobStatus { .. } | Self::Leave => Ok(()),
+            Self::OpenJob { .. }
+            | Self::JobStatus { .. }
+            | Self::HostStates { .. }
+            | Self::Versions { .. }
+            | Self::Leave => Ok(()),
         }
     }
 }

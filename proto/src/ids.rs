@@ -12,7 +12,7 @@ pub struct ParseIdError {
     expected: usize,
 }
 
-fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
     let error = ParseIdError { expected: 2 * N };
     let digits = text.as_bytes();
     if digits.len() != 2 * N {

@@ -6,8 +6,10 @@
 //! not seen the bytes of.
 //!
 //! Where to look: an id in [`ids`]; "which host is where" in [`locality`]; piece and stripe arithmetic in
-//! [`geometry`]; what a content is made of in [`manifest`]; what a publisher signs in [`announcement`]; who may speak
-//! in [`trust`]; peer to peer in [`message`] and [`frame`]; host to tracker in [`control`]; completion facts in
+//! [`geometry`]; what a content is made of in [`manifest`], an image in [`mod@image`]; what a publisher signs in
+//! [`announcement`], what makes it a feed's in [`feed`]; which version a host should have, and when it may switch, in
+//! [`desired`]; who may speak in [`trust`]; peer to peer in [`message`] and [`frame`]; host to tracker in [`control`];
+//! completion facts in
 //! [`report`].
 
 pub mod announcement;
@@ -15,9 +17,12 @@ pub mod bitmap;
 pub mod codec;
 pub mod control;
 pub mod deal;
+pub mod desired;
+pub mod feed;
 pub mod frame;
 pub mod geometry;
 pub mod ids;
+pub mod image;
 pub mod limits;
 pub mod locality;
 pub mod manifest;

@@ -24,6 +24,12 @@ pub const ENTRIES_MAX: usize = 2_000_000;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Longest single component of a path, bytes (what Linux file systems take).
 pub const PATH_COMPONENT_BYTES_MAX: usize = 255;
+/// Blobs in one image. With a thousand layers an image is at the limit of what runtimes take.
+pub const BLOBS_MAX: usize = 4096;
+/// Longest media type, bytes.
+pub const MEDIA_TYPE_BYTES_MAX: usize = 255;
+/// Longest name of an image, bytes: host, repository, tag and digest.
+pub const REFERENCE_BYTES_MAX: usize = 768;
 /// Longest content or feed name, bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Longest label key or value, and longest locality component, bytes.
@@ -58,6 +64,14 @@ pub const DETAIL_BYTES_MAX: usize = 256;
 pub const BEAT_ROWS_MAX: usize = 256;
 /// Hosts named one by one in a job's rollup.
 pub const ROLLUP_LINES_MAX: usize = 256;
+/// Sets of hosts in the answer to "which hosts are in which state": one for each attempt and state there is.
+pub const STATE_SETS_MAX: usize = 64;
+/// Versions of one name told apart, over all hosts.
+pub const VERSION_SETS_MAX: usize = 64;
+/// Largest encoded desired state, bytes: it travels inside its announcement.
+pub const DESIRED_BYTES_MAX: usize = INLINE_DATA_BYTES_MAX as usize;
+/// Rules of one desired state.
+pub const DESIRED_RULES_MAX: usize = 32;
 /// Jobs in one flush to the hub.
 pub const FLUSH_JOBS_MAX: usize = 64;
 /// Sets of hosts in one job of a flush: each state has at most one.
@@ -72,3 +86,10 @@ pub const LANES_MAX: u8 = 64;
 pub const STRIPE_DATA_MAX: u8 = 64;
 /// Parity shards in a stripe.
 pub const STRIPE_PARITY_MAX: u8 = 32;
+/// Feeds a host knows; those that come later are refused.
+pub const FEEDS_MAX: usize = 256;
+/// Payload bytes in one version of a feed.
+pub const FEED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A feed's version of up to this many payload bytes goes down every announcement lane, not just the first: what it costs
+/// is less than a lost host would.
+pub const FEED_EVERY_LANE_BYTES_MAX: u64 = 4 * 1024;

@@ -1,4 +1,4 @@
-//! A content's description: its entries, its pieces with their hashes, and how it is coded.
+//! A content's description: its entries or blobs, its pieces with their hashes, and how it is coded.
 //!
 //! Invariant: a decoded [`Manifest`] is self-consistent and safe to materialise: lengths add up, no path is absolute,
 //! has `..`, repeats, passes through a link or file, and no link leads out of the content.
@@ -7,6 +7,7 @@ use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::geometry::Geometry;
 use crate::ids::{ContentId, Hash, PieceIndex, ShardIndex};
+use crate::image::ImageIndex;
 use crate::limits;
 use minicbor::{Decode, Encode};
 use std::sync::Arc;
@@ -62,22 +63,26 @@ pub enum Root {
         #[n(0)]
         mode: u32,
     },
+    /// A container image: [`Manifest::image`] says of what, and there are no entries.
+    #[n(2)]
+    Image,
 }
 
 /// A content's description. Its BLAKE3 is the [`ContentId`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Manifest {
-    /// File or directory.
+    /// File, directory or image.
     #[n(0)]
     pub root: Root,
     /// Entries in ascending path order, parents before children.
     #[n(1)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::ENTRIES_MAX }, _, _>")]
     pub entries: Vec<Entry>,
-    /// Byte lengths of the streams the pieces cut, in order. A directory or file is one stream (none when empty).
+    /// Byte lengths of the streams the pieces cut, in order. A directory or file is one stream (none when empty); each
+    /// blob of an image is one.
     #[n(2)]
     pub streams: Vec<u64>,
-    /// Average piece length the cutter aimed at, bytes.
+    /// Average piece length the cutter aimed at, bytes; 0 for an image, whose blobs are cut each in its own way.
     #[n(3)]
     pub piece_bytes_avg: u32,
     /// Data shards in a stripe (k).
@@ -101,6 +106,9 @@ pub struct Manifest {
     #[n(9)]
     #[cbor(with = "minicbor::bytes")]
     pub parity_hashes: Vec<u8>,
+    /// What an image is made of.
+    #[n(10)]
+    pub image: Option<ImageIndex>,
 }
 
 impl Document for Manifest {
@@ -110,7 +118,13 @@ impl Document for Manifest {
 
     fn validate(&self) -> Result<(), DecodeError> {
         self.validate_pieces()?;
-        self.validate_entries()
+        match (self.root, &self.image) {
+            (Root::Image, Some(image)) if self.entries.is_empty() => image.validate(&self.streams),
+            (Root::Image, Some(_)) => Err(DecodeError::invalid("entries", "an image has none")),
+            (Root::Image, None) => Err(DecodeError::invalid("image", "missing")),
+            (_, Some(_)) => Err(DecodeError::invalid("image", "only an image has one")),
+            (_, None) => self.validate_entries(),
+        }
     }
 }
 

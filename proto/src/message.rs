@@ -5,6 +5,7 @@
 use crate::bitmap::Bitmap;
 use crate::codec::DecodeError;
 use crate::deal::Deal;
+use crate::feed::FeedRow;
 use crate::ids::{ContentId, JobId, LaneIndex, ShardIndex};
 use crate::limits;
 use minicbor::{Decode, Encode};
@@ -143,7 +144,7 @@ pub enum Message {
         jobs: Option<Vec<JobId>>,
     },
     /// "So far am I with a demotion, or with undoing one."
-    #[n(10)]
+    #[n(11)]
     Hold {
         /// The content.
         #[n(0)]
@@ -167,6 +168,13 @@ pub enum Message {
         /// The jobs; at most [`limits::DIGEST_JOBS_MAX`].
         #[n(0)]
         jobs: Vec<JobId>,
+    },
+    /// "These are the versions of feeds I know": anti-entropy.
+    #[n(10)]
+    Feeds {
+        /// The feeds; at most [`limits::FEEDS_MAX`].
+        #[n(0)]
+        rows: Vec<FeedRow>,
     },
 }
 
@@ -196,6 +204,7 @@ impl Message {
             Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => {
                 (jobs.len(), limits::DIGEST_JOBS_MAX)
             }
+            Self::Feeds { rows } => (rows.len(), limits::FEEDS_MAX),
             _ => (0, 0),
         };
         if len > max { Err(DecodeError::TooLong { len, max }) } else { Ok(()) }

@@ -45,6 +45,12 @@ pub enum Reason {
     /// The job's deadline passed.
     #[n(8)]
     Deadline,
+    /// It was switched in and is switched back again.
+    #[n(9)]
+    RolledBack,
+    /// It was switched in, and then its probe failed.
+    #[n(10)]
+    Unhealthy,
     /// It is in use here, so it is not demoted.
     #[n(16)]
     InUse,
@@ -62,6 +68,8 @@ impl fmt::Display for Reason {
             Self::Superseded => "superseded",
             Self::Cancelled => "cancelled",
             Self::Deadline => "deadline",
+            Self::RolledBack => "rolled-back",
+            Self::Unhealthy => "unhealthy",
             Self::InUse => "in-use",
         })
     }

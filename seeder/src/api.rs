@@ -1,7 +1,9 @@
 //! The seeder's HTTP API. Every request shows the admin token.
 
+use crate::feeds::{self, Feeds};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
 use crate::orders::{OrderError, OrderRequest};
+use crate::rollout::{self, Rollouts};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -55,14 +57,17 @@ struct Api {
     jobs: Arc<Jobs>,
     node: NodeHandle,
     pushes: mpsc::Sender<(JobId, PushRequest)>,
+    rollouts: Arc<Rollouts>,
 }
 
 /// The routes. `pushes` takes the pushes to be worked on.
 pub(crate) fn routes(
     jobs: Arc<Jobs>,
+    feeds: Arc<Feeds>,
     node: NodeHandle,
     token: AdminToken,
     pushes: mpsc::Sender<(JobId, PushRequest)>,
+    rollouts: Arc<Rollouts>,
 ) -> Router {
     Router::new()
         .route("/v1/push", post(push))
@@ -73,8 +78,11 @@ pub(crate) fn routes(
         .route("/v1/jobs/{id}/events", get(events))
         .route("/v1/contents", get(contents))
         .route("/v1/hosts", get(hosts))
+        .with_state(Api { jobs, node: node.clone(), pushes, rollouts: rollouts.clone() })
+        .merge(feeds::routes(feeds))
+        .merge(shoal_peer::feeds::routes(node.feeds))
+        .merge(rollout::api::routes(rollouts))
         .layer(from_fn_with_state(token, require_token))
-        .with_state(Api { jobs, node, pushes })
 }
 
 async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
@@ -87,6 +95,20 @@ async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Resul
         };
         ApiError::new(status, "push refused", error.to_string(), remedy(&error))
     };
+    if !request.staged {
+        let rollouts = api.rollouts.clone();
+        let name = request.name.clone();
+        let way = tokio::task::spawn_blocking(move || rollouts.make_way(&name)).await;
+        let why = match way {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = why {
+            let remedy = "push it with --stage and roll it out, or cancel that rollout";
+            return Err(ApiError::new(StatusCode::CONFLICT, "push refused", why, remedy));
+        }
+    }
     let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
     let job = api.jobs.create(&request).map_err(refused)?;
     permit.send((job, request));
@@ -121,7 +143,9 @@ async fn order(api: &Api, order: Order, request: &OrderRequest) -> Result<Json<P
 
 fn remedy(error: &PushError) -> &'static str {
     match error {
-        PushError::Name(_) => "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes",
+        PushError::Name(_) => {
+            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, not beginning with `feeds/`"
+        }
         PushError::Version(_) => "use letters, digits, `.`, `_`, `-`, at most 63 bytes; `current` is taken",
         PushError::Selector(_) => "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`",
         PushError::NoHosts(_) => "see `shoal hosts` for the hosts there are",

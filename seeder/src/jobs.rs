@@ -10,7 +10,7 @@ use shoal_net::admission::system_clock;
 use shoal_net::control::ControlHandle;
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::Running;
-use shoal_proto::announcement::{Announcement, Order, is_content_name, is_version};
+use shoal_proto::announcement::{Announcement, Order, is_content_name, is_reserved, is_version};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{ContentId, JobId, NodeId};
 use shoal_proto::locality::Selector;
@@ -217,7 +217,7 @@ impl Jobs {
 
     /// Checks a push and gives it a job. [`Jobs::take_in`] does the rest.
     pub fn create(&self, request: &PushRequest) -> Result<JobId, PushError> {
-        if !is_content_name(&request.name) {
+        if !is_content_name(&request.name) || is_reserved(&request.name) {
             return Err(PushError::Name(request.name.clone()));
         }
         if !is_version(&request.version) {
@@ -271,6 +271,41 @@ impl Jobs {
         Ok(())
     }
 
+    /// Follows a rollout like a job, so that what hosts say of it is shown and told to the hub.
+    pub(crate) fn follow_rollout(
+        &self,
+        request: &PushRequest,
+        announcement: &Announcement,
+        pieces: u32,
+    ) -> Result<(), String> {
+        let job = announcement.job;
+        let mut status = JobStatus::new(job, request, announcement.selector.to_string(), system_clock());
+        status.rollout = true;
+        status.announced(announcement, pieces);
+        let mut row = Job::new(status, None);
+        row.envelope = Some(Envelope::seal(announcement, &self.publisher));
+        row.expires_at = announcement.expires_at;
+        self.rows().insert(job, row);
+        self.try_keep(&job)
+    }
+
+    /// A rollout has ended, or goes on after all.
+    pub(crate) fn rollout_ended(&self, job: &JobId, ended: bool) {
+        let phase = if ended { Phase::Done } else { Phase::Distributing };
+        match self.rows().get_mut(job) {
+            Some(row) if row.status.phase != phase && row.status.phase != Phase::Failed => row.status.phase = phase,
+            _ => return,
+        }
+        self.keep(job);
+        self.changed.notify_waiters();
+    }
+
+    /// The announcement of a job, once there is one.
+    pub(crate) fn announcement(&self, job: &JobId) -> Option<Announcement> {
+        let envelope = self.rows().get(job)?.envelope.clone()?;
+        envelope.open().ok()
+    }
+
     /// A job's status.
     pub fn status(&self, job: &JobId) -> Option<JobStatus> {
         let rows = self.rows();
@@ -318,7 +353,14 @@ mod tests {
     use shoal_proto::announcement::Kind;
 
     fn push(name: &str, kind: Kind) -> PushRequest {
-        PushRequest { path: "/".into(), name: name.into(), version: "1".into(), kind, to: vec!["all".into()] }
+        PushRequest {
+            path: "/".into(),
+            name: name.into(),
+            version: "1".into(),
+            kind,
+            to: vec!["all".into()],
+            staged: false,
+        }
     }
 
     #[test]

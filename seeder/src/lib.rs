@@ -4,14 +4,17 @@
 //! Invariant: an announcement is signed only for a content that is whole and durable here.
 //!
 //! Where to look: configuration in [`config`]; which jobs there are in [`jobs`], what is told of them in [`status`]; a push
-//! from path to announcement in [`take_in`], demotion and promotion of what was pushed in [`orders`]; how far the hosts are in [`progress`]; the HTTP API in [`api`].
+//! from path to announcement in [`take_in`], demotion and promotion of what was pushed in [`orders`]; how far the hosts are in [`progress`]; versions of feeds in [`feeds`]; versions
+//! switched in wave by wave in [`rollout`]; the HTTP API in [`api`].
 
 pub mod api;
 pub mod config;
+pub mod feeds;
 pub mod jobs;
 pub mod orders;
 mod progress;
 mod role;
+pub mod rollout;
 pub mod status;
 mod take_in;
 

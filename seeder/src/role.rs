@@ -2,13 +2,16 @@
 
 use crate::api::{self, PUSHES_QUEUED};
 use crate::config::SeederConfig;
+use crate::feeds::Feeds;
 use crate::jobs::Jobs;
+use crate::rollout::Rollouts;
 use shoal_net::identity::{KeyFileError, load_key};
 use shoal_ops::http::{AdminToken, Server, TokenError, bind};
 use shoal_ops::metrics::Metrics;
 use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::{Folders, SetupError, start as start_node};
+use shoal_peer::rollout::settings::Activations;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Role, Trust};
 use std::net::SocketAddr;
@@ -72,19 +75,22 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let mut tasks = Tasks::new(token);
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
-    let folders = Folders { store: &config.dir, content: None };
+    let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
     let node = start_node(Role::Seeder, &config.node, folders, &metrics, &mut tasks).await?;
+    let feeds = Feeds::open(config, publisher.clone(), &node);
     let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();
     tasks.spawn("job progress", jobs.clone().poll(token.clone()));
     let (pushes, queue) = mpsc::channel(PUSHES_QUEUED);
     tasks.spawn("pushes", work_on_pushes(jobs.clone(), queue, token.clone()));
+    let rollouts = Rollouts::open(jobs.clone(), feeds.clone(), pushes.clone());
+    tasks.spawn("rollouts", rollouts.clone().run(token.clone()));
     let tracker = node.tracker.clone();
     let check = Arc::new(move || match *tracker.borrow() {
         Some(_) => Vec::new(),
         None => vec!["no tracker can be reached".to_string()],
     });
-    let routes = api::routes(jobs, node.handle.clone(), admin, pushes);
+    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "seeder started");

@@ -21,6 +21,9 @@ pub struct PushRequest {
     pub kind: Kind,
     /// Selectors, each an alternative.
     pub to: Vec<String>,
+    /// Only store it on the hosts: a rollout switches it in.
+    #[serde(default)]
+    pub staged: bool,
 }
 
 /// How far a job is.
@@ -97,6 +100,12 @@ pub struct JobStatus {
     /// The newest word on its content is that hosts keep only their shares of it.
     #[serde(default)]
     pub demoted: bool,
+    /// Hosts only store it.
+    #[serde(default)]
+    pub staged: bool,
+    /// Not a push: a rollout, which hosts report on as on a job.
+    #[serde(default)]
+    pub rollout: bool,
 }
 
 impl JobStatus {
@@ -114,7 +123,7 @@ impl JobStatus {
 
     /// Whether hosts may still do something: it is under way, or it is done but for hosts that are away.
     pub(crate) fn may_change(&self) -> bool {
-        self.phase == Phase::Distributing || (self.phase == Phase::Done && self.hosts().4 > 0)
+        self.phase == Phase::Distributing || self.rollout || (self.phase == Phase::Done && self.hosts().4 > 0)
     }
 
     /// Of a job that is still to be taken in.
@@ -140,6 +149,8 @@ impl JobStatus {
             created_at,
             order: None,
             demoted: false,
+            staged: request.staged,
+            rollout: false,
         }
     }
 
@@ -151,6 +162,7 @@ impl JobStatus {
             version: announcement.version.clone(),
             kind: announcement.kind,
             to: Vec::new(),
+            staged: false,
         };
         let mut status = Self::new(announcement.job, &request, to, announcement.created_at);
         status.announced(announcement, pieces);
@@ -187,11 +199,13 @@ impl JobStatus {
         if !self.is_final() {
             self.elapsed_s = elapsed_s;
         }
-        let (hosts, _, active, failed, away) = self.hosts();
+        let (hosts, has, active, failed, away) = self.hosts();
         let have = self.racks.iter().map(|rack| rack.pieces).sum::<u64>() as f64;
         let all = f64::from(self.pieces) * f64::from(hosts.saturating_sub(failed));
         self.eta_s = (have > 0.0 && all > have).then(|| elapsed_s * (all - have) / have);
-        if active + failed + away >= hosts && active + failed > 0 {
+        let done = if self.staged { has } else { active };
+        // Of a rollout, its controller knows when it has ended.
+        if done + failed + away >= hosts && done + failed > 0 && !self.rollout {
             self.phase = Phase::Done;
             self.eta_s = None;
         }

@@ -117,6 +117,8 @@ impl Jobs {
             created_at: now,
             expires_at: now + self.config.job_lifetime.0.as_secs(),
             order: None,
+            staged: request.staged,
+            feed: None,
         };
         let envelope = Envelope::seal(&announcement, &self.publisher);
         if let Some(row) = self.rows().get_mut(&job) {

@@ -7,6 +7,7 @@ mod cluster;
 mod completions;
 mod config;
 mod demo;
+mod feed;
 mod hosts;
 mod ls;
 mod order;
@@ -14,9 +15,11 @@ mod output;
 mod progress;
 mod push;
 mod role;
+mod rollout;
 mod seeder;
 mod sim;
 mod status;
+mod versions;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -39,8 +42,15 @@ enum Command {
     Demote(order::Args),
     /// Have hosts hold a demoted version whole again, from their racks' shares, and switch it in
     Promote(order::Args),
+    /// Switch a version in on hosts, wave by wave, and back when it is not well
+    Rollout(Box<rollout::Args>),
+    /// Show which host is on which version of a name, and on which it should be
+    Versions(versions::Args),
     /// Show how far jobs are
     Status(status::Args),
+    /// Publish and watch feeds: named sequences of small contents, of which the latest counts
+    #[command(subcommand)]
+    Feed(feed::Command),
     /// List the contents a seeder holds
     Ls(ls::Args),
     /// List the region's hosts
@@ -93,7 +103,10 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Push(args) => push::run(&args),
         Command::Demote(args) => order::run("demote", &args),
         Command::Promote(args) => order::run("promote", &args),
+        Command::Rollout(args) => rollout::run(&args),
+        Command::Versions(args) => versions::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Feed(command) => feed::run(&command),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
         Command::Cluster(command) => cluster::run(&command),

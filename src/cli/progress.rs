@@ -105,10 +105,14 @@ pub(crate) fn tiers(tiers: &TierBytes) -> String {
 
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
-    let (hosts, _, active, failed, away) = status.hosts();
-    let done = if status.order == Some(Order::Demote) { "demoted" } else { "active" };
+    let (hosts, has, active, failed, away) = status.hosts();
+    let (done, what) = match status.order {
+        Some(Order::Demote) => (active, "demoted"),
+        _ if status.staged => (has, "hold it, staged"),
+        _ => (active, "active"),
+    };
     output::line(&format!(
-        "{} {}: {active} of {hosts} hosts {done}, {failed} failed, {away} away; {} in {:.1} s",
+        "{} {}: {done} of {hosts} hosts {what}, {failed} failed, {away} away; {} in {:.1} s",
         status.name,
         status.version,
         ByteSize(status.size).rounded(),

@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// For which hosts: all, or region=, site=, rack=, host= and labels joined by commas (and); repeat for or
     #[arg(long = "to", required = true, value_name = "SELECTOR")]
     to: Vec<String>,
+    /// Only put the data on the hosts: a rollout switches it in
+    #[arg(long)]
+    stage: bool,
     /// Wait until every host has it or has failed
     #[arg(long)]
     wait: bool,
@@ -49,6 +52,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         version: args.version.clone(),
         kind: args.kind,
         to: args.to.clone(),
+        staged: args.stage,
     };
     block_on(async {
         let pushed: Pushed = client.post("/v1/push", &request).await?;

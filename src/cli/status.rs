@@ -2,11 +2,12 @@
 
 use super::progress::{Display, follow, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
-use super::{Outcome, output};
+use super::{Outcome, output, rollout};
 use shoal_ops::units::Span;
 use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
 use shoal_seeder::jobs::{JobStatus, Phase};
+use shoal_seeder::rollout::view::RolloutView;
 
 /// Show how far jobs are
 #[derive(Debug, clap::Args)]
@@ -41,6 +42,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         if args.json {
             output::json(&status)?;
         } else {
+            if status.rollout {
+                let view: RolloutView = client.get(&format!("/v1/rollout?of={job}")).await?;
+                rollout::summary(&view);
+            }
             summary(&status);
             for line in status.lines.iter().filter(|line| !line.away && !line.state.starts_with("failed")) {
                 let (have, of) = (line.pieces, status.pieces);
@@ -62,7 +67,9 @@ fn what(job: &JobStatus) -> &'static str {
         Some(Order::Demote) => "demote",
         Some(Order::Promote) if job.demoted => "promote (demoted)",
         Some(Order::Promote) => "promote",
+        None if job.rollout => "rollout",
         None if job.demoted => "push (demoted)",
+        None if job.staged => "staged",
         None => "push",
     }
 }
@@ -71,20 +78,20 @@ fn list(jobs: &[JobStatus]) -> Outcome {
     let rows: Vec<Vec<String>> = jobs
         .iter()
         .map(|job| {
-            let (hosts, _, active, failed, _) = job.hosts();
+            let (hosts, has, active, failed, _) = job.hosts();
             vec![
                 job.job.to_string(),
                 job.name.clone(),
                 job.version.clone(),
                 what(job).to_string(),
                 format!("{:?}", job.phase).to_lowercase(),
-                format!("{active}/{hosts}"),
+                format!("{}/{hosts}", if job.staged { has } else { active }),
                 failed.to_string(),
                 tiers(&job.tiers),
                 output::ago(job.created_at),
             ]
         })
         .collect();
-    output::table(&["JOB", "NAME", "VERSION", "WHAT", "PHASE", "ACTIVE", "FAILED", "BYTES", "PUSHED"], &rows);
+    output::table(&["JOB", "NAME", "VERSION", "WHAT", "PHASE", "DONE", "FAILED", "BYTES", "PUSHED"], &rows);
     Outcome::Ok
 }

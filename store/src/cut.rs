@@ -13,6 +13,20 @@ pub fn average_for(size: u64) -> u32 {
     TABLE.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
 }
 
+/// Average piece length for a blob of an image, bytes. By its type and size alone, so that a blob is cut the same in every
+/// image. Of a plain archive a new version shares most pieces if they are small; of a compressed one it shares none, so
+/// that its pieces only have to be enough to keep every lane busy.
+pub fn average_for_blob(media_type: &str, size: u64) -> u32 {
+    const PLAIN_MAX: u64 = 32 << 30;
+    let plain = media_type.ends_with("tar");
+    match (plain, size) {
+        (_, ..=0x0010_0000) => average_for(size),
+        (true, ..=PLAIN_MAX) => average_for(size).min(128 * 1024),
+        (false, ..=0x0400_0000) => 256 * 1024,
+        _ => 1024 * 1024,
+    }
+}
+
 /// Smallest and largest piece for an average. The largest is twice the average: a stripe is as long as its longest piece.
 fn bounds(average: u32) -> (usize, usize, usize) {
     let average = average as usize;
@@ -104,6 +118,24 @@ mod tests {
             assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= 32 * 1024));
             let all_but_last = pieces.len().saturating_sub(1);
             assert!(pieces[..all_but_last].iter().all(|piece| piece.len() >= 4 * 1024));
+        }
+    }
+
+    #[test]
+    fn plain_archives_are_cut_finer_than_compressed_ones() {
+        let plain = "application/vnd.oci.image.layer.v1.tar";
+        let table = [
+            (plain, 1000, 16 * 1024),
+            (plain, 50 << 20, 64 * 1024),
+            (plain, 10 << 30, 128 * 1024),
+            (plain, 100 << 30, 1024 * 1024),
+            ("application/vnd.docker.image.rootfs.diff.tar", 10 << 30, 128 * 1024),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", 10 << 30, 1024 * 1024),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", 30 << 20, 256 * 1024),
+            ("application/octet-stream", 1 << 30, 1024 * 1024),
+        ];
+        for (media_type, size, average) in table {
+            assert_eq!(average_for_blob(media_type, size), average, "{media_type} {size}");
         }
     }
 

@@ -12,17 +12,18 @@ use crate::walk::{self, Stream};
 use bytes::Bytes;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::{ContentId, Hash};
+use shoal_proto::image::Digest;
 use shoal_proto::manifest::Manifest;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// What a piece adds to the manifest: its hash, its length, its part of the parity's hashes.
-const MANIFEST_BYTES_PER_PIECE: u64 = 48;
-/// Pieces between the two threads.
+pub(crate) const MANIFEST_BYTES_PER_PIECE: u64 = 48;
+/// Parts between the two threads.
 const QUEUE: usize = 4;
 
 /// How to take a content in.
@@ -55,6 +56,17 @@ pub struct IngestProgress {
     pub cancel: AtomicBool,
 }
 
+impl IngestProgress {
+    /// Counts bytes read, unless it was told to stop.
+    pub(crate) fn advance(&self, bytes: usize) -> Result<(), IngestError> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(WalkError::Cancelled.into());
+        }
+        self.done.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// Why a source was not taken in.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
@@ -64,6 +76,14 @@ pub enum IngestError {
     /// The store's disk is at fault.
     #[error("cannot write to the store: {0}")]
     Store(#[from] io::Error),
+    /// A blob of an image is not what it should be, or cannot be read.
+    #[error("blob {digest}: {why}")]
+    Blob {
+        /// The blob.
+        digest: Digest,
+        /// What is wrong.
+        why: String,
+    },
     /// The content is over a limit.
     #[error("the content breaks a limit: {0}")]
     Limit(String),
@@ -80,6 +100,15 @@ pub enum IngestError {
     /// The content could not be made durable.
     #[error(transparent)]
     Finish(#[from] FinishError),
+}
+
+impl From<BeginError> for IngestError {
+    fn from(error: BeginError) -> Self {
+        match error {
+            BeginError::WouldNotFit { need, room } => Self::NoSpace { need, room },
+            other => Self::Store(io::Error::other(other.to_string())),
+        }
+    }
 }
 
 /// What was taken in.
@@ -105,10 +134,7 @@ impl Store {
         progress.total.store(listing.size, Ordering::Relaxed);
         let average = options.average.unwrap_or_else(|| average_for(listing.size));
         let need = listing.size + listing.size / u64::from(average.max(1)) * MANIFEST_BYTES_PER_PIECE;
-        let (_promise, _evicted) = self.make_room(need, None).map_err(|error| match error {
-            BeginError::WouldNotFit { need, room } => IngestError::NoSpace { need, room },
-            other => IngestError::Store(io::Error::other(other.to_string())),
-        })?;
+        let (_promise, _evicted) = self.make_room(need)?;
         let folder = self.ingest_folder()?;
         let result = (|| {
             let stream = Stream::new(listing.sources);
@@ -124,17 +150,24 @@ impl Store {
                 piece_lens: cut.lens,
                 piece_hashes: cut.hashes,
                 parity_hashes: cut.parity_hashes,
+                image: None,
             };
-            manifest.validate().map_err(|error| IngestError::Limit(error.to_string()))?;
-            let bytes = manifest.to_bytes();
-            let content = Manifest::id(&bytes);
-            fs::write(folder.path.join("manifest"), &bytes)?;
-            File::open(folder.path.join("manifest"))?.sync_data()?;
-            self.adopt(content, &folder.path, Arc::new(manifest.clone()))?;
-            Ok(Ingested { content, manifest: Arc::new(manifest), manifest_bytes: bytes.len() as u64 })
+            self.adopt_manifest(&folder, manifest)
         })();
         drop(folder);
         result
+    }
+
+    /// Makes what was written into the folder a content.
+    pub(crate) fn adopt_manifest(&self, folder: &IngestFolder, manifest: Manifest) -> Result<Ingested, IngestError> {
+        manifest.validate().map_err(|error| IngestError::Limit(error.to_string()))?;
+        let bytes = manifest.to_bytes();
+        let content = Manifest::id(&bytes);
+        fs::write(folder.path.join("manifest"), &bytes)?;
+        File::open(folder.path.join("manifest"))?.sync_data()?;
+        let manifest = Arc::new(manifest);
+        self.adopt(content, &folder.path, manifest.clone())?;
+        Ok(Ingested { content, manifest, manifest_bytes: bytes.len() as u64 })
     }
 }
 
@@ -149,11 +182,39 @@ impl Drop for IngestFolder {
     }
 }
 
+/// What the manifest says of the pieces.
 #[derive(Default)]
-struct Cut {
-    lens: Vec<u8>,
-    hashes: Vec<u8>,
-    parity_hashes: Vec<u8>,
+pub(crate) struct Cut {
+    pub(crate) lens: Vec<u8>,
+    pub(crate) hashes: Vec<u8>,
+    pub(crate) parity_hashes: Vec<u8>,
+}
+
+/// What one thread hands to the other.
+pub(crate) enum Part {
+    /// The pieces of this stream follow; they are written unless its file is there already.
+    Stream { number: usize, write: bool },
+    /// The next piece.
+    Piece(Bytes),
+}
+
+/// Runs `read` on a thread of its own; writes, hashes and codes what it sends.
+pub(crate) fn write_streams(
+    folder: &Path,
+    options: &IngestOptions,
+    read: impl FnOnce(SyncSender<Part>) -> Result<(), IngestError> + Send,
+) -> Result<Cut, IngestError> {
+    let (sender, receiver) = sync_channel(QUEUE);
+    std::thread::scope(|scope| {
+        // The sender moves into the reading thread, whose end closes the queue.
+        let reader = scope.spawn(move || read(sender));
+        let written = write_parts(folder, &receiver, options);
+        drop(receiver);
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // The writer's fault first: the reader's may only be that nobody listens any more.
+        let cut = written?;
+        read.map(|()| cut)
+    })
 }
 
 fn write_stream(
@@ -163,60 +224,58 @@ fn write_stream(
     options: &IngestOptions,
     progress: &Arc<IngestProgress>,
 ) -> Result<Cut, IngestError> {
-    let (sender, receiver) = sync_channel(QUEUE);
-    std::thread::scope(|scope| {
-        // The sender moves into the reading thread, whose end closes the queue.
-        let reader = scope.spawn(move || read_pieces(stream, average, sender, progress));
-        let written = write_pieces(folder, &receiver, options);
-        drop(receiver);
-        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        read?;
-        written
+    write_streams(folder, options, |queue| {
+        if queue.send(Part::Stream { number: 0, write: true }).is_err() {
+            // The writer failed and says why.
+            return Ok(());
+        }
+        let mut cutter = Cutter::new(stream, average);
+        let cut = send_pieces(&mut cutter, &queue, progress);
+        match (cut, cutter.into_reader().fault) {
+            (Err(IngestError::Store(_)), Some(fault)) => Err(fault.into()),
+            (cut, _) => cut,
+        }
     })
 }
 
-fn read_pieces(
-    stream: Stream,
-    average: u32,
-    queue: SyncSender<Bytes>,
+/// Sends all pieces of a cutter on.
+pub(crate) fn send_pieces<R: Read>(
+    cutter: &mut Cutter<R>,
+    queue: &SyncSender<Part>,
     progress: &IngestProgress,
 ) -> Result<(), IngestError> {
-    let mut cutter = Cutter::new(stream, average);
-    loop {
-        if progress.cancel.load(Ordering::Relaxed) {
-            return Err(WalkError::Cancelled.into());
-        }
-        match cutter.next_piece() {
-            Ok(Some(piece)) => {
-                progress.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                if queue.send(piece).is_err() {
-                    // The writer failed and says why.
-                    return Ok(());
-                }
-            }
-            Ok(None) => return Ok(()),
-            Err(error) => {
-                return Err(match cutter.into_reader().fault {
-                    Some(fault) => fault.into(),
-                    None => error.into(),
-                });
-            }
+    while let Some(piece) = cutter.next_piece()? {
+        progress.advance(piece.len())?;
+        if queue.send(Part::Piece(piece)).is_err() {
+            return Ok(());
         }
     }
+    Ok(())
 }
 
-fn write_pieces(folder: &Path, queue: &Receiver<Bytes>, options: &IngestOptions) -> Result<Cut, IngestError> {
+fn write_parts(folder: &Path, queue: &Receiver<Part>, options: &IngestOptions) -> Result<Cut, IngestError> {
     let code = Rs::new(usize::from(options.data), usize::from(options.parity))
         .map_err(|error| IngestError::Limit(error.to_string()))?;
     let mut cut = Cut::default();
+    let mut stream = None;
     let mut file: Option<File> = None;
     let mut stripe: Vec<Bytes> = Vec::with_capacity(usize::from(options.data));
-    for piece in queue {
-        let file = match &mut file {
-            Some(file) => file,
-            None => file.insert(File::create(layout::stream_path(folder, 0))?),
+    for part in queue {
+        let piece = match part {
+            Part::Stream { number, write } => {
+                stream = write.then(|| layout::stream_path(folder, number));
+                file = None;
+                continue;
+            }
+            Part::Piece(piece) => piece,
         };
-        file.write_all(&piece)?;
+        // Made with its first piece: an empty stream has no file.
+        if let Some(path) = stream.take() {
+            file = Some(File::create(path)?);
+        }
+        if let Some(file) = &mut file {
+            file.write_all(&piece)?;
+        }
         cut.lens.extend_from_slice(&(piece.len() as u32).to_le_bytes());
         cut.hashes.extend_from_slice(Hash::of(&piece).as_bytes());
         stripe.push(piece);
@@ -230,7 +289,7 @@ fn write_pieces(folder: &Path, queue: &Receiver<Bytes>, options: &IngestOptions)
     Ok(cut)
 }
 
-fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
+pub(crate) fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
     let pieces: Vec<&[u8]> = stripe.iter().map(|piece| &piece[..]).collect();
     for row in 0..usize::from(parity) {
         cut.parity_hashes.extend_from_slice(Hash::of(&code.parity(row, &pieces)).as_bytes());

@@ -8,20 +8,24 @@ use shoal_proto::manifest::Manifest;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Complete contents whose files stay open, so that a store of thousands of them does not need thousands of descriptors.
-const OPEN_MAX: usize = 64;
+/// Files kept open, of those read or written of late: a store of thousands of contents does not need thousands of
+/// descriptors, nor does an image of a thousand layers.
+const OPEN_MAX: usize = 256;
 
-/// A content's stream files.
-type Files = Arc<[File]>;
+/// A layout's number, and a stream's in it.
+type FileKey = (u64, usize);
 
-/// Files of complete contents that were read of late, the latest first.
+/// Stream files used of late, the latest first.
 #[derive(Debug, Default)]
 pub(crate) struct OpenFiles {
-    rows: Mutex<VecDeque<(PathBuf, Files)>>,
+    rows: Mutex<VecDeque<(FileKey, Arc<File>)>>,
+    layouts: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -29,42 +33,48 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl OpenFiles {
-    fn get(&self, dir: &Path, streams: usize) -> io::Result<Files> {
+    fn get(&self, key: FileKey, open: impl FnOnce() -> io::Result<File>) -> io::Result<Arc<File>> {
         let mut rows = lock(&self.rows);
-        let found = rows.iter().position(|(row, _)| row == dir).and_then(|place| rows.remove(place));
+        let found = rows.iter().position(|(row, _)| *row == key).and_then(|place| rows.remove(place));
         let row = match found {
             Some(row) => row,
-            None => {
-                let files: io::Result<Vec<File>> =
-                    (0..streams).map(|stream| File::open(stream_path(dir, stream))).collect();
-                (dir.to_path_buf(), files?.into())
-            }
+            None => (key, Arc::new(open()?)),
         };
-        let files = row.1.clone();
+        let file = row.1.clone();
         rows.push_front(row);
         rows.truncate(OPEN_MAX);
-        Ok(files)
+        Ok(file)
     }
 
-    /// Closes a folder's files: it is about to go or to change.
-    pub(crate) fn forget(&self, dir: &Path) {
-        lock(&self.rows).retain(|(row, _)| row != dir);
+    /// Closes a layout's files.
+    fn forget(&self, layout: u64) {
+        lock(&self.rows).retain(|((row, _), _)| *row != layout);
     }
 }
 
 /// A content's stream files, and where each piece lies in them.
 #[derive(Debug)]
 pub(crate) struct Layout {
+    /// Tells its files from those of others, also of a former content in the same folder.
+    number: u64,
     dir: PathBuf,
     sizes: Vec<u64>,
-    /// Open for writing, until the content is complete.
-    held: Mutex<Option<Files>>,
+    /// The files are there and may be written to, until the content is complete.
+    held: Mutex<bool>,
+    /// The files' inodes, once they are there: contents that share a file take its room once.
+    inodes: Mutex<Vec<u64>>,
     opened: Arc<OpenFiles>,
     /// First piece of each stream.
     first_piece: Vec<u32>,
     /// Offset of each piece in its stream, bytes.
     offsets: Box<[u64]>,
     lens: std::sync::Arc<[u32]>,
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        self.opened.forget(self.number);
+    }
 }
 
 pub(crate) fn stream_path(dir: &Path, stream: usize) -> PathBuf {
@@ -87,98 +97,123 @@ impl Layout {
                 piece += 1;
             }
         }
-        let (dir, sizes, held) = (dir.to_path_buf(), manifest.streams.clone(), Mutex::default());
-        Self { dir, sizes, held, opened, first_piece, offsets: offsets.into(), lens }
+        let (dir, sizes) = (dir.to_path_buf(), manifest.streams.clone());
+        let (held, inodes) = (Mutex::default(), Mutex::default());
+        let number = opened.layouts.fetch_add(1, Ordering::Relaxed);
+        Self { number, dir, sizes, held, inodes, opened, first_piece, offsets: offsets.into(), lens }
     }
 
     /// Whether every stream file is there and as long as it should be.
     pub(crate) fn is_there(&self) -> bool {
-        let whole = |(stream, size): (usize, &u64)| {
-            fs::metadata(stream_path(&self.dir, stream)).is_ok_and(|meta| meta.len() == *size)
+        let inode = |(stream, size): (usize, &u64)| {
+            fs::metadata(stream_path(&self.dir, stream)).ok().filter(|meta| meta.len() == *size).map(|meta| meta.ino())
         };
-        self.sizes.iter().enumerate().all(whole)
+        let inodes: Option<Vec<u64>> = self.sizes.iter().enumerate().map(inode).collect();
+        let there = inodes.is_some();
+        *lock(&self.inodes) = inodes.unwrap_or_default();
+        there
     }
 
-    /// Opens the files for writing, making and preallocating those that are not there.
-    pub(crate) fn hold(&self) -> io::Result<Files> {
+    /// Makes the files that are not there, each with its length and its room. They may be written to from now on.
+    pub(crate) fn hold(&self) -> io::Result<()> {
         let mut held = lock(&self.held);
-        if let Some(files) = &*held {
-            return Ok(files.clone());
+        if *held {
+            return Ok(());
         }
-        self.opened.forget(&self.dir);
-        let open = |(stream, size): (usize, &u64)| {
+        self.opened.forget(self.number);
+        let make = |(stream, size): (usize, &u64)| {
             let path = stream_path(&self.dir, stream);
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-            if file.metadata()?.len() != *size {
+            let meta = file.metadata()?;
+            if meta.len() != *size {
                 reserve(&file, *size)?;
             }
-            Ok(file)
+            Ok(meta.ino())
         };
-        let files: io::Result<Vec<File>> = self.sizes.iter().enumerate().map(open).collect();
-        let files: Files = files?.into();
-        *held = Some(files.clone());
-        Ok(files)
+        let inodes: io::Result<Vec<u64>> = self.sizes.iter().enumerate().map(make).collect();
+        *lock(&self.inodes) = inodes?;
+        *held = true;
+        Ok(())
     }
 
-    /// The content is complete: from now on its files are opened to be read, while they are.
+    /// The content is complete: its files are only read from now on.
     pub(crate) fn release(&self) {
-        *lock(&self.held) = None;
+        *lock(&self.held) = false;
+        self.opened.forget(self.number);
     }
 
-    /// Closes everything: the folder is about to go.
-    pub(crate) fn close(&self) {
-        self.release();
-        self.opened.forget(&self.dir);
+    /// The inodes and lengths of the files that are there.
+    pub(crate) fn extents(&self) -> Vec<(u64, u64)> {
+        lock(&self.inodes).iter().copied().zip(self.sizes.iter().copied()).collect()
     }
 
-    fn place(&self, piece: PieceIndex) -> (usize, u64, usize) {
-        let stream = self.first_piece.partition_point(|first| *first <= piece.0) - 1;
-        (stream, self.offsets[piece.index()], self.lens[piece.index()] as usize)
+    /// Makes a stream another name of a file that is there and will not change. Gives its inode.
+    pub(crate) fn link(&self, stream: usize, file: &Path) -> io::Result<u64> {
+        let path = stream_path(&self.dir, stream);
+        fs::hard_link(file, &path)?;
+        Ok(fs::metadata(path)?.ino())
+    }
+
+    /// Takes such a name away again.
+    pub(crate) fn unlink(&self, stream: usize) -> io::Result<()> {
+        self.opened.forget(self.number);
+        fs::remove_file(stream_path(&self.dir, stream))
+    }
+
+    /// The pieces of a stream.
+    pub(crate) fn pieces_of(&self, stream: usize) -> Range<u32> {
+        let end = self.first_piece.get(stream + 1).copied().unwrap_or(self.lens.len() as u32);
+        self.first_piece[stream]..end
+    }
+
+    /// The stream a piece is in.
+    pub(crate) fn stream_of(&self, piece: PieceIndex) -> usize {
+        self.first_piece.partition_point(|first| *first <= piece.0) - 1
+    }
+
+    fn file(&self, stream: usize) -> io::Result<Arc<File>> {
+        let write = *lock(&self.held);
+        self.opened.get((self.number, stream), || {
+            OpenOptions::new().read(true).write(write).open(stream_path(&self.dir, stream))
+        })
     }
 
     pub(crate) fn read(&self, piece: PieceIndex) -> io::Result<Vec<u8>> {
-        let (stream, offset, len) = self.place(piece);
-        let held = lock(&self.held).clone();
-        let files = match held {
-            Some(files) => files,
-            None => self.opened.get(&self.dir, self.sizes.len())?,
-        };
-        let mut bytes = vec![0; len];
-        files[stream].read_exact_at(&mut bytes, offset)?;
+        let mut bytes = vec![0; self.lens[piece.index()] as usize];
+        self.file(self.stream_of(piece))?.read_exact_at(&mut bytes, self.offsets[piece.index()])?;
         Ok(bytes)
     }
 
     pub(crate) fn write(&self, piece: PieceIndex, bytes: &[u8]) -> io::Result<()> {
-        let (stream, offset, _) = self.place(piece);
-        self.hold()?[stream].write_all_at(bytes, offset)
+        self.hold()?;
+        self.file(self.stream_of(piece))?.write_all_at(bytes, self.offsets[piece.index()])
     }
 
     /// Writes files with these pieces and holes between them beside the streams, durable; gives them, and the streams they
     /// may replace.
     pub(crate) fn copy_sparse(&self, pieces: &Bitmap, suffix: &str) -> io::Result<Vec<(PathBuf, PathBuf)>> {
-        let mut copies = Vec::new();
-        for (stream, size) in self.sizes.iter().enumerate() {
+        let copy = |(stream, size): (usize, &u64)| {
             let path = self.dir.join(format!("stream-{stream}.{suffix}"));
             let file = File::create(&path)?;
             file.set_len(*size)?;
-            copies.push((file, path, stream_path(&self.dir, stream)));
-        }
-        for piece in pieces.iter().map(PieceIndex) {
-            let (stream, offset, _) = self.place(piece);
-            copies[stream].0.write_all_at(&self.read(piece)?, offset)?;
-        }
-        let done = copies.into_iter().map(|(file, copy, stream)| file.sync_all().map(|()| (copy, stream)));
-        done.collect()
+            for piece in self.pieces_of(stream).filter(|piece| pieces.get(*piece)).map(PieceIndex) {
+                file.write_all_at(&self.read(piece)?, self.offsets[piece.index()])?;
+            }
+            file.sync_all()?;
+            Ok((path, stream_path(&self.dir, stream)))
+        };
+        self.sizes.iter().enumerate().map(copy).collect()
     }
 
     /// Gives sparse streams all their blocks, so that a full disk shows now.
     pub(crate) fn reserve(&self) -> io::Result<()> {
-        let files = self.hold()?;
-        files.iter().zip(&self.sizes).try_for_each(|(file, size)| reserve(file, *size))
+        self.hold()?;
+        (0..self.sizes.len()).try_for_each(|stream| reserve(&*self.file(stream)?, self.sizes[stream]))
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.hold()?.iter().try_for_each(File::sync_data)
+        self.hold()?;
+        (0..self.sizes.len()).try_for_each(|stream| self.file(stream)?.sync_data())
     }
 }
 

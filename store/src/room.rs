@@ -4,15 +4,16 @@
 
 use crate::store::{BeginError, Inner, Store, Usage, lock};
 use shoal_proto::ids::ContentId;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Room for a content until it is counted among the others.
-pub(crate) struct Promise<'a> {
-    inner: &'a Inner,
+/// Room for a content until it is counted among the others; given back when dropped.
+pub struct Promise {
+    inner: Arc<Inner>,
     bytes: u64,
 }
 
-impl Drop for Promise<'_> {
+impl Drop for Promise {
     fn drop(&mut self) {
         *lock(&self.inner.promised) -= self.bytes;
     }
@@ -20,12 +21,17 @@ impl Drop for Promise<'_> {
 
 impl Store {
     /// Evicts unpinned contents that are whole or of which only a share is here, least recently used first, until `need`
-    /// bytes fit; promises them. `but` stays.
-    pub(crate) fn make_room(
+    /// bytes fit; promises them.
+    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise, Vec<ContentId>), BeginError> {
+        self.make_room_beside(need, None)
+    }
+
+    /// The same, but one content stays.
+    pub(crate) fn make_room_beside(
         &self,
         need: u64,
-        but: Option<&ContentId>,
-    ) -> Result<(Promise<'_>, Vec<ContentId>), BeginError> {
+        beside: Option<&ContentId>,
+    ) -> Result<(Promise, Vec<ContentId>), BeginError> {
         let mut evicted = Vec::new();
         // Held throughout: what is found free here is not given to two.
         let mut promised = lock(&self.inner.promised);
@@ -33,11 +39,11 @@ impl Store {
             let room = self.room(*promised);
             if need <= room {
                 *promised += need;
-                return Ok((Promise { inner: &self.inner, bytes: need }, evicted));
+                return Ok((Promise { inner: self.inner.clone(), bytes: need }, evicted));
             }
             let victim = lock(&self.inner.contents)
                 .values()
-                .filter(|content| content.may_go() && Some(&content.id) != but)
+                .filter(|content| content.may_go() && Some(&content.id) != beside)
                 .min_by_key(|content| (content.used_at.load(Ordering::Relaxed), content.id))
                 .map(|content| content.id);
             let Some(victim) = victim else { return Err(BeginError::WouldNotFit { need, room }) };
@@ -47,14 +53,14 @@ impl Store {
     }
 
     /// Promises `need` bytes if they are free.
-    pub(crate) fn take_room(&self, need: u64) -> Result<Promise<'_>, BeginError> {
+    pub(crate) fn take_room(&self, need: u64) -> Result<Promise, BeginError> {
         let mut promised = lock(&self.inner.promised);
         let room = self.room(*promised);
         if need > room {
             return Err(BeginError::WouldNotFit { need, room });
         }
         *promised += need;
-        Ok(Promise { inner: &self.inner, bytes: need })
+        Ok(Promise { inner: self.inner.clone(), bytes: need })
     }
 
     fn room(&self, promised: u64) -> u64 {
@@ -65,7 +71,7 @@ impl Store {
 
     /// Space taken and left.
     pub fn usage(&self) -> Usage {
-        let used = lock(&self.inner.contents).values().map(|content| content.bytes.load(Ordering::Relaxed)).sum();
+        let used = self.inner.used();
         let free = rustix::fs::statvfs(&self.inner.config.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
         Usage { used, quota: self.inner.config.quota, free }
     }

@@ -151,7 +151,7 @@ impl Content {
         drop(kept);
         // Also what a share left that was not made to its end.
         let _gone = fs::remove_file(self.parity_path());
-        self.bytes.store(self.geometry.bytes(), Ordering::Relaxed);
+        self.extra.store(0, Ordering::Relaxed);
     }
 
     fn dealt(&self, share: &Share) -> Vec<ShardIndex> {
@@ -184,8 +184,8 @@ impl Content {
                 _ => {}
             }
         }
-        let pieces = if share.shed { self.piece_bytes(&lock(&self.have)) } else { self.geometry.bytes() };
-        self.bytes.store(pieces + self.parity_bytes(), Ordering::Relaxed);
+        let pieces = if share.shed { self.piece_bytes(&lock(&self.have)) } else { 0 };
+        self.extra.store(pieces + self.parity_bytes(), Ordering::Relaxed);
         lock(&self.kept).share = Some(share);
         Ok(())
     }
@@ -240,7 +240,7 @@ impl Store {
             share.deals.push(deal.clone());
         }
         drop(kept);
-        content.bytes.fetch_add(need, Ordering::Relaxed);
+        content.extra.fetch_add(need, Ordering::Relaxed);
         self.inner.save_state(&content)?;
         self.inner.index.sync()?;
         Ok(())
@@ -268,19 +268,20 @@ impl Store {
         content.complete.store(false, Ordering::Release);
         *lock(&content.have) = pieces;
         self.inner.hot().forget(id);
+        lock(&self.inner.blobs).remove(&content);
         if let Some(share) = &mut lock(&content.kept).share {
             share.shed = true;
         }
         self.inner.save_state(&content)?;
         self.inner.index.sync()?;
-        content.layout.close();
+        content.layout.release();
         for (copy, stream) in copies {
             fs::rename(copy, stream)?;
         }
         File::open(&content.dir)?.sync_all()?;
-        content.layout.close();
+        content.layout.release();
         let left = bytes + content.parity_bytes();
-        content.bytes.store(left, Ordering::Relaxed);
+        content.extra.store(left, Ordering::Relaxed);
         Ok(left)
     }
 
@@ -290,10 +291,10 @@ impl Store {
         let Some(content) = self.inner.content(id).filter(|content| content.is_shed()) else { return Ok(Vec::new()) };
         let _alone = lock(&content.sharing);
         let all = content.geometry.bytes() + content.parity_bytes();
-        let need = all.saturating_sub(content.bytes.load(Ordering::Relaxed));
-        let (_room, evicted) = self.make_room(need, Some(id))?;
+        let need = all.saturating_sub(content.extra.load(Ordering::Relaxed));
+        let (_room, evicted) = self.make_room_beside(need, Some(id))?;
         content.layout.reserve()?;
-        content.bytes.store(all, Ordering::Relaxed);
+        content.extra.store(all, Ordering::Relaxed);
         Ok(evicted)
     }
 

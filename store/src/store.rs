@@ -10,8 +10,15 @@
 //! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
 //! GiB/s, which also finds what a loss of power garbled.
 
+mod errors;
+mod versions;
+
+pub use errors::{BeginError, FinishError, OpenError, PutError, ReadError};
+pub use versions::{VERSION_PIECE_BYTES_AVG, small_manifest};
+
 use crate::codec::{ErasureCodec, Rs};
 use crate::hot::Hot;
+use crate::images::BlobPlaces;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{Layout, OpenFiles, stream_path};
@@ -91,82 +98,6 @@ pub enum StoreEvent {
     },
 }
 
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The folder cannot be used.
-    #[error("cannot use the store {}: {source}", .dir.display())]
-    Io {
-        /// The folder.
-        dir: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The index cannot be opened.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
-/// Why a content cannot be begun.
-#[derive(Debug, thiserror::Error)]
-pub enum BeginError {
-    /// It would not fit.
-    #[error("needs {need} bytes, {room} can be had (quota and disk, after eviction)")]
-    WouldNotFit {
-        /// Bytes needed.
-        need: u64,
-        /// Bytes there are.
-        room: u64,
-    },
-    /// The manifest is not acceptable.
-    #[error("bad manifest: {0}")]
-    Manifest(#[from] DecodeError),
-    /// The disk failed.
-    #[error("disk: {0}")]
-    Io(#[from] io::Error),
-    /// The index failed.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
-/// Why a shard was not taken.
-#[derive(Debug)]
-pub enum PutError {
-    /// The thread is behind; try again after the next event.
-    Full(Bytes),
-    /// No such content.
-    Unknown,
-}
-
-/// Why a shard cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// No such content, or the piece is not here.
-    #[error("not here")]
-    NotHere,
-    /// The disk failed.
-    #[error("disk: {0}")]
-    Io(#[from] io::Error),
-}
-
-/// Why a content is not durable.
-#[derive(Debug, thiserror::Error)]
-pub enum FinishError {
-    /// Pieces are missing.
-    #[error("{0} pieces are missing")]
-    Incomplete(u32),
-    /// No such content.
-    #[error("not here")]
-    Unknown,
-    /// The disk failed.
-    #[error("disk: {0}")]
-    Io(#[from] io::Error),
-    /// The index failed.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-}
-
 /// A content that can be fetched into.
 #[derive(Debug)]
 pub struct Begun {
@@ -221,7 +152,16 @@ struct State {
     pinned: bool,
     #[n(2)]
     used_at: u64,
+    /// When it became whole, Unix seconds.
     #[n(3)]
+    #[cbor(default)]
+    completed_at: u64,
+    /// Of the newest announcement that named it.
+    #[n(4)]
+    #[cbor(default)]
+    sequence: u64,
+    /// Shares of it that are here.
+    #[n(5)]
     share: Option<Share>,
 }
 
@@ -233,6 +173,8 @@ pub(crate) struct Content {
     pub(crate) layout: Layout,
     pub(crate) codec: Box<dyn ErasureCodec>,
     pub(crate) dir: PathBuf,
+    /// A feed's version: not in the index.
+    light: AtomicBool,
     pub(crate) have: Mutex<Bitmap>,
     parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
     /// Parity on the disk.
@@ -242,8 +184,10 @@ pub(crate) struct Content {
     pub(crate) complete: AtomicBool,
     pub(crate) pinned: AtomicBool,
     pub(crate) used_at: AtomicU64,
-    /// Bytes it takes.
-    pub(crate) bytes: AtomicU64,
+    completed_at: AtomicU64,
+    pub(crate) sequence: AtomicU64,
+    /// Bytes on the disk beside whole streams: of shares.
+    pub(crate) extra: AtomicU64,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -263,18 +207,21 @@ impl Content {
         Ok(Self {
             id,
             have: Mutex::new(geometry.no_pieces()),
-            bytes: AtomicU64::new(geometry.bytes()),
+            extra: AtomicU64::new(0),
             manifest,
             geometry,
             layout,
             codec: Box::new(codec),
             dir: dir.to_path_buf(),
+            light: AtomicBool::new(false),
             parity: Mutex::default(),
             kept: Mutex::default(),
             sharing: Mutex::default(),
             complete: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
             used_at: AtomicU64::new(unix_now()),
+            completed_at: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
         })
     }
 
@@ -315,8 +262,19 @@ impl Content {
             complete: self.is_complete(),
             pinned: self.pinned.load(Ordering::Relaxed),
             used_at: self.used_at.load(Ordering::Relaxed),
+            completed_at: self.completed_at.load(Ordering::Relaxed),
+            sequence: self.sequence.load(Ordering::Relaxed),
             share: lock(&self.kept).share.clone(),
         }
+    }
+
+    pub(crate) fn touch(&self) {
+        self.used_at.store(unix_now(), Ordering::Relaxed);
+    }
+
+    /// Orders the contents of one name: the newest is the greatest.
+    pub(crate) fn age(&self) -> (u64, u64, ContentId) {
+        (self.sequence.load(Ordering::Relaxed), self.completed_at.load(Ordering::Relaxed), self.id)
     }
 
     /// Finds out by hashing which pieces are on the disk.
@@ -337,6 +295,9 @@ pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     pub(crate) index: Box<dyn Index>,
     pub(crate) contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    pub(crate) blobs: Mutex<BlobPlaces>,
+    /// Files that contents being begun share with others, inode and length: their room is taken.
+    pub(crate) linked: Mutex<Vec<(u64, u64)>>,
     hot: Mutex<Hot>,
     sink: Sink,
     attempts: AtomicU64,
@@ -394,14 +355,14 @@ impl Drop for Thread {
 
 /// Where a piece with a known hash lies.
 #[derive(Encode, Decode)]
-struct PiecePlace {
+pub(crate) struct PiecePlace {
     #[n(0)]
-    content: ContentId,
+    pub(crate) content: ContentId,
     #[n(1)]
-    piece: PieceIndex,
+    pub(crate) piece: PieceIndex,
 }
 
-fn piece_key(hash: &Hash) -> Vec<u8> {
+pub(crate) fn piece_key(hash: &Hash) -> Vec<u8> {
     hash.0[..16].to_vec()
 }
 
@@ -432,7 +393,9 @@ impl Store {
             hot: Mutex::new(Hot::new(config.hot)),
             config,
             index: Box::new(index),
+            blobs: Mutex::new(BlobPlaces::of(contents.values())),
             contents: Mutex::new(contents),
+            linked: Mutex::default(),
             sink,
             attempts: AtomicU64::new(0),
             opened,
@@ -470,35 +433,41 @@ impl Store {
     /// Makes room and reserves it, takes over what other contents share. Blocks while it copies. A content that is here
     /// already is given as it is.
     pub fn begin(&self, manifest_bytes: &[u8]) -> Result<Begun, BeginError> {
+        self.begin_as(manifest_bytes, None)
+    }
+
+    /// `version`: it is a feed's, and this is the former one.
+    fn begin_as(&self, manifest_bytes: &[u8], version: Option<Option<ContentId>>) -> Result<Begun, BeginError> {
         let id = Manifest::id(manifest_bytes);
         if let Some(content) = self.inner.content(&id) {
             return Ok(self.begun(&content, 0, Vec::new()));
         }
         let manifest = Arc::new(Manifest::from_bytes(manifest_bytes)?);
-        let need = manifest.size() + manifest_bytes.len() as u64;
-        let (_promise, evicted) = self.make_room(need, None)?;
         let dir = self.inner.folder(&id);
-        let content = (|| {
+        let begun = (|| {
             fs::create_dir_all(&dir)?;
             let content = Content::new(&dir, id, manifest, &self.inner.opened)?;
-            content.layout.hold()?;
+            let linked = self.link_blobs(&content);
+            let need = content.geometry.bytes() - linked.bytes() + manifest_bytes.len() as u64;
+            let (_promise, evicted) = self.make_room(need)?;
+            content.layout.hold().map_err(|error| would_not_fit(error, need, self.usage().free))?;
+            content.light.store(version.is_some(), Ordering::Relaxed);
             // The manifest comes last: a folder without one is an attempt that did not get this far.
-            write_durably(&dir.join("manifest"), manifest_bytes)?;
-            Ok(Arc::new(content))
-        })();
-        let content = content.inspect_err(|_: &BeginError| {
-            let _ = fs::remove_dir_all(&dir);
-        });
-        let content = match content {
-            Err(BeginError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
-                return Err(BeginError::WouldNotFit { need, room: self.usage().free });
+            write_manifest(&dir, manifest_bytes, version.is_none())?;
+            let reused = match version {
+                None => linked.bytes() + self.reuse(&content)?,
+                Some(former) => former.map_or(Ok(0), |former| self.reuse_from(&content, &former))?,
+            };
+            if version.is_none() {
+                self.inner.save_state(&content)?;
             }
-            other => other?,
-        };
-        let reused = self.reuse(&content)?;
-        self.inner.save_state(&content)?;
-        lock(&self.inner.contents).insert(id, content.clone());
-        Ok(self.begun(&content, reused, evicted))
+            let content = Arc::new(content);
+            lock(&self.inner.contents).insert(id, content.clone());
+            Ok(self.begun(&content, reused, evicted))
+        })();
+        begun.inspect_err(|_: &BeginError| {
+            let _ = fs::remove_dir_all(&dir);
+        })
     }
 
     fn begun(&self, content: &Content, reused: u64, evicted: Vec<ContentId>) -> Begun {
@@ -510,27 +479,6 @@ impl Store {
             reused,
             evicted,
         }
-    }
-
-    /// Copies pieces that other contents have; gives the bytes copied.
-    fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
-        let mut reused = 0;
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let hash = content.manifest.piece_hash(piece);
-            let Some(row) = self.inner.index.get(Tree::Pieces, &piece_key(&hash))? else { continue };
-            let Ok(place) = decode_exact::<PiecePlace>(&row) else { continue };
-            let Some(source) = self.inner.content(&place.content) else { continue };
-            if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
-                continue;
-            }
-            let Ok(bytes) = source.layout.read(place.piece) else { continue };
-            if Hash::of(&bytes) == hash {
-                content.layout.write(piece, &bytes)?;
-                content.mark(piece);
-                reused += bytes.len() as u64;
-            }
-        }
-        Ok(reused)
     }
 
     /// Hands a shard to the store's thread. `token` comes back in the event.
@@ -625,10 +573,7 @@ impl Store {
         if content.is_complete() {
             return Ok(());
         }
-        let (done, wait) = sync_channel(0);
-        let _ = self.queue.send(Work::Barrier(done));
-        // Nothing is ever sent: the thread drops its end once all work before is done.
-        let _ = wait.recv();
+        self.settle();
         let missing = content.geometry.piece_count() - lock(&content.have).count();
         if missing > 0 {
             return Err(FinishError::Incomplete(missing));
@@ -642,8 +587,10 @@ impl Store {
         content.complete.store(true, Ordering::Release);
         content.layout.release();
         content.drop_share();
-        content.used_at.store(unix_now(), Ordering::Relaxed);
+        content.touch();
+        content.completed_at.store(unix_now(), Ordering::Relaxed);
         self.inner.save_state(content)?;
+        lock(&self.inner.blobs).add(content);
         let places = (0..content.geometry.piece_count()).map(PieceIndex).map(|piece| {
             let key = piece_key(&content.manifest.piece_hash(piece));
             (key, Some(encode(&PiecePlace { content: content.id, piece })))
@@ -691,17 +638,12 @@ impl Store {
     pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
         self.inner.hot().forget(id);
-        content.layout.close();
-        let mut gone = Vec::new();
-        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
-            let key = piece_key(&content.manifest.piece_hash(piece));
-            let row = self.inner.index.get(Tree::Pieces, &key)?;
-            if row.and_then(|row| decode_exact::<PiecePlace>(&row).ok()).is_some_and(|place| place.content == *id) {
-                gone.push((key, None));
-            }
+        content.layout.release();
+        lock(&self.inner.blobs).remove(&content);
+        if !content.light.load(Ordering::Relaxed) {
+            self.disinherit(&content)?;
+            self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
         }
-        self.inner.index.apply(Tree::Pieces, gone)?;
-        self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
         // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
         let _ = fs::remove_file(content.dir.join("manifest"));
         if let Err(error) = fs::remove_dir_all(&content.dir) {
@@ -758,6 +700,8 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
     let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
     content.pinned.store(state.pinned, Ordering::Relaxed);
     content.used_at.store(state.used_at, Ordering::Relaxed);
+    content.completed_at.store(state.completed_at, Ordering::Relaxed);
+    content.sequence.store(state.sequence, Ordering::Relaxed);
     match state.share {
         Some(share) => content.load_share(share)?,
         None => content.drop_share(),
@@ -775,8 +719,15 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
     Ok(Some(content))
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+fn would_not_fit(error: io::Error, need: u64, room: u64) -> BeginError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => BeginError::WouldNotFit { need, room },
+        _ => error.into(),
+    }
+}
+
+fn write_manifest(dir: &Path, bytes: &[u8], durably: bool) -> io::Result<()> {
+    let mut file = File::create(dir.join("manifest"))?;
     file.write_all(bytes)?;
-    file.sync_data()
+    if durably { file.sync_data() } else { Ok(()) }
 }

@@ -242,3 +242,37 @@ fn a_cancelled_ingest_leaves_nothing() {
     assert!(matches!(cancelled, Err(IngestError::Source(WalkError::Cancelled))));
     assert_eq!(fs::read_dir(dir.path().join("store/contents")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_version_shares_pieces_with_the_former_and_is_found_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = IngestOptions { average: None, data: 16, parity: 4, lanes: 8 };
+    let (seeder, _) = open(&dir.path().join("seeder"));
+    let (peer, events) = open(&dir.path().join("peer"));
+    let mut data = noise(1 << 20, 50);
+    let mut former: Option<ContentId> = None;
+    for round in 0..4u64 {
+        data[200_000..210_000].copy_from_slice(&noise(10_000, 51 + round));
+        let id = seeder.ingest_version(&Bytes::copy_from_slice(&data), &options).unwrap().content;
+        assert!(seeder.is_whole(&id));
+        let begun = peer.begin_version(&seeder.read_manifest(&id).unwrap(), former).unwrap();
+        let missing = begun.geometry.piece_count() - begun.have.count();
+        assert!(round == 0 || (1..8).contains(&missing), "{missing} pieces moved");
+        let mut wanted = Bitmap::full(begun.geometry.piece_count());
+        wanted.subtract(&begun.have);
+        assert_eq!(peer.finish_version(&id).is_err(), missing > 0);
+        fetch(&seeder, &peer, &events, &id, &wanted);
+        peer.finish_version(&id).unwrap();
+        assert_eq!(fs::read(peer.stream_path(&id, 0)).unwrap(), data);
+        if let Some(former) = former.replace(id) {
+            peer.remove(&former).unwrap();
+        }
+    }
+    assert_eq!(peer.count(), 1, "former versions leave nothing");
+    drop(peer);
+    let (peer, _) = open(&dir.path().join("peer"));
+    assert!(peer.is_whole(&former.unwrap()), "found by hashing");
+    // The same bytes again are the same content.
+    let again = seeder.ingest_version(&Bytes::from(data), &options).unwrap();
+    assert_eq!(Some(again.content), former);
+}

@@ -4,7 +4,7 @@
 
 use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::control::{HostLine, JobRollup, RackRollup};
+use shoal_proto::control::{AttemptSet, HostLine, JobRollup, JobStates, RackRollup};
 use shoal_proto::ids::{HostIndex, JobId};
 use shoal_proto::limits;
 use shoal_proto::membership::Presence;
@@ -150,7 +150,26 @@ impl Job {
     pub fn is_final(&self, members: &Membership) -> bool {
         let targets = self.targets(members);
         let mut hosts = targets.iter().map(HostIndex);
-        !targets.none() && hosts.all(|host| !members.is_up(host) || self.state(host).is_final())
+        !targets.none() && hosts.all(|host| !members.is_up(host) || self.is_done(self.state(host)))
+    }
+
+    /// Whether a host's state is all that this job is about: of what is staged, that it is there.
+    fn is_done(&self, state: HostState) -> bool {
+        let staged = self.announcement.as_ref().is_some_and(|announcement| announcement.staged);
+        state.is_final() || (staged && state == HostState::Has)
+    }
+
+    /// The targeted hosts by attempt and state, the newest attempts first.
+    pub fn states(&self, members: &Membership) -> JobStates {
+        let targets = self.targets(members);
+        let mut sets: BTreeMap<(u16, HostState), Bitmap> = BTreeMap::new();
+        for (host, row) in self.rows.iter().filter(|(host, _)| targets.get(host.0)) {
+            if row.state != HostState::Unknown {
+                sets.entry((row.attempt, row.state)).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
+            }
+        }
+        let sets = sets.into_iter().rev().take(limits::STATE_SETS_MAX);
+        JobStates { sets: sets.map(|((attempt, state), hosts)| AttemptSet { attempt, state, hosts }).collect() }
     }
 
     fn flush(&self, members: &Membership) -> Option<JobFlush> {
@@ -188,7 +207,7 @@ impl Job {
             let path = member.locality.rack_path();
             let rack = racks.entry(path.clone()).or_insert_with(|| RackRollup { rack: path, ..RackRollup::default() });
             let (row, state) = (self.rows.get(&host), self.state(host));
-            let away = member.presence == Presence::Away && !state.is_final();
+            let away = member.presence == Presence::Away && !self.is_done(state);
             rack.hosts += 1;
             rack.has += u32::from(matches!(state, HostState::Has | HostState::Active));
             rack.active += u32::from(state == HostState::Active);
@@ -199,7 +218,7 @@ impl Job {
                 rack.tiers.add(&row.tiers);
                 pieces_total = pieces_total.max(row.pieces_total);
             }
-            if state != HostState::Active {
+            if matches!(state, HostState::Failed(_)) || !self.is_done(state) {
                 lines.push(HostLine {
                     host: member.locality.to_string(),
                     state,

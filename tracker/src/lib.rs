@@ -4,8 +4,8 @@
 //! to the hub. Invariant: a host's index, the membership epoch and the flush sequence never go back, whatever is killed
 //! when.
 //!
-//! Where to look: configuration in [`config`]; who is who in [`roster`]; what they said of jobs in [`jobs`]; what the hub
-//! is told in [`spool`]; the tasks in [`server`]; the HTTP API in [`api`].
+//! Where to look: configuration in [`config`]; who is who in [`roster`]; what they said of jobs in [`jobs`], which versions
+//! they are on in [`versions`]; what the hub is told in [`spool`]; the tasks in [`server`]; the HTTP API in [`api`].
 
 pub mod api;
 mod config;
@@ -14,6 +14,7 @@ pub mod roster;
 mod server;
 mod sessions;
 pub mod spool;
+mod versions;
 
 pub use config::{Limits, TrackerConfig};
 pub use server::{RunError, Started, run, start};

@@ -6,10 +6,11 @@ use crate::config::TrackerConfig;
 use crate::jobs::{Jobs, Told};
 use crate::roster::{Roster, RosterError};
 use crate::spool::{Spool, SpoolError};
+use crate::versions::Versions;
 use shoal_net::admission::Admission;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::codec::{Document, decode_exact, encode};
-use shoal_proto::control::{Join, Request, Response};
+use shoal_proto::control::{CurrentVersion, Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, JobId, NodeId};
 use shoal_proto::limits;
 use shoal_proto::membership::{Member, Presence};
@@ -64,6 +65,7 @@ pub(crate) struct State {
     /// Until when hosts that were up before this tracker's start count as up; `None` once that is over.
     expected_until: Option<Instant>,
     told: Told,
+    versions: Versions,
     kept: sled::Tree,
     reports: sled::Tree,
     flushed_at: Option<Instant>,
@@ -96,6 +98,7 @@ impl State {
             away,
             expected_until: Some(now + REJOIN),
             told: Told::default(),
+            versions: Versions::open(db)?,
             kept: db.open_tree("jobs")?,
             reports: db.open_tree("reports")?,
             flushed_at: None,
@@ -132,12 +135,17 @@ impl State {
                 let _ = other;
                 return Response::Refused { why: "join first".into() };
             }
-            Request::Beat { known, reports } => self.beat(from, known, reports),
+            Request::Beat { known, reports, versions } => self.beat(from, known, reports, versions),
             Request::OpenJob { envelope } => self.open_job(from, envelope),
             Request::JobStatus { job } => Ok(match self.jobs.get(&job) {
                 Some(job) => Response::Rollup(job.rollup(self.roster.members())),
                 None => Response::Refused { why: format!("no job {job} here") },
             }),
+            Request::HostStates { job } => Ok(match self.jobs.get(&job) {
+                Some(job) => Response::States(job.states(self.roster.members())),
+                None => Response::Refused { why: format!("no job {job} here") },
+            }),
+            Request::Versions { name } => Ok(Response::Versions { sets: self.versions.sets(&name) }),
             Request::Leave => self.gone(&from).map(|()| Response::Done),
             Request::Membership(_) => Ok(Response::Refused { why: "membership comes from the tracker".into() }),
         };
@@ -182,7 +190,13 @@ impl State {
         Ok(Response::Joined { index, update, beat_ms })
     }
 
-    fn beat(&mut self, from: NodeId, known: Epoch, reports: Vec<HostReport>) -> Result<Response, StateError> {
+    fn beat(
+        &mut self,
+        from: NodeId,
+        known: Epoch,
+        reports: Vec<HostReport>,
+        versions: Vec<CurrentVersion>,
+    ) -> Result<Response, StateError> {
         self.beats += 1;
         let Some(session) = self.sessions.get_mut(&from) else {
             return Ok(Response::Refused { why: "join first".into() });
@@ -199,6 +213,9 @@ impl State {
             if self.jobs.report(index, report) {
                 self.reports.insert(key, bytes)?;
             }
+        }
+        for told in versions {
+            self.versions.take(index, told)?;
         }
         let update = self.roster.log().update_since(Some(known));
         if let Some(session) = self.sessions.get_mut(&from) {
@@ -271,6 +288,7 @@ impl State {
             self.away.iter().filter(|(_, since)| since.elapsed() > grace).map(|(host, _)| *host).collect();
         for host in &over {
             self.away.remove(host);
+            self.versions.forget(*host)?;
         }
         self.roster.evict(over)?;
         Ok(())

@@ -147,15 +147,30 @@ impl Book {
     /// Counts payload in; `None` is what other contents here had.
     pub(super) fn received(&mut self, content: ContentId, tier: Option<Tier>, bytes: u64) {
         let tiers = &mut self.row(content).0;
-        let (count, label) = match tier {
-            None => (&mut tiers.local, TierLabel::Local),
-            Some(Tier::Rack) => (&mut tiers.rack, TierLabel::Rack),
-            Some(Tier::Site) => (&mut tiers.site, TierLabel::Site),
-            Some(Tier::Region) => (&mut tiers.region, TierLabel::Region),
-            Some(Tier::Seeder) => (&mut tiers.seeder, TierLabel::Seeder),
+        *match tier {
+            None => &mut tiers.local,
+            Some(Tier::Rack) => &mut tiers.rack,
+            Some(Tier::Site) => &mut tiers.site,
+            Some(Tier::Region) => &mut tiers.region,
+            Some(Tier::Seeder) => &mut tiers.seeder,
+        } += bytes;
+        self.count_received(tier, bytes);
+    }
+
+    /// Counts payload in that belongs to no job: a feed's, of which a version may be gone in a moment.
+    pub(super) fn received_feed(&mut self, tier: Tier, bytes: u64) {
+        self.count_received(Some(tier), bytes);
+    }
+
+    fn count_received(&self, tier: Option<Tier>, bytes: u64) {
+        let tier = match tier {
+            None => TierLabel::Local,
+            Some(Tier::Rack) => TierLabel::Rack,
+            Some(Tier::Site) => TierLabel::Site,
+            Some(Tier::Region) => TierLabel::Region,
+            Some(Tier::Seeder) => TierLabel::Seeder,
         };
-        *count += bytes;
-        self.metrics.received.get_or_create(&TierLabels { tier: label }).inc_by(bytes);
+        self.metrics.received.get_or_create(&TierLabels { tier }).inc_by(bytes);
     }
 
     pub(super) fn count_sent(&mut self, content: ContentId, bytes: u64) {

@@ -59,8 +59,18 @@ impl Driver {
         }
     }
 
+    /// Whether a desired state stands in the way; then the content stays whole.
+    fn needed_by_rollout(&mut self, content: ContentId) -> bool {
+        let Some(name) = self.rollouts.needs(&content).map(str::to_string) else { return false };
+        self.stay_whole(content, &(Reason::InUse, format!("the rollout of {name} may need it")));
+        true
+    }
+
     pub(super) fn make_share(&mut self, content: ContentId, deal: Deal) {
         let Some(me) = self.me else { return };
+        if self.needed_by_rollout(content) {
+            return;
+        }
         let (store, folder) = (self.store.clone(), self.content_dir.clone());
         self.done.run(Sort::Store, Class::Bulk as u8, move || {
             let made = free_to_go(&store, folder.as_ref(), &content).and_then(|()| {
@@ -79,6 +89,9 @@ impl Driver {
     }
 
     pub(super) fn shed(&mut self, content: ContentId) {
+        if self.needed_by_rollout(content) {
+            return;
+        }
         let (store, folder) = (self.store.clone(), self.content_dir.clone());
         self.done.run(Sort::Store, Class::Bulk as u8, move || {
             let left = free_to_go(&store, folder.as_ref(), &content).and_then(|()| store.shed(&content).map_err(fault));

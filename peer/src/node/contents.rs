@@ -9,7 +9,6 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
 use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex};
-use shoal_proto::limits;
 use shoal_proto::manifest::Manifest;
 use shoal_proto::report::{HostState, Reason};
 use shoal_proto::trust::{Envelope, Role};
@@ -39,6 +38,8 @@ pub(super) enum Done {
     Regrown { content: ContentId, evicted: Result<Vec<ContentId>, Refusal> },
     /// A version was switched in, or not.
     Activated { announcement: Arc<Announcement>, result: Result<(), String> },
+    /// A feed's large version was given to readers, or not.
+    Placed { announcement: Arc<Announcement>, result: Result<Arc<std::fs::File>, String> },
     /// A small content's manifest and data were read, to be sent along with its announcement.
     Small { small: Option<(Bytes, Bytes)>, announcement: Arc<Announcement> },
 }
@@ -87,7 +88,7 @@ impl Driver {
     /// A seeder's own publication.
     pub(super) fn publish(&mut self, envelope: &Envelope, announcement: Arc<Announcement>) {
         self.keep_job(announcement.clone(), envelope.to_bytes().into());
-        if !is_small(&announcement) {
+        if !announcement.is_small() {
             self.announce_own(announcement, false);
             return;
         }
@@ -165,9 +166,14 @@ impl Driver {
             return;
         }
         let store = self.store.clone();
+        let feed = self.feed_of(&content).map(|(_, shown)| shown);
         self.done.run(Sort::Store, self.class_of(&content) as u8, move || {
             let begun = if Manifest::id(&manifest) == content {
-                store.begin(&manifest).map_err(fault)
+                match feed {
+                    Some(former) => store.begin_version(&manifest, former),
+                    None => store.begin(&manifest),
+                }
+                .map_err(fault)
             } else {
                 Err(BeginFault::Corrupt)
             };
@@ -193,12 +199,14 @@ impl Driver {
                 self.report_progress(&content);
                 self.reach_all(&content, HostState::Has, "");
                 self.switch_all(&content);
+                self.judge_all();
             }
             Done::Finished { content, result: Err(error) } => self.disk_failed(content, &error),
             Done::ShareMade { content, deal, made } => self.on_share_made(content, deal, made),
             Done::Shed { content, left } => self.on_shed(content, left),
             Done::Regrown { content, evicted } => self.on_regrown(content, evicted),
             Done::Activated { announcement, result } => self.on_activated(&announcement, result),
+            Done::Placed { announcement, result } => self.on_placed(&announcement, result),
             Done::Small { small, announcement } => {
                 let inline = small.is_some();
                 if let Some((manifest, data)) = small {
@@ -243,6 +251,9 @@ impl Driver {
     /// This host will not have the content.
     pub(super) fn refuse(&mut self, content: ContentId, reason: Reason, why: &str) {
         tracing::warn!(content = %content.short(), %reason, %why, "refused a content");
+        if let Some((row, _)) = self.feed_of(&content) {
+            self.feeds.shelf.refuse(&row.name, row.sequence, "content", format!("{reason}: {why}"));
+        }
         self.tell(Input::ContentRefused { content });
         self.reach_all(&content, HostState::Failed(reason), why);
     }
@@ -273,18 +284,16 @@ impl Driver {
         if self.role != Role::Peer {
             return;
         }
+        if let Some((announcement, _)) = self.feed_of(&content) {
+            self.show_version(announcement);
+            return;
+        }
         let store = self.store.clone();
         self.done.run(Sort::Store, self.class_of(&content) as u8, move || Done::Finished {
             content,
             result: store.finish(&content).map_err(|error| error.to_string()),
         });
     }
-}
-
-/// Whether a content's data may travel in announcements.
-fn is_small(announcement: &Announcement) -> bool {
-    announcement.size <= limits::INLINE_DATA_BYTES_MAX
-        && announcement.manifest_bytes <= limits::INLINE_MANIFEST_BYTES_MAX as u64
 }
 
 fn fault(error: BeginError) -> BeginFault {
@@ -301,7 +310,7 @@ pub(super) fn refusal(error: BeginError) -> Refusal {
     (reason, error.to_string())
 }
 
-fn pieces_fit(manifest: &Manifest, data: &[u8]) -> bool {
+pub(super) fn pieces_fit(manifest: &Manifest, data: &[u8]) -> bool {
     let mut at = 0;
     manifest.lens().enumerate().all(|(piece, len)| {
         let bytes = &data[at..at + len as usize];

@@ -89,10 +89,15 @@ impl Driver {
         let Some(node) = self.membership.get(to).map(|member| member.node) else { return };
         let Some((announcement, envelope)) = self.envelopes.get(&job) else { return };
         let content = announcement.content;
-        let small = if inline { self.inlined.get(&content) } else { None };
+        let (feed, sequence) = (announcement.feed.is_some(), announcement.sequence);
+        let small = match (inline, feed) {
+            (false, _) => None,
+            (true, false) => self.inlined.get(&content),
+            (true, true) => self.feeds.small(&job),
+        };
         let bytes = small.as_ref().map_or(0, |(_, data)| data.len() as u64);
         // The same frame goes to all children of a lane.
-        let key = (job, lane, small.is_some());
+        let key = (job, sequence, lane, small.is_some());
         let frame = match &self.encoded {
             Some((former, frame)) if *former == key => frame.clone(),
             _ => {
@@ -103,7 +108,11 @@ impl Driver {
         };
         // Without a link, or with a full queue, comparing job lists brings it later.
         if self.endpoint.send(node, OutFrame::Announce(frame)).is_ok() {
-            self.book.count_sent(content, bytes);
+            if feed {
+                self.book.metrics.sent.inc_by(bytes);
+            } else {
+                self.book.count_sent(content, bytes);
+            }
         }
     }
 

@@ -30,7 +30,8 @@ impl Driver {
     pub(super) fn keep_job(&mut self, announcement: Arc<Announcement>, envelope: Bytes) {
         let job = announcement.job;
         if self.envelopes.len() >= JOBS_MAX {
-            let oldest = self.envelopes.values().map(|(row, _)| (row.created_at, row.job)).min();
+            let jobs = self.envelopes.values().filter(|(row, _)| row.feed.is_none());
+            let oldest = jobs.map(|(row, _)| (row.created_at, row.job)).min();
             if let Some((_, oldest)) = oldest {
                 self.forget_job(oldest);
             }
@@ -77,6 +78,10 @@ impl Driver {
         let opened =
             Envelope::from_bytes(envelope).map_err(TrustError::from).and_then(|row| row.open::<Announcement>());
         let Ok(announcement) = opened else { return };
+        if announcement.feed.is_some() {
+            self.refuse_feed(&announcement, error);
+            return;
+        }
         let job = announcement.job;
         let new = self.untrusted.len() < UNTRUSTED_MAX && !self.envelopes.contains_key(&job);
         if new && self.is_for_us(&announcement) && self.untrusted.insert(job) {
@@ -90,9 +95,9 @@ impl Driver {
         me.is_some_and(|me| me.role == Role::Peer && announcement.selector.matches(&me.locality, &me.labels))
     }
 
-    /// Hosts report on jobs that are for them.
+    /// Hosts report on jobs that are for them; feeds are not reported on.
     pub(super) fn open_report(&mut self, announcement: &Announcement) {
-        if !self.is_for_us(announcement) {
+        if announcement.feed.is_some() || !self.is_for_us(announcement) {
             return;
         }
         let job = announcement.job;
@@ -166,19 +171,27 @@ impl Driver {
     /// Progress of a content goes into the reports of its jobs.
     pub(super) fn report_progress(&mut self, content: &ContentId) {
         let progress = self.progress(content);
+        let mut reported = false;
         for announcement in self.jobs_of(content) {
             let job = announcement.job;
             let (tiers, sent) = self.book.of_job(&job, content);
             let mut reports = self.shared.reports();
             if reports.state(&job).is_some() {
                 reports.progress(job, progress.have, progress.total, tiers, sent);
+                reported = true;
             }
         }
-        self.shared.tell_soon();
+        if reported {
+            self.shared.tell_soon();
+        }
     }
 
     pub(super) fn forget_job(&mut self, job: JobId) {
-        self.envelopes.remove(&job);
+        if self.envelopes.remove(&job).is_some_and(|(row, _)| row.feed.is_some()) {
+            self.forget_feed(&job);
+            self.tell(Input::Forgotten { job });
+            return;
+        }
         self.shared.reports().forget(&job);
         let forgotten = self.store.forget_job(&job).and_then(|()| self.store.put_state(&active_key(&job), None));
         if let Err(error) = forgotten {

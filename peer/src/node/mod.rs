@@ -2,28 +2,38 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`switch`] has versions switched in,
-//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`feeds`] keeps to the latest versions of feeds,
+//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`effects`] carries wishes out,
+//! [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
 mod cold;
 mod contents;
 mod effects;
+mod feeds;
 mod jobs;
 mod network;
 mod pool;
+mod rollouts;
 pub mod setup;
 mod switch;
 
 pub use book::NodeMetrics;
+pub use feeds::FeedPublication;
+pub use rollouts::RolloutStatus;
 
 use crate::activate::ContentDir;
+use crate::feeds::{FeedFiles, Keeper, Shelf};
+use crate::rollout::journal::Journal;
+use crate::rollout::record::Record;
+use crate::rollout::settings::Activations;
 use crate::tracker::{Shared, TrackerEvent};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
 use pool::{Pool, Sort};
+use rollouts::Rollouts;
 use shoal_net::bulk::{BulkEndpoint, BulkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
@@ -36,6 +46,7 @@ use shoal_swarm::membership::Membership;
 use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Progress};
 use shoal_swarm::time::Instant;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -85,10 +96,14 @@ pub enum Command {
         /// The same, opened.
         announcement: Arc<Announcement>,
     },
+    /// A seeder has signed a feed's next version.
+    PublishFeed(Box<FeedPublication>),
     /// What is here?
     Contents(oneshot::Sender<Vec<ContentStatus>>),
     /// Payload bytes sent for a job's content since the job began.
     Sent(JobId, oneshot::Sender<u64>),
+    /// How are the rollouts?
+    Rollouts(oneshot::Sender<Vec<RolloutStatus>>),
 }
 
 /// How others reach the driver.
@@ -102,6 +117,8 @@ pub struct NodeHandle {
     pub shared: Arc<Shared>,
     /// The store.
     pub store: Store,
+    /// The newest versions of feeds.
+    pub feeds: Shelf,
 }
 
 impl NodeHandle {
@@ -116,6 +133,13 @@ impl NodeHandle {
     pub async fn sent(&self, job: JobId) -> u64 {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Sent(job, reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// What desired states ask for here, and how far that is.
+    pub async fn rollouts(&self) -> Vec<RolloutStatus> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Rollouts(reply)).await;
         answer.await.unwrap_or_default()
     }
 
@@ -147,6 +171,16 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     /// Where contents are activated; peers only.
     pub content_dir: Option<ContentDir>,
+    /// What is done around a switch; peers only.
+    pub activations: Activations,
+    /// Where the journal of switches is written.
+    pub journal_dir: PathBuf,
+    /// The newest versions of feeds.
+    pub(crate) shelf: Shelf,
+    /// Where they are kept.
+    pub(crate) feed_files: FeedFiles,
+    /// Who writes them there.
+    pub(crate) keeper: Keeper,
     /// Counters.
     pub metrics: NodeMetrics,
 }
@@ -184,10 +218,11 @@ pub struct Driver {
     envelopes: BTreeMap<JobId, (Arc<Announcement>, Bytes)>,
     /// Jobs of publishers we do not trust that we reported on.
     untrusted: BTreeSet<JobId>,
+    feeds: feeds::Feeds,
     /// Small contents' manifests and data, to send along with announcements.
     inlined: Inlined,
-    /// The announcement sent last, encoded: by job, lane and whether data is in it.
-    encoded: Option<((JobId, u8, bool), Bytes)>,
+    /// The announcement sent last, encoded: by job, sequence, lane and whether data is in it.
+    encoded: Option<((JobId, u64, u8, bool), Bytes)>,
     /// Contents whose manifest is being looked at.
     beginning: HashSet<ContentId>,
     /// The newest sequence switched in, by kind and name.
@@ -195,6 +230,9 @@ pub struct Driver {
     /// Names that are being switched, and what waits for them.
     switching: HashSet<String>,
     to_switch: VecDeque<Arc<Announcement>>,
+    rollouts: Rollouts,
+    /// Switches that a kill cut, until they go on.
+    rollouts_cut: Vec<(String, Record)>,
     puts: usize,
     done: Pool<Done>,
     book: Book,
@@ -224,6 +262,7 @@ impl Driver {
             membership: membership_in,
             shared: parts.shared.clone(),
             store: parts.store.clone(),
+            feeds: parts.shelf.clone(),
         };
         let mut driver = Self {
             node: parts.node,
@@ -246,12 +285,15 @@ impl Driver {
             linked: HashSet::new(),
             envelopes: BTreeMap::new(),
             untrusted: BTreeSet::new(),
+            feeds: feeds::Feeds::new(parts.shelf, parts.feed_files, parts.keeper),
             inlined: Inlined::default(),
             encoded: None,
             beginning: HashSet::new(),
             activated: HashMap::new(),
             switching: HashSet::new(),
             to_switch: VecDeque::new(),
+            rollouts_cut: Vec::new(),
+            rollouts: Rollouts::new(parts.activations, Journal::new(&parts.journal_dir)),
             puts: 0,
             done: Pool::new(),
             book: Book::new(parts.metrics),
@@ -261,7 +303,9 @@ impl Driver {
         };
         driver.book.load(&driver.store);
         driver.load_jobs();
+        driver.load_feeds();
         driver.load_activated();
+        driver.load_rollouts();
         driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
         driver.start_brain();
         (driver, handle)
@@ -277,6 +321,7 @@ impl Driver {
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut saving = tokio::time::interval(SAVE_EVERY);
         saving.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.resume_rollouts();
         self.carry_out();
         loop {
             let wait = self.next_deadline();
@@ -288,6 +333,7 @@ impl Driver {
                     Some(done) => self.on_done(done),
                     None => tracing::error!("an effect panicked"),
                 },
+                Some(ended) = self.rollouts.next(), if !self.rollouts.is_idle() => self.on_rollout(ended),
                 Some(event) = self.tracker_events.recv() => self.on_tracker(event),
                 Some(command) = self.commands.recv() => self.on_command(command),
                 () = tokio::time::sleep(wait) => self.on_time(),
@@ -298,6 +344,7 @@ impl Driver {
             self.carry_out();
         }
         self.endpoint.shutdown(Duration::from_secs(3)).await;
+        self.rollouts.stop().await;
         self.done.stop().await;
         self.save_now();
         if let Err(error) = self.store.sync() {
@@ -362,6 +409,10 @@ impl Driver {
         jobs.sort_by_key(|announcement| announcement.sequence);
         let records = self.store.records();
         for announcement in jobs {
+            if announcement.feed.is_some() {
+                self.tell_feed_again(announcement);
+                continue;
+            }
             let lane = shoal_swarm::node::limits::ENTROPY_LANE;
             let inline = records.iter().any(|record| record.content == announcement.content);
             self.open_report(&announcement);
@@ -382,6 +433,7 @@ impl Driver {
             self.tell(Input::ContentReady { content, geometry: record.geometry, have: record.have });
             self.report_progress(&content);
         }
+        self.judge_all();
         let linked: Vec<NodeId> = self.linked.iter().copied().collect();
         for node in linked {
             self.link_up(node);
@@ -430,6 +482,7 @@ impl Driver {
             self.tell(Input::Membership(self.membership.clone()));
             if self.me.is_some_and(|me| former.get(me) != self.membership.get(me)) {
                 self.open_reports();
+                self.judge_all();
             }
         } else {
             self.start_brain();
@@ -462,6 +515,10 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Publish { envelope, announcement } => self.publish(&envelope, announcement),
+            Command::Rollouts(reply) => {
+                let _ = reply.send(self.rollout_statuses());
+            }
+            Command::PublishFeed(publication) => self.publish_feed(*publication),
             Command::Contents(reply) => {
                 let _ = reply.send(self.content_statuses());
             }
@@ -474,7 +531,8 @@ impl Driver {
 
     fn content_statuses(&self) -> Vec<ContentStatus> {
         let mut rows: BTreeMap<ContentId, ContentStatus> = BTreeMap::new();
-        for (announcement, _) in self.envelopes.values() {
+        let pieced = |row: &Announcement| row.feed.is_none() || !row.is_small();
+        for (announcement, _) in self.envelopes.values().filter(|(row, _)| pieced(row)) {
             let content = announcement.content;
             let row = rows.entry(content).or_insert_with(|| {
                 let progress = self.progress(&content);

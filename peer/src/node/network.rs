@@ -62,7 +62,10 @@ impl Driver {
         }
         let Some(from) = self.membership.by_node(&node) else { return };
         match event {
-            BulkEvent::Message { message, .. } => self.tell(Input::Message { from, message }),
+            BulkEvent::Message { message, .. } => {
+                self.hear_of_feeds(&message);
+                self.tell(Input::Message { from, message });
+            }
             BulkEvent::Announce { frame, .. } => self.on_announce(from, frame),
             BulkEvent::Part { content, part, payload, .. } => {
                 if let Some(me) = self.me {
@@ -146,22 +149,30 @@ impl Driver {
         }
     }
 
-    fn on_announce(&mut self, from: HostIndex, frame: AnnounceFrame) {
+    fn on_announce(&mut self, from: HostIndex, mut frame: AnnounceFrame) {
+        if self.is_known_feed(from, &mut frame) {
+            return;
+        }
         let announcement = match self.open_announcement(&frame.envelope) {
-            Ok(announcement) => Arc::new(announcement),
+            Ok(announcement) => announcement,
             Err(error) => {
                 self.refuse_announcement(from, &frame.envelope, &error);
                 return;
             }
         };
+        if announcement.expires_at <= shoal_net::admission::system_clock() {
+            self.book.metrics.refused.inc();
+            return;
+        }
+        if announcement.feed.is_some() {
+            self.on_feed_announce(from, frame, announcement);
+            return;
+        }
+        let announcement = Arc::new(announcement);
         let content = announcement.content;
         if let (Some(me), Some(data)) = (self.me, &frame.data) {
             let tier = self.membership.tier(me, from);
             self.book.received(content, Some(tier), data.len() as u64);
-        }
-        if announcement.expires_at <= shoal_net::admission::system_clock() {
-            self.book.metrics.refused.inc();
-            return;
         }
         let new = !self.envelopes.contains_key(&announcement.job);
         if new {

@@ -3,6 +3,8 @@
 use super::{Driver, NodeHandle, NodeMetrics, Parts};
 use crate::activate::{ActivateError, ContentDir};
 use crate::config::NodeSettings;
+use crate::feeds::{FeedFiles, Keeper, Shelf};
+use crate::rollout::settings::Activations;
 use crate::tracker::{Shared, TrackerClient};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::bulk::{BindError, BulkConfig, BulkEndpoint};
@@ -49,6 +51,9 @@ pub enum SetupError {
     /// The content folder cannot be used.
     #[error(transparent)]
     ContentDir(#[from] ActivateError),
+    /// The folders of feeds cannot be used.
+    #[error("cannot use the folders of feeds: {0}")]
+    Feeds(#[source] std::io::Error),
     /// Bulk links cannot be listened for.
     #[error(transparent)]
     Links(#[from] BindError),
@@ -64,6 +69,8 @@ pub struct Folders<'a> {
     pub store: &'a Path,
     /// The content folder and how many versions to keep; peers only.
     pub content: Option<(&'a Path, usize)>,
+    /// What is done around a switch.
+    pub activations: Activations,
 }
 
 /// A node that runs.
@@ -121,6 +128,9 @@ pub async fn start(
     });
     let store = store.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     let content_dir = folders.content.map(|(dir, keep)| ContentDir::open(dir, keep)).transpose()?;
+    let feed_files = FeedFiles::open(folders.store.join("feeds"), folders.content.map(|(dir, _)| dir));
+    let feed_files = feed_files.map_err(SetupError::Feeds)?;
+    let keeper = Keeper::start(feed_files.clone()).map_err(SetupError::Feeds)?;
 
     let admission = Admission::new(trust.clone(), credential_bytes.clone(), system_clock);
     let mut bulk = BulkConfig::new(settings.listen.clone(), identity.clone(), admission);
@@ -161,6 +171,11 @@ pub async fn start(
         tracker_events,
         shared,
         content_dir,
+        activations: folders.activations,
+        journal_dir: folders.store.to_path_buf(),
+        shelf: Shelf::new(metrics),
+        feed_files,
+        keeper,
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));

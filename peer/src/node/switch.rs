@@ -6,6 +6,7 @@ use super::{Driver, Input};
 use shoal_proto::announcement::{Announcement, Class, Kind};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::ContentId;
+use shoal_proto::manifest::Root;
 use shoal_proto::report::{HostState, Reason};
 use std::sync::Arc;
 
@@ -37,6 +38,9 @@ impl Driver {
     }
 
     fn switch(&mut self, announcement: Arc<Announcement>) {
+        if announcement.staged {
+            return;
+        }
         let Some(state) = self.reported(&announcement.job) else { return };
         let Some(folder) = self.content_dir.clone() else { return };
         if self.is_stale(&announcement) {
@@ -55,8 +59,16 @@ impl Driver {
         }
         let store = self.store.clone();
         self.done.run(Sort::Activate, Class::from(announcement.kind) as u8, move || {
-            let result = folder.activate(&store, &announcement.content, &announcement.name, &announcement.version);
-            Done::Activated { announcement, result: result.map_err(|error| error.to_string()) }
+            let (content, sequence) = (&announcement.content, announcement.sequence);
+            let is_image = store.manifest(content).is_some_and(|manifest| manifest.root == Root::Image);
+            let result = if is_image {
+                // An image has no folder: its blobs are served from the store, the newest of a name first.
+                store.set_sequence(content, sequence).map_err(|error| error.to_string())
+            } else {
+                let activated = folder.activate(&store, content, &announcement.name, &announcement.version);
+                activated.map_err(|error| error.to_string())
+            };
+            Done::Activated { announcement, result }
         });
     }
 
@@ -64,7 +76,8 @@ impl Driver {
         let (name, version) = (&announcement.name, &announcement.version);
         match result {
             Ok(()) => {
-                self.save_activated(announcement);
+                self.save_activated(announcement.kind, name, announcement.sequence);
+                self.shared.reports().current(name, version);
                 tracing::info!(name, version, "active");
                 self.reach(&announcement.job, HostState::Active, "");
             }
@@ -73,9 +86,15 @@ impl Driver {
                 self.reach(&announcement.job, HostState::Failed(Reason::Activation), &why);
             }
         }
+        self.turn_over(name);
+        self.judge(name);
+    }
+
+    /// A name is no longer being switched: what waits for it goes on.
+    pub(super) fn turn_over(&mut self, name: &str) {
         self.switching.remove(name);
         let waiting = std::mem::take(&mut self.to_switch);
-        let (mut next, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| waiting.name == *name);
+        let (mut next, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| waiting.name == name);
         self.to_switch = rest.into();
         // Oldest first: the first takes the name's turn, the others queue up again behind it.
         next.sort_by_key(|waiting| waiting.sequence);
@@ -84,10 +103,11 @@ impl Driver {
         }
     }
 
-    fn save_activated(&mut self, announcement: &Announcement) {
-        let newest = self.newest(announcement).max(announcement.sequence);
-        self.activated.insert((announcement.kind, announcement.name.clone()), newest);
-        let key = format!("active/{}/{}", announcement.kind, announcement.name);
+    pub(super) fn save_activated(&mut self, kind: Kind, name: &str, sequence: u64) {
+        let newest = self.activated.entry((kind, name.to_string())).or_default();
+        *newest = sequence.max(*newest);
+        let newest = *newest;
+        let key = format!("active/{kind}/{name}");
         if let Err(error) = self.store.put_state(&key, Some(encode(&newest))) {
             tracing::error!(%error, "cannot keep what is active");
         }
@@ -98,6 +118,8 @@ impl Driver {
             let Some((kind, name)) = key["active/".len()..].split_once('/') else { continue };
             if let (Ok(kind), Ok(sequence)) = (kind.parse::<Kind>(), decode_exact::<u64>(&value)) {
                 self.activated.insert((kind, name.to_string()), sequence);
+                let current = self.content_dir.as_ref().and_then(|folder| folder.current(name));
+                self.shared.reports().current(name, current.as_deref().unwrap_or_default());
             }
         }
     }

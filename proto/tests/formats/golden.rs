@@ -44,7 +44,11 @@ fn bare<T: Encode<()> + for<'b> Decode<'b, ()> + PartialEq + Debug>(name: &str, 
 fn documents() {
     document("manifest", &samples::manifest());
     document("manifest_file", &samples::file_manifest());
+    document("manifest_image", &samples::image_manifest());
     document("announcement", &samples::announcement());
+    document("announcement_staged", &Announcement { staged: true, ..samples::announcement() });
+    document("desired", &samples::desired());
+    document("feed_announcement", &samples::feed_announcement());
     document("credential", &samples::credential());
     document("trust", &samples::trust_document());
     document("hub_flush", &samples::flush());

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{DecodeError, Document, decode_exact, encode};
-use shoal_proto::control::{Request, Response};
+use shoal_proto::control::{CurrentVersion, JobStates, Request, Response};
+use shoal_proto::desired::{Desired, Hosts};
 use shoal_proto::frame::{AnnounceFrame, FrameKind, HEADER_BYTES, Header, SLICE_HEADER_BYTES, SliceHeader};
 use shoal_proto::ids::{HostIndex, NodeId};
 use shoal_proto::limits;
@@ -29,7 +30,8 @@ fn bare<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> bool {
 
 /// Every decoder, with valid bytes of it.
 fn all() -> Vec<(&'static str, Decoder, Vec<Vec<u8>>)> {
-    let manifests = vec![samples::manifest().to_bytes(), samples::file_manifest().to_bytes()];
+    let manifests = [samples::manifest(), samples::file_manifest(), samples::image_manifest()];
+    let manifests = manifests.iter().map(Document::to_bytes).collect();
     let requests = samples::requests().iter().map(|(_, request)| request.to_bytes()).collect();
     let responses = samples::responses().iter().map(|(_, response)| response.to_bytes()).collect();
     let messages = samples::messages().iter().map(|(_, message)| encode(message)).collect();
@@ -170,10 +172,16 @@ fn more_than_the_limit_is_refused() {
     let removed = vec![HostIndex(1); limits::HOSTS_MAX as usize + 1];
     too_many(&Request::Membership(MembershipUpdate { removed, ..samples::update() }));
     let reports = vec![samples::report(); limits::BEAT_ROWS_MAX + 1];
-    too_many(&Request::Beat { known: samples::update().epoch, reports });
+    too_many(&Request::Beat { known: samples::update().epoch, reports, versions: Vec::new() });
     let report = HostReport { detail: "x".repeat(limits::DETAIL_BYTES_MAX + 1), ..samples::report() };
-    too_many(&Request::Beat { known: samples::update().epoch, reports: vec![report] });
+    too_many(&Request::Beat { known: samples::update().epoch, reports: vec![report], versions: Vec::new() });
     too_many(&Request::OpenJob { envelope: vec![0; limits::ANNOUNCEMENT_BYTES_MAX + 1] });
+    let versions = vec![samples::versions()[0].clone(); limits::BEAT_ROWS_MAX + 1];
+    too_many(&Request::Beat { known: samples::update().epoch, reports: vec![], versions });
+    let sets = vec![samples::states().sets[0].clone(); limits::STATE_SETS_MAX + 1];
+    too_many(&Response::States(JobStates { sets }));
+    let desired = samples::desired();
+    too_many(&Desired { rules: vec![desired.rules[2].clone(); limits::DESIRED_RULES_MAX + 1], ..desired });
     let mut rollup = samples::rollup();
     rollup.lines = vec![rollup.lines[0].clone(); limits::ROLLUP_LINES_MAX + 1];
     too_many(&Response::Rollup(rollup));
@@ -198,7 +206,25 @@ fn values_out_of_range_are_refused() {
     }
     refused(&Request::Membership(MembershipUpdate { base: Some(samples::update().epoch), ..samples::update() }));
     let report = HostReport { pieces_have: limits::PIECES_MAX + 1, ..samples::report() };
-    refused(&Request::Beat { known: samples::update().epoch, reports: vec![report] });
+    refused(&Request::Beat { known: samples::update().epoch, reports: vec![report], versions: Vec::new() });
+
+    for (name, version) in [("../x", "1"), ("a", "b/c"), ("a", "current")] {
+        let row = CurrentVersion { name: name.into(), version: version.into() };
+        refused(&Request::Beat { known: samples::update().epoch, reports: vec![], versions: vec![row] });
+    }
+    refused(&Request::Versions { name: "/".into() });
+    let refused = |desired: Desired| assert!(Desired::from_bytes(&desired.to_bytes()).is_err(), "{desired:?}");
+    let desired = samples::desired();
+    refused(Desired { name: "../x".into(), ..desired.clone() });
+    refused(Desired { name: "x".repeat(limits::NAME_BYTES_MAX), ..desired.clone() });
+    refused(Desired { attempt: 2, ..desired.clone() });
+    refused(Desired { open: Hosts::Share { from: 2, to: 1 }, ..desired.clone() });
+    refused(Desired { open: Hosts::Share { from: 0, to: 2_000_000 }, ..desired.clone() });
+    let mut bad = desired.clone();
+    bad.rules[1].target.version = "../../etc".into();
+    refused(bad);
+    let open = Hosts::Indices(Bitmap::new(limits::HOSTS_MAX + 1));
+    refused(Desired { open, ..desired });
 
     let flush = samples::flush();
     let refused = |flush: HubFlush| assert!(HubFlush::from_bytes(&flush.to_bytes()).is_err(), "{flush:?}");
@@ -224,6 +250,7 @@ fn values_out_of_range_are_refused() {
 fn messages_over_their_bounds_do_not_validate() {
     let (content, jobs) = (shoal_proto::ids::ContentId([0; 32]), vec![shoal_proto::ids::JobId([0; 16]); 1025]);
     let shards = vec![shoal_proto::ids::ShardIndex(0); 65];
+    let rows = vec![shoal_proto::feed::FeedRow { feed: jobs[0], sequence: 1 }; limits::FEEDS_MAX + 1];
     for message in [
         Message::Want { content, shards: shards.clone() },
         Message::Lack { content, shards },
@@ -236,6 +263,7 @@ fn messages_over_their_bounds_do_not_validate() {
             deal: crate::samples::deal(1025),
             ask: false,
         },
+        Message::Feeds { rows },
     ] {
         assert!(matches!(message.validate(), Err(DecodeError::TooLong { .. })), "{message:?}");
     }
@@ -318,4 +346,18 @@ fn text_ids_are_exact() {
     for bad in ["", "ab", &text[1..], &format!("{text}0"), &text.replace('a', "g"), &text.replace("ab", "é")] {
         assert!(bad.parse::<NodeId>().is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_feed_is_what_its_name_says() {
+    let good = samples::feed_announcement();
+    assert!(Announcement::from_bytes(&good.to_bytes()).is_ok());
+    let bad = |change: fn(&mut Announcement)| {
+        let mut announcement = samples::feed_announcement();
+        change(&mut announcement);
+        matches!(Announcement::from_bytes(&announcement.to_bytes()), Err(DecodeError::Invalid { .. }))
+    };
+    assert!(bad(|row| row.job = shoal_proto::ids::JobId([1; 16])), "another feed's id");
+    assert!(bad(|row| row.name = "gslb/other".into()), "another feed's name");
+    assert!(bad(|row| row.size = limits::FEED_BYTES_MAX + 1), "oversized");
 }

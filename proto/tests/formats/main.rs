@@ -4,6 +4,7 @@ mod bitmap;
 mod geometry;
 mod golden;
 mod hostile;
+mod image;
 mod manifest;
 mod roundtrip;
 mod samples;

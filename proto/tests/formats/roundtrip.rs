@@ -1,5 +1,6 @@
 //! Whatever is written reads back the same.
 
+use crate::samples;
 use minicbor::{Decode, Encode};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -9,6 +10,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::control::{HostLine, JobRollup, Join, RackRollup, Request, Response};
 use shoal_proto::deal::Deal;
+use shoal_proto::feed::{FeedMark, FeedRow, feed_id, is_feed_name};
 use shoal_proto::frame::{AnnounceFrame, FrameKind, Header, Part, SliceHeader};
 use shoal_proto::ids::{ContentId, Epoch, HostIndex, JobId, NodeId, ShardIndex};
 use shoal_proto::limits;
@@ -94,6 +96,18 @@ fn bitmap(len_max: u32) -> impl Strategy<Value = Bitmap> {
 }
 
 fn announcement() -> impl Strategy<Value = Announcement> {
+    (any_job(), option::of(any::<u64>())).prop_map(|(announcement, feed)| match feed {
+        Some(published_at_ms) if is_feed_name(&announcement.name) => Announcement {
+            job: feed_id(&announcement.name),
+            size: announcement.size % (limits::FEED_BYTES_MAX + 1),
+            feed: Some(FeedMark { published_at_ms }),
+            ..announcement
+        },
+        _ => announcement,
+    })
+}
+
+fn any_job() -> impl Strategy<Value = Announcement> {
     let ids = (job(), content(), kind(), content_name(), component(), selector(), node());
     (ids, any::<u64>(), 0..=limits::MANIFEST_BYTES_MAX as u64, 0..=1u64 << 43, any::<(u32, u32)>()).prop_map(
         |((job, content, kind, name, version, selector, origin), sequence, manifest_bytes, size, (at, lasts))| {
@@ -112,6 +126,8 @@ fn announcement() -> impl Strategy<Value = Announcement> {
                 created_at,
                 expires_at,
                 order: [None, Some(Order::Demote), Some(Order::Promote)][(lasts % 3) as usize],
+                staged: sequence % 2 == 0,
+                feed: None,
             }
         },
     )
@@ -195,7 +211,11 @@ fn request() -> impl Strategy<Value = Request> {
     );
     prop_oneof![
         join.prop_map(Request::Join),
-        (epoch(), vec(report(), 0..4)).prop_map(|(known, reports)| Request::Beat { known, reports }),
+        (epoch(), vec(report(), 0..4)).prop_map(|(known, reports)| Request::Beat {
+            known,
+            reports,
+            versions: samples::versions()
+        }),
         bytes(100).prop_map(|envelope| Request::OpenJob { envelope }),
         job().prop_map(|job| Request::JobStatus { job }),
         update().prop_map(Request::Membership),
@@ -281,6 +301,10 @@ fn message() -> impl Strategy<Value = Message> {
             let stage = [HoldStage::Ready, HoldStage::Shed, HoldStage::Out][stage];
             Message::Hold { content, job, stage, deal: Deal::new(deal), ask }
         }),
+        vec((job(), any::<u64>()), 0..9).prop_map(|rows| {
+            let rows = rows.into_iter().map(|(feed, sequence)| FeedRow { feed, sequence }).collect();
+            Message::Feeds { rows }
+        }),
     ]
 }
 
@@ -315,6 +339,7 @@ fn manifest() -> impl Strategy<Value = Manifest> {
                 piece_hashes: vec![fill; pieces.len() * 32],
                 piece_lens: pieces.iter().flat_map(|len| len.to_le_bytes()).collect(),
                 parity_hashes: vec![fill; stripes * usize::from(parity) * 32],
+                image: None,
             }
         },
     )

@@ -3,10 +3,15 @@
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
-use shoal_proto::control::{HostLine, JobRollup, Join, RackRollup, Request, Response};
+use shoal_proto::control::{
+    AttemptSet, CurrentVersion, HostLine, JobRollup, JobStates, Join, RackRollup, Request, Response, VersionSet,
+};
 use shoal_proto::deal::Deal;
+use shoal_proto::desired::{Desired, Hosts, Rule, Target};
+use shoal_proto::feed::{FeedMark, FeedRow, feed_id};
 use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{ContentId, Epoch, Hash, HostIndex, JobId, NodeId, ShardIndex};
+use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
 use shoal_proto::locality::{Labels, Locality, Selector};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
@@ -69,6 +74,19 @@ pub(crate) fn announcement() -> Announcement {
         created_at: NOW,
         expires_at: NOW + 86_400,
         order: None,
+        feed: None,
+        staged: false,
+    }
+}
+
+pub(crate) fn feed_announcement() -> Announcement {
+    Announcement {
+        job: feed_id("gslb/main"),
+        kind: Kind::Gslb,
+        name: "gslb/main".into(),
+        size: 2048,
+        feed: Some(FeedMark { published_at_ms: NOW * 1000 + 7 }),
+        ..announcement()
     }
 }
 
@@ -103,6 +121,31 @@ pub(crate) fn manifest() -> Manifest {
         piece_lens: le(&[300, 250, 200, 400, 100]),
         piece_hashes: hashes(5, 0x10),
         parity_hashes: hashes(4, 0x80),
+        image: None,
+    }
+}
+
+fn blob(fill: u8, media_type: &str, size: u64) -> ImageBlob {
+    ImageBlob { digest: Digest([fill; 32]), media_type: media_type.into(), size }
+}
+
+/// A manifest, a configuration and a layer of two pieces.
+pub(crate) fn image_manifest() -> Manifest {
+    Manifest {
+        root: Root::Image,
+        entries: vec![],
+        streams: vec![300, 250, 700],
+        piece_bytes_avg: 0,
+        image: Some(ImageIndex {
+            reference: "registry.example:5000/lab/app:v1".into(),
+            root: Digest([0x51; 32]),
+            blobs: vec![
+                blob(0x51, OCI_MANIFEST, 300),
+                blob(0x52, "application/vnd.oci.image.config.v1+json", 250),
+                blob(0x53, "application/vnd.oci.image.layer.v1.tar+gzip", 700),
+            ],
+        }),
+        ..manifest()
     }
 }
 
@@ -145,6 +188,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
         ("hold", Message::Hold { content, job: JobId([7; 16]), stage: HoldStage::Shed, deal: deal(3), ask: true }),
+        ("feeds", Message::Feeds { rows: vec![FeedRow { feed: feed_id("gslb/main"), sequence: 41 }] }),
     ]
 }
 
@@ -204,12 +248,49 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     let other = HostReport { state: HostState::Has, detail: String::new(), ..report() };
     vec![
         ("join", Request::Join(join)),
-        ("beat", Request::Beat { known: Epoch(12), reports: vec![report(), other] }),
+        ("beat", Request::Beat { known: Epoch(12), reports: vec![report(), other], versions: Vec::new() }),
+        ("beat_versions", Request::Beat { known: Epoch(12), reports: Vec::new(), versions: versions() }),
+        ("host_states", Request::HostStates { job: JobId([7; 16]) }),
+        ("versions", Request::Versions { name: "edge/nginx".into() }),
         ("open_job", Request::OpenJob { envelope: vec![4, 5, 6] }),
         ("job_status", Request::JobStatus { job: JobId([7; 16]) }),
         ("membership", Request::Membership(update())),
         ("leave", Request::Leave),
     ]
+}
+
+pub(crate) fn versions() -> Vec<CurrentVersion> {
+    let row = |name: &str, version: &str| CurrentVersion { name: name.into(), version: version.into() };
+    vec![row("edge/nginx", "2026-11.1"), row("edge/other", "")]
+}
+
+pub(crate) fn states() -> JobStates {
+    let set = |attempt, state, hosts| AttemptSet { attempt, state, hosts };
+    JobStates {
+        sets: vec![
+            set(3, HostState::Failed(Reason::RolledBack), bitmap(40, &[1, 2])),
+            set(0, HostState::Has, bitmap(40, &[5, 6, 7])),
+        ],
+    }
+}
+
+pub(crate) fn desired() -> Desired {
+    let target = |version: &str| Target { version: version.into(), content: ContentId([8; 32]), sequence: 41 };
+    let rule = |hosts, version: &str| Rule { hosts, target: target(version) };
+    Desired {
+        name: "edge/nginx".into(),
+        rollout: JobId([6; 16]),
+        attempt: 3,
+        hold: true,
+        back: false,
+        watch: true,
+        rules: vec![
+            rule(Hosts::Selector(Selector::parse(&["gpu=yes"]).unwrap()), "2026-11.2"),
+            rule(Hosts::Share { from: 0, to: 100_000 }, "2026-11.2"),
+            rule(Hosts::All, "2026-11.1"),
+        ],
+        open: Hosts::Indices(bitmap(40, &[5, 6, 7])),
+    }
 }
 
 pub(crate) fn rollup() -> JobRollup {
@@ -239,6 +320,8 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         ("heard", Response::Heard { update: None }),
         ("heard_update", Response::Heard { update: Some(update()) }),
         ("rollup", Response::Rollup(rollup())),
+        ("states", Response::States(states())),
+        ("versions", Response::Versions { sets: vec![VersionSet { version: "2".into(), hosts: bitmap(9, &[1]) }] }),
         ("done", Response::Done),
         ("refused", Response::Refused { why: "no".into() }),
     ]

@@ -398,6 +398,8 @@ impl World {
             created_at: number as u64 + 1,
             expires_at: u64::MAX,
             order: None,
+            staged: false,
+            feed: None,
         });
         let inline = geometry.bytes() <= INLINE_MAX;
         let have = Bitmap::full(geometry.piece_count());

@@ -133,6 +133,7 @@ async fn push(
         version: version.into(),
         kind: Kind::Blob,
         to: vec!["all".into()],
+        staged: false,
     };
     let client = region.seeder()?;
     let pushed: Pushed = client.post("/v1/push", &request).await?;

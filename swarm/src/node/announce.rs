@@ -6,7 +6,7 @@ use crate::io::Output;
 use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
-use shoal_proto::ids::{ContentId, HostIndex, JobId};
+use shoal_proto::ids::{ContentId, HostIndex, JobId, LaneIndex};
 use shoal_proto::message::Message;
 use std::sync::Arc;
 
@@ -18,6 +18,10 @@ impl Node {
         announcement: Arc<Announcement>,
         inline: bool,
     ) {
+        if announcement.feed.is_some() {
+            self.on_feed(from, lane, announcement, inline);
+            return;
+        }
         let (job, id) = (announcement.job, announcement.content);
         if let Some(known) = self.jobs.get(&job) {
             if known.ours && !inline {
@@ -32,15 +36,16 @@ impl Node {
         }
     }
 
-    fn is_for_us(&self, announcement: &Announcement) -> bool {
+    pub(super) fn is_for_us(&self, announcement: &Announcement) -> bool {
         let Some(me) = self.membership.get(self.config.me) else { return false };
         announcement.origin == me.node
             || (me.role == shoal_proto::trust::Role::Peer && announcement.selector.matches(&me.locality, &me.labels))
     }
 
-    fn remember(&mut self, job: JobId, row: Job) {
+    pub(super) fn remember(&mut self, job: JobId, row: Job) {
         if self.jobs.len() >= limits::JOBS_MAX {
-            let oldest = self.jobs.iter().min_by_key(|(id, job)| (job.announcement.created_at, **id));
+            let jobs = self.jobs.iter().filter(|(_, job)| job.announcement.feed.is_none());
+            let oldest = jobs.min_by_key(|(id, job)| (job.announcement.created_at, **id));
             if let Some(oldest) = oldest.map(|(id, _)| *id) {
                 self.forget_job(oldest);
             }
@@ -51,6 +56,8 @@ impl Node {
 
     pub(super) fn forget_job(&mut self, job: JobId) {
         let Some(row) = self.jobs.remove(&job) else { return };
+        self.feeds.remove(&job);
+        self.feeds_wanted.remove(&job);
         self.jobs_hash = entropy::hash_of(self.jobs.keys());
         if let Some(content) = self.contents.get_mut(&row.announcement.content) {
             content.jobs.remove(&job);
@@ -58,7 +65,7 @@ impl Node {
     }
 
     /// A job for us: make its content known, tell the children, look for the manifest.
-    fn take_job(&mut self, job: JobId, from: Option<HostIndex>, lane: u8, inline: bool) {
+    pub(super) fn take_job(&mut self, job: JobId, from: Option<HostIndex>, lane: u8, inline: bool) {
         let announcement = self.jobs[&job].announcement.clone();
         let id = announcement.content;
         if self.contents.len() >= limits::CONTENTS_MAX && !self.contents.contains_key(&id) {
@@ -94,7 +101,7 @@ impl Node {
 
     /// Decisions age fast: an older version still on its way is abandoned.
     fn supersede(&mut self, announcement: &Announcement) {
-        if announcement.kind != Kind::Gslb {
+        if announcement.kind != Kind::Gslb || announcement.feed.is_some() {
             return;
         }
         let older: Vec<ContentId> = self
@@ -102,6 +109,7 @@ impl Node {
             .values()
             .filter(|content| {
                 content.kind == Kind::Gslb
+                    && !content.feed
                     && content.name == announcement.name
                     && content.sequence < announcement.sequence
                     && content.id != announcement.content
@@ -119,7 +127,7 @@ impl Node {
     fn pass_on(&mut self, job: JobId, id: ContentId, from: Option<HostIndex>, inline: bool) {
         let content = &self.contents[&id];
         let Some(plan) = content.plan.clone() else { return };
-        for (number, lane) in content.announce_lanes(plan.lanes()) {
+        for (number, lane) in lanes_of(content.announce_offset, plan.lanes()) {
             for child in plan.children(lane, self.config.me) {
                 if Some(child) != from {
                     self.announce_to(child, job, number, inline && number == 0);
@@ -136,6 +144,7 @@ impl Node {
         self.connect(host);
         if let Some(link) = self.links.get_mut(&host)
             && link.announcements.len() < limits::JOBS_MAX
+            && !link.announcements.contains(&(job, lane, inline))
         {
             link.announcements.push_back((job, lane, inline));
         }
@@ -153,7 +162,11 @@ impl Node {
             if let Some(row) = self.jobs.get_mut(&job) {
                 row.ours = true;
             }
-            self.take_job(job, None, limits::ENTROPY_LANE, false);
+            if self.feeds.contains_key(&job) {
+                self.feed_is_ours(job);
+            } else {
+                self.take_job(job, None, limits::ENTROPY_LANE, false);
+            }
         }
     }
 
@@ -171,7 +184,7 @@ impl Node {
     }
 
     /// Notes who may have the manifest, and asks at once when it came down the manifest's own lane.
-    fn manifest_source(&mut self, id: ContentId, from: Option<HostIndex>, lane: u8) {
+    pub(super) fn manifest_source(&mut self, id: ContentId, from: Option<HostIndex>, lane: u8) {
         let now = self.now;
         let Some(content) = self.contents.get_mut(&id) else { return };
         if content.body.is_some() || content.refused {
@@ -210,7 +223,7 @@ impl Node {
             let mut others: Vec<HostIndex> = Vec::new();
             if let Some(plan) = &content.plan {
                 let offset = content.announce_offset;
-                others.extend(content_lanes(offset, plan.lanes()).filter_map(|lane| plan.parent(lane, me)));
+                others.extend(lanes_of(offset, plan.lanes()).filter_map(|(_, lane)| plan.parent(lane, me)));
                 others.extend(plan.mates(me).take(8));
             }
             others.extend(content.origin);
@@ -372,9 +385,10 @@ impl Node {
     }
 }
 
-fn content_lanes(offset: u8, lanes: u8) -> impl Iterator<Item = shoal_proto::ids::LaneIndex> {
+/// The trees that announcements of a name go down, numbered.
+pub(super) fn lanes_of(offset: u8, lanes: u8) -> impl Iterator<Item = (u8, LaneIndex)> {
     (0..limits::ANNOUNCE_LANES.min(lanes)).map(move |number| {
         let spread = u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES);
-        shoal_proto::ids::LaneIndex(((u32::from(offset) + spread) % u32::from(lanes)) as u8)
+        (number, LaneIndex(((u32::from(offset) + spread) % u32::from(lanes)) as u8))
     })
 }

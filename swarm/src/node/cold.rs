@@ -327,7 +327,7 @@ impl Node {
         }
     }
 
-    fn hold(&self, id: ContentId, ask: bool) -> Option<Message> {
+    fn hold_message(&self, id: ContentId, ask: bool) -> Option<Message> {
         let content = self.contents.get(&id)?;
         let cold = content.cold.as_ref()?;
         let stage = cold.told()?;
@@ -337,7 +337,7 @@ impl Node {
     /// Says to the mates how far we are; asks them if `ask`.
     fn tell_mates(&mut self, id: ContentId, ask: bool) {
         let now = self.now;
-        let Some(message) = self.hold(id, ask) else { return };
+        let Some(message) = self.hold_message(id, ask) else { return };
         if let Some(cold) = self.contents.get_mut(&id).and_then(|content| content.cold.as_mut()) {
             cold.ask_at = now + limits::HOLD_EVERY;
         }
@@ -357,7 +357,7 @@ impl Node {
         }
         let ids: Vec<ContentId> = self.cooling.iter().chain(&self.warming).copied().collect();
         for id in ids {
-            if let Some(message) = self.hold(id, true) {
+            if let Some(message) = self.hold_message(id, true) {
                 self.send(host, message);
             }
         }
@@ -434,7 +434,7 @@ impl Node {
             }
         }
         if ask {
-            match self.hold(id, false) {
+            match self.hold_message(id, false) {
                 Some(answer) => self.send(from, answer),
                 // We follow no such order: whole, or nothing of it is here.
                 None if !is_cold && self.jobs.contains_key(&job) => {
@@ -455,7 +455,7 @@ impl Node {
         }
         let warming = content.is_some_and(|row| row.warm.is_some());
         if self.is_mate(from) {
-            if let Some(message) = self.hold(id, false) {
+            if let Some(message) = self.hold_message(id, false) {
                 self.send(from, message);
             }
             return !warming;

@@ -24,6 +24,8 @@ pub(super) struct Content {
     pub(super) kind: Kind,
     pub(super) name: String,
     pub(super) sequence: u64,
+    /// It is a version of a feed.
+    pub(super) feed: bool,
     /// Spreads the announcement lanes of different names over the rack's hosts.
     pub(super) announce_offset: u8,
     pub(super) origin: Option<HostIndex>,
@@ -220,16 +222,21 @@ impl Child {
     }
 }
 
+/// Where the announcement lanes of a name begin: spreads names over a rack's hosts.
+pub(super) fn announce_offset(name: &str) -> u8 {
+    (shoal_proto::ids::Hash::of(name.as_bytes()).prefix() % 256) as u8
+}
+
 impl Content {
     pub(super) fn new(announcement: &Announcement, origin: Option<HostIndex>) -> Self {
-        let name_hash = shoal_proto::ids::Hash::of(announcement.name.as_bytes()).prefix();
         Self {
             id: announcement.content,
             class: Class::from(announcement.kind),
             kind: announcement.kind,
             name: announcement.name.clone(),
             sequence: announcement.sequence,
-            announce_offset: (name_hash % 256) as u8,
+            feed: announcement.feed.is_some(),
+            announce_offset: announce_offset(&announcement.name),
             origin,
             jobs: BTreeSet::new(),
             late: false,
@@ -244,15 +251,6 @@ impl Content {
             warm: None,
             gave_up: false,
         }
-    }
-
-    /// The trees its announcements go down.
-    pub(super) fn announce_lanes(&self, lanes: u8) -> impl Iterator<Item = (u8, LaneIndex)> + use<> {
-        let offset = u32::from(self.announce_offset);
-        (0..limits::ANNOUNCE_LANES.min(lanes)).map(move |number| {
-            let spread = u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES);
-            (number, LaneIndex(((offset + spread) % u32::from(lanes)) as u8))
-        })
     }
 
     /// Whether pieces are still to come.

@@ -13,6 +13,12 @@ pub(super) fn hash_of<'a>(jobs: impl Iterator<Item = &'a JobId>) -> u64 {
 impl Node {
     pub(super) fn send_digest(&mut self, to: HostIndex) {
         self.send(to, Message::Digest { hash: self.jobs_hash, jobs: None });
+        self.send_feeds(to);
+    }
+
+    /// Sends an announcement outside the lanes.
+    pub(super) fn announce_again(&mut self, to: HostIndex, job: JobId) {
+        self.announce_to(to, job, limits::ENTROPY_LANE, self.is_feed_held(&job));
     }
 
     /// Compares with the next neighbour in turn.
@@ -55,15 +61,15 @@ impl Node {
         }
         for job in self.newest_jobs() {
             if !theirs.contains(&job) {
-                self.announce_to(from, job, limits::ENTROPY_LANE, false);
+                self.announce_again(from, job);
             }
         }
     }
 
     pub(super) fn on_want_announce(&mut self, from: HostIndex, jobs: &[JobId]) {
         for job in jobs {
-            if self.jobs.contains_key(job) {
-                self.announce_to(from, *job, limits::ENTROPY_LANE, false);
+            if self.jobs.contains_key(job) && self.may_serve_feed(from, job) {
+                self.announce_again(from, *job);
             }
         }
     }

@@ -1,14 +1,16 @@
 //! The state machine every peer and seeder runs.
 //!
 //! Owns: jobs, contents, links, and every decision about who sends what to whom. Split by meaning: [`announce`] spreads
-//! jobs and finds manifests, [`lanes`] subscribes as a child, [`push`] serves as a parent, [`repair`] judges parents and
-//! asks for single shards, [`cold`] leaves a host its share of a content only and [`warm`] brings it back, [`entropy`] compares job lists, [`neighbours`] keeps links.
+//! jobs and finds manifests, [`feeds`] keeps to the latest versions, [`lanes`] subscribes as a child, [`push`] serves as a
+//! parent, [`repair`] judges parents and asks for single shards, [`cold`] leaves a host its share of a content only and
+//! [`warm`] brings it back, [`entropy`] compares job lists, [`neighbours`] keeps links.
 //! Invariant: `handle` never fails; whatever a peer does wrong becomes state and outputs.
 
 mod announce;
 mod cold;
 mod content;
 mod entropy;
+mod feeds;
 mod lanes;
 pub mod limits;
 mod link;
@@ -107,6 +109,10 @@ pub struct Node {
     links: BTreeMap<HostIndex, Link>,
     jobs: BTreeMap<JobId, Job>,
     jobs_hash: u64,
+    /// Feeds; their newest announcements are among the jobs.
+    feeds: BTreeMap<JobId, feeds::Feed>,
+    /// Small ones whose newest data is for us and not here.
+    feeds_wanted: BTreeSet<JobId>,
     contents: BTreeMap<ContentId, Content>,
     /// Contents that want something: a manifest or pieces.
     active: BTreeSet<ContentId>,
@@ -143,6 +149,8 @@ impl Node {
             links: BTreeMap::new(),
             jobs: BTreeMap::new(),
             jobs_hash: entropy::hash_of(std::iter::empty()),
+            feeds: BTreeMap::new(),
+            feeds_wanted: BTreeSet::new(),
             contents: BTreeMap::new(),
             active: BTreeSet::new(),
             cooling: BTreeSet::new(),
@@ -260,6 +268,8 @@ impl Node {
     pub fn check_invariants(&self) {
         assert!(self.links.len() <= limits::LINKS_MAX, "links are bounded");
         assert!(self.jobs.len() <= limits::JOBS_MAX, "jobs are bounded");
+        assert!(self.feeds.len() <= shoal_proto::limits::FEEDS_MAX, "feeds are bounded");
+        assert!(self.feeds.keys().all(|id| self.jobs.contains_key(id)), "a feed has its announcement");
         assert!(self.parked.len() <= limits::PARKED_MAX, "parked subscriptions are bounded");
         for link in self.links.values() {
             let window = limits::LINK_WINDOW_BYTES;
@@ -306,6 +316,7 @@ impl Node {
             hold @ Message::Hold { .. } => self.on_hold(from, hold),
             Message::Digest { hash, jobs } => self.on_digest(from, hash, jobs),
             Message::WantAnnounce { jobs } => self.on_want_announce(from, &jobs),
+            Message::Feeds { rows } => self.on_feeds(from, &rows),
         }
     }
 
@@ -344,9 +355,12 @@ impl Node {
             self.check_at = None;
             self.check();
         }
-        let busy =
-            !self.active.is_empty() || !self.parked.is_empty() || !self.retry.is_empty() || !self.avoid.is_empty();
-        let busy = busy || !self.cooling.is_empty();
+        let busy = !self.active.is_empty()
+            || !self.cooling.is_empty()
+            || !self.feeds_wanted.is_empty()
+            || !self.parked.is_empty()
+            || !self.retry.is_empty()
+            || !self.avoid.is_empty();
         if busy && self.check_at.is_none() {
             self.check_at = Some(self.now + limits::CHECK_EVERY);
         }
@@ -357,6 +371,7 @@ impl Node {
         self.expire_parked();
         self.dial_again();
         self.keep_cooling();
+        self.check_feeds();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {
             if self.warming.contains(&content) {

@@ -1,0 +1,330 @@
+//! One run of one system through one scenario, from empty hosts to figures.
+//!
+//! Invariant: a host counts as finished at the time stamp of what its system makes when it is, and only if its copy is right.
+
+use super::content::Content;
+use super::namespaces::{Counters, Place, Racks};
+use super::processes::{LOOK, Processes, made_at};
+use super::scenario::{SEED, Scenario};
+use super::systems::{Kind, System};
+use super::{interrupt, note};
+use anyhow::Context;
+use serde::Serialize;
+use shoal_proto::ids::HostIndex;
+use shoal_sim::Rng;
+use shoal_sim::faults::{self, Fault, When};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Between two looks at memory.
+const PEAKS_EVERY: Duration = Duration::from_millis(500);
+
+/// What to run.
+pub(super) struct Setting<'a> {
+    pub(super) kind: Kind,
+    pub(super) scenario: &'a Scenario,
+    pub(super) parity: u8,
+    pub(super) dir: &'a Path,
+    pub(super) keep: bool,
+}
+
+/// Figures of a run.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Figures {
+    /// Hosts that were to finish: not those killed for good, nor those at a hundredth of their speed.
+    pub(super) expected: usize,
+    /// Those that did, with the right bytes.
+    pub(super) finished: usize,
+    /// Copies that differ from the source.
+    pub(super) wrong: Vec<String>,
+    /// From the start to the last expected host, seconds.
+    pub(super) makespan_s: f64,
+    /// Half of them.
+    pub(super) p50_s: f64,
+    /// 99 of 100.
+    pub(super) p99_s: f64,
+    /// Bytes into each rack by the content's size.
+    pub(super) rack_import: Vec<f64>,
+    /// Bytes out of the seeder by the content's size.
+    pub(super) seeder_egress: f64,
+    /// Bytes both ways at the hub and at the tracker, beyond what they carry when nothing is distributed.
+    pub(super) hub_bytes: i64,
+    pub(super) tracker_bytes: i64,
+    /// CPU seconds of all processes by GiB that hosts got.
+    pub(super) cpu_s_per_gib: f64,
+    /// Peak memory of the largest host, and of the seeder, bytes.
+    pub(super) host_rss_bytes: u64,
+    pub(super) seeder_rss_bytes: u64,
+    /// Before the start: reading, cutting, hashing and coding at the seeder, seconds.
+    pub(super) take_in_s: f64,
+    /// Pieces the content was cut into; 0 when the system does not say.
+    pub(super) pieces: u32,
+}
+
+/// All that one run has.
+pub(super) struct Stage {
+    // Processes end before what they run in goes.
+    pub(super) processes: Processes,
+    pub(super) racks: Racks,
+    pub(super) content: Content,
+    pub(super) parity: u8,
+    pub(super) dir: Folder,
+}
+
+/// The files of a run, removed with it.
+pub(super) struct Folder {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Folder {
+    fn create(base: &Path, keep: bool) -> anyhow::Result<Self> {
+        // What an earlier run left is of no use to anybody.
+        let path = std::path::absolute(base)?.join(format!("lab-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self { path, keep })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.keep {
+            note(&format!("left in {}", self.path.display()));
+        } else {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The last lines of a text.
+pub(super) fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(8)..].join("\n")
+}
+
+/// The time of day, as files have it.
+pub(super) fn clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Runs it.
+pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
+    let scenario = setting.scenario;
+    let dir = Folder::create(setting.dir, setting.keep)?;
+    let content = Content::create(dir.path(), scenario.bytes)?;
+    let racks = Racks::build(&scenario.layout).context("cannot make the namespaces")?;
+    let processes = Processes::new(dir.path());
+    let mut stage = Stage { processes, racks, content, parity: setting.parity, dir };
+    let mut system = setting.kind.make();
+    let mut troubles = Troubles::new(scenario);
+    let hosts = stage.racks.hosts();
+    let at_first: Vec<Place> = hosts.iter().copied().filter(|host| !troubles.late.contains(host)).collect();
+    system.prepare(&mut stage, &at_first)?;
+    // What former runs wrote must not be written out during this one.
+    rustix::fs::sync();
+    troubles.advance(Duration::ZERO, &mut stage, &mut *system)?;
+
+    let window = if setting.kind == Kind::Shoal { scenario.window } else { Duration::ZERO };
+    let idle = stage.racks.counters()?;
+    rest(window)?;
+    let before = stage.racks.counters()?;
+    let began = system.begin(&mut stage)?;
+    let cpu_before = stage.processes.look();
+    let expected: BTreeSet<Place> = hosts.iter().copied().filter(|host| !troubles.lost.contains(host)).collect();
+    let done = watch(&mut stage, &mut *system, &mut troubles, &expected, began, scenario.limit())?;
+    let took = clock().saturating_sub(began);
+    let cpu = stage.processes.look() - cpu_before;
+    let after = stage.racks.counters()?;
+    rest(window)?;
+    let settled = stage.racks.counters()?;
+
+    let control = |of: fn(&Counters) -> u64| {
+        let usual = of(&before) - of(&idle);
+        let windows = (took + window).as_secs_f64() / window.as_secs_f64().max(0.001);
+        (of(&settled) - of(&before)) as i64 - (usual as f64 * windows) as i64
+    };
+    let size = scenario.bytes as f64;
+    let wrong: Vec<Place> =
+        done.keys().copied().filter(|host| !stage.content.is_at(&system.copy(&stage, *host))).collect();
+    let mut times: Vec<f64> =
+        done.iter().filter(|(host, _)| expected.contains(*host) && !wrong.contains(host)).map(|(_, at)| *at).collect();
+    times.sort_by(f64::total_cmp);
+    let rank = |part: f64| times.get(((times.len() as f64 * part).ceil() as usize).max(1) - 1).copied();
+    let delivered = (done.len() as f64 * size / f64::from(1 << 30)).max(1e-9);
+    let peaks = stage.processes.peaks();
+    let into = after.racks.iter().zip(&before.racks).map(|(after, before)| after.since(*before).into as f64 / size);
+    Ok(Figures {
+        expected: expected.len(),
+        finished: times.len(),
+        wrong: wrong.iter().map(Place::to_string).collect(),
+        makespan_s: if times.len() == expected.len() { rank(1.0).unwrap_or(f64::INFINITY) } else { f64::INFINITY },
+        p50_s: rank(0.5).unwrap_or(f64::INFINITY),
+        p99_s: rank(0.99).unwrap_or(f64::INFINITY),
+        rack_import: into.collect(),
+        seeder_egress: after.seeder.since(before.seeder).out as f64 / size,
+        hub_bytes: control(|counters| counters.hub.both()),
+        tracker_bytes: control(|counters| counters.tracker.both()),
+        cpu_s_per_gib: cpu / delivered,
+        host_rss_bytes: peaks.host,
+        seeder_rss_bytes: peaks.seeder,
+        take_in_s: system.take_in_s(),
+        pieces: system.pieces(),
+    })
+}
+
+/// Lets time pass.
+fn rest(span: Duration) -> anyhow::Result<()> {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        interrupt::check()?;
+        std::thread::sleep(LOOK.min(span));
+    }
+    Ok(())
+}
+
+/// Waits until every expected host is done, or the limit; gives when each was, seconds since the start.
+fn watch(
+    stage: &mut Stage,
+    system: &mut dyn System,
+    troubles: &mut Troubles,
+    expected: &BTreeSet<Place>,
+    began: Duration,
+    limit: Duration,
+) -> anyhow::Result<BTreeMap<Place, f64>> {
+    let mut done = BTreeMap::new();
+    let mut looked = Instant::now();
+    loop {
+        interrupt::check()?;
+        stage.processes.check()?;
+        for host in stage.racks.hosts() {
+            if !done.contains_key(&host)
+                && let Some(at) = made_at(&system.done(stage, host))
+            {
+                done.insert(host, at.saturating_sub(began).as_secs_f64());
+            }
+        }
+        let elapsed = clock().saturating_sub(began);
+        if expected.iter().all(|host| done.contains_key(host)) {
+            return Ok(done);
+        }
+        if elapsed > limit {
+            let missing: Vec<Place> = expected.iter().copied().filter(|host| !done.contains_key(host)).collect();
+            let first = missing.first().copied().unwrap_or(Place::Seeder);
+            note(&format!("{} hosts are not done; {first} says:\n{}", missing.len(), stage.processes.log_tail(first)));
+            return Ok(done);
+        }
+        troubles.advance(elapsed, stage, system)?;
+        if looked.elapsed() >= PEAKS_EVERY {
+            looked = Instant::now();
+            stage.processes.look();
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// A fault that waits for its time, or for its end.
+struct Trouble {
+    fault: Fault,
+    hosts: Vec<Place>,
+    begins: Option<Duration>,
+    ends: Option<Duration>,
+    running: bool,
+}
+
+/// What goes wrong in a run.
+struct Troubles {
+    waiting: Vec<Trouble>,
+    /// Hosts that are not there at the start.
+    late: BTreeSet<Place>,
+    /// Hosts nobody waits for.
+    lost: BTreeSet<Place>,
+}
+
+impl Troubles {
+    fn new(scenario: &Scenario) -> Self {
+        let bound = scenario.bound().unwrap_or_default();
+        let mut rng = Rng::new(SEED);
+        let layout = &scenario.layout;
+        let place = |index: HostIndex| {
+            let rack = (0..layout.racks.len()).find(|rack| layout.hosts_of(*rack).contains(&index.0));
+            let rack = rack.expect("faults are about hosts of the layout");
+            Place::Host { rack, host: (index.0 - layout.hosts_of(rack).start) as usize }
+        };
+        let (mut waiting, mut late, mut lost) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        for fault in &scenario.faults {
+            let hosts: Vec<Place> = fault.hosts(layout, &mut rng).into_iter().map(place).collect();
+            let mut begins = match fault.when {
+                When::At(at) => Some(at),
+                When::Part(part) => Some(bound.mul_f64(part)),
+                When::Out => None,
+            };
+            let (mut ends, mut running) = (None, false);
+            match (fault.kind, fault.span) {
+                (faults::Kind::Crash, Some(span)) if begins == Some(Duration::ZERO) => {
+                    late.extend(&hosts);
+                    (begins, ends, running) = (None, Some(span), true);
+                }
+                (faults::Kind::Crash | faults::Kind::Slow, None) => lost.extend(&hosts),
+                _ => {}
+            }
+            waiting.push(Trouble { fault: *fault, hosts, begins, ends, running });
+        }
+        Self { waiting, late, lost }
+    }
+
+    /// Begins and ends what is due.
+    fn advance(&mut self, elapsed: Duration, stage: &mut Stage, system: &mut dyn System) -> anyhow::Result<()> {
+        for trouble in &mut self.waiting {
+            if trouble.fault.when == When::Out
+                && !trouble.running
+                && trouble.begins.is_none()
+                && system.all_out(stage)?
+            {
+                trouble.begins = Some(elapsed);
+            }
+            if trouble.begins.is_some_and(|at| at <= elapsed) {
+                trouble.begins = None;
+                trouble.running = true;
+                trouble.ends = trouble.fault.span.map(|span| elapsed + span);
+                trouble.switch(true, stage, system)?;
+            }
+            if trouble.ends.is_some_and(|at| at <= elapsed) {
+                trouble.ends = None;
+                trouble.switch(false, stage, system)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Trouble {
+    fn switch(&self, on: bool, stage: &mut Stage, system: &mut dyn System) -> anyhow::Result<()> {
+        let Self { fault, hosts, .. } = self;
+        let left = |rate: u64| if on { (rate as f64 * fault.rate) as u64 } else { rate };
+        let layout = stage.racks.layout().clone();
+        match fault.kind {
+            faults::Kind::Crash if on => hosts.iter().for_each(|host| stage.processes.kill(*host)),
+            faults::Kind::Crash => hosts.iter().try_for_each(|host| system.start_host(stage, *host, true))?,
+            faults::Kind::Slow => {
+                for host in hosts {
+                    let Place::Host { rack, .. } = *host else { continue };
+                    stage.racks.set_nic(*host, left(layout.racks[rack].nic))?;
+                }
+            }
+            faults::Kind::Uplink => {
+                let rack = fault.rack(&layout).context("the fault is about a rack of the layout")?;
+                stage.racks.set_uplink(rack, left(layout.racks[rack].uplink))?;
+            }
+            faults::Kind::Seeder if on => stage.processes.kill(Place::Seeder),
+            other => anyhow::bail!("the lab cannot do `{other:?}`"),
+        }
+        note(&format!("{:?} {}", fault.kind, if on { "begins" } else { "ends" }));
+        Ok(())
+    }
+}

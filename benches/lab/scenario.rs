@@ -1,0 +1,113 @@
+//! What is run: a region, a content, and what goes wrong.
+//!
+//! Faults are written as the simulator's are ([`shoal_sim::faults`]), and the same hosts are hit, so that both can be compared.
+
+use super::systems::Kind;
+use shoal_ops::units::ByteSize;
+use shoal_sim::faults::{self, Fault, When};
+use shoal_sim::layout::{Layout, MBIT, UNLIMITED};
+use std::time::Duration;
+
+/// Decides who is hit, here and in the simulator.
+pub(super) const SEED: u64 = 1;
+
+/// What is left of a rate for TCP's payload: 1448 of every 1514 bytes that the shapers count.
+const GOODPUT: f64 = 1448.0 / 1514.0;
+
+/// A region, a content and faults.
+pub(super) struct Scenario {
+    pub(super) name: &'static str,
+    about: &'static str,
+    /// Rates are those of the shapers, bytes/s.
+    pub(super) layout: Layout,
+    /// Size of the content.
+    pub(super) bytes: u64,
+    pub(super) faults: Vec<Fault>,
+    /// How long control traffic is watched before and after: several beats.
+    pub(super) window: Duration,
+}
+
+/// Every scenario, in order.
+pub(super) const ALL: [fn() -> Scenario; 11] = [
+    || push("healthy", "4 racks of 4, uplinks 200 Mbit/s, seeder 400", 4, 4, 400, ""),
+    || push("2x8", "2 racks of 8", 2, 8, 400, ""),
+    || push("8x2", "8 racks of 2", 8, 2, 400, ""),
+    || push("fat-seeder", "4 racks of 4, seeder 2000 Mbit/s", 4, 4, 2000, ""),
+    || push("thin-seeder", "4 racks of 4, seeder 100 Mbit/s", 4, 4, 100, ""),
+    || push("killed", "10 % of the hosts killed at 40 % of the bound", 4, 4, 400, "crash:10%@40%"),
+    // A hundredth of what the uplinks carry; the hosts' cards are not shaped otherwise.
+    || push("slow-owners", "one host of each rack at 2 Mbit/s; nobody waits for it", 4, 4, 400, "slow:owners=0.02%"),
+    || push("seeder-lost", "the seeder killed once every shard is out", 4, 4, 400, "seeder@out"),
+    || push("uplink-cut", "a rack's uplink cut for 10 s at 30 % of the bound", 4, 4, 400, "uplink:1=0%@30%+10s"),
+    || push("late", "a quarter of the hosts come 6 s late", 4, 4, 400, "crash:25%@0s+6s"),
+    unshaped,
+];
+
+fn push(
+    name: &'static str,
+    about: &'static str,
+    racks: u32,
+    hosts: u32,
+    seeder_mbit: u64,
+    faults: &'static str,
+) -> Scenario {
+    let faults = faults::parse(faults).expect("the table above holds faults");
+    let layout = Layout { seeder: seeder_mbit * MBIT, ..Layout::even(racks, hosts) };
+    Scenario { name, about, layout, bytes: 256 << 20, faults, window: Duration::from_secs(4) }
+}
+
+/// What the machine itself can do: nothing is shaped.
+fn unshaped() -> Scenario {
+    let about = "a rack of 8 beside the seeder, nothing shaped: what it costs in CPU";
+    let mut scenario = push("unshaped", about, 1, 8, 0, "");
+    scenario.layout.seeder = UNLIMITED;
+    for rack in &mut scenario.layout.racks {
+        (rack.uplink, rack.nic) = (UNLIMITED, UNLIMITED);
+    }
+    scenario.bytes = 512 << 20;
+    scenario
+}
+
+/// A few seconds of everything: racks, a host that is killed, a late one.
+pub(super) fn smoke(bytes: u64) -> Scenario {
+    let mut scenario = push("smoke", "2 racks of 2; one host comes late", 2, 2, 400, "crash:1/1@0s+300ms");
+    scenario.bytes = bytes;
+    scenario.window = Duration::from_millis(200);
+    scenario
+}
+
+impl Scenario {
+    /// What `--list` says.
+    pub(super) fn summary(&self) -> String {
+        format!("{:<12} {}, {}", self.name, self.about, ByteSize(self.bytes).rounded())
+    }
+
+    /// Whether a system can be held to it: others do not say when every piece has left their seeder.
+    pub(super) fn suits(&self, kind: Kind) -> bool {
+        kind == Kind::Shoal || self.faults.iter().all(|fault| fault.when != When::Out)
+    }
+
+    /// The region with the rates that are left for payload.
+    pub(super) fn goodput(&self) -> Layout {
+        let left = |rate: u64| if rate == UNLIMITED { rate } else { (rate as f64 * GOODPUT) as u64 };
+        let mut layout = self.layout.clone();
+        layout.seeder = left(layout.seeder);
+        layout.racks.iter_mut().for_each(|rack| (rack.uplink, rack.nic) = (left(rack.uplink), left(rack.nic)));
+        layout
+    }
+
+    /// No schedule is faster; `None` where nothing is shaped. A rack waits out the cut of its uplink.
+    pub(super) fn bound(&self) -> Option<Duration> {
+        let layout = self.goodput();
+        let cuts = self.faults.iter().filter(|fault| fault.rack(&layout).is_some() && fault.rate == 0.0);
+        let cut: Duration = cuts.filter_map(|fault| fault.span).sum();
+        let shaped = layout.seeder != UNLIMITED || layout.racks.iter().any(|rack| rack.uplink != UNLIMITED);
+        shaped.then(|| layout.bound(self.bytes) + cut)
+    }
+
+    /// When it is given up.
+    pub(super) fn limit(&self) -> Duration {
+        let bound = self.bound().unwrap_or_default();
+        (bound * 15).clamp(Duration::from_secs(60), Duration::from_secs(600))
+    }
+}

@@ -1,0 +1,69 @@
+//! aria2 as a BitTorrent client in each namespace.
+
+use super::{System, torrent};
+use crate::lab::measure::{Stage, clock};
+use crate::lab::namespaces::Place;
+use crate::lab::processes::script;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// No limits, no discovery but by the tracker and by each other, and seeding until it is told to stop.
+const TUNING: [&str; 13] = [
+    "--enable-dht=false",
+    "--bt-enable-lpd=false",
+    "--enable-peer-exchange=true",
+    "--bt-max-peers=0",
+    "--bt-request-peer-speed-limit=1024M",
+    "--bt-tracker-interval=2",
+    "--seed-ratio=0",
+    "--seed-time=99",
+    "--listen-port=6881",
+    "--file-allocation=none",
+    "--summary-interval=0",
+    "--console-log-level=error",
+    "--show-console-readout=false",
+];
+
+pub(super) struct Aria2;
+
+fn command(stage: &Stage, place: Place, dir: &Path) -> Command {
+    let mut command = stage.racks.command(place, Path::new("aria2c"));
+    command.args(TUNING).arg(format!("--dir={}", dir.display()));
+    command
+}
+
+impl System for Aria2 {
+    fn prepare(&mut self, stage: &mut Stage, _: &[Place]) -> anyhow::Result<()> {
+        torrent::prepare(stage)?;
+        let mut seed = command(stage, Place::Seeder, stage.dir.path());
+        seed.arg("--bt-seed-unverified=true").arg(torrent::path(stage));
+        stage.processes.start(Place::Seeder, &mut seed)?;
+        torrent::wait_announced(stage)
+    }
+
+    fn begin(&mut self, stage: &mut Stage) -> anyhow::Result<Duration> {
+        let began = clock();
+        for host in stage.racks.hosts() {
+            self.start_host(stage, host, true)?;
+        }
+        Ok(began)
+    }
+
+    fn start_host(&mut self, stage: &mut Stage, host: Place, _: bool) -> anyhow::Result<()> {
+        let folder = stage.processes.folder(host)?;
+        let hook = folder.join("hook");
+        script(&hook, &format!("#!/bin/sh\n: > '{}'\n", torrent::done(stage, host).display()))?;
+        let mut leech = command(stage, host, &folder);
+        leech.arg(format!("--on-bt-download-complete={}", hook.display())).arg(torrent::path(stage));
+        stage.processes.start(host, &mut leech)
+    }
+
+    fn done(&self, stage: &Stage, host: Place) -> PathBuf {
+        torrent::done(stage, host)
+    }
+
+    fn copy(&self, stage: &Stage, host: Place) -> PathBuf {
+        torrent::copy(stage, host)
+    }
+}

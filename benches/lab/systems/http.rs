@@ -1,0 +1,56 @@
+//! nginx at the seeder, curl on every host: what one does without a system.
+
+use super::{System, torrent};
+use crate::lab::content::FILE;
+use crate::lab::measure::{Stage, clock};
+use crate::lab::namespaces::Place;
+use crate::lab::processes::until;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(super) struct Http;
+
+impl System for Http {
+    fn prepare(&mut self, stage: &mut Stage, _: &[Place]) -> anyhow::Result<()> {
+        let folder = stage.processes.folder(Place::Seeder)?;
+        let (conf, id) = (folder.join("nginx.conf"), folder.join("nginx.pid"));
+        let text = format!(
+            "user root; worker_processes 2; daemon off; pid {}; error_log stderr; events {{ worker_connections 4096; }}
+             http {{ access_log off; sendfile on; tcp_nopush on;
+             server {{ listen {}:80; root {}; }} }}",
+            id.display(),
+            Place::Seeder.addr(),
+            stage.dir.path().display(),
+        );
+        std::fs::write(&conf, text)?;
+        let mut nginx = stage.racks.command(Place::Seeder, Path::new("nginx"));
+        nginx.args(["-e", "stderr", "-c"]).arg(&conf);
+        stage.processes.start(Place::Seeder, &mut nginx)?;
+        until("nginx listens", torrent::PATIENCE, || id.metadata().is_ok_and(|meta| meta.len() > 0).then_some(()))
+    }
+
+    fn begin(&mut self, stage: &mut Stage) -> anyhow::Result<Duration> {
+        let began = clock();
+        for host in stage.racks.hosts() {
+            self.start_host(stage, host, true)?;
+        }
+        Ok(began)
+    }
+
+    fn start_host(&mut self, stage: &mut Stage, host: Place, _: bool) -> anyhow::Result<()> {
+        stage.processes.folder(host)?;
+        let (copy, done) = (self.copy(stage, host), self.done(stage, host));
+        let mut shell = stage.racks.command(host, Path::new("sh"));
+        shell.args(["-c", "curl -sS --retry 5 -C - -o \"$0\" \"$1\" && : > \"$2\""]);
+        shell.arg(copy).arg(format!("http://{}/{FILE}", Place::Seeder.addr())).arg(done);
+        stage.processes.start(host, &mut shell)
+    }
+
+    fn done(&self, stage: &Stage, host: Place) -> PathBuf {
+        torrent::done(stage, host)
+    }
+
+    fn copy(&self, stage: &Stage, host: Place) -> PathBuf {
+        torrent::copy(stage, host)
+    }
+}

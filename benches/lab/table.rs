@@ -1,0 +1,135 @@
+//! What is printed: one row for each scenario and system, medians over its runs.
+
+use super::measure::Figures;
+use super::say;
+use super::scenario::Scenario;
+use super::systems::Kind;
+use serde::Serialize;
+
+/// A scenario's runs with one system.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    scenario: &'static str,
+    system: Kind,
+    /// Of a stripe; absent for others than shoal.
+    parity: Option<u8>,
+    bytes: u64,
+    /// No schedule is faster, by the rates left for payload; absent where nothing is shaped.
+    bound_s: Option<f64>,
+    /// Median makespan by the bound.
+    ratio: Option<f64>,
+    /// The simulator's makespan, and by how much it is off.
+    sim_makespan_s: Option<f64>,
+    sim_error: Option<f64>,
+    runs: Vec<Figures>,
+}
+
+impl Row {
+    pub(super) fn new(
+        scenario: &Scenario,
+        system: Kind,
+        parity: u8,
+        runs: Vec<Figures>,
+        sim: Option<shoal_sim::run::Figures>,
+    ) -> Self {
+        let bound_s = scenario.bound().map(|bound| bound.as_secs_f64());
+        let makespan = median(&runs, |run| run.makespan_s);
+        let sim_makespan_s = sim.map(|figures| figures.makespan_s);
+        Self {
+            scenario: scenario.name,
+            system,
+            parity: (system == Kind::Shoal).then_some(parity),
+            bytes: scenario.bytes,
+            bound_s,
+            ratio: bound_s.map(|bound| makespan / bound),
+            sim_makespan_s,
+            sim_error: sim_makespan_s.map(|sim| sim / makespan - 1.0),
+            runs,
+        }
+    }
+
+    /// What must not be: shoal left a host without the content, or anybody left one with wrong bytes.
+    pub(super) fn complaint(&self) -> Option<String> {
+        let (name, system) = (self.scenario, self.system);
+        self.runs.iter().find_map(|run| {
+            if !run.wrong.is_empty() {
+                return Some(format!("{name}: {system} left wrong copies on {}", run.wrong.join(", ")));
+            }
+            let short = system == Kind::Shoal && run.finished < run.expected;
+            short.then(|| format!("{name}: {} of {} hosts finished with {system}", run.finished, run.expected))
+        })
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let of = |value: fn(&Figures) -> f64| median(&self.runs, value);
+        let worst = |value: fn(&Figures) -> f64| self.runs.iter().map(value).fold(0.0, f64::max);
+        let parity = self.parity.map_or_else(String::new, |parity| format!(" m={parity}"));
+        let finished = |run: &Figures| format!("{}/{}", run.finished, run.expected);
+        let control = |value: fn(&Figures) -> f64| match self.system {
+            Kind::Shoal => format!("{:.1}", of(value) / 1024.0),
+            _ => "-".into(),
+        };
+        let or_dash = |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
+        vec![
+            self.scenario.into(),
+            format!("{}{parity}", self.system),
+            self.runs.iter().min_by_key(|run| run.finished).map_or_else(String::new, finished),
+            format!("{:.2}", of(|run| run.makespan_s)),
+            or_dash(self.bound_s, 2),
+            or_dash(self.ratio, 2),
+            format!("{:.2}", of(|run| run.p50_s)),
+            format!("{:.2}", of(|run| run.p99_s)),
+            format!("{:.3}", worst(|run| run.rack_import.iter().copied().fold(0.0, f64::max))),
+            format!("{:.3}", worst(|run| run.seeder_egress)),
+            control(|run| run.hub_bytes as f64),
+            control(|run| run.tracker_bytes as f64),
+            format!("{:.2}", of(|run| run.cpu_s_per_gib)),
+            format!("{:.0}", worst(|run| run.host_rss_bytes as f64) / f64::from(1 << 20)),
+            format!("{:.2}", of(|run| run.take_in_s)),
+            or_dash(self.sim_makespan_s, 2),
+            self.sim_error.map_or("-".into(), |error| format!("{:+.1}%", error * 100.0)),
+        ]
+    }
+}
+
+const HEAD: [&str; 17] = [
+    "scenario",
+    "system",
+    "done",
+    "makespan s",
+    "bound s",
+    "ratio",
+    "p50 s",
+    "p99 s",
+    "import",
+    "egress",
+    "hub KiB",
+    "tracker KiB",
+    "CPU-s/GiB",
+    "RSS MiB",
+    "take-in s",
+    "sim s",
+    "sim off",
+];
+
+/// Prints all rows as a Markdown table. Times are medians; bytes and memory are of the worst run.
+pub(super) fn print(rows: &[Row]) {
+    let mut lines: Vec<Vec<String>> = vec![HEAD.map(String::from).to_vec()];
+    lines.extend(rows.iter().map(Row::cells));
+    let widths: Vec<usize> =
+        (0..HEAD.len()).map(|column| lines.iter().map(|cells| cells[column].len()).max().unwrap_or(0)).collect();
+    for (number, cells) in lines.iter().enumerate() {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        say(&format!("| {} |", padded.join(" | ")));
+        if number == 0 {
+            let rules: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
+            say(&format!("| {} |", rules.join(" | ")));
+        }
+    }
+}
+
+fn median(runs: &[Figures], value: impl Fn(&Figures) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(value).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

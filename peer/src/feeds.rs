@@ -1,0 +1,307 @@
+//! Feeds as local readers have them: the newest version of each, told at once, on the disk a moment later.
+//!
+//! Owns the shelf of newest versions. Split by meaning: [`keeper`] writes versions to the disk behind everybody's back,
+//! [`files`] lays out what is written, [`api`] serves readers.
+//! Invariant: of a feed a reader sees growing sequences only, each with the data that was signed for it.
+
+pub mod api;
+mod files;
+mod keeper;
+
+pub use api::routes;
+pub(crate) use files::FeedFiles;
+pub(crate) use keeper::{Keep, Keeper};
+
+use bytes::Bytes;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use serde::Serialize;
+use shoal_ops::metrics::Metrics;
+use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::limits;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+
+/// Refusals remembered, the newest.
+const REFUSED_MAX: usize = 32;
+
+/// Where a version's data is.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// In memory.
+    Memory(Bytes),
+    /// In a file that nobody changes any more.
+    File(Arc<File>),
+    /// Only in the store, as pieces.
+    Store,
+}
+
+/// A version of a feed, whole and verified.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// The feed's name.
+    pub name: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// Grows with every version.
+    pub sequence: u64,
+    /// When it was published, Unix milliseconds.
+    pub published_at_ms: u64,
+    /// The content.
+    pub content: ContentId,
+    /// Payload bytes.
+    pub size: u64,
+    /// The payload.
+    pub data: Data,
+}
+
+impl Version {
+    /// Of an announcement, with its data.
+    pub fn new(announcement: &Announcement, data: Data) -> Self {
+        Self {
+            name: announcement.name.clone(),
+            kind: announcement.kind,
+            sequence: announcement.sequence,
+            published_at_ms: announcement.feed.map_or(0, |feed| feed.published_at_ms),
+            content: announcement.content,
+            size: announcement.size,
+            data,
+        }
+    }
+}
+
+/// A version that was not accepted.
+#[derive(Clone, Debug, Serialize)]
+pub struct Refused {
+    /// The feed, as the announcement called it.
+    pub feed: String,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Why.
+    pub why: String,
+    /// When, Unix milliseconds.
+    pub at_ms: u64,
+}
+
+/// How a feed stands, as the API shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct FeedStatus {
+    /// Its name.
+    pub feed: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// Of the version readers have.
+    pub sequence: u64,
+    /// Its payload bytes.
+    pub size: u64,
+    /// The content.
+    pub content: ContentId,
+    /// When it was published, Unix milliseconds.
+    pub published_at_ms: u64,
+    /// Milliseconds since it was published.
+    pub age_ms: u64,
+    /// Milliseconds since a neighbour last said anything about this feed; absent when none did since the start.
+    pub unseen_ms: Option<u64>,
+    /// The newest sequence announced: above `sequence` while that version is on its way.
+    pub announced: u64,
+}
+
+#[derive(Default)]
+struct Row {
+    /// What readers have.
+    version: Option<Arc<Version>>,
+    name: String,
+    /// The newest sequence heard of.
+    announced: u64,
+    /// When others last spoke of it.
+    seen: Option<Instant>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FeedLabel {
+    feed: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhyLabel {
+    why: &'static str,
+}
+
+/// The newest version of every feed. Clones share it.
+#[derive(Clone)]
+pub struct Shelf {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    rows: Mutex<BTreeMap<JobId, Row>>,
+    refused: Mutex<VecDeque<Refused>>,
+    /// Grows with every change.
+    changed: watch::Sender<u64>,
+    versions: Counter,
+    refusals: Family<WhyLabel, Counter>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Now, Unix milliseconds.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+fn millis(span: Duration) -> u64 {
+    span.as_millis() as u64
+}
+
+impl Shelf {
+    /// An empty one, and its metrics.
+    pub fn new(metrics: &Metrics) -> Self {
+        let inner = Arc::new(Inner {
+            rows: Mutex::default(),
+            refused: Mutex::default(),
+            changed: watch::Sender::new(0),
+            versions: metrics.counter("shoal_feed_versions", "Versions of feeds that readers were told"),
+            refusals: metrics.counters("shoal_feed_refused", "Versions of feeds not accepted, by reason"),
+        });
+        let sequence: Family<FeedLabel, Gauge> =
+            metrics.gauges("shoal_feed_sequence", "Sequence of the version of a feed that readers have");
+        let age: Family<FeedLabel, Gauge> =
+            metrics.gauges("shoal_feed_age_milliseconds", "Since the version that readers have was published");
+        let unseen: Family<FeedLabel, Gauge> =
+            metrics.gauges("shoal_feed_unseen_milliseconds", "Since a neighbour last spoke of the feed");
+        let shelf = Self { inner };
+        let measured = shelf.clone();
+        metrics.refresh(move || {
+            for row in measured.all() {
+                let label = FeedLabel { feed: row.feed };
+                sequence.get_or_create(&label).set(row.sequence as i64);
+                age.get_or_create(&label).set(row.age_ms as i64);
+                if let Some(span) = row.unseen_ms {
+                    unseen.get_or_create(&label).set(span as i64);
+                }
+            }
+        });
+        shelf
+    }
+
+    /// Others spoke of a feed, of this version or older ones.
+    pub(crate) fn heard(&self, feed: &JobId) {
+        if let Some(row) = lock(&self.inner.rows).get_mut(feed) {
+            row.seen = Some(Instant::now());
+        }
+    }
+
+    /// A version was announced; it may be some way off. False when there are too many feeds.
+    pub(crate) fn announce(&self, announcement: &Announcement, by_others: bool) -> bool {
+        let mut rows = lock(&self.inner.rows);
+        if rows.len() >= limits::FEEDS_MAX && !rows.contains_key(&announcement.job) {
+            return false;
+        }
+        let row = rows.entry(announcement.job).or_default();
+        row.name.clone_from(&announcement.name);
+        row.announced = row.announced.max(announcement.sequence);
+        if by_others {
+            row.seen = Some(Instant::now());
+        }
+        true
+    }
+
+    /// Gives readers a version, unless they have a newer one.
+    pub(crate) fn show(&self, feed: &JobId, version: Arc<Version>) -> bool {
+        let mut rows = lock(&self.inner.rows);
+        let row = rows.entry(*feed).or_default();
+        if row.version.as_ref().is_some_and(|known| known.sequence >= version.sequence) {
+            return false;
+        }
+        row.name.clone_from(&version.name);
+        row.announced = row.announced.max(version.sequence);
+        row.version = Some(version);
+        drop(rows);
+        self.inner.versions.inc();
+        self.inner.changed.send_modify(|count| *count = count.wrapping_add(1));
+        true
+    }
+
+    /// A feed is forgotten.
+    pub(crate) fn forget(&self, feed: &JobId) {
+        lock(&self.inner.rows).remove(feed);
+    }
+
+    /// A version was not accepted.
+    pub(crate) fn refuse(&self, feed: &str, sequence: u64, label: &'static str, why: String) {
+        tracing::warn!(feed, sequence, %why, "refused a version of a feed");
+        self.inner.refusals.get_or_create(&WhyLabel { why: label }).inc();
+        let mut refused = lock(&self.inner.refused);
+        refused.push_front(Refused { feed: feed.into(), sequence, why, at_ms: unix_ms() });
+        refused.truncate(REFUSED_MAX);
+    }
+
+    /// An older version than the newest came. That is usual where it comes by several ways, so it is only counted.
+    pub(crate) fn refuse_stale(&self) {
+        self.inner.refusals.get_or_create(&WhyLabel { why: "stale" }).inc();
+    }
+
+    /// The newest version of a feed.
+    pub fn get(&self, name: &str) -> Option<Arc<Version>> {
+        lock(&self.inner.rows).get(&shoal_proto::feed::feed_id(name))?.version.clone()
+    }
+
+    /// The newest sequence of a feed that was heard of, whole here or not.
+    pub fn announced(&self, name: &str) -> Option<u64> {
+        lock(&self.inner.rows).get(&shoal_proto::feed::feed_id(name)).map(|row| row.announced)
+    }
+
+    /// Waits for a version above `after`. Versions that come while nobody waits are skipped: the latest wins.
+    pub async fn next(&self, name: &str, after: u64) -> Arc<Version> {
+        // Listening begins before the look, so that no version is missed between the two.
+        let mut changed = self.inner.changed.subscribe();
+        loop {
+            if let Some(version) = self.get(name).filter(|version| version.sequence > after) {
+                return version;
+            }
+            if changed.changed().await.is_err() {
+                // Not while we hold the sender.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// How the feeds stand that readers have, in order of name.
+    pub fn all(&self) -> Vec<FeedStatus> {
+        let now = unix_ms();
+        let rows = lock(&self.inner.rows);
+        let mut all: Vec<FeedStatus> = rows
+            .values()
+            .filter_map(|row| {
+                let version = row.version.as_ref()?;
+                Some(FeedStatus {
+                    feed: version.name.clone(),
+                    kind: version.kind,
+                    sequence: version.sequence,
+                    size: version.size,
+                    content: version.content,
+                    published_at_ms: version.published_at_ms,
+                    age_ms: now.saturating_sub(version.published_at_ms),
+                    unseen_ms: row.seen.map(|seen| millis(seen.elapsed())),
+                    announced: row.announced,
+                })
+            })
+            .collect();
+        drop(rows);
+        all.sort_by(|a, b| a.feed.cmp(&b.feed));
+        all
+    }
+
+    /// Versions not accepted of late, the newest first.
+    pub fn refused(&self) -> Vec<Refused> {
+        lock(&self.inner.refused).iter().cloned().collect()
+    }
+}

@@ -1,0 +1,437 @@
+//! What desired states ask of this host: which version each name should be on, when it may switch, and what came of it.
+//!
+//! Invariant: a host begins to switch at most once an attempt, and never while the name is being switched otherwise.
+
+use super::Driver;
+use crate::rollout::journal::Journal;
+use crate::rollout::probe;
+use crate::rollout::record::{OnDisk, Record, Step};
+use crate::rollout::settings::{Activations, settings_for};
+use crate::rollout::switchover::Context;
+use serde::Serialize;
+use shoal_proto::announcement::Kind;
+use shoal_proto::codec::{Document, decode_exact, encode};
+use shoal_proto::desired::{Desired, Target, name_of};
+use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::membership::Member;
+use shoal_proto::report::{HostState, Reason};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Names under a desired state; documents for more are refused.
+const NAMES_MAX: usize = 256;
+
+/// What ended.
+pub(super) enum Ended {
+    /// A switch of a name.
+    Switch(String, Record),
+    /// A name's watch: this attempt's version is ill, and why.
+    Watch(String, JobId, u16, String),
+}
+
+#[derive(Default)]
+struct Row {
+    /// The document's place among those of the name.
+    sequence: u64,
+    desired: Option<Arc<Desired>>,
+    record: Option<Record>,
+    /// A switch is under way.
+    busy: bool,
+    watch: Option<AbortHandle>,
+}
+
+/// All names under desired states.
+pub(super) struct Rollouts {
+    rows: BTreeMap<String, Row>,
+    activations: Activations,
+    journal: Journal,
+    work: JoinSet<Ended>,
+}
+
+/// A name under a desired state, as the API shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct RolloutStatus {
+    /// The name.
+    pub name: String,
+    /// The rollout.
+    pub rollout: JobId,
+    /// Its attempt.
+    pub attempt: u16,
+    /// The version this host should be on; absent when the rollout is not for it.
+    pub desired: Option<String>,
+    /// The version it is on.
+    pub current: Option<String>,
+    /// Whether a switch is under way.
+    pub switching: bool,
+    /// How the last switch ended.
+    pub state: String,
+    /// Why.
+    pub detail: String,
+}
+
+fn desired_key(name: &str) -> String {
+    format!("desired/{name}")
+}
+
+impl Rollouts {
+    pub(super) fn new(activations: Activations, journal: Journal) -> Self {
+        Self { rows: BTreeMap::new(), activations, journal, work: JoinSet::new() }
+    }
+
+    /// The name whose desired state asks for a content, or may switch back to it.
+    pub(super) fn needs(&self, content: &ContentId) -> Option<&str> {
+        let needs = |row: &Row| {
+            let asked =
+                row.desired.iter().flat_map(|desired| &desired.rules).any(|rule| rule.target.content == *content);
+            let back = |record: &Record| record.versions().any(|on| on.content == *content);
+            asked || (row.desired.is_some() && row.record.as_ref().is_some_and(back))
+        };
+        self.rows.iter().find(|(_, row)| needs(row)).map(|(name, _)| name.as_str())
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.work.is_empty()
+    }
+
+    /// What ended next. Cancel-safe. `None` when nothing is under way.
+    pub(super) async fn next(&mut self) -> Option<Ended> {
+        while let Some(ended) = self.work.join_next().await {
+            match ended {
+                Ok(ended) => return Some(ended),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_called_off) => {}
+            }
+        }
+        None
+    }
+
+    /// Cuts what is under way; it goes on at the next start.
+    pub(super) async fn stop(&mut self) {
+        self.work.shutdown().await;
+    }
+}
+
+impl Driver {
+    /// Reads what is on the disk, and goes on with switches that were cut.
+    pub(super) fn load_rollouts(&mut self) {
+        if self.content_dir.is_none() {
+            return;
+        }
+        for (key, bytes) in self.store.scan_state("desired/").unwrap_or_default() {
+            let name = key["desired/".len()..].to_string();
+            let kept = decode_exact::<(u64, minicbor::bytes::ByteVec)>(&bytes).map_err(|error| error.to_string());
+            match kept
+                .and_then(|(sequence, bytes)| Ok((sequence, Desired::from_bytes(&bytes).map_err(|e| e.to_string())?)))
+            {
+                Ok((sequence, desired)) => {
+                    let row = self.rollouts.rows.entry(name).or_default();
+                    (row.sequence, row.desired) = (sequence, Some(Arc::new(desired)));
+                }
+                Err(error) => tracing::error!(name, %error, "cannot read a desired state"),
+            }
+        }
+        let mut cut = Vec::new();
+        for (name, record) in Record::load(&self.store) {
+            if record.step != Step::Done {
+                cut.push((name.clone(), record.clone()));
+            }
+            self.rollouts.rows.entry(name.clone()).or_default().record = Some(record);
+        }
+        self.rollouts_cut = cut;
+        // A kill may have come between the feed's own record and ours.
+        let feeds = self.envelopes.values().map(|(row, _)| row.clone());
+        let feeds: Vec<_> = feeds.filter(|row| row.feed.is_some() && name_of(&row.name).is_some()).collect();
+        for row in feeds {
+            if let Some((_, data)) = self.feeds.small(&row.job) {
+                self.take_desired(&row.name, row.sequence, &data);
+            }
+        }
+    }
+
+    /// Goes on with switches that a kill cut.
+    pub(super) fn resume_rollouts(&mut self) {
+        for (name, record) in std::mem::take(&mut self.rollouts_cut) {
+            tracing::info!(name, step = ?record.step, "going on with a switch that was cut");
+            self.begin_switch(&name, record);
+        }
+    }
+
+    /// A feed that carries desired states has a new version.
+    pub(super) fn take_desired(&mut self, feed: &str, sequence: u64, bytes: &[u8]) {
+        let Some(name) = name_of(feed) else { return };
+        if self.content_dir.is_none() {
+            return;
+        }
+        let desired = match Desired::from_bytes(bytes) {
+            Ok(desired) if desired.name == name => desired,
+            Ok(desired) => {
+                tracing::warn!(name, other = desired.name, "refused a desired state: it is of another name");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(name, %error, "refused a desired state");
+                return;
+            }
+        };
+        if self.rollouts.rows.len() >= NAMES_MAX && !self.rollouts.rows.contains_key(name) {
+            tracing::warn!(name, "refused a desired state: too many names have one");
+            return;
+        }
+        let row = self.rollouts.rows.entry(name.to_string()).or_default();
+        if sequence <= row.sequence {
+            tracing::debug!(name, sequence, "refused a desired state: a newer one is here");
+            return;
+        }
+        let kept = encode(&(sequence, minicbor::bytes::ByteVec::from(bytes.to_vec())));
+        if let Err(error) = self.store.put_state(&desired_key(name), Some(kept)) {
+            tracing::error!(name, %error, "cannot keep a desired state");
+        }
+        let former = row.desired.replace(Arc::new(desired));
+        row.sequence = sequence;
+        let rollout = row.desired.as_ref().map(|desired| desired.rollout);
+        if let Some(former) = former.filter(|former| Some(former.rollout) != rollout) {
+            self.shared.reports().forget(&former.rollout);
+        }
+        let name = name.to_string();
+        self.judge(&name);
+    }
+
+    /// Judges every name anew.
+    pub(super) fn judge_all(&mut self) {
+        let names: Vec<String> = self.rollouts.rows.keys().cloned().collect();
+        names.iter().for_each(|name| self.judge(name));
+    }
+
+    /// Does what the desired state of a name asks of this host now.
+    pub(super) fn judge(&mut self, name: &str) {
+        let Some(me) = self.me.and_then(|me| self.membership.get(me)).cloned() else { return };
+        let Some(row) = self.rollouts.rows.get(name).filter(|row| !row.busy) else { return };
+        let Some(desired) = row.desired.clone() else { return };
+        let Some(target) = desired.target(&me).cloned() else { return };
+        let record = row.record.clone().filter(|record| record.rollout == desired.rollout);
+        let rollout = desired.rollout;
+        let held = self.is_held(name, &target);
+        {
+            let mut reports = self.shared.reports();
+            reports.open(rollout);
+            if held {
+                reports.reach(rollout, HostState::Has, "");
+            }
+            if let Some(record) = &record {
+                reports.reach_in(rollout, record.attempt, record.state, &record.detail);
+            }
+        }
+        self.shared.tell_soon();
+        if record.as_ref().is_some_and(|record| record.attempt >= desired.attempt) {
+            self.keep_watch(name, &desired);
+            return;
+        }
+        if let Some(next) = self.next_switch(name, &desired, &me, &target, record, held) {
+            match next.step {
+                Step::Done => self.conclude(name, next),
+                _ => self.begin_switch(name, next),
+            }
+        }
+    }
+
+    /// The switch to begin now, or a finished record when there is nothing to switch; `None` when it is not time.
+    fn next_switch(
+        &self,
+        name: &str,
+        desired: &Desired,
+        me: &Member,
+        target: &Target,
+        record: Option<Record>,
+        held: bool,
+    ) -> Option<Record> {
+        let current = self.on_disk(name);
+        let to = OnDisk { version: target.version.clone(), content: target.content, sequence: target.sequence };
+        let is_on = |version: &OnDisk| {
+            current.as_ref().is_some_and(|on| (&on.version, on.content) == (&version.version, version.content))
+        };
+        let before = record.as_ref().map_or_else(|| current.clone(), |record| record.before.clone());
+        let mut next = Record {
+            rollout: desired.rollout,
+            attempt: desired.attempt,
+            step: Step::Prepare,
+            from: current.clone(),
+            to: Some(to.clone()),
+            before,
+            back: desired.back,
+            state: HostState::Has,
+            detail: String::new(),
+        };
+        if desired.back {
+            if !desired.may_switch(me) {
+                return None;
+            }
+            next.to = next.before.clone();
+            let stays = match &next.before {
+                None => current.is_none(),
+                Some(before) => is_on(before),
+            };
+            if record.is_none() || stays {
+                let version = current.as_ref().map_or("", |on| on.version.as_str());
+                next.end(HostState::Failed(Reason::RolledBack), format!("still on `{version}`"));
+            }
+            return Some(next);
+        }
+        let was_ill = record.is_some_and(|record| matches!(record.state, HostState::Failed(_)));
+        if is_on(&to) && !was_ill {
+            next.end(HostState::Active, "");
+            return Some(next);
+        }
+        if is_on(&to) {
+            // It was found ill here: should it fail again, it goes back to what it was on before.
+            next.from = next.before.clone();
+        }
+        (held && desired.may_switch(me)).then_some(next)
+    }
+
+    /// Whether all of a version is on this host.
+    fn is_held(&self, name: &str, target: &Target) -> bool {
+        let folder = self.content_dir.as_ref();
+        self.store.is_complete(&target.content)
+            || folder.is_some_and(|folder| folder.content_of(name, &target.version) == Some(target.content))
+    }
+
+    /// What is switched in.
+    fn on_disk(&self, name: &str) -> Option<OnDisk> {
+        let folder = self.content_dir.as_ref()?;
+        let version = folder.current(name)?;
+        let content = folder.content_of(name, &version)?;
+        let known = self.envelopes.values().map(|(row, _)| row).find(|row| row.content == content && row.name == name);
+        let record = self.rollouts.rows.get(name).and_then(|row| row.record.as_ref());
+        let recorded = record.and_then(|record| record.versions().find(|on| on.content == content));
+        let sequence = known.map(|row| row.sequence).or(recorded.map(|on| on.sequence)).unwrap_or(0);
+        Some(OnDisk { version, content, sequence })
+    }
+
+    fn context(&self, name: &str, record: &Record) -> Option<Context> {
+        let mut needed: Vec<String> = record.versions().map(|on| on.version.clone()).collect();
+        let desired = self.rollouts.rows.get(name).and_then(|row| row.desired.as_ref());
+        needed.extend(desired.iter().flat_map(|desired| &desired.rules).map(|rule| rule.target.version.clone()));
+        Some(Context {
+            store: self.store.clone(),
+            folder: self.content_dir.clone()?,
+            journal: self.rollouts.journal.clone(),
+            settings: settings_for(&self.rollouts.activations, name),
+            name: name.to_string(),
+            needed,
+        })
+    }
+
+    fn begin_switch(&mut self, name: &str, record: Record) {
+        let Some(context) = self.context(name, &record) else { return };
+        // Otherwise it is judged again when that switch is done.
+        if !self.switching.insert(name.to_string()) {
+            return;
+        }
+        let row = self.rollouts.rows.entry(name.to_string()).or_default();
+        row.busy = true;
+        if let Some(watch) = row.watch.take() {
+            watch.abort();
+        }
+        tracing::info!(name, attempt = record.attempt, back = record.back, "switching");
+        let name = name.to_string();
+        self.rollouts.work.spawn(async move { Ended::Switch(name, context.run(record).await) });
+    }
+
+    pub(super) fn on_rollout(&mut self, ended: Ended) {
+        match ended {
+            Ended::Switch(name, record) => {
+                tracing::info!(name, state = %record.state, detail = record.detail, "switched");
+                if let (HostState::Active, Some(to)) = (record.state, &record.to) {
+                    let mut rows = self.envelopes.values().filter(|(row, _)| row.name == name);
+                    let kind = rows.next().map_or(Kind::Config, |(row, _)| row.kind);
+                    self.save_activated(kind, &name, to.sequence);
+                }
+                self.rollouts.rows.entry(name.clone()).or_default().busy = false;
+                self.told(&name, record);
+                self.turn_over(&name);
+                self.judge(&name);
+            }
+            Ended::Watch(name, rollout, attempt, why) => {
+                let row = self.rollouts.rows.entry(name.clone()).or_default();
+                let same = |record: &&Record| (record.rollout, record.attempt) == (rollout, attempt);
+                let Some(mut record) = row.record.as_ref().filter(same).filter(|_| !row.busy).cloned() else { return };
+                row.watch = None;
+                tracing::warn!(name, %why, "ill after the switch");
+                record.attempt += 1;
+                record.end(HostState::Failed(Reason::Unhealthy), why);
+                if let Some(context) = self.context(&name, &record) {
+                    context.note(&record, "unhealthy");
+                }
+                self.conclude(&name, record);
+            }
+        }
+    }
+
+    /// A record that needs no switch.
+    fn conclude(&mut self, name: &str, record: Record) {
+        // Should a kill lose it, the same is found again.
+        if let Err(error) = record.keep(&self.store, name) {
+            tracing::error!(name, %error, "cannot keep what was found");
+        }
+        self.told(name, record);
+        let desired = self.rollouts.rows.get(name).and_then(|row| row.desired.clone());
+        if let Some(desired) = desired {
+            self.keep_watch(name, &desired);
+        }
+    }
+
+    /// Says what came of an attempt.
+    fn told(&mut self, name: &str, record: Record) {
+        let current = self.content_dir.as_ref().and_then(|folder| folder.current(name));
+        {
+            let mut reports = self.shared.reports();
+            reports.current(name, current.as_deref().unwrap_or_default());
+            reports.reach_in(record.rollout, record.attempt, record.state, &record.detail);
+        }
+        self.shared.tell_soon();
+        self.rollouts.rows.entry(name.to_string()).or_default().record = Some(record);
+    }
+
+    /// Keeps an eye on a version that was switched in, while the rollout asks for it.
+    fn keep_watch(&mut self, name: &str, desired: &Desired) {
+        let settings = settings_for(&self.rollouts.activations, name);
+        let Some(row) = self.rollouts.rows.get_mut(name) else { return };
+        let active = |record: &&Record| record.rollout == desired.rollout && record.state == HostState::Active;
+        let record = row.record.as_ref().filter(active).filter(|_| desired.watch && !desired.back);
+        let (Some(record), Some(asked)) = (record, settings.probe) else {
+            if let Some(watch) = row.watch.take() {
+                watch.abort();
+            }
+            return;
+        };
+        if row.watch.is_some() {
+            return;
+        }
+        let (name, rollout, attempt) = (name.to_string(), record.rollout, record.attempt);
+        row.watch = Some(
+            self.rollouts
+                .work
+                .spawn(async move { Ended::Watch(name, rollout, attempt, probe::until_ill(&asked).await) }),
+        );
+    }
+
+    pub(super) fn rollout_statuses(&self) -> Vec<RolloutStatus> {
+        let me = self.me.and_then(|me| self.membership.get(me));
+        let rows = self.rollouts.rows.iter().filter_map(|(name, row)| {
+            let desired = row.desired.as_ref()?;
+            let record = row.record.as_ref().filter(|record| record.rollout == desired.rollout);
+            Some(RolloutStatus {
+                name: name.clone(),
+                rollout: desired.rollout,
+                attempt: desired.attempt,
+                desired: me.and_then(|me| desired.target(me)).map(|target| target.version.clone()),
+                current: self.content_dir.as_ref().and_then(|folder| folder.current(name)),
+                switching: row.busy,
+                state: record.map_or(HostState::Unknown, |record| record.state).to_string(),
+                detail: record.map_or_else(String::new, |record| record.detail.clone()),
+            })
+        });
+        rows.collect()
+    }
+}

@@ -1,0 +1,159 @@
+//! Runs a hook: a command with a time limit, in a process group of its own, its output kept as far as a report takes it.
+//!
+//! Invariant: when a hook's time is over, or nobody waits for it any more, its whole group is killed.
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::pin::pin;
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+/// Output kept, bytes, the last of it.
+const TAIL: usize = 160;
+/// How long a hook that has ended is listened to: a service it started may hold its pipe for ever.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// Why a hook failed, in words.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HookError {
+    /// It cannot be run.
+    #[error("cannot be run: {0}")]
+    Start(#[from] std::io::Error),
+    /// It took too long and was killed.
+    #[error("was killed after {limit:?}{tail}")]
+    Late {
+        /// Its time limit.
+        limit: Duration,
+        /// What it said last.
+        tail: String,
+    },
+    /// It said no.
+    #[error("ended with {status}{tail}")]
+    Failed {
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it said last.
+        tail: String,
+    },
+}
+
+/// Kills the group unless told that the leader was waited for.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // The leader was not waited for, so its number is still its own.
+            let _gone = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Runs `argv` to its end; an empty one does nothing.
+pub(crate) async fn run(argv: &[String], limit: Duration, env: &[(&str, String)]) -> Result<(), HookError> {
+    let Some((program, arguments)) = argv.split_first() else { return Ok(()) };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .envs(env.iter().map(|(key, value)| (*key, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let tail = Mutex::new(Vec::new());
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let ended = {
+        let mut reading = pin!(async { tokio::join!(drain(out, &tail), drain(err, &tail)) });
+        tokio::time::timeout(limit, async {
+            let status = tokio::select! {
+                status = child.wait() => status?,
+                _ = &mut reading => return child.wait().await,
+            };
+            let _still_open = tokio::time::timeout(LINGER, &mut reading).await;
+            Ok(status)
+        })
+        .await
+    };
+    let Ok(status) = ended else {
+        drop(group);
+        let _reaped = child.wait().await;
+        return Err(HookError::Late { limit, tail: words(&tail) });
+    };
+    group.0 = None;
+    let status = status?;
+    if status.success() { Ok(()) } else { Err(HookError::Failed { status, tail: words(&tail) }) }
+}
+
+async fn drain(from: Option<impl AsyncRead + Unpin>, tail: &Mutex<Vec<u8>>) {
+    let Some(mut from) = from else { return };
+    let mut buffer = [0; 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend_from_slice(&buffer[..read]);
+        let surplus = tail.len().saturating_sub(TAIL);
+        tail.drain(..surplus);
+    }
+}
+
+fn words(tail: &Mutex<Vec<u8>>) -> String {
+    let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = String::from_utf8_lossy(&tail);
+    let text: Vec<&str> = text.split_whitespace().collect();
+    if text.is_empty() { String::new() } else { format!(": {}", text.join(" ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Vec<String> {
+        ["sh", "-c", script].map(String::from).to_vec()
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn hooks_succeed_fail_and_say_why() {
+        run(&[], LONG, &[]).await.unwrap();
+        let env = [("SHOAL_NAME", "edge/a".to_string())];
+        run(&shell("test \"$SHOAL_NAME\" = edge/a"), LONG, &env).await.unwrap();
+        let error = run(&shell("echo no  room >&2; exit 3"), LONG, &[]).await.unwrap_err().to_string();
+        assert!(error.contains('3') && error.ends_with("no room"), "{error}");
+        let error = run(&["/no/such/program".into()], LONG, &[]).await.unwrap_err().to_string();
+        assert!(error.contains("cannot be run"), "{error}");
+        let flood = run(&shell("yes word | head -c 1000000; exit 1"), LONG, &[]).await.unwrap_err();
+        assert!(flood.to_string().len() < 2 * TAIL);
+    }
+
+    #[tokio::test]
+    async fn a_service_it_leaves_behind_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script = format!("sleep 600 & echo $! > {}", file.display());
+        run(&shell(&script), LONG, &[]).await.unwrap();
+        let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).expect("it goes on");
+    }
+
+    #[tokio::test]
+    async fn the_whole_group_is_killed_when_time_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script = format!("sleep 600 & echo $! > {}; wait", file.display());
+        let error = run(&shell(&script), Duration::from_millis(500), &[]).await.unwrap_err();
+        assert!(matches!(error, HookError::Late { .. }), "{error}");
+        let pid: u32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        // Killed, it is gone or waits for init to reap it.
+        let gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+            stat.is_none_or(|stat| stat.contains(") Z") || stat.contains(") X"))
+        };
+        while !gone() {
+            tokio::task::yield_now().await;
+        }
+    }
+}

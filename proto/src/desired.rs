@@ -1,0 +1,209 @@
+//! Desired state: which version of a name each host should have, and which hosts may switch now. One small signed document a
+//! name, of which the latest counts; every host judges it for itself.
+//!
+//! Invariant: what a document asks of a host depends on the document and that host's own membership row alone, so it is the
+//! same whoever comes or goes.
+
+use crate::announcement::{is_content_name, is_version};
+use crate::bitmap::Bitmap;
+use crate::codec::{DecodeError, DocKind, Document};
+use crate::feed::is_feed_name;
+use crate::ids::{ContentId, JobId, NodeId};
+use crate::limits;
+use crate::locality::Selector;
+use crate::membership::Member;
+use minicbor::{Decode, Encode};
+
+/// What shares are counted in.
+pub const SHARES: u32 = 1_000_000;
+/// Feeds below this name carry desired states.
+const FEEDS: &str = "desired/";
+
+/// A set of hosts, as a document names it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Hosts {
+    /// Every host.
+    #[n(0)]
+    All,
+    /// By labels and locality.
+    #[n(1)]
+    Selector(#[n(0)] Selector),
+    /// Hosts whose share of the name, out of [`SHARES`], is at least `from` and less than `to`.
+    #[n(2)]
+    Share {
+        /// The first that is in.
+        #[n(0)]
+        from: u32,
+        /// The first that is not.
+        #[n(1)]
+        to: u32,
+    },
+    /// By roster index.
+    #[n(3)]
+    Indices(
+        #[n(0)]
+        #[cbor(decode_with = "crate::bitmap::decode_hosts")]
+        Bitmap,
+    ),
+}
+
+/// A host's share of a name, below [`SHARES`]: a hash, so that it stays as hosts come and go.
+pub fn share_of(node: &NodeId, name: &str) -> u32 {
+    let hash = blake3::Hasher::new().update(b"shoal share ").update(node.as_bytes()).update(name.as_bytes()).finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    (u64::from_be_bytes(first) % u64::from(SHARES)) as u32
+}
+
+impl Hosts {
+    /// Whether a host is in, where `name` is the content's.
+    pub fn has(&self, name: &str, member: &Member) -> bool {
+        match self {
+            Self::All => true,
+            Self::Selector(selector) => selector.matches(&member.locality, &member.labels),
+            Self::Share { from, to } => (*from..*to).contains(&share_of(&member.node, name)),
+            Self::Indices(hosts) => hosts.get(member.index.0),
+        }
+    }
+
+    fn validate(&self) -> Result<(), DecodeError> {
+        match self {
+            Self::Selector(selector) if !selector.is_valid() => {
+                Err(DecodeError::invalid("hosts", selector.to_string()))
+            }
+            Self::Share { from, to } if from > to || *to > SHARES => {
+                Err(DecodeError::invalid("hosts", format!("the share from {from} to {to}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A version to be on.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Target {
+    /// Its label.
+    #[n(0)]
+    pub version: String,
+    /// Its content.
+    #[n(1)]
+    pub content: ContentId,
+    /// Its place among the versions of the name.
+    #[n(2)]
+    pub sequence: u64,
+}
+
+/// These hosts should be on this version.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Rule {
+    /// The hosts.
+    #[n(0)]
+    pub hosts: Hosts,
+    /// The version.
+    #[n(1)]
+    pub target: Target,
+}
+
+/// The desired state of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Desired {
+    /// The name.
+    #[n(0)]
+    pub name: String,
+    /// The rollout that asks for it; hosts report on it as on a job.
+    #[n(1)]
+    pub rollout: JobId,
+    /// Grows within a rollout. A host switches at most once an attempt. The number after it is the host's own, for what goes
+    /// wrong once it has switched: so attempts are odd.
+    #[n(2)]
+    pub attempt: u16,
+    /// Nobody begins to switch.
+    #[n(3)]
+    pub hold: bool,
+    /// Hosts that switched in this rollout go back to what they were on before it.
+    #[n(4)]
+    pub back: bool,
+    /// Hosts that have switched keep an eye on their probes.
+    #[n(5)]
+    pub watch: bool,
+    /// The first rule that has a host says what it should be on. At most [`limits::DESIRED_RULES_MAX`].
+    #[n(6)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::DESIRED_RULES_MAX }, _, _>")]
+    pub rules: Vec<Rule>,
+    /// Who may switch now.
+    #[n(7)]
+    pub open: Hosts,
+}
+
+impl Desired {
+    /// The version a host should be on.
+    pub fn target(&self, member: &Member) -> Option<&Target> {
+        self.rules.iter().find(|rule| rule.hosts.has(&self.name, member)).map(|rule| &rule.target)
+    }
+
+    /// Whether a host may begin to switch.
+    pub fn may_switch(&self, member: &Member) -> bool {
+        !self.hold && self.open.has(&self.name, member)
+    }
+}
+
+/// The feed that carries the desired states of a name; `None` when the name is too long to have one.
+pub fn feed_of(name: &str) -> Option<String> {
+    let feed = format!("{FEEDS}{name}");
+    is_feed_name(&feed).then_some(feed)
+}
+
+/// The name whose desired states a feed carries; `None` when it is a feed like any other.
+pub fn name_of(feed: &str) -> Option<&str> {
+    feed.strip_prefix(FEEDS)
+}
+
+impl Document for Desired {
+    const KIND: DocKind = DocKind::Desired;
+    const VERSION: u8 = 1;
+    const BYTES_MAX: usize = limits::DESIRED_BYTES_MAX;
+
+    fn validate(&self) -> Result<(), DecodeError> {
+        if !is_content_name(&self.name) || feed_of(&self.name).is_none() {
+            return Err(DecodeError::invalid("name", format!("`{}`", self.name)));
+        }
+        if self.attempt.is_multiple_of(2) {
+            return Err(DecodeError::invalid("attempt", self.attempt.to_string()));
+        }
+        self.open.validate()?;
+        for rule in &self.rules {
+            rule.hosts.validate()?;
+            if !is_version(&rule.target.version) {
+                return Err(DecodeError::invalid("version", format!("`{}`", rule.target.version)));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_even_and_stay() {
+        let node = |number: u32| NodeId(*blake3::hash(&number.to_be_bytes()).as_bytes());
+        let tenth = (0..10_000).filter(|number| share_of(&node(*number), "edge/a") < SHARES / 10).count();
+        assert!((850..1150).contains(&tenth), "{tenth}");
+        // Another name draws other hosts.
+        let both = |number: &u32| {
+            share_of(&node(*number), "edge/a") < SHARES / 10 && share_of(&node(*number), "edge/b") < SHARES / 10
+        };
+        let both = (0..10_000).filter(both).count();
+        assert!((50..200).contains(&both), "{both}");
+        assert_eq!(share_of(&node(1), "edge/a"), 459_610);
+    }
+
+    #[test]
+    fn feeds_have_names() {
+        assert_eq!(feed_of("edge/a").as_deref(), Some("desired/edge/a"));
+        assert_eq!(name_of("desired/edge/a"), Some("edge/a"));
+        assert_eq!(name_of("gslb/main"), None);
+        assert_eq!(feed_of(&"x".repeat(limits::NAME_BYTES_MAX)), None);
+    }
+}

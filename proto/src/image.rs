@@ -1,0 +1,289 @@
+//! Container images in a manifest: digests, references as people write them, and the blobs an image is made of.
+//!
+//! Invariant: a decoded [`ImageIndex`] has its root among its blobs, names no blob twice, and blob i is stream i of the
+//! content it belongs to (an empty blob has no stream, so it comes last).
+
+use crate::codec::DecodeError;
+use crate::ids::parse_hex;
+use crate::limits;
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// SHA-256 of no bytes.
+const OF_NOTHING: Digest = Digest([
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24, 0x27, 0xae, 0x41,
+    0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+]);
+
+/// An image index, OCI.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// An image manifest, OCI.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// An image index, Docker.
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// An image manifest, Docker.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// Whether a media type is an index's, OCI or Docker.
+pub fn is_index(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_INDEX)
+}
+
+/// Whether a media type is a manifest's or an index's: what a registry serves under `manifests/`.
+pub fn is_manifest(media_type: &str) -> bool {
+    is_index(media_type) || matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
+}
+
+/// A blob's SHA-256. Written `sha256:` and 64 lower-case digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Digest(#[cbor(with = "minicbor::bytes")] pub [u8; 32]);
+
+impl Digest {
+    /// The 64 digits alone.
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The first twelve digits, for people.
+    pub fn short(&self) -> String {
+        self.hex()[..12].to_string()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({})", self.short())
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("sha256:").filter(|digits| !digits.bytes().any(|b| b.is_ascii_uppercase()));
+        let bytes = digits.and_then(|digits| parse_hex(digits).ok());
+        bytes.map(Self).ok_or_else(|| format!("`{}` is not sha256: and 64 lower-case digits", shorten(text)))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What an error may repeat of a text from outside.
+fn shorten(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// An image's name: `host[:port]/path[:tag][@digest]`. Docker's short forms are written out in full when parsed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    /// The registry as the name says it, e.g. `docker.io` or `registry.example:5000`. Containerd's `ns`.
+    pub host: String,
+    /// The repository in it, e.g. `library/nginx`.
+    pub path: String,
+    /// The tag; `latest` when the name gives neither tag nor digest.
+    pub tag: Option<String>,
+    /// The digest, when the name gives one.
+    pub digest: Option<Digest>,
+}
+
+/// A text that is no image's name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not an image's name: {why}")]
+pub struct ParseReferenceError {
+    text: String,
+    why: &'static str,
+}
+
+impl FromStr for Reference {
+    type Err = ParseReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ParseReferenceError> {
+        let bad = |why| ParseReferenceError { text: shorten(text), why };
+        if text.len() > limits::REFERENCE_BYTES_MAX {
+            return Err(bad("too long"));
+        }
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_| bad("only sha256 digests are known"))?)),
+            None => (text, None),
+        };
+        // A colon after the last slash is a tag's, before it a port's.
+        let name_from = rest.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match rest[name_from..].find(':') {
+            Some(colon) => (&rest[..name_from + colon], Some(&rest[name_from + colon + 1..])),
+            None => (rest, None),
+        };
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return Err(bad("a tag is letters, digits, `.`, `_`, `-`, at most 128, not begun by `.` or `-`"));
+        }
+        let (host, path) = match name.split_once('/') {
+            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (first, path.to_string()),
+            Some(_) => ("docker.io", name.to_string()),
+            None => ("docker.io", format!("library/{name}")),
+        };
+        let host = if host == "index.docker.io" { "docker.io" } else { host };
+        if !is_host(host) {
+            return Err(bad("the registry is not a host name with an optional port"));
+        }
+        if !is_repository(&path) {
+            return Err(bad("a repository is lower-case letters and digits, joined by `.`, `_`, `-` and `/`"));
+        }
+        let tag = match (tag, &digest) {
+            (None, None) => Some("latest".to_string()),
+            (tag, _) => tag.map(str::to_string),
+        };
+        Ok(Self { host: host.to_string(), path, tag, digest })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.host, self.path)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        self.digest.iter().try_for_each(|digest| write!(f, "@{digest}"))
+    }
+}
+
+/// Whether a text may be a tag.
+pub fn is_tag(text: &str) -> bool {
+    text.len() <= 128
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Whether a text may be a repository: components that begin and end with a letter or digit.
+pub fn is_repository(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    text.len() <= 255
+        && text.split('/').all(|part| {
+            let bytes = part.as_bytes();
+            let ends = bytes.first().is_some_and(|b| plain(*b)) && bytes.last().is_some_and(|b| plain(*b));
+            ends && !part.contains("..") && bytes.iter().all(|b| plain(*b) || matches!(b, b'.' | b'_' | b'-'))
+        })
+}
+
+/// Whether a text may be a registry: a host name or IPv4 address, and a port.
+pub fn is_host(text: &str) -> bool {
+    let (host, port) = match text.split_once(':') {
+        Some((host, port)) => (host, port.parse::<u16>().is_ok_and(|port| port > 0) && !port.starts_with('+')),
+        None => (text, true),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    port && host.len() <= 253 && host.split('.').all(label)
+}
+
+/// One blob of an image: an index, a manifest, a configuration or a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ImageBlob {
+    /// SHA-256 of its bytes.
+    #[n(0)]
+    pub digest: Digest,
+    /// What its referrer calls it, e.g. `application/vnd.oci.image.layer.v1.tar+gzip`.
+    #[n(1)]
+    pub media_type: String,
+    /// Length, bytes.
+    #[n(2)]
+    pub size: u64,
+}
+
+/// An image, for every platform it was taken in for.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ImageIndex {
+    /// Its name, written out in full: a [`Reference`].
+    #[n(0)]
+    pub reference: String,
+    /// What the name leads to: a manifest or an index among the blobs.
+    #[n(1)]
+    pub root: Digest,
+    /// What it is made of. An index may name manifests of platforms that were not taken in.
+    #[n(2)]
+    #[cbor(decode_with = "crate::codec::at_most::<{ limits::BLOBS_MAX }, _, _>")]
+    pub blobs: Vec<ImageBlob>,
+}
+
+impl ImageIndex {
+    /// A blob and its stream's number; `None` if it is not of this image.
+    pub fn find(&self, digest: &Digest) -> Option<(usize, &ImageBlob)> {
+        self.blobs.iter().enumerate().find(|(_, blob)| blob.digest == *digest)
+    }
+
+    /// The parsed name. Always there in what was decoded.
+    pub fn name(&self) -> Option<Reference> {
+        self.reference.parse().ok()
+    }
+
+    /// Checks it against the lengths of its content's streams.
+    pub(crate) fn validate(&self, streams: &[u64]) -> Result<(), DecodeError> {
+        let bad = |what, why: String| Err(DecodeError::invalid(what, why));
+        match self.reference.parse::<Reference>() {
+            Err(error) => return bad("image.reference", error.to_string()),
+            Ok(name) if name.to_string() != self.reference => {
+                return bad("image.reference", "not written out in full".into());
+            }
+            Ok(_) => {}
+        }
+        if self.blobs.len() > limits::BLOBS_MAX {
+            return bad("image.blobs", format!("more than {} values", limits::BLOBS_MAX));
+        }
+        let mut digests: Vec<Digest> = self.blobs.iter().map(|blob| blob.digest).collect();
+        digests.sort_unstable();
+        if digests.windows(2).any(|pair| pair[0] == pair[1]) {
+            return bad("image.blobs", "a digest twice".into());
+        }
+        match self.find(&self.root) {
+            Some((_, root)) if is_manifest(&root.media_type) => {}
+            Some(_) => return bad("image.root", "neither a manifest nor an index".into()),
+            None => return bad("image.root", "not among the blobs".into()),
+        }
+        for (at, blob) in self.blobs.iter().enumerate() {
+            if !is_media_type(&blob.media_type) {
+                return bad("image.blobs", format!("media type `{}`", shorten(&blob.media_type)));
+            }
+            // Streams are never empty.
+            let fits = match streams.get(at) {
+                Some(stream) => *stream == blob.size,
+                None => blob.size == 0 && blob.digest == OF_NOTHING,
+            };
+            if !fits {
+                return bad("image.blobs", format!("{} is not its stream's length", blob.digest));
+            }
+        }
+        if streams.len() > self.blobs.len() {
+            return bad("image.blobs", "streams beyond the last blob".into());
+        }
+        Ok(())
+    }
+}
+
+/// Whether a text may be a media type: `type/subtype`, printable ASCII without spaces or quotes, so that it can be put in a
+/// header as it is.
+pub fn is_media_type(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b',' | b'(' | b')' | b'<' | b'>' | b'@');
+    let halves = text.split_once('/').is_some_and(|(kind, sub)| !kind.is_empty() && !sub.is_empty());
+    text.len() <= limits::MEDIA_TYPE_BYTES_MAX && halves && text.bytes().all(plain)
+}

@@ -1,0 +1,452 @@
+//! The machine against hosts that hear late, answer late, fail, vanish and come back, in any order.
+
+use super::*;
+use crate::rollout::spec::RollbackMode;
+use proptest::prelude::*;
+use shoal_proto::codec::{decode_exact, encode};
+use shoal_proto::report::Reason;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// What hosts are told.
+#[derive(Clone, Debug, PartialEq)]
+struct Doc {
+    attempt: u16,
+    hold: bool,
+    back: bool,
+    open: Bitmap,
+}
+
+#[derive(Clone, Debug)]
+struct Host {
+    rack: u32,
+    up: bool,
+    doc: Option<Doc>,
+    /// The attempt it did last.
+    did: u16,
+    /// Under way: attempt and whether it goes back.
+    switching: Option<(u16, bool)>,
+    on_new: bool,
+    says: (u16, HostState),
+    heard: Option<(u16, HostState)>,
+}
+
+struct World {
+    machine: Machine,
+    hosts: Vec<Host>,
+    doc: Doc,
+    now: u64,
+    per_rack: u32,
+    /// Hosts that began, by attempt.
+    begun: BTreeSet<(usize, u16)>,
+}
+
+fn spec(batch: &str, per_rack: u32, failures: u32, rollback: RollbackMode) -> RolloutSpec {
+    let mut spec = RolloutSpec::new("edge/a", "2", vec!["all".into()]);
+    spec.batch = batch.split(',').map(|part| part.parse().unwrap()).collect();
+    (spec.per_rack, spec.max_failures, spec.rollback) =
+        (per_rack, super::super::spec::Amount::Hosts(failures), rollback);
+    spec.validate().unwrap();
+    spec
+}
+
+impl World {
+    fn new(racks: u32, mates: u32, spec: RolloutSpec) -> Self {
+        let per_rack = spec.per_rack;
+        let mut machine = Machine::new(spec, 0);
+        machine.handle(0, Input::Ready).unwrap();
+        let host = |rack| Host {
+            rack,
+            up: true,
+            doc: None,
+            did: 0,
+            switching: None,
+            on_new: false,
+            says: (0, HostState::Has),
+            heard: None,
+        };
+        let hosts = (0..racks * mates).map(|number| host(number % racks)).collect();
+        let doc = Self::doc(&machine);
+        Self { machine, hosts, doc, now: 0, per_rack, begun: BTreeSet::new() }
+    }
+
+    fn doc(machine: &Machine) -> Doc {
+        let state = machine.state();
+        let (hold, back) = (machine.holds(), machine.goes_back());
+        Doc { attempt: state.attempt, hold, back, open: state.open.clone() }
+    }
+
+    fn tell(&mut self, input: Input<'_>) {
+        let before = self.machine.state().clone();
+        let _refused = self.machine.handle(self.now, input);
+        // What is written down is all there is.
+        let state: State = decode_exact(&encode(self.machine.state())).unwrap();
+        let spec = self.machine.spec().clone();
+        let tally = self.machine.tally();
+        self.machine = Machine::resume(spec, state);
+        self.machine.tally = tally;
+        self.doc = Self::doc(&self.machine);
+        let state = self.machine.state();
+        assert!(state.attempt >= before.attempt && state.attempt % 2 == 1);
+        for host in state.open.iter() {
+            let fresh = state.attempt == before.attempt && !before.open.get(host);
+            let heard = self.hosts[host as usize].heard;
+            if fresh {
+                assert!(heard.is_some_and(|(attempt, state)| state == HostState::Has
+                    || attempt < self.doc.attempt
+                    || self.doc.back));
+                let again = heard.is_some_and(|(attempt, found)| attempt >= state.attempt && found.is_final());
+                assert!(!again, "{host} was heard of in attempt {}", state.attempt);
+            }
+            if self.doc.back {
+                assert!(before.touched.get(host), "{host} never was open");
+            }
+        }
+    }
+
+    fn facts(&mut self) {
+        let facts: Vec<HostFact> = (0..)
+            .zip(&self.hosts)
+            .map(|(index, host)| HostFact { index, rack: host.rack, up: host.up, report: host.heard, blocked: false })
+            .collect();
+        self.tell(Input::Facts(&facts));
+    }
+
+    /// The host hears of the newest document.
+    fn hear(&mut self, at: usize) {
+        if self.hosts[at].up {
+            self.hosts[at].doc = Some(self.doc.clone());
+        }
+    }
+
+    /// The host begins, as a host does, if its document lets it.
+    fn begin(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        let Some(doc) = host.doc.clone() else { return };
+        if host.switching.is_some() || host.did >= doc.attempt {
+            return;
+        }
+        if host.on_new && !doc.back && !matches!(host.says.1, HostState::Failed(_)) {
+            (host.did, host.says) = (doc.attempt, (doc.attempt, HostState::Active));
+            return;
+        }
+        if doc.hold || !doc.open.get(at as u32) {
+            return;
+        }
+        host.did = doc.attempt;
+        if doc.back && !host.on_new {
+            host.says = (doc.attempt, HostState::Failed(Reason::RolledBack));
+            return;
+        }
+        host.switching = Some((doc.attempt, doc.back));
+        assert!(self.begun.insert((at, doc.attempt)), "{at} began attempt {} twice", doc.attempt);
+        let rack = self.hosts[at].rack;
+        let busy = self.hosts.iter().filter(|host| host.rack == rack && host.switching.is_some()).count();
+        assert!(busy as u32 <= self.per_rack, "{busy} hosts of rack {rack} are switching");
+    }
+
+    fn end(&mut self, at: usize, well: bool) {
+        let host = &mut self.hosts[at];
+        let Some((attempt, back)) = host.switching.take() else { return };
+        host.says = match (back, well) {
+            (true, true) => {
+                host.on_new = false;
+                (attempt, HostState::Failed(Reason::RolledBack))
+            }
+            (false, true) => {
+                host.on_new = true;
+                (attempt, HostState::Active)
+            }
+            (_, false) => (attempt, HostState::Failed(Reason::Activation)),
+        };
+    }
+
+    /// It is found ill after it had switched.
+    fn sicken(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if host.switching.is_none() && host.says.1 == HostState::Active {
+            host.says = (host.says.0 + 1, HostState::Failed(Reason::Unhealthy));
+            host.did = host.says.0;
+        }
+    }
+
+    fn report(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if host.up && host.heard.is_none_or(|heard| host.says >= heard) {
+            host.heard = Some(host.says);
+        }
+    }
+
+    /// Everything arrives and ends, `well` says how; until the machine is final.
+    fn settle(&mut self, well: impl Fn(usize) -> bool) -> Phase {
+        for _ in 0..1000 {
+            self.now += 20_000;
+            for at in 0..self.hosts.len() {
+                self.hosts[at].up = true;
+                self.hear(at);
+                self.begin(at);
+                let well = well(at) || self.hosts[at].switching.is_some_and(|(_, back)| back);
+                self.end(at, well);
+                self.report(at);
+            }
+            self.facts();
+            if self.machine.wants_gates() {
+                self.tell(Input::Gate(Gate::Holds));
+            }
+            let phase = self.machine.state().phase;
+            if phase.is_final() || phase == Phase::Stopped {
+                return phase;
+            }
+        }
+        panic!("it never ends: {:?}", self.machine);
+    }
+}
+
+#[test]
+fn every_small_case_ends_as_it_should() {
+    for outcomes in 0u32..64 {
+        for (per_rack, failures) in [(1, 0), (1, 2), (2, 1), (3, 6)] {
+            for batch in ["1,100%", "50%", "6"] {
+                let mut world = World::new(2, 3, spec(batch, per_rack, failures, RollbackMode::Auto));
+                let bad = |at: usize| outcomes >> at & 1 == 1;
+                let phase = world.settle(|at| !bad(at));
+                let on_new = world.hosts.iter().filter(|host| host.on_new).count() as u32;
+                if outcomes.count_ones() <= failures {
+                    assert_eq!((phase, on_new), (Phase::Done, 6 - outcomes.count_ones()));
+                } else {
+                    assert_eq!((phase, on_new), (Phase::RolledBack, 0), "{outcomes:b} {batch}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bad_version_stops_in_its_first_wave() {
+    let mut world = World::new(4, 4, spec("1,25%,100%", 1, 0, RollbackMode::Auto));
+    assert_eq!(world.settle(|_| false), Phase::RolledBack);
+    assert_eq!(world.machine.state().wave, 0);
+    assert_eq!(world.begun.iter().filter(|(_, attempt)| *attempt == 1).count(), 1);
+}
+
+#[test]
+fn an_ill_host_in_the_hold_breaches() {
+    let mut world = World::new(1, 3, spec("1,100%", 1, 0, RollbackMode::Manual));
+    while world.machine.state().phase != Phase::Holding {
+        (0..3).for_each(|at| {
+            world.hear(at);
+            world.begin(at);
+            world.end(at, true);
+            world.report(at);
+        });
+        world.facts();
+    }
+    let ill = world.hosts.iter().position(|host| host.on_new).unwrap();
+    world.sicken(ill);
+    world.report(ill);
+    world.facts();
+    assert_eq!(world.machine.state().phase, Phase::Stopped);
+    world.tell(Input::Command(Command::RetryFailed));
+    assert_eq!(world.settle(|_| true), Phase::Done);
+    assert!(world.hosts.iter().all(|host| host.on_new));
+}
+
+#[test]
+fn gates_must_hold_for_the_whole_time() {
+    let mut gated = spec("1,100%", 1, 0, RollbackMode::Auto);
+    (gated.verify, gated.prometheus) = (vec!["up == 1".into()], Some("http://127.0.0.1:9".into()));
+    gated.hold = shoal_ops::units::Span(Duration::from_secs(60));
+    let mut world = World::new(1, 2, gated);
+    let mut rounds = 0;
+    while world.machine.state().phase != Phase::Holding {
+        (0..2).for_each(|at| {
+            world.hear(at);
+            world.begin(at);
+            world.end(at, true);
+            world.report(at);
+        });
+        world.facts();
+        rounds += 1;
+        assert!(rounds < 10);
+    }
+    for _ in 0..5 {
+        world.now += 50_000;
+        world.tell(Input::Gate(Gate::Unknown("nobody answers".into())));
+        world.facts();
+        assert_eq!(world.machine.state().phase, Phase::Holding, "what cannot be told does not hold");
+    }
+    world.now += 59_000;
+    world.tell(Input::Gate(Gate::Holds));
+    world.facts();
+    assert_eq!(world.machine.state().phase, Phase::Holding);
+    world.now += 1_000;
+    world.facts();
+    assert_eq!(world.machine.state().phase, Phase::Wave);
+    world.settle(|_| true);
+    let mut world2 = World::new(1, 2, world.machine.spec().clone());
+    while world2.machine.state().phase != Phase::Holding {
+        (0..2).for_each(|at| {
+            world2.hear(at);
+            world2.begin(at);
+            world2.end(at, true);
+            world2.report(at);
+        });
+        world2.facts();
+    }
+    world2.tell(Input::Gate(Gate::Breached("`up == 1` does not hold: 0".into())));
+    assert_eq!(world2.machine.state().phase, Phase::RollingBack);
+    assert_eq!(world2.settle(|_| true), Phase::RolledBack);
+    assert!(world2.machine.state().why.contains("up == 1"));
+}
+
+#[test]
+fn commands_do_what_they_say() {
+    let mut world = World::new(2, 2, spec("1,100%", 1, 0, RollbackMode::Auto));
+    let command = |world: &mut World, command| world.machine.handle(world.now, Input::Command(command));
+    assert!(command(&mut world, Command::Resume).is_err());
+    assert!(command(&mut world, Command::Promote).is_err());
+    command(&mut world, Command::Pause).unwrap();
+    (0..4).for_each(|at| world.report(at));
+    world.facts();
+    assert!(world.doc.hold && world.machine.state().phase == Phase::Staging);
+    command(&mut world, Command::Resume).unwrap();
+    world.facts();
+    world.facts();
+    assert_eq!(world.doc.open.count(), 1);
+    command(&mut world, Command::PromoteAll).unwrap();
+    world.facts();
+    assert_eq!(world.doc.open.count(), 2, "one a rack");
+    assert_eq!(world.settle(|_| true), Phase::Done);
+    assert!(command(&mut world, Command::Cancel).is_err());
+    command(&mut world, Command::Rollback).unwrap();
+    assert_eq!(world.settle(|_| true), Phase::RolledBack);
+    assert!(world.hosts.iter().all(|host| !host.on_new));
+    command(&mut world, Command::RetryFailed).unwrap();
+    assert_eq!(world.settle(|_| true), Phase::Done);
+    assert!(world.hosts.iter().all(|host| host.on_new));
+    let mut world = World::new(2, 2, spec("1,100%", 1, 0, RollbackMode::Auto));
+    (0..4).for_each(|at| world.report(at));
+    world.facts();
+    command(&mut world, Command::Cancel).unwrap();
+    world.facts();
+    assert!(world.doc.hold);
+}
+
+#[test]
+fn a_host_that_was_away_catches_up_alone() {
+    let mut world = World::new(1, 3, spec("100%", 1, 0, RollbackMode::Auto));
+    (0..3).for_each(|at| world.report(at));
+    world.hosts[1].up = false;
+    world.hosts[2].up = false;
+    for _ in 0..20 {
+        world.now += 20_000;
+        world.hear(0);
+        world.begin(0);
+        world.end(0, true);
+        world.report(0);
+        world.facts();
+    }
+    assert_eq!(world.machine.state().phase, Phase::Done);
+    world.hosts[1].up = true;
+    world.hosts[2].up = true;
+    world.facts();
+    assert_eq!(world.machine.state().opened_at.len(), 1, "one a rack, also of those that come back");
+    assert_eq!(world.settle(|_| true), Phase::Done);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Hear(usize),
+    Begin(usize),
+    End(usize, bool),
+    Sicken(usize),
+    Report(usize),
+    Facts,
+    Pass(u16),
+    Vanish(usize),
+    Return(usize),
+    Tell(Command),
+    Gate(u8),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let host = || 0usize..9;
+    prop_oneof![
+        6 => host().prop_map(Act::Hear),
+        6 => host().prop_map(Act::Begin),
+        6 => (host(), prop::bool::weighted(0.8)).prop_map(|(host, well)| Act::End(host, well)),
+        1 => host().prop_map(Act::Sicken),
+        6 => host().prop_map(Act::Report),
+        8 => Just(Act::Facts),
+        3 => any::<u16>().prop_map(Act::Pass),
+        1 => host().prop_map(Act::Vanish),
+        2 => host().prop_map(Act::Return),
+        1 => prop::sample::select(vec![
+            Command::Pause,
+            Command::Resume,
+            Command::Cancel,
+            Command::Rollback,
+            Command::RetryFailed,
+            Command::Promote,
+            Command::PromoteAll,
+        ])
+        .prop_map(Act::Tell),
+        1 => (0u8..3).prop_map(Act::Gate),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn no_order_of_events_breaks_the_rules(
+        acts in prop::collection::vec(act(), 0..300),
+        (racks, mates, per_rack, failures) in (1u32..=3, 1u32..=3, 1u32..=2, 0u32..=3),
+        manual in any::<bool>(),
+        batch in prop::sample::select(vec!["1,25%,100%", "50%", "100%", "2"]),
+    ) {
+        let rollback = if manual { RollbackMode::Manual } else { RollbackMode::Auto };
+        let mut world = World::new(racks, mates, spec(batch, per_rack, failures, rollback));
+        let count = world.hosts.len();
+        for act in acts {
+            match act {
+                Act::Hear(at) => world.hear(at % count),
+                Act::Begin(at) => world.begin(at % count),
+                Act::End(at, well) => world.end(at % count, well),
+                Act::Sicken(at) => world.sicken(at % count),
+                Act::Report(at) => world.report(at % count),
+                Act::Facts => world.facts(),
+                Act::Pass(ms) => world.now += u64::from(ms) * 10,
+                Act::Vanish(at) => world.hosts[at % count].up = false,
+                Act::Return(at) => world.hosts[at % count].up = true,
+                Act::Tell(command) => world.tell(Input::Command(command)),
+                Act::Gate(which) => world.tell(Input::Gate(match which {
+                    0 => Gate::Holds,
+                    1 => Gate::Breached("no".into()),
+                    _ => Gate::Unknown("?".into()),
+                })),
+            }
+        }
+        // Then all is well again: it ends, and every host is wholly on one version, the same unless it was called off.
+        if world.machine.state().paused {
+            world.tell(Input::Command(Command::Resume));
+        }
+        let mut phase = world.settle(|_| true);
+        for _ in 0..3 {
+            if phase == Phase::Stopped {
+                world.tell(Input::Command(Command::RetryFailed));
+                phase = world.settle(|_| true);
+            }
+        }
+        prop_assert!(phase.is_final(), "{phase:?}");
+        prop_assert!(world.hosts.iter().all(|host| host.switching.is_none()));
+        if phase == Phase::RolledBack {
+            // Hosts that were away at its end go back when they return.
+            for _ in 0..20 {
+                world.settle(|_| true);
+            }
+            // But for those that could not, and said so.
+            let could_not = HostState::Failed(Reason::Activation);
+            prop_assert!(world.hosts.iter().all(|host| !host.on_new || host.says.1 == could_not));
+        }
+    }
+}

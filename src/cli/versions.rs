@@ -1,0 +1,43 @@
+//! `shoal versions`: which host is on which version of a name, and on which it should be.
+
+use super::seeder::{SeederArgs, block_on};
+use super::{Outcome, output};
+use shoal_seeder::rollout::versions::HostVersion;
+use std::collections::BTreeMap;
+
+/// Show which host is on which version of a name, and on which it should be
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The name
+    name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    seeder: SeederArgs,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let client = args.seeder.client()?;
+    let path = format!("/v1/versions?name={}", args.name);
+    let hosts: Vec<HostVersion> = block_on(async { Ok(client.get(&path).await?) })?;
+    if args.json {
+        output::json(&hosts)?;
+        return Ok(Outcome::Ok);
+    }
+    let shown = |version: &Option<String>| version.clone().unwrap_or_else(|| "-".into());
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    let rows: Vec<Vec<String>> = hosts
+        .iter()
+        .map(|host| {
+            *counts.entry(shown(&host.actual)).or_default() += 1;
+            let away = if host.away { "away" } else { "up" };
+            vec![host.host.clone(), shown(&host.desired), shown(&host.actual), away.into(), host.state.clone()]
+        })
+        .collect();
+    output::table(&["HOST", "DESIRED", "ACTUAL", "HOST IS", "ROLLOUT"], &rows);
+    for (version, hosts) in counts {
+        output::line(&format!("{version}: {hosts} hosts"));
+    }
+    Ok(Outcome::Ok)
+}

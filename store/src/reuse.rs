@@ -1,0 +1,79 @@
+//! Pieces that contents share: where a piece with a known hash lies, and who is asked when its content goes.
+
+use crate::index::{IndexError, Tree};
+use crate::store::{BeginError, Content, PiecePlace, Store, piece_key};
+use shoal_proto::codec::{decode_exact, encode};
+use shoal_proto::ids::{ContentId, Hash, PieceIndex};
+use std::collections::HashMap;
+
+impl Store {
+    /// Copies pieces that other contents have; gives the bytes copied.
+    pub(crate) fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
+        let mut reused = 0;
+        for piece in (0..content.geometry.piece_count()).map(PieceIndex).filter(|piece| !content.has(*piece)) {
+            let hash = content.manifest.piece_hash(piece);
+            let Some(place) = self.place_of(&hash)? else { continue };
+            let Some(source) = self.inner.content(&place.content) else { continue };
+            if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
+                continue;
+            }
+            reused += take_over(content, piece, &source, place.piece)?;
+        }
+        Ok(reused)
+    }
+
+    /// Copies pieces of another content; gives the bytes copied.
+    pub(crate) fn reuse_from(&self, content: &Content, former: &ContentId) -> Result<u64, BeginError> {
+        let Some(source) = self.inner.content(former) else { return Ok(0) };
+        let pieces = (0..source.geometry.piece_count()).map(PieceIndex);
+        let places: HashMap<Hash, PieceIndex> =
+            pieces.map(|piece| (source.manifest.piece_hash(piece), piece)).collect();
+        let mut reused = 0;
+        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
+            let place = places.get(&content.manifest.piece_hash(piece)).filter(|place| source.has(**place));
+            let Some(place) = place else { continue };
+            reused += take_over(content, piece, &source, *place)?;
+        }
+        Ok(reused)
+    }
+
+    fn place_of(&self, hash: &Hash) -> Result<Option<PiecePlace>, IndexError> {
+        let row = self.inner.index.get(Tree::Pieces, &piece_key(hash))?;
+        Ok(row.and_then(|row| decode_exact(&row).ok()))
+    }
+
+    /// A content goes: its pieces are found at another image with the same blob from now on, or nowhere.
+    pub(crate) fn disinherit(&self, content: &Content) -> Result<(), IndexError> {
+        let mut changes = Vec::new();
+        for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
+            let hash = content.manifest.piece_hash(piece);
+            if self.place_of(&hash)?.is_some_and(|place| place.content == content.id) {
+                let heir = self.heir(content, piece);
+                changes.push((piece_key(&hash), heir.map(|place| encode(&place))));
+            }
+        }
+        self.inner.index.apply(Tree::Pieces, changes)
+    }
+
+    /// The same piece of the same blob in another image.
+    fn heir(&self, content: &Content, piece: PieceIndex) -> Option<PiecePlace> {
+        let stream = content.layout.stream_of(piece);
+        let blob = content.manifest.image.as_ref()?.blobs.get(stream)?;
+        let (heir, at) = self.inner.holder(&blob.digest, blob.size)?;
+        let place = heir.layout.pieces_of(at).start + (piece.0 - content.layout.pieces_of(stream).start);
+        let same = place < heir.layout.pieces_of(at).end
+            && heir.manifest.piece_hash(PieceIndex(place)) == content.manifest.piece_hash(piece);
+        same.then_some(PiecePlace { content: heir.id, piece: PieceIndex(place) })
+    }
+}
+
+/// Copies a piece from where it should be, if that is what is there; gives its length.
+fn take_over(content: &Content, piece: PieceIndex, source: &Content, place: PieceIndex) -> Result<u64, BeginError> {
+    let Ok(bytes) = source.layout.read(place) else { return Ok(0) };
+    if Hash::of(&bytes) != content.manifest.piece_hash(piece) {
+        return Ok(0);
+    }
+    content.layout.write(piece, &bytes)?;
+    content.mark(piece);
+    Ok(bytes.len() as u64)
+}
