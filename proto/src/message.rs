@@ -4,6 +4,7 @@
 
 use crate::bitmap::Bitmap;
 use crate::codec::DecodeError;
+use crate::deal::Deal;
 use crate::feed::FeedRow;
 use crate::ids::{ContentId, JobId, LaneIndex, ShardIndex};
 use crate::limits;
@@ -142,6 +143,25 @@ pub enum Message {
         #[n(1)]
         jobs: Option<Vec<JobId>>,
     },
+    /// "So far am I with a demotion, or with undoing one."
+    #[n(11)]
+    Hold {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+        /// The demotion's job.
+        #[n(1)]
+        job: JobId,
+        /// How far.
+        #[n(2)]
+        stage: HoldStage,
+        /// How the shards are dealt that this is about; empty where it does not matter.
+        #[n(3)]
+        deal: Deal,
+        /// "And how far are you?"
+        #[n(4)]
+        ask: bool,
+    },
     /// "Send me these announcements."
     #[n(9)]
     WantAnnounce {
@@ -158,9 +178,27 @@ pub enum Message {
     },
 }
 
+/// How far a host is with a demotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum HoldStage {
+    /// It has its share durable, and still the whole.
+    #[n(0)]
+    Ready,
+    /// It has its share only.
+    #[n(1)]
+    Shed,
+    /// It takes no part: it has nothing of the content, or keeps it whole.
+    #[n(2)]
+    Out,
+}
+
 impl Message {
     /// Checks the bounds. Called on every message received.
     pub fn validate(&self) -> Result<(), DecodeError> {
+        if let Self::Hold { deal, .. } = self {
+            return deal.validate();
+        }
         let (len, max) = match self {
             Self::Want { shards, .. } | Self::Lack { shards, .. } => (shards.len(), limits::WANT_SHARDS_MAX),
             Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => {

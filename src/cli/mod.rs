@@ -11,6 +11,7 @@ mod demo;
 mod feed;
 mod hosts;
 mod ls;
+mod order;
 mod output;
 mod prewarm;
 mod progress;
@@ -39,6 +40,10 @@ enum Command {
     Demo(demo::Args),
     /// Push a file, a directory or an image to hosts
     Push(push::Args),
+    /// Have hosts keep only their shares of an earlier version: a rack then holds it about once, not once a host
+    Demote(order::Args),
+    /// Have hosts hold a demoted version whole again, from their racks' shares, and switch it in
+    Promote(order::Args),
     /// Switch a version in on hosts, wave by wave, and back when it is not well
     Rollout(Box<rollout::Args>),
     /// Show which host is on which version of a name, and on which it should be
@@ -103,6 +108,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Push(args) => push::run(&args),
+        Command::Demote(args) => order::run("demote", &args),
+        Command::Promote(args) => order::run("promote", &args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Versions(args) => versions::run(&args),
         Command::Prewarm(args) => prewarm::run(&args),

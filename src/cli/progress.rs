@@ -5,7 +5,7 @@ use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shoal_ops::client::Client;
 use shoal_ops::units::ByteSize;
-use shoal_proto::announcement::Kind;
+use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
 use shoal_seeder::jobs::{JobStatus, Phase};
@@ -111,7 +111,11 @@ fn done_word(status: &JobStatus) -> &'static str {
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
     let (hosts, has, active, failed, away) = status.hosts();
-    let (done, what) = if status.staged { (has, "hold it, staged") } else { (active, done_word(status)) };
+    let (done, what) = match status.order {
+        Some(Order::Demote) => (active, "demoted"),
+        _ if status.staged => (has, "hold it, staged"),
+        _ => (active, done_word(status)),
+    };
     let held = match status.racks.iter().map(|rack| rack.held).sum::<u32>() {
         0 => String::new(),
         held => format!("{held} held, "),

@@ -201,6 +201,16 @@ pub(crate) struct Region {
 impl Region {
     /// Starts one and waits until every host is up. `extra` gives further settings by peer.
     pub(crate) fn start(racks: usize, hosts: usize, extra: impl Fn(usize) -> Vec<String>) -> Self {
+        Self::start_with(racks, hosts, &[], extra)
+    }
+
+    /// The same, with further settings for the seeder.
+    pub(crate) fn start_with(
+        racks: usize,
+        hosts: usize,
+        seeder_extra: &[&str],
+        extra: impl Fn(usize) -> Vec<String>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().to_path_buf();
         let cluster = at.join("cluster");
@@ -221,6 +231,7 @@ impl Region {
         let mut set = node(&at, "seeder", &control);
         set.push(format!("publisher_key='{}'", cluster.join("publisher.key").display()));
         set.push(format!("admin_token='{}'", cluster.join("admin.token").display()));
+        set.extend(seeder_extra.iter().map(|pair| pair.to_string()));
         let mut seeder = Process::new(&at, "seeder", "seeder", set);
         seeder.start();
         let mut peers = Vec::new();

@@ -2,12 +2,13 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`feeds`] keeps to the latest versions of feeds,
-//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`warming`] has images warmed,
-//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`feeds`] keeps to the
+//! latest versions of feeds, [`switch`] has versions switched in, [`rollouts`] does what desired states ask for,
+//! [`warming`] has images warmed, [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
+mod cold;
 mod contents;
 mod effects;
 mod feeds;
@@ -83,6 +84,8 @@ pub struct ContentStatus {
     pub tiers: TierBytes,
     /// Payload bytes sent.
     pub sent: u64,
+    /// Only this host's share of it is here.
+    pub demoted: bool,
 }
 
 /// What others ask of the driver.
@@ -461,6 +464,11 @@ impl Driver {
         }
         for record in records {
             let content = record.content;
+            if self.tell_share(&record) {
+                self.recall_demotion(&record);
+                self.report_progress(&content);
+                continue;
+            }
             if !record.complete && !self.is_named(&content) {
                 // Its job is over; nobody would ever finish or evict it.
                 self.drop_content(content);
@@ -584,6 +592,7 @@ impl Driver {
                     names: Vec::new(),
                     tiers: self.book.of(&content).0,
                     sent: self.book.of(&content).1,
+                    demoted: self.store.share(&content).is_some_and(|found| found.share.shed),
                 }
             });
             row.names.push((announcement.name.clone(), announcement.version.clone(), announcement.kind));

@@ -145,7 +145,9 @@ impl Driver {
                 tracing::warn!(content = %content.short(), %shard, %from, "bad shard");
                 self.tell(Input::ShardCorrupt { content, shard, from });
             }
-            StoreEvent::Rebuilt { content, shards, .. } => self.tell(Input::Rebuilt { content, shards }),
+            StoreEvent::Rebuilt { content, stripe, shards } => {
+                self.tell(Input::Rebuilt { content, stripe, shards });
+            }
             StoreEvent::WriteFailed { content, error } => self.disk_failed(content, &error),
         }
     }
@@ -180,7 +182,7 @@ impl Driver {
             self.keep_job(announcement.clone(), frame.envelope.into());
         }
         let ours = self.is_for_us(&announcement);
-        let stale = ours && self.is_stale(&announcement);
+        let stale = ours && !announcement.demotes() && self.is_stale(&announcement);
         let inline = match (frame.manifest, frame.data) {
             (Some(manifest), Some(data)) if ours && !stale => self.take_inline(&announcement, manifest, data),
             _ => false,
@@ -192,6 +194,9 @@ impl Driver {
             self.refuse_stale(&announcement);
         } else if new && ours && !inline {
             self.use_held(content);
+        }
+        if new && ours && announcement.demotes() {
+            self.demotion_came(&announcement);
         }
     }
 

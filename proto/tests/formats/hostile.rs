@@ -259,6 +259,13 @@ fn messages_over_their_bounds_do_not_validate() {
         Message::Lack { content, shards },
         Message::Digest { hash: 0, jobs: Some(jobs.clone()) },
         Message::WantAnnounce { jobs },
+        Message::Hold {
+            content,
+            job: shoal_proto::ids::JobId([0; 16]),
+            stage: shoal_proto::message::HoldStage::Ready,
+            deal: crate::samples::deal(1025),
+            ask: false,
+        },
         Message::Feeds { rows },
     ] {
         assert!(matches!(message.validate(), Err(DecodeError::TooLong { .. })), "{message:?}");
