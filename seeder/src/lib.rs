@@ -9,6 +9,7 @@
 //! feeds in [`feeds`]; versions switched in wave by wave in [`rollout`]; the HTTP API in [`api`].
 
 pub mod api;
+pub mod backup;
 pub mod config;
 pub mod feeds;
 pub mod images;
