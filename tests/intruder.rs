@@ -168,6 +168,7 @@ fn small(path: &[u8], data: &[u8]) -> Vec<u8> {
         piece_lens: (data.len() as u32).to_le_bytes().to_vec(),
         piece_hashes: blake3::hash(data).as_bytes().to_vec(),
         parity_hashes: Vec::new(),
+        image: None,
     };
     manifest.to_bytes()
 }
