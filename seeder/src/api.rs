@@ -3,7 +3,7 @@
 use crate::feeds::{self, Feeds};
 use crate::images::{self, Resolved};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
-use crate::rollout::{self, Rollouts};
+use crate::rollout::{self, RolloutError, Rollouts};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -93,26 +93,26 @@ fn refused(error: PushError) -> ApiError {
     ApiError::new(status, "push refused", error.to_string(), remedy(&error))
 }
 
-/// Ends a rollout of the name that is over in all but name; one that is under way is in the way.
-async fn make_way(rollouts: Arc<Rollouts>, name: String) -> Result<(), ApiError> {
-    let way = tokio::task::spawn_blocking(move || rollouts.make_way(&name)).await;
-    let way = way.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-    way.map_err(|why| {
-        let remedy = "push it with --stage and roll it out, or cancel that rollout";
-        ApiError::new(StatusCode::CONFLICT, "push refused", why.to_string(), remedy)
-    })
+/// A rollout of the name is under way.
+fn in_the_way(error: RolloutError) -> ApiError {
+    let remedy = "push it with --stage and roll it out, or cancel that rollout";
+    ApiError::new(StatusCode::CONFLICT, "push refused", error.to_string(), remedy)
 }
 
 async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
     let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
-    // An image's name may have to be read from its files.
-    let completed = tokio::task::spawn_blocking(move || images::complete(request)).await;
-    let completed = completed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-    let request = completed.map_err(refused)?;
-    if !request.staged {
-        make_way(api.rollouts.clone(), request.name.clone()).await?;
-    }
-    let job = api.jobs.create(&request).map_err(refused)?;
+    // An image's name may have to be read from its files, and the job goes to the disk.
+    let (jobs, rollouts) = (api.jobs.clone(), api.rollouts.clone());
+    let created = tokio::task::spawn_blocking(move || {
+        let request = images::complete(request).map_err(refused)?;
+        if !request.staged {
+            rollouts.make_way(&request.name).map_err(in_the_way)?;
+        }
+        let job = jobs.create(&request).map_err(refused)?;
+        Ok::<_, ApiError>((job, request))
+    });
+    let created = created.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let (job, request) = created?;
     permit.send((job, request));
     Ok(Json(Pushed { job }))
 }

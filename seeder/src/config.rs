@@ -3,6 +3,7 @@
 //! Invariant: a configuration that passed [`SeederConfig::validate`] can be run.
 
 use crate::registry::http::Url;
+use crate::wanted::is_prefix;
 use serde::{Deserialize, Serialize};
 use shoal_ops::config::ConfigError;
 use shoal_ops::units::Span;
@@ -35,9 +36,15 @@ pub struct SeederConfig {
     pub lanes: u8,
     /// How long hosts remember a job. Default `7d`.
     pub job_lifetime: Span,
+    /// Images hosts may have pulled by asking their mirror: registries, or a registry and the beginning of repositories in it,
+    /// e.g. `registry.example:5000/lab`. Default: none.
+    pub fetch_through: Vec<String>,
     /// Credentials of registries: a docker-style `config.json` with `auths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
+    /// How long a registry that does not answer, or asks to come back later, is asked again before a pull fails. What it
+    /// gave is kept for the next attempt. Default `2m`.
+    pub pull_patience: Span,
     /// Registries that are not simply `https` at their own name, by the name images say, e.g. `registry.example:5000`.
     pub registries: BTreeMap<String, RegistrySettings>,
 }
@@ -68,7 +75,9 @@ impl Default for SeederConfig {
             parity_shards: 4,
             lanes: 64,
             job_lifetime: Span::seconds(7 * 86_400),
+            fetch_through: Vec::new(),
             docker_config: None,
+            pull_patience: Span::seconds(120),
             registries: BTreeMap::new(),
         }
     }
@@ -83,6 +92,11 @@ impl SeederConfig {
         check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "at most 32")?;
         check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "between 1 and 64")?;
         check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "at least 1m")?;
+        check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "at most 1d")?;
+        for prefix in &self.fetch_through {
+            let why = format!("`{prefix}` is no registry, nor one with the beginning of repositories");
+            check(is_prefix(prefix), "fetch_through", &why)?;
+        }
         for (name, settings) in &self.registries {
             let key = format!("registries.{name}");
             check(is_host(name), &key, "not a registry as images name it: host or host:port")?;

@@ -123,7 +123,7 @@ impl Feeds {
             let manifest = small_manifest(&data).to_bytes();
             (Manifest::id(&manifest), manifest.len() as u64, Some((Bytes::from(manifest), data)))
         } else {
-            let (content, manifest_bytes) = self.ingest(data).await?;
+            let (content, manifest_bytes) = self.ingest(name, data).await?;
             (content, manifest_bytes, None)
         };
         let announcement = Announcement {
@@ -151,10 +151,11 @@ impl Feeds {
         Ok(sequence)
     }
 
-    async fn ingest(&self, data: Bytes) -> Result<(ContentId, u64), FeedError> {
+    async fn ingest(&self, name: &str, data: Bytes) -> Result<(ContentId, u64), FeedError> {
         let Ok(_permit) = self.ingests.acquire().await else { return Err(FeedError::Store("stopping".into())) };
         let (store, options) = (self.node.store.clone(), self.options.clone());
-        let ingested = tokio::task::spawn_blocking(move || store.ingest_version(&data, &options));
+        let former = self.node.feeds.get(name).map(|version| version.content);
+        let ingested = tokio::task::spawn_blocking(move || store.ingest_version(&data, &options, former.as_ref()));
         let ingested = ingested.await.map_err(|error| FeedError::Store(error.to_string()))?;
         let ingested = ingested.map_err(|error| FeedError::Store(error.to_string()))?;
         Ok((ingested.content, ingested.manifest_bytes))

@@ -221,7 +221,7 @@ impl Jobs {
         self.handle.store.put_state(&key(job), Some(encode(&kept))).map_err(|error| error.to_string())
     }
 
-    /// Checks a push and gives it a job. [`Jobs::take_in`] does the rest.
+    /// Checks a push and gives it a job, which is on the disk then. [`Jobs::take_in`] does the rest. Blocks.
     pub fn create(&self, request: &PushRequest) -> Result<JobId, PushError> {
         if !is_content_name(&request.name) || is_reserved(&request.name) {
             return Err(PushError::Name(request.name.clone()));
@@ -258,6 +258,8 @@ impl Jobs {
         rows.insert(job, row);
         drop(rows);
         self.try_keep(&job).map_err(PushError::Store)?;
+        // Once it is promised, a kill must not lose it.
+        self.handle.store.sync().map_err(|error| PushError::Store(error.to_string()))?;
         Ok(job)
     }
 

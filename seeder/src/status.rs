@@ -208,7 +208,8 @@ impl JobStatus {
         let have = self.racks.iter().map(|rack| rack.pieces).sum::<u64>() as f64;
         let all = f64::from(self.pieces) * f64::from(hosts.saturating_sub(failed));
         self.eta_s = (have > 0.0 && all > have).then(|| elapsed_s * (all - have) / have);
-        let done = if self.staged { has } else { active };
+        let held: u32 = self.racks.iter().map(|rack| rack.held).sum();
+        let done = if self.staged { has } else { active + held };
         // Of a rollout, its controller knows when it has ended.
         if done + failed + away >= hosts && done + failed > 0 && !self.rollout {
             self.phase = Phase::Done;

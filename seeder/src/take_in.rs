@@ -32,7 +32,6 @@ impl Jobs {
     /// Takes a push's content in, signs it and hands it to the driver. Dropped half-way, it begins anew at the next
     /// start.
     pub async fn take_in(self: Arc<Self>, job: JobId, request: PushRequest) {
-        let Ok(_permit) = self.ingests.acquire().await else { return };
         let ingested = match request.kind {
             Kind::Image => self.ingest_image(job, &request).await,
             _ => self.ingest(job, &request).await.map_err(|error| error.to_string()),
@@ -66,12 +65,13 @@ impl Jobs {
         self.run_ingest(job, move |progress| store.ingest(&path, &options, progress)).await
     }
 
-    /// Runs an ingest on a thread of its own, and shows how far it is.
+    /// Runs an ingest on a thread of its own when it is its turn, and shows how far it is.
     pub(crate) async fn run_ingest(
         &self,
         job: JobId,
         work: impl FnOnce(&Arc<IngestProgress>) -> Result<Ingested, IngestError> + Send + 'static,
     ) -> Result<Ingested, IngestError> {
+        let _turn = self.ingests.acquire().await;
         let progress = StopOnDrop(Arc::new(IngestProgress::default()));
         let shown = progress.0.clone();
         let work = tokio::task::spawn_blocking(move || work(&shown));

@@ -6,6 +6,7 @@
 mod cluster;
 mod completions;
 mod config;
+mod containerd;
 mod demo;
 mod feed;
 mod hosts;
@@ -56,6 +57,9 @@ enum Command {
     /// Make a cluster's keys and its nodes' credentials
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Send a host's containerd to the peer's registry mirror
+    #[command(subcommand)]
+    Containerd(containerd::Command),
     /// Check or show a role's configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -107,6 +111,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
         Command::Cluster(command) => cluster::run(&command),
+        Command::Containerd(command) => containerd::run(&command),
         Command::Config(command) => config::run(&command),
         Command::Hub(args) => role::run(config::Role::Hub, &args),
         Command::Tracker(args) => role::run(config::Role::Tracker, &args),

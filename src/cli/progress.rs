@@ -5,6 +5,7 @@ use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shoal_ops::client::Client;
 use shoal_ops::units::ByteSize;
+use shoal_proto::announcement::Kind;
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
 use shoal_seeder::jobs::{JobStatus, Phase};
@@ -102,12 +103,21 @@ pub(crate) fn tiers(tiers: &TierBytes) -> String {
     shown.join(", ")
 }
 
+/// What hosts are that have done all a job asks of them.
+fn done_word(status: &JobStatus) -> &'static str {
+    if status.kind == Kind::Image { "warm" } else { "active" }
+}
+
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
     let (hosts, has, active, failed, away) = status.hosts();
-    let (done, what) = if status.staged { (has, "hold it, staged") } else { (active, "active") };
+    let (done, what) = if status.staged { (has, "hold it, staged") } else { (active, done_word(status)) };
+    let held = match status.racks.iter().map(|rack| rack.held).sum::<u32>() {
+        0 => String::new(),
+        held => format!("{held} held, "),
+    };
     output::line(&format!(
-        "{} {}: {done} of {hosts} hosts {what}, {failed} failed, {away} away; {} in {:.1} s",
+        "{} {}: {done} of {hosts} hosts {what}, {held}{failed} failed, {away} away; {} in {:.1} s",
         status.name,
         status.version,
         ByteSize(status.size).rounded(),
@@ -116,9 +126,9 @@ pub(crate) fn summary(status: &JobStatus) {
     for rack in &status.racks {
         let ratio = rack.tiers.imported() as f64 / status.size.max(1) as f64;
         output::line(&format!(
-            "  {}: {} of {} active, imported {:.3}x ({})",
+            "  {}: {} of {} {what}, imported {:.3}x ({})",
             rack.rack,
-            rack.active,
+            if status.staged { rack.has } else { rack.active },
             rack.hosts,
             ratio,
             tiers(&rack.tiers),
@@ -182,7 +192,8 @@ impl View {
             bar.set_prefix(rack.rack.clone());
             bar.set_length((u64::from(rack.hosts) * u64::from(status.pieces)).max(1));
             bar.set_position(rack.pieces);
-            bar.set_message(format!("{}/{} active  {}", rack.active, rack.hosts, tiers(&rack.tiers)));
+            let word = done_word(status);
+            bar.set_message(format!("{}/{} {word}  {}", rack.active, rack.hosts, tiers(&rack.tiers)));
         }
     }
 

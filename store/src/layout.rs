@@ -188,6 +188,11 @@ impl Layout {
         self.file(self.stream_of(piece))?.write_all_at(bytes, self.offsets[piece.index()])
     }
 
+    /// Has the disk take what was written to a stream so far, if it is still written to.
+    pub(crate) fn flush(&self, stream: usize) -> io::Result<()> {
+        if *lock(&self.held) { self.file(stream)?.sync_data() } else { Ok(()) }
+    }
+
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.hold()?;
         (0..self.sizes.len()).try_for_each(|stream| self.file(stream)?.sync_data())

@@ -3,23 +3,16 @@
 //! Invariant: nothing outside the folder or archive is ever opened, whatever names are in it: blobs are looked up by
 //! digest, and names by the archive's own list.
 
-use super::documents::{Choice, DOCUMENT_BYTES_MAX, Descriptor, DocumentError, Gather, IndexDocument, digest_of};
+use super::documents::{Choice, Descriptor, DocumentError, Gather, IndexDocument, digest_of};
+use super::files::{Files, normal};
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use serde::Deserialize;
 use shoal_proto::image::{DOCKER_MANIFEST, Digest, ImageBlob, ImageIndex, Reference};
 use shoal_store::BlobSource;
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Cursor, Read};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// Files in one archive.
-const ENTRIES_MAX: usize = 100_000;
-/// Links followed from one name.
-const LINKS_MAX: usize = 8;
+use std::path::Path;
 
 /// Why files are no image, or not the one asked for.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +44,7 @@ pub enum ArchiveError {
     #[error("there is no image {wanted} in it; it has: {has}")]
     NoSuch {
         /// What was asked for.
-        wanted: Reference,
+        wanted: String,
         /// What there is.
         has: String,
     },
@@ -60,145 +53,12 @@ pub enum ArchiveError {
     Document(#[from] DocumentError),
 }
 
-fn fault<'a>(what: &'a str) -> impl FnOnce(io::Error) -> ArchiveError + 'a {
+pub(super) fn fault<'a>(what: &'a str) -> impl FnOnce(io::Error) -> ArchiveError + 'a {
     move |source| ArchiveError::Io { what: what.to_string(), source }
 }
 
-fn malformed(what: &str, why: impl ToString) -> ArchiveError {
+pub(super) fn malformed(what: &str, why: impl ToString) -> ArchiveError {
     ArchiveError::Malformed { what: what.to_string(), why: why.to_string() }
-}
-
-/// Files by name.
-enum Files {
-    Folder(PathBuf),
-    Tar { file: Arc<File>, entries: BTreeMap<String, Entry> },
-}
-
-enum Entry {
-    File { offset: u64, len: u64 },
-    Link(String),
-}
-
-/// A name with its `.` and `..` worked out; `None` if it leads out of the archive.
-fn normal(name: &str) -> Option<String> {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in name.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop()?;
-            }
-            part => parts.push(part),
-        }
-    }
-    (!name.starts_with('/') && !parts.is_empty()).then(|| parts.join("/"))
-}
-
-impl Files {
-    fn open(path: &Path) -> Result<Self, ArchiveError> {
-        let what = path.display().to_string();
-        let file = File::open(path).map_err(fault(&what))?;
-        if file.metadata().map_err(fault(&what))?.is_dir() {
-            return Ok(Self::Folder(path.to_path_buf()));
-        }
-        let mut entries = BTreeMap::new();
-        let mut archive = tar::Archive::new(&file);
-        let listed = archive.entries_with_seek().map_err(|_| ArchiveError::Unknown(what.clone()))?;
-        for entry in listed {
-            let entry = entry.map_err(|error| match entries.is_empty() {
-                true => ArchiveError::Unknown(what.clone()),
-                false => malformed(&what, error),
-            })?;
-            let Some(name) = std::str::from_utf8(&entry.path_bytes()).ok().and_then(normal) else { continue };
-            let row = match entry.header().entry_type() {
-                tar::EntryType::Regular | tar::EntryType::Continuous => {
-                    Entry::File { offset: entry.raw_file_position(), len: entry.size() }
-                }
-                tar::EntryType::Symlink => {
-                    let target = entry.link_name_bytes().and_then(|target| String::from_utf8(target.into()).ok());
-                    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-                    match target
-                        .filter(|t| !t.starts_with('/'))
-                        .and_then(|t| normal(&format!("{folder}/{t}").trim_start_matches('/').to_string()))
-                    {
-                        Some(target) => Entry::Link(target),
-                        None => continue,
-                    }
-                }
-                tar::EntryType::Link => {
-                    match entry.link_name_bytes().and_then(|t| normal(std::str::from_utf8(&t).ok()?)) {
-                        Some(target) => Entry::Link(target),
-                        None => continue,
-                    }
-                }
-                _ => continue,
-            };
-            entries.insert(name, row);
-            if entries.len() > ENTRIES_MAX {
-                return Err(malformed(&what, format!("more than {ENTRIES_MAX} files")));
-            }
-        }
-        Ok(Self::Tar { file: Arc::new(file), entries })
-    }
-
-    /// A file's bytes and length. The name is one of ours, or of the archive's own list.
-    fn reader(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
-        match self {
-            Self::Folder(folder) => {
-                let file = File::open(folder.join(name))?;
-                let meta = file.metadata()?;
-                if !meta.is_file() {
-                    return Err(io::Error::other("not a regular file"));
-                }
-                Ok((Box::new(file), meta.len()))
-            }
-            Self::Tar { file, entries } => {
-                let mut at = name.to_string();
-                for _ in 0..LINKS_MAX {
-                    match entries.get(&at) {
-                        Some(Entry::Link(target)) => at = target.clone(),
-                        Some(Entry::File { offset, len }) => {
-                            let section = Section { file: file.clone(), at: *offset, left: *len };
-                            return Ok((Box::new(section), *len));
-                        }
-                        None => break,
-                    }
-                }
-                Err(io::Error::new(io::ErrorKind::NotFound, "not in the archive"))
-            }
-        }
-    }
-
-    fn small(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {
-        let (reader, len) = self.reader(name).map_err(fault(name))?;
-        if len > DOCUMENT_BYTES_MAX {
-            return Err(malformed(name, format!("{len} bytes, the limit is {DOCUMENT_BYTES_MAX}")));
-        }
-        let mut bytes = Vec::new();
-        reader.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(fault(name))?;
-        Ok(bytes)
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.reader(name).is_ok()
-    }
-}
-
-/// A part of a file.
-struct Section {
-    file: Arc<File>,
-    at: u64,
-    left: u64,
-}
-
-impl Read for Section {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut buf[..want], self.at)?;
-        self.at += read as u64;
-        self.left -= read as u64;
-        Ok(read)
-    }
 }
 
 /// An image found in files.
@@ -219,7 +79,7 @@ impl LocalImage {
         let files = Files::open(path)?;
         if files.has("index.json") && files.has("oci-layout") {
             Self::of_layout(files, wanted, choice)
-        } else if matches!(files, Files::Tar { .. }) && files.has("manifest.json") {
+        } else if files.is_archive() && files.has("manifest.json") {
             Self::of_docker(files, wanted, choice)
         } else {
             Err(ArchiveError::Unknown(path.display().to_string()))
@@ -299,49 +159,42 @@ fn inside(name: &str) -> Result<String, ArchiveError> {
     normal(name).ok_or_else(|| malformed("manifest.json", format!("`{name}` leads out of the archive")))
 }
 
+/// A name that says registry or tag; a lone tag would read as an image of Docker's own library.
+fn full(name: &str) -> Option<Reference> {
+    name.contains(['/', ':']).then(|| name.parse().ok()).flatten()
+}
+
 /// The images of the wanted name, or of the only one there is; and the name.
 fn pick<T>(
     all: Vec<T>,
     wanted: Option<&Reference>,
     names_of: impl Fn(&T) -> Vec<String>,
 ) -> Result<(Reference, Vec<T>), ArchiveError> {
-    let full = |name: &String| {
-        // A lone tag would read as an image of Docker's own library.
-        let parsed = name.contains('/').then(|| name.parse::<Reference>().ok()).flatten();
-        parsed.or_else(|| name.contains(':').then(|| name.parse().ok()).flatten())
+    let names: BTreeSet<String> = all.iter().flat_map(&names_of).collect();
+    let has = || names.iter().take(32).cloned().collect::<Vec<_>>().join(", ");
+    let only = |all: Vec<T>, fits: &dyn Fn(&String) -> bool| -> Vec<T> {
+        all.into_iter().filter(|row| names_of(row).iter().any(fits)).collect()
     };
-    let names: Vec<Vec<String>> = all.iter().map(&names_of).collect();
-    let has = || names.concat().join(", ");
-    let rows =
-        |keep: &dyn Fn(&String) -> bool| -> Vec<bool> { names.iter().map(|names| names.iter().any(keep)).collect() };
-    let keep = |flags: Vec<bool>, all: Vec<T>| -> Vec<T> {
-        all.into_iter().zip(flags).filter(|(_, keep)| *keep).map(|(row, _)| row).collect()
+    let Some(wanted) = wanted else {
+        let references: BTreeSet<Reference> = names.iter().filter_map(|name| full(name)).collect();
+        let [reference] = &references.into_iter().collect::<Vec<_>>()[..] else {
+            return Err(ArchiveError::Which(has()));
+        };
+        return Ok((reference.clone(), only(all, &|name| full(name).as_ref() == Some(reference))));
     };
-    match wanted {
-        Some(wanted) => {
-            let by_name = rows(&|name| full(name).as_ref() == Some(wanted));
-            let by_tag = rows(&|name| full(name).is_none() && Some(name) == wanted.tag.as_ref());
-            let flags = if by_name.contains(&true) { by_name } else { by_tag };
-            let named: std::collections::BTreeSet<&String> = names.iter().flatten().collect();
-            if flags.contains(&true) {
-                return Ok((wanted.clone(), keep(flags, all)));
-            }
-            // The only image there is can be given any name, if it has no full one of its own.
-            if !all.is_empty() && named.len() <= 1 && named.iter().all(|name| full(name).is_none()) {
-                return Ok((wanted.clone(), all));
-            }
-            Err(ArchiveError::NoSuch { wanted: wanted.clone(), has: has() })
-        }
-        None => {
-            let references: std::collections::BTreeSet<Reference> = names.iter().flatten().filter_map(full).collect();
-            match &references.iter().collect::<Vec<_>>()[..] {
-                [only] if names.iter().all(|names| names.iter().any(|name| full(name).as_ref() == Some(only))) => {
-                    Ok(((*only).clone(), all))
-                }
-                _ => Err(ArchiveError::Which(has())),
-            }
-        }
-    }
+    let by_name = |name: &String| full(name).as_ref() == Some(wanted);
+    let by_tag = |name: &String| full(name).is_none() && Some(name) == wanted.tag.as_ref();
+    let rows = if names.iter().any(by_name) {
+        only(all, &by_name)
+    } else if names.iter().any(by_tag) {
+        only(all, &by_tag)
+    } else if !all.is_empty() && names.len() <= 1 && !names.iter().any(|name| full(name).is_some()) {
+        // The only image there is takes any name, if it has no full one of its own.
+        all
+    } else {
+        return Err(ArchiveError::NoSuch { wanted: wanted.to_string(), has: has() });
+    };
+    Ok((wanted.clone(), rows))
 }
 
 fn named_in_layout(row: &Descriptor) -> Vec<String> {
@@ -373,20 +226,14 @@ struct RootFs {
 /// A layer as `docker save` left it. The digest of a plain one is in the configuration, and is checked as it is taken in.
 fn docker_layer(files: &Files, name: &str, diff_id: Digest) -> Result<ImageBlob, ArchiveError> {
     let (mut reader, size) = files.reader(name).map_err(fault(name))?;
-    let mut magic = [0; 2];
-    let mut held = 0;
-    while held < 2 {
-        match reader.read(&mut magic[held..]).map_err(fault(name))? {
-            0 => break,
-            read => held += read,
-        }
-    }
+    let mut magic = Vec::new();
+    reader.by_ref().take(2).read_to_end(&mut magic).map_err(fault(name))?;
     if magic != [0x1f, 0x8b] {
         let media_type = "application/vnd.docker.image.rootfs.diff.tar".into();
         return Ok(ImageBlob { digest: diff_id, media_type, size });
     }
     let mut sha256 = Context::new(&SHA256);
-    sha256.update(&magic);
+    let mut reader = Cursor::new(magic).chain(reader);
     let mut buffer = vec![0; 1 << 20];
     loop {
         match reader.read(&mut buffer).map_err(fault(name))? {

@@ -1,10 +1,11 @@
 //! Images on their way in: from a folder, an archive or a registry to one content whose blobs are its streams.
 //!
-//! Owns: [`documents`] and what they lead to, [`archive`]s, [`pull`]s, [`names`] of jobs.
+//! Owns: [`documents`] and what they lead to, [`archive`]s and the [`files`] in them, [`pull`]s, [`names`] of jobs.
 //! Invariant: the name hosts know an image by is written out in full before its job begins.
 
 pub mod archive;
 pub mod documents;
+mod files;
 pub mod names;
 pub mod pull;
 
@@ -123,6 +124,8 @@ impl Jobs {
         let repository = Repository::open(&self.config, reference).map_err(|error| error.to_string())?;
         let progress = IngestProgress::default();
         let pulled = async {
+            // Not an ingest's turn: a registry may take its time, and a decision of the moment must not wait for it.
+            let _turn = self.pulls.turns.acquire().await;
             let (index, documents) = gather(&repository, asked).await?;
             let pulled = self.pulls.pull(&repository, &self.node().store, job, index, documents, &progress).await;
             pulled.map_err(|error| error.to_string())

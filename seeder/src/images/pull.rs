@@ -21,7 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
+/// Images pulled at once.
+const PULLS_MAX: usize = 4;
 /// Blobs of one image fetched at once.
 const AT_ONCE: usize = 3;
 /// What a failed pull left is kept this long, for the next attempt.
@@ -44,6 +47,8 @@ pub(crate) enum PullError {
 /// The folder of blobs on their way.
 pub(crate) struct Pulls {
     dir: PathBuf,
+    /// One a running pull.
+    pub(crate) turns: Semaphore,
     flights: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -97,7 +102,7 @@ fn disk(path: &Path) -> impl FnOnce(io::Error) -> PullError + '_ {
 impl Pulls {
     /// Below a seeder's folder. Nothing is made before the first pull.
     pub(crate) fn new(dir: &Path) -> Self {
-        let made = Self { dir: dir.join("pulls"), flights: Mutex::default() };
+        let made = Self { dir: dir.join("pulls"), turns: Semaphore::new(PULLS_MAX), flights: Mutex::default() };
         made.sweep();
         made
     }
@@ -150,7 +155,7 @@ impl Pulls {
         let keeper = store.clone();
         let room = tokio::task::spawn_blocking(move || keeper.reserve(need)).await;
         let room = room.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        let slots = tokio::sync::Semaphore::new(AT_ONCE);
+        let slots = Semaphore::new(AT_ONCE);
         let fetches = wanted.into_iter().map(|blob| {
             let (slots, link) = (&slots, &link);
             async move {

@@ -76,15 +76,15 @@ impl Repository {
         let mut partial = blocking(move || Partial::open(&path, size)).await.map_err(fault)?;
         let resumed = partial.len > 0;
         got.fetch_add(partial.len, Ordering::Relaxed);
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self.patience);
         while partial.len < blob.size {
             let before = partial.len;
             let (back, error) = self.stream(blob, partial, got).await;
             partial = back;
             let Some(error) = error else { continue };
             if partial.len > before {
-                // It moves: what counts is attempts in a row that bring nothing.
-                patience = Patience::new();
+                // It moves: what counts is the time that brings nothing.
+                patience = Patience::new(self.patience);
             }
             patience.after(error).await?;
         }

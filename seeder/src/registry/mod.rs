@@ -23,13 +23,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
-/// Attempts at one request before it is given up.
-const ATTEMPTS: u32 = 5;
 /// The wait after the first failure; doubled after each.
 const WAIT_FIRST: Duration = Duration::from_millis(250);
-/// The longest a registry may tell us to wait.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+/// The longest wait.
+const WAIT_MAX: Duration = Duration::from_secs(15);
 /// Redirects followed from one request.
 const REDIRECTS_MAX: usize = 5;
 /// Bytes read of an answer that says no.
@@ -76,7 +75,7 @@ pub enum RegistryError {
         /// Its words.
         why: String,
     },
-    /// It says no, still, after all attempts if it makes sense to try again.
+    /// It says no, also when asked again, where that makes sense.
     #[error("{registry} answered {status} to {what}: {why}")]
     Refused {
         /// The registry.
@@ -90,9 +89,14 @@ pub enum RegistryError {
         /// How long it asked us to wait.
         after: Option<Duration>,
     },
-    /// It cannot be reached, or breaks off, after all attempts.
+    /// It cannot be reached, or breaks off, also when asked again.
     #[error("{0}")]
     Unreachable(String),
+    /// TLS does not come about, and will not by trying again.
+    #[error(
+        "{0}; if it speaks plain http say so in `registries` (plain_http), if its certificate is of an authority of your own name that there (ca)"
+    )]
+    Tls(String),
     /// What it gave is not what its digest says.
     #[error("{registry} gave other bytes than {expected}: {found}")]
     WrongDigest {
@@ -133,26 +137,26 @@ impl RegistryError {
     }
 }
 
-/// Waits between attempts.
+/// Waits between attempts, until it has been in vain for too long.
 struct Patience {
-    left: u32,
+    until: Instant,
     wait: Duration,
 }
 
 impl Patience {
-    fn new() -> Self {
-        Self { left: ATTEMPTS - 1, wait: WAIT_FIRST }
+    fn new(limit: Duration) -> Self {
+        Self { until: Instant::now() + limit, wait: WAIT_FIRST }
     }
 
     /// Waits, or gives the error back when it is no use or enough.
     async fn after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        if !error.is_passing() || self.left == 0 {
+        let asked = if let RegistryError::Refused { after, .. } = &error { *after } else { None };
+        let again = Instant::now() + self.wait.min(WAIT_MAX).max(asked.unwrap_or_default());
+        if !error.is_passing() || again > self.until {
             return Err(error);
         }
-        self.left -= 1;
-        let asked = if let RegistryError::Refused { after, .. } = &error { *after } else { None };
         tracing::info!(%error, "trying again");
-        tokio::time::sleep(self.wait.max(asked.unwrap_or_default()).min(WAIT_MAX)).await;
+        tokio::time::sleep_until(again).await;
         self.wait *= 2;
         Ok(())
     }
@@ -166,6 +170,8 @@ pub(crate) struct Repository {
     base: Url,
     tls: Arc<ClientConfig>,
     credentials: Option<Credentials>,
+    /// How long a failing request is tried again.
+    patience: Duration,
     /// The header that was let in last.
     shown: Mutex<Option<HeaderValue>>,
 }
@@ -186,8 +192,8 @@ impl Repository {
             None => None,
         };
         let tls = http::tls(settings.ca.as_deref()).map_err(&fault)?;
-        let path = reference.path.clone();
-        Ok(Self { registry, path, base, tls, credentials, shown: Mutex::default() })
+        let (path, patience) = (reference.path.clone(), config.pull_patience.0);
+        Ok(Self { registry, path, patience, base, tls, credentials, shown: Mutex::default() })
     }
 
     fn malformed(&self, why: impl Into<String>) -> RegistryError {
@@ -223,7 +229,7 @@ impl Repository {
         headers.insert(ACCEPT, HeaderValue::try_from(types).map_err(|error| self.malformed(error.to_string()))?);
         let what = format!("{}:{name}", self.path);
         let path = format!("/v2/{}/manifests/{name}", self.path);
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self.patience);
         loop {
             let error = match self.try_document(&what, &path, &headers).await {
                 Ok(found) => return Ok(found),
@@ -433,5 +439,8 @@ fn its_words(body: &[u8]) -> String {
 }
 
 fn passing(error: HttpError) -> RegistryError {
-    RegistryError::Unreachable(error.to_string())
+    match error {
+        HttpError::Tls { .. } => RegistryError::Tls(error.to_string()),
+        _ => RegistryError::Unreachable(error.to_string()),
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use shoal_proto::image::OCI_MANIFEST;
-use std::fs;
+use std::fs::{self, File};
 
 /// A layout folder of one image; the annotation is as given.
 fn layout(dir: &Path, annotations: &str) -> Digest {
