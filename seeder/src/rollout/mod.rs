@@ -298,10 +298,9 @@ impl Rollouts {
     fn forget_oldest(&self) {
         let mut rows = self.rows();
         while rows.len() > ROLLOUTS_MAX {
-            let over = rows.iter().filter(|(_, row)| row.superseded && row.machine.state().phase.is_final());
-            let Some(oldest) = over.min_by_key(|(_, row)| row.machine.state().began_ms).map(|(id, _)| *id) else {
-                return;
-            };
+            let over = rows.iter().filter(|(_, row)| row.machine.state().phase.is_final());
+            let oldest = over.min_by_key(|(_, row)| (!row.superseded, row.machine.state().began_ms));
+            let Some(oldest) = oldest.map(|(id, _)| *id) else { return };
             rows.remove(&oldest);
             let _gone = self.jobs.node().store.put_state(&key(&oldest), None);
         }
