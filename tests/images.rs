@@ -99,7 +99,7 @@ fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common(
     assert!(phases.contains(&"pulling") && phases.ends_with(&["done"]), "{phases:?}");
     let status = told.last().unwrap();
     assert_eq!(
-        (Region::total(status, "active"), &status["name"]),
+        (Region::total(status, "held"), &status["name"]),
         (4, &format!("{NAME}/lab/app/v1").replace(':', "_").into())
     );
     for rack in imports(status) {
@@ -282,7 +282,7 @@ fn a_pull_goes_on_where_a_killed_seeder_left_it() {
     assert_eq!(region.status(&job)["phase"], "pulling");
     region.seeder.kill();
     region.seeder.start();
-    region.wait_active(&job, 1);
+    until("it is whole", || (Region::total(&region.status(&job), "held") == 1).then_some(()));
     assert_everywhere(&region, &image);
     let asked: Vec<Option<String>> = fake
         .seen()

@@ -10,7 +10,7 @@
 mod room;
 mod work;
 
-use crate::mirror::{Asked, Shelf};
+use crate::mirror::{Asked, Images};
 use crate::node::{Command, NodeHandle};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -150,7 +150,7 @@ struct Counters {
 struct Tools {
     client: Containerd,
     config: ContainerdConfig,
-    shelf: Shelf,
+    images: Images,
     /// What the mirror was asked for, when there is one.
     asked: Option<Arc<Asked>>,
     counters: Counters,
@@ -179,7 +179,7 @@ impl Warmer {
             running: metrics.gauge("shoal_images_warming", "Images being warmed"),
         };
         let client = Containerd::new(&config.socket, &config.namespace, &config.snapshotter);
-        let tools = Tools { client, config: config.clone(), shelf: Shelf::new(node.store.clone()), asked, counters };
+        let tools = Tools { client, config: config.clone(), images: Images::new(node.store.clone()), asked, counters };
         Self { board, node, tools }
     }
 
