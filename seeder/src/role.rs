@@ -90,7 +90,8 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         Some(_) => Vec::new(),
         None => vec!["no tracker can be reached".to_string()],
     });
-    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts);
+    let limits = shoal_peer::limits::api::routes(node.limits.clone(), Some(admin.clone()));
+    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts).merge(limits);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "seeder started");

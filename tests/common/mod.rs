@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Stands for the admin token's path in a peer's settings.
+pub(crate) const ADMIN_TOKEN: &str = "{admin-token}";
+
 /// How many lines of each process's log a failed test prints.
 const LOG_LINES: usize = 20;
 
@@ -221,7 +224,8 @@ impl Region {
             issue(&at, &name, "peer", &format!("t/site/rack{rack}/host{host}"));
             let mut set = node(&at, &name, &control);
             set.push(format!("content_dir='{}'", at.join(&name).join("content").display()));
-            set.extend(extra(number));
+            let admin = cluster.join("admin.token").display().to_string();
+            set.extend(extra(number).into_iter().map(|pair| pair.replace(ADMIN_TOKEN, &format!("'{admin}'"))));
             let mut peer = Process::new(&at, &name, "peer", set);
             peer.start();
             peers.push(peer);

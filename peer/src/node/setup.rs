@@ -4,6 +4,7 @@ use super::{Driver, NodeHandle, NodeMetrics, Parts};
 use crate::activate::{ActivateError, ContentDir};
 use crate::config::NodeSettings;
 use crate::feeds::{FeedFiles, Keeper, Shelf};
+use crate::limits::Limits;
 use crate::rollout::settings::Activations;
 use crate::tracker::{Shared, TrackerClient};
 use shoal_net::admission::{Admission, system_clock};
@@ -85,6 +86,8 @@ pub struct Running {
     pub control: ControlHandle,
     /// The tracker in use.
     pub tracker: watch::Receiver<Option<NodeId>>,
+    /// What its links keep to.
+    pub limits: Limits,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
@@ -135,7 +138,9 @@ pub async fn start(
     let admission = Admission::new(trust.clone(), credential_bytes.clone(), system_clock);
     let mut bulk = BulkConfig::new(settings.listen.clone(), identity.clone(), admission);
     bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
+    bulk.locality = Some(credential.locality.clone());
     let (endpoint, link_events) = BulkEndpoint::bind(bulk).await?;
+    let limits = Limits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
 
     let (control, control_events) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await?;
@@ -179,6 +184,7 @@ pub async fn start(
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));
+    tasks.spawn("limits", limits.clone().run(token.clone()));
     tasks.spawn("driver", driver.run(token));
-    Ok(Running { handle, credential, bulk_addrs, control, tracker })
+    Ok(Running { handle, credential, bulk_addrs, control, tracker, limits })
 }
