@@ -167,6 +167,8 @@ pub async fn start(
     let (driver, handle) = Driver::new(Parts {
         node: keys.node(),
         role,
+        locality: credential.locality.clone(),
+        store_dir: folders.store.to_path_buf(),
         trust,
         metrics: NodeMetrics::new(metrics, &store),
         store,
