@@ -8,6 +8,7 @@ use crate::deal::Deal;
 use crate::feed::FeedRow;
 use crate::ids::{ContentId, JobId, LaneIndex, ShardIndex};
 use crate::limits;
+use crate::membership::Member;
 use minicbor::{Decode, Encode};
 
 /// A set of lanes, one bit each.
@@ -162,6 +163,16 @@ pub enum Message {
         #[n(4)]
         ask: bool,
     },
+    /// "I have lost everything: who is in our rack?"
+    #[n(12)]
+    WantMates,
+    /// "These are, and the seeders", as the tracker told the sender.
+    #[n(13)]
+    Mates {
+        /// The rows; at most [`limits::MATES_MAX`].
+        #[n(0)]
+        rows: Vec<Member>,
+    },
     /// "Send me these announcements."
     #[n(9)]
     WantAnnounce {
@@ -196,10 +207,13 @@ pub enum HoldStage {
 impl Message {
     /// Checks the bounds. Called on every message received.
     pub fn validate(&self) -> Result<(), DecodeError> {
-        if let Self::Hold { deal, .. } = self {
-            return deal.validate();
+        match self {
+            Self::Hold { deal, .. } => return deal.validate(),
+            Self::Mates { rows } => rows.iter().try_for_each(Member::validate)?,
+            _ => {}
         }
         let (len, max) = match self {
+            Self::Mates { rows } => (rows.len(), limits::MATES_MAX),
             Self::Want { shards, .. } | Self::Lack { shards, .. } => (shards.len(), limits::WANT_SHARDS_MAX),
             Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => {
                 (jobs.len(), limits::DIGEST_JOBS_MAX)

@@ -101,7 +101,8 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         let wanted = Wanted { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
         tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
     }
-    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts);
+    let limits = shoal_peer::limits::api::routes(node.limits.clone(), Some(admin.clone()));
+    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts).merge(limits);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "seeder started");

@@ -95,6 +95,28 @@ fn one_more_than_m_goes_up_the_lanes() {
 }
 
 #[test]
+fn a_mate_that_has_it_whole_stands_in_for_lost_shares() {
+    let (mut world, number) = pushed(2, 2, 2);
+    let whole = world.host(0, 3);
+    world.pin(whole, number);
+    world.demote(number);
+    let others: Vec<HostIndex> = world.peers().filter(|host| *host != whole).collect();
+    let until = world.now() + Duration::from_secs(10);
+    while !others.iter().all(|host| world.share(*host, number).is_some_and(|share| share.shed)) {
+        assert!(world.now() < until, "the racks did not agree");
+        world.run_for(Duration::from_millis(100));
+    }
+    world.kill(world.host(0, 0));
+    world.kill(world.host(0, 1));
+    world.run_for(Duration::from_secs(1));
+    let imported = world.traffic.imported.clone();
+    world.promote(number);
+    let left = living(&world);
+    world.run_to_done(number, &left, Duration::from_secs(60)).expect("whole again");
+    assert_eq!(world.traffic.imported, imported);
+}
+
+#[test]
 fn small_racks_survive_one_host() {
     let (mut world, number) = demoted(2, 16, 4);
     assert!((copies(&world, number, 0) - 1.5).abs() < 0.05, "{}", copies(&world, number, 0));

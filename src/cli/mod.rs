@@ -11,6 +11,7 @@ mod containerd;
 mod demo;
 mod feed;
 mod hosts;
+mod limits;
 mod ls;
 mod order;
 mod output;
@@ -60,6 +61,9 @@ enum Command {
     Ls(ls::Args),
     /// List the region's hosts
     Hosts(hosts::Args),
+    /// Show or set what a node's links may carry
+    #[command(subcommand)]
+    Limits(limits::Command),
     /// Make a cluster's keys and its nodes' credentials
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -122,6 +126,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Feed(command) => feed::run(&command),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
+        Command::Limits(command) => limits::run(&command),
         Command::Cluster(command) => cluster::run(&command),
         Command::Containerd(command) => containerd::run(&command),
         Command::Backup(args) => backup::backup(&args),

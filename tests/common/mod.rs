@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Stands for the admin token's path in a peer's settings.
+pub(crate) const ADMIN_TOKEN: &str = "{admin-token}";
+
 /// How many lines of each process's log a failed test prints.
 const LOG_LINES: usize = 20;
 
@@ -263,7 +266,8 @@ impl Region {
             let mut set = node(&at, &host_name, &control);
             set.push("mirror.listen=''".into());
             set.push(format!("content_dir='{}'", at.join(&host_name).join("content").display()));
-            set.extend(extra(number));
+            let admin = cluster.join("admin.token").display().to_string();
+            set.extend(extra(number).into_iter().map(|pair| pair.replace(ADMIN_TOKEN, &format!("'{admin}'"))));
             let mut peer = Process::new(&at, &host_name, "peer", set, wrap);
             peer.start();
             peers.push(peer);

@@ -13,6 +13,7 @@ mod contents;
 mod effects;
 mod feeds;
 mod jobs;
+mod mates;
 mod network;
 mod pool;
 mod rollouts;
@@ -34,11 +35,13 @@ use crate::warm::{Board, WarmFault};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
+use mates::Mates;
 use pool::{Pool, Sort};
 use rollouts::Rollouts;
 use shoal_net::bulk::{BulkEndpoint, BulkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
+use shoal_proto::locality::Locality;
 use shoal_proto::membership::MembershipUpdate;
 use shoal_proto::report::{HostReport, TierBytes};
 use shoal_proto::trust::{Envelope, Role, Trust};
@@ -168,6 +171,10 @@ pub struct Parts {
     pub node: NodeId,
     /// Peer or seeder.
     pub role: Role,
+    /// Where we are.
+    pub locality: Locality,
+    /// The store's folder.
+    pub store_dir: PathBuf,
     /// Whose announcements count.
     pub trust: Arc<Trust>,
     /// The store.
@@ -259,6 +266,7 @@ pub struct Driver {
     progressed: BTreeSet<ContentId>,
     progress_at: Option<Instant>,
     membership_saved: bool,
+    mates: Mates,
 }
 
 impl Driver {
@@ -321,6 +329,7 @@ impl Driver {
             progressed: BTreeSet::new(),
             progress_at: None,
             membership_saved: true,
+            mates: Mates::new(parts.role, &parts.store_dir, parts.locality),
         };
         driver.book.load(&driver.store);
         driver.load_jobs();
@@ -517,6 +526,7 @@ impl Driver {
             return;
         }
         let known = next.epoch();
+        self.mates.hearsay = false;
         let former = std::mem::replace(&mut self.membership, Arc::new(next));
         self.book.metrics.members.set(self.membership.len() as i64);
         self.membership_out.send_replace(self.membership.clone());
@@ -537,10 +547,12 @@ impl Driver {
     /// Writes counts and membership to the disk, beside the driver.
     fn save(&mut self) {
         self.book.save(&self.store);
+        self.look_for_mates();
         if self.membership_saved {
             return;
         }
         self.membership_saved = true;
+        self.remember_mates();
         let (store, membership) = (self.store.clone(), self.membership.clone());
         self.done.run(Sort::Store, 0, move || {
             save_membership(&store, &membership);

@@ -187,6 +187,8 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
+        ("want_mates", Message::WantMates),
+        ("mates", Message::Mates { rows: vec![member(1), member(2)] }),
         ("hold", Message::Hold { content, job: JobId([7; 16]), stage: HoldStage::Shed, deal: deal(3), ask: true }),
         ("feeds", Message::Feeds { rows: vec![FeedRow { feed: feed_id("gslb/main"), sequence: 41 }] }),
     ]

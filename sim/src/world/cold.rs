@@ -51,6 +51,11 @@ impl World {
         self.input(SEEDER, Input::Announced { from: None, lane: 0, announcement, inline: false });
     }
 
+    /// Has a host keep a content whole, whatever is ordered.
+    pub fn pin(&mut self, host: HostIndex, number: ContentNumber) {
+        self.hosts[host.index()].pins.insert(number);
+    }
+
     /// What a host keeps of a demoted content.
     pub fn share(&self, host: HostIndex, number: ContentNumber) -> Option<&Share> {
         self.hosts[host.index()].shares.get(&number)
@@ -93,6 +98,10 @@ impl World {
 
     pub(super) fn make_share(&mut self, host: HostIndex, content: ContentId, deal: Deal) {
         let Some(number) = self.number_of(&content) else { return };
+        if self.hosts[host.index()].pins.contains(&number) {
+            self.later(self.now + 1, host, Input::ShareRefused { content });
+            return;
+        }
         self.hosts[host.index()].shares.entry(number).or_default().deals.push(deal.clone());
         self.later(self.now + 1, host, Input::ShareMade { content, deal });
     }

@@ -123,6 +123,8 @@ struct Host {
     disk: Vec<Option<Bitmap>>,
     /// Shares of demoted contents on its disk, by content.
     shares: BTreeMap<usize, cold::Share>,
+    /// Contents it keeps whole.
+    pins: BTreeSet<usize>,
     /// Orders it has heard.
     orders: BTreeSet<usize>,
     /// How far from the seeder each piece came, by content.
@@ -297,6 +299,7 @@ impl World {
             links: BTreeMap::new(),
             disk: Vec::new(),
             shares: BTreeMap::new(),
+            pins: BTreeSet::new(),
             orders: BTreeSet::new(),
             depths: Vec::new(),
             corrupts: false,

@@ -434,6 +434,11 @@ impl Node {
             }
         }
         if ask {
+            // Who has it whole holds every share.
+            let body = self.contents.get(&id).and_then(|content| content.body.as_ref());
+            if body.is_some_and(|body| body.missing == 0) {
+                self.send(from, Message::Done { content: id });
+            }
             match self.hold_message(id, false) {
                 Some(answer) => self.send(from, answer),
                 // We follow no such order: whole, or nothing of it is here.

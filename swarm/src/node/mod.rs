@@ -314,6 +314,8 @@ impl Node {
             Message::WantManifest { content } => self.on_want_manifest(from, content),
             Message::Unknown { content } => self.on_unknown(from, content),
             hold @ Message::Hold { .. } => self.on_hold(from, hold),
+            // The shell's: where these matter there is no brain yet.
+            Message::WantMates | Message::Mates { .. } => {}
             Message::Digest { hash, jobs } => self.on_digest(from, hash, jobs),
             Message::WantAnnounce { jobs } => self.on_want_announce(from, &jobs),
             Message::Feeds { rows } => self.on_feeds(from, &rows),

@@ -143,6 +143,7 @@ impl Node {
         child.pending = Bitmap::new(pieces);
         child.wants.clear();
         self.prefer_mates(id);
+        self.warm_arrived(id);
     }
 
     pub(super) fn on_want(&mut self, from: HostIndex, id: ContentId, shards: Vec<ShardIndex>) {
