@@ -2,12 +2,26 @@
 
 mod common;
 
+use common::feeds::{Publisher, Reader, numbered, quantile};
 use common::{Process, Region, get, noise, until};
 use serde_json::Value;
+use shoal_net::admission::{Admission, system_clock};
+use shoal_net::bulk::{BulkConfig, BulkEndpoint, BulkEvent, OutFrame, encode_announce};
+use shoal_net::identity::{Identity, load_key};
+use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::codec::Document;
+use shoal_proto::feed::{FeedMark, feed_id};
+use shoal_proto::frame::AnnounceFrame;
+use shoal_proto::ids::Hash;
+use shoal_proto::limits;
+use shoal_proto::locality::Selector;
+use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
+use shoal_proto::trust::{Envelope, Keypair, Trust};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Publishes from a file; gives the sequence.
 fn publish(region: &Region, feed: &str, bytes: &[u8]) -> u64 {
@@ -85,4 +99,255 @@ fn a_version_reaches_files_polls_and_streams() {
     assert_eq!(region.cli_json(&["status", "--json"]).unwrap(), Value::Array(Vec::new()));
     assert!(!region.cli(&["feed", "publish", "gslb/main/events", file!()]).status.success());
     assert!(!region.cli(&["feed", "publish", "gslb/x", file!(), "--to", "rack=nowhere"]).status.success());
+}
+
+#[allow(clippy::print_stderr, reason = "told to whoever runs the test; nothing is asserted of times")]
+fn report(took: &[u64]) {
+    eprintln!("{} readings, p50 {} us, p99 {} us", took.len(), quantile(took, 0.5), quantile(took, 0.99));
+}
+
+/// Two kilobytes ten times a second, while the publisher and a host are killed and come back.
+#[test]
+fn fast_versions_are_never_reordered_and_the_last_is_never_lost() {
+    let mut region = Region::start(4, 4, |_| Vec::new());
+    let readers: Vec<Reader> = region.peers.iter().map(|peer| Reader::start(peer, "gslb/main")).collect();
+    let mut publisher = Publisher::new(&region);
+    let began = Instant::now();
+    let (mut number, mut last) = (0, 0);
+    let rounds = 60;
+    for round in 0..rounds {
+        // The pace is the load itself, not a wait for something.
+        let due = began + Duration::from_millis(100) * round;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        match round {
+            20 => region.peers[5].kill(),
+            30 => region.peers[5].start(),
+            40 => {
+                region.seeder.kill();
+                region.seeder.start();
+            }
+            _ => {}
+        }
+        number += 1;
+        let sequence = publisher.publish("gslb/main", &numbered(number, 2048));
+        if let Some(sequence) = sequence {
+            assert!(sequence > last, "sequences never go back, whatever is killed");
+            last = sequence;
+        }
+    }
+    number += 1;
+    let data = numbered(number, 2048);
+    last = until("the seeder takes the last", || publisher.publish("gslb/main", &data));
+    let mut took = Vec::new();
+    for (peer, reader) in region.peers.iter().zip(&readers) {
+        until(&format!("{} has the last", peer.name), || (reader.last()?.sequence == last).then_some(()));
+        let seen = reader.seen();
+        assert_eq!(seen.last().unwrap().number, number, "{}", peer.name);
+        // A stream opened again begins with the newest, which may be the one seen last.
+        let grows =
+            seen.windows(2).all(|pair| pair[0].sequence <= pair[1].sequence && pair[0].number <= pair[1].number);
+        assert!(grows, "{}: {seen:?}", peer.name);
+        took.extend(seen.iter().map(|seen| seen.took_us));
+        until("the file has the last", || (file_of(peer, "gslb/main")? == data).then_some(()));
+    }
+    took.sort_unstable();
+    report(&took);
+    // Nothing piles up: no jobs, no contents, one file a feed.
+    for process in region.peers.iter().chain([&region.seeder]) {
+        assert_eq!(process.metric("shoal_contents"), 0, "{}", process.name);
+        assert_eq!(fs::read_dir(process.dir().join("state/feeds")).unwrap().count(), 1, "{}", process.name);
+    }
+    // All down at once, and one host alone up again: it serves the last version from its disk.
+    region.seeder.kill();
+    region.tracker.kill();
+    region.peers.iter_mut().for_each(Process::kill);
+    let name = region.peers[7].name.clone();
+    region.peers[7].start();
+    let again = until(&format!("{name} serves the last"), || served(&region.peers[7], "gslb/main"));
+    assert_eq!(again, (last, String::from_utf8(data).unwrap()));
+}
+
+/// Bytes that came over a rack's uplink so far, all hosts of the rack together.
+fn imported(region: &Region, rack: usize) -> u64 {
+    let tiers =
+        ["Site", "Region", "Seeder"].map(|tier| format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"));
+    let peers = region.peers.iter().filter(|peer| peer.name.starts_with(&format!("rack{rack}-")));
+    peers.map(|peer| tiers.iter().map(|tier| peer.metric(tier)).sum::<u64>()).sum()
+}
+
+#[test]
+fn a_large_table_moves_only_what_changed() {
+    const SIZE: usize = 4 << 20;
+    let mut region = Region::start(4, 2, |_| Vec::new());
+    let mut publisher = Publisher::new(&region);
+    let mut table = noise(SIZE, 1);
+    let mut last = until("the version is taken", || publisher.publish("gslb/table", &table));
+    let arrived = |region: &Region, sequence: u64, table: &[u8]| {
+        for peer in &region.peers {
+            until(&format!("{} has {sequence}", peer.name), || {
+                (served(peer, "gslb/table")?.0 == sequence).then_some(())
+            });
+            assert!(file_of(peer, "gslb/table").unwrap() == table, "{}", peer.name);
+        }
+    };
+    arrived(&region, last, &table);
+    for version in 0..6u64 {
+        // One per cent in at most four runs, elsewhere each time.
+        let runs = 1 + (version as usize) % 4;
+        let len = SIZE / 100 / runs;
+        for run in 0..runs {
+            let at = (version as usize * 377_777 + run * 1_000_003) % (SIZE - len);
+            table[at..at + len].copy_from_slice(&noise(len, 100 + version * 10 + run as u64));
+        }
+        let before: Vec<u64> = (0..4).map(|rack| imported(&region, rack)).collect();
+        let next = until("the version is taken", || publisher.publish("gslb/table", &table));
+        assert!(next > last);
+        last = next;
+        arrived(&region, last, &table);
+        for (rack, before) in before.iter().enumerate() {
+            let came = imported(&region, rack) - before;
+            assert!(
+                came * 100 <= SIZE as u64 * 3,
+                "{came} bytes into rack {rack} for version {version} of {runs} runs"
+            );
+        }
+    }
+    // Former versions are gone everywhere.
+    for process in region.peers.iter().chain([&region.seeder]) {
+        until(&format!("{} lets go", process.name), || (process.metric("shoal_contents") == 1).then_some(()));
+    }
+    // Versions faster than they can be fetched: the last one wins, the others leave nothing.
+    for version in 0..8u64 {
+        let at = version as usize * 500_000;
+        table[at..at + 40_000].copy_from_slice(&noise(40_000, 900 + version));
+        last = until("the version is taken", || publisher.publish("gslb/table", &table));
+    }
+    arrived(&region, last, &table);
+    // A host that was away fetches what changed since, from rack-mates and by delta.
+    region.peers[3].kill();
+    table[..1000].copy_from_slice(&noise(1000, 99));
+    last = until("the version is taken", || publisher.publish("gslb/table", &table));
+    region.peers[3].start();
+    arrived(&region, last, &table);
+    assert!(region.peers[3].metric("shoal_payload_received_bytes_total{tier=\"Rack\"}") < SIZE as u64 / 20);
+    for process in region.peers.iter().chain([&region.seeder]) {
+        until(&format!("{} lets go", process.name), || (process.metric("shoal_contents") == 1).then_some(()));
+    }
+}
+
+/// A host's own link, in the hands of somebody who sends what he likes on it.
+struct Impostor {
+    runtime: tokio::runtime::Runtime,
+    endpoint: BulkEndpoint,
+    target: shoal_proto::ids::NodeId,
+}
+
+impl Impostor {
+    /// With the keys of `as_host`, which must be down.
+    fn new(as_host: &Process, target: &Process) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let keys = load_key(&as_host.dir().join("node.key")).unwrap();
+        let trust = Trust::open(&fs::read(as_host.dir().join("trust")).unwrap(), None).unwrap();
+        let credential = fs::read(as_host.dir().join("node.cred")).unwrap();
+        let admission = Admission::new(Arc::new(trust), credential, system_clock);
+        let config = BulkConfig::new(Vec::new(), Identity::new(&keys), admission);
+        let node = load_key(&target.dir().join("node.key")).unwrap().node();
+        let addr = target.addrs["bulk"][0].as_str().unwrap().parse().unwrap();
+        let endpoint = runtime.block_on(async {
+            let (endpoint, mut events) = BulkEndpoint::bind(config).await.unwrap();
+            endpoint.dial(node, vec![addr]);
+            while !matches!(events.recv().await.unwrap(), BulkEvent::LinkUp { .. }) {}
+            // Whatever comes is read and dropped, so that the link lives.
+            tokio::spawn(async move { while events.recv().await.is_some() {} });
+            endpoint
+        });
+        Self { runtime, endpoint, target: node }
+    }
+
+    fn say(&self, announcement: &Announcement, signer: &Keypair, manifest: &Manifest, data: &[u8]) {
+        let envelope = Envelope::seal(announcement, signer).to_bytes();
+        let frame = AnnounceFrame { envelope, lane: 0, manifest: Some(manifest.to_bytes()), data: Some(data.to_vec()) };
+        let _inside = self.runtime.enter();
+        self.endpoint.send(self.target, OutFrame::Announce(encode_announce(&frame))).unwrap();
+    }
+}
+
+fn small_manifest(data: &[u8]) -> Manifest {
+    let size = data.len() as u64;
+    Manifest {
+        root: Root::File,
+        entries: vec![Entry { path: b"current".to_vec(), mode: 0o644, kind: EntryKind::File { size } }],
+        streams: vec![size],
+        piece_bytes_avg: 8192,
+        data: 1,
+        parity: 0,
+        lanes: 1,
+        piece_lens: (size as u32).to_le_bytes().to_vec(),
+        piece_hashes: Hash::of(data).0.to_vec(),
+        parity_hashes: Vec::new(),
+        image: None,
+    }
+}
+
+#[test]
+fn what_is_not_signed_for_is_refused_and_changes_nothing() {
+    let mut region = Region::start(1, 2, |_| Vec::new());
+    let current = publish(&region, "gslb/main", b"good");
+    wait_served(&region, "gslb/main", current, "good");
+    region.peers[0].kill();
+    let peer = &region.peers[1];
+    let impostor = Impostor::new(&region.peers[0], peer);
+    let publisher = load_key(&region.folder.path().join("cluster/publisher.key")).unwrap();
+    let origin = load_key(&region.seeder.dir().join("node.key")).unwrap().node();
+    let manifest = small_manifest(b"evil");
+    let version = |sequence: u64, size: u64| Announcement {
+        job: feed_id("gslb/main"),
+        content: Manifest::id(&manifest.to_bytes()),
+        kind: Kind::Gslb,
+        name: "gslb/main".into(),
+        version: sequence.to_string(),
+        sequence,
+        selector: Selector::all(),
+        origin,
+        manifest_bytes: manifest.to_bytes().len() as u64,
+        size,
+        created_at: system_clock(),
+        expires_at: system_clock() + 1000,
+        order: None,
+        feed: Some(FeedMark { published_at_ms: sequence }),
+        staged: false,
+    };
+    let refused = |why: &str| peer.metric(&format!("shoal_feed_refused_total{{why=\"{why}\"}}"));
+    let unreadable = || peer.metric("shoal_announcements_refused_total");
+    let unchanged = |after: &str| {
+        assert_eq!(served(peer, "gslb/main").unwrap(), (current, "good".to_string()), "after {after}");
+        assert_eq!(file_of(peer, "gslb/main").unwrap(), b"good", "after {after}");
+    };
+
+    impostor.say(&version(current + 1000, 4), &Keypair::from_seed([66; 32]), &manifest, b"evil");
+    until("the untrusted is refused", || (refused("untrusted") == 1).then_some(()));
+    unchanged("untrusted");
+    impostor.say(&version(current - 1, 4), &publisher, &manifest, b"evil");
+    until("the older is refused", || (refused("stale") >= 1).then_some(()));
+    unchanged("older");
+    let before = unreadable();
+    impostor.say(&version(current + 1000, limits::FEED_BYTES_MAX + 1), &publisher, &manifest, b"evil");
+    until("the oversized is refused", || (unreadable() == before + 1).then_some(()));
+    let escaping = Announcement { name: "../main".into(), job: feed_id("../main"), ..version(current + 1000, 4) };
+    impostor.say(&escaping, &publisher, &manifest, b"evil");
+    until("the escaping is refused", || (unreadable() == before + 2).then_some(()));
+    unchanged("oversized and escaping");
+    // Longer than its announcement says, then other bytes than were signed for.
+    impostor.say(&version(current + 1000, 3), &publisher, &manifest, b"evil");
+    until("the longer is refused", || (refused("corrupt") == 1).then_some(()));
+    impostor.say(&version(current + 2000, 4), &publisher, &manifest, b"Evil");
+    until("the altered is refused", || (refused("corrupt") == 2).then_some(()));
+    unchanged("corrupt");
+    let (_, said) = get(peer.http(), "/feeds", None).unwrap();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["refused"].as_array().unwrap().len(), 3, "{said:#}");
+    assert!(said["refused"][2]["why"].as_str().unwrap().contains("not trusted"), "{said:#}");
+    // What a publisher did sign, and whose data is at last the right one, counts.
+    impostor.say(&version(current + 3000, 4), &publisher, &manifest, b"evil");
+    until("the signed is taken", || (served(peer, "gslb/main")?.0 == current + 3000).then_some(()));
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may use. `shoal` itself may use all.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("proto", &[]),
     ("swarm", &["proto"]),
     ("store", &["proto"]),
@@ -13,7 +13,8 @@ const EDGES: [(&str, &[&str]); 10] = [
     ("ops", &[]),
     ("sim", &["proto", "swarm"]),
     ("tracker", &["proto", "swarm", "net", "ops"]),
-    ("peer", &["proto", "swarm", "net", "store", "ops"]),
+    ("containerd", &[]),
+    ("peer", &["proto", "swarm", "net", "store", "ops", "containerd"]),
     ("seeder", &["peer", "proto", "swarm", "net", "store", "ops"]),
     ("hub", &["proto", "ops"]),
 ];

@@ -48,7 +48,7 @@ pub(super) struct Figures {
     pub(super) rack_import: Vec<f64>,
     /// Bytes out of the seeder by the content's size.
     pub(super) seeder_egress: f64,
-    /// Bytes both ways at the hub and at the tracker, beyond what they carry when nothing is distributed.
+    /// Bytes both ways at the hub; at the tracker, beyond what it carries when nothing is distributed.
     pub(super) hub_bytes: i64,
     pub(super) tracker_bytes: i64,
     /// CPU seconds of all processes by GiB that hosts got.
@@ -131,10 +131,12 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
     troubles.advance(Duration::ZERO, &mut stage, &mut *system)?;
 
     let window = if setting.kind == Kind::Shoal { scenario.window } else { Duration::ZERO };
+    // What starting up says is over before silence is measured.
+    rest(window)?;
     let idle = stage.racks.counters()?;
     rest(window)?;
     let before = stage.racks.counters()?;
-    let began = system.begin(&mut stage)?;
+    let began = system.begin(&mut stage, &at_first)?;
     let cpu_before = stage.processes.look();
     let expected: BTreeSet<Place> = hosts.iter().copied().filter(|host| !troubles.lost.contains(host)).collect();
     let done = watch(&mut stage, &mut *system, &mut troubles, &expected, began, scenario.limit())?;
@@ -168,7 +170,8 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
         p99_s: rank(0.99).unwrap_or(f64::INFINITY),
         rack_import: into.collect(),
         seeder_egress: after.seeder.since(before.seeder).out as f64 / size,
-        hub_bytes: control(|counters| counters.hub.both()),
+        // The hub hears nothing while nothing happens.
+        hub_bytes: (settled.hub.both() - before.hub.both()) as i64,
         tracker_bytes: control(|counters| counters.tracker.both()),
         cpu_s_per_gib: cpu / delivered,
         host_rss_bytes: peaks.host,
@@ -310,7 +313,7 @@ impl Trouble {
         let layout = stage.racks.layout().clone();
         match fault.kind {
             faults::Kind::Crash if on => hosts.iter().for_each(|host| stage.processes.kill(*host)),
-            faults::Kind::Crash => hosts.iter().try_for_each(|host| system.start_host(stage, *host, true))?,
+            faults::Kind::Crash => hosts.iter().try_for_each(|host| system.start_host(stage, *host))?,
             faults::Kind::Slow => {
                 for host in hosts {
                     let Place::Host { rack, .. } = *host else { continue };

@@ -225,7 +225,11 @@ impl Racks {
         let name = self.name(short);
         words("ip", &format!("netns add {name}"))?;
         words("ip", &format!("-n {name} link add br0 type bridge"))?;
-        words("ip", &format!("-n {name} link set br0 up")).map(drop)
+        words("ip", &format!("-n {name} link set br0 up"))?;
+        // A switch does not look into packets; where bridges are filtered, that would be charged to whoever sends.
+        let file = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        let off = format!("test ! -e {file} || echo 0 > {file}");
+        run(Command::new("ip").args(["netns", "exec", &name, "sh", "-c", &off])).map(drop)
     }
 
     /// Makes a machine and ties it to a switch.

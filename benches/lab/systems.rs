@@ -40,11 +40,11 @@ pub(super) trait System {
     /// Starts everything but the distribution: the seeder with the content before it, and these hosts, empty.
     fn prepare(&mut self, stage: &mut Stage, hosts: &[Place]) -> anyhow::Result<()>;
 
-    /// Starts the distribution; gives the time of day at which hosts could begin.
-    fn begin(&mut self, stage: &mut Stage) -> anyhow::Result<Duration>;
+    /// Starts the distribution to these hosts; gives the time of day at which they could begin.
+    fn begin(&mut self, stage: &mut Stage, hosts: &[Place]) -> anyhow::Result<Duration>;
 
-    /// Starts a host, anew or for the first time; `begun`: it is to join in at once.
-    fn start_host(&mut self, stage: &mut Stage, host: Place, begun: bool) -> anyhow::Result<()>;
+    /// Starts a host while the distribution is under way, anew or for the first time.
+    fn start_host(&mut self, stage: &mut Stage, host: Place) -> anyhow::Result<()>;
 
     /// What appears on a host at the moment it is done.
     fn done(&self, stage: &Stage, host: Place) -> PathBuf;

@@ -206,7 +206,7 @@ pub(crate) fn view(row: &RegionJob) -> JobView {
         size: job.size,
         created_at: job.created_at,
         hosts: row.hosts.len() as u32,
-        has: count(|state| matches!(state, HostState::Has | HostState::Active)),
+        has: count(HostState::has_all),
         active: count(|state| state == HostState::Active),
         failed: count(|state| matches!(state, HostState::Failed(_))),
         tiers: job.tiers,
@@ -223,12 +223,14 @@ fn detailed(ledger: &Ledger, row: &RegionJob, every_host: bool) -> JobView {
         let rack = locality.as_ref().map_or_else(|| "unknown".to_string(), |locality| locality.rack_path());
         let rollup = racks.entry(rack.clone()).or_insert_with(|| RackRollup { rack, ..RackRollup::default() });
         rollup.hosts += 1;
-        rollup.has += u32::from(matches!(state, HostState::Has | HostState::Active));
+        rollup.has += u32::from(state.has_all());
+        rollup.held += u32::from(*state == HostState::Held);
         rollup.active += u32::from(*state == HostState::Active);
         rollup.failed += u32::from(matches!(state, HostState::Failed(_)));
         if every_host || matches!(state, HostState::Failed(_)) {
             let host = locality.map_or_else(|| format!("host {index}"), |locality| locality.to_string());
-            lines.push(HostView { host, state: state.to_string() });
+            let warm = *state == HostState::Active && row.job.kind == Kind::Image;
+            lines.push(HostView { host, state: if warm { "warm".into() } else { state.to_string() } });
         }
     }
     JobView { racks: racks.into_values().collect(), lines, ..view(row) }

@@ -30,7 +30,7 @@ use shared::Shared;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
-use shoal_proto::ids::{ContentId, NodeId};
+use shoal_proto::ids::{ContentId, JobId, NodeId};
 use shoal_proto::limits;
 use shoal_proto::locality::Locality;
 use shoal_proto::message::Message;
@@ -183,6 +183,13 @@ pub enum OutFrame {
     Message(Message),
     /// An encoded [`AnnounceFrame`], from [`encode_announce`]: encoded once, shared by all children.
     Announce(Bytes),
+    /// The same for a feed, of which only the latest counts: takes the place of an older one that still waits.
+    Latest {
+        /// The feed, and the lane it goes down.
+        key: (JobId, u8),
+        /// From [`encode_announce`].
+        body: Bytes,
+    },
     /// A shard or manifest, answered with [`BulkEvent::Sent`].
     Part {
         /// The content.
@@ -306,6 +313,12 @@ impl BulkEndpoint {
         shared.spawn(connect::keep_house(shared.clone()));
         let stop = Arc::new(shared.stop.clone().drop_guard());
         Ok((Self { shared, local_addrs: local_addrs.into(), _stop: stop }, events))
+    }
+
+    /// Announcements from now on, in a queue of their own: they need not wait for the payload before them to be taken.
+    /// They may then come before their link's `LinkUp` or after its `LinkDown`. `None` when they were split before.
+    pub fn split_announcements(&self) -> Option<mpsc::Receiver<BulkEvent>> {
+        self.shared.split_announcements()
     }
 
     /// Where we listen, with the ports picked.

@@ -3,7 +3,9 @@
 //! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
 
 use crate::limits::LimitSettings;
+use crate::mirror::MirrorConfig;
 use crate::rollout::settings::{self, Activations};
+use crate::warm::ContainerdConfig;
 use serde::{Deserialize, Serialize};
 use shoal_ops::config::ConfigError;
 use shoal_ops::units::ByteSize;
@@ -106,6 +108,10 @@ pub struct PeerConfig {
     pub admin_token: Option<PathBuf>,
     /// What is done around a switch, by name or `prefix/*`. Default: nothing.
     pub activation: Activations,
+    /// The registry mirror.
+    pub mirror: MirrorConfig,
+    /// The containerd that images are unpacked in. Default: none, and images end at `held`.
+    pub containerd: Option<ContainerdConfig>,
 }
 
 impl Default for PeerConfig {
@@ -118,6 +124,8 @@ impl Default for PeerConfig {
             http: (Ipv4Addr::LOCALHOST, 7701).into(),
             admin_token: None,
             activation: Activations::new(),
+            mirror: MirrorConfig::default(),
+            containerd: None,
         }
     }
 }
@@ -126,6 +134,8 @@ impl PeerConfig {
     /// Checks what the types cannot.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.node.validate()?;
+        self.mirror.validate()?;
+        self.containerd.iter().try_for_each(ContainerdConfig::validate)?;
         if self.keep_versions == 0 {
             return Err(ConfigError::invalid("keep_versions", "at least 1"));
         }

@@ -2,8 +2,10 @@
 
 use crate::api;
 use crate::config::PeerConfig;
+use crate::mirror::{self, Fetcher};
 use crate::node::NodeHandle;
 use crate::node::setup::{Folders, SetupError, start as start_node};
+use crate::warm::{Board, Warmer};
 use shoal_ops::http::{AdminToken, Server, TokenError, bind};
 use shoal_ops::metrics::Metrics;
 use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
@@ -37,6 +39,8 @@ pub struct Started {
     pub bulk: Vec<SocketAddr>,
     /// Where it serves HTTP.
     pub http: SocketAddr,
+    /// Where the registry mirror listens, if it does.
+    pub mirror: Option<SocketAddr>,
     /// How to reach its driver.
     pub node: NodeHandle,
     /// Its tasks.
@@ -56,7 +60,22 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
         content: Some((&config.content_dir, config.keep_versions)),
         activations: config.activation.clone(),
     };
-    let node = start_node(Role::Peer, &config.node, folders, &metrics, &mut tasks).await?;
+    let board = config.containerd.as_ref().map(|_| Arc::<Board>::default());
+    let node = start_node(Role::Peer, &config.node, folders, board.clone(), &metrics, &mut tasks).await?;
+    let mirror = match config.mirror.addr()? {
+        Some(addr) => {
+            let through = config.mirror.fetch_through;
+            let fetcher = through.then(|| Fetcher::new(node.control.clone(), node.tracker.clone()));
+            Some(mirror::start(&config.mirror, addr, &node.handle, fetcher, &metrics, &mut tasks).await?)
+        }
+        None => None,
+    };
+    if let (Some(containerd), Some(board)) = (&config.containerd, board) {
+        let asked = mirror.as_ref().map(|mirror| mirror.asked.clone());
+        let warmer = Warmer::new(containerd, board, node.handle.clone(), asked, &metrics);
+        tasks.spawn("warmer", warmer.run(tasks.token().clone()));
+    }
+    let mirror = mirror.map(|mirror| mirror.addr);
     let tracker = node.tracker.clone();
     let check = Arc::new(move || match *tracker.borrow() {
         Some(_) => Vec::new(),
@@ -67,8 +86,8 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
         .merge(crate::limits::api::routes(node.limits.clone(), admin));
     let server = Server::new("peer", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
-    tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "peer started");
-    Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })
+    tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, ?mirror, "peer started");
+    Ok(Started { bulk: node.bulk_addrs, http, mirror, node: node.handle, tasks })
 }
 
 /// Runs a peer until the token is cancelled.

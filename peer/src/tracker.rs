@@ -3,7 +3,7 @@
 //! Invariant: one tracker at a time; whatever it did not hear before a failure is said to the next.
 
 use crate::reports::Reports;
-use shoal_net::control::{ControlEvent, ControlHandle};
+use shoal_net::control::{ControlEvent, ControlHandle, ReplySlot};
 use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::limits;
@@ -80,6 +80,19 @@ pub struct TrackerClient {
     pub sink: mpsc::Sender<TrackerEvent>,
     /// The tracker in use, for others' requests.
     pub current: watch::Sender<Option<NodeId>>,
+    /// Where hosts' wishes for images go; seeders only.
+    pub wanted: Option<mpsc::Sender<ImageWish>>,
+}
+
+/// A host was asked for an image that it has not.
+#[derive(Debug)]
+pub struct ImageWish {
+    /// The image's name, in full.
+    pub reference: String,
+    /// The host.
+    pub host: HostIndex,
+    /// `Done` when the image may come, else `Refused`.
+    pub reply: ReplySlot,
 }
 
 impl TrackerClient {
@@ -179,6 +192,14 @@ impl TrackerClient {
                     {
                         let _ = self.sink.send(TrackerEvent::Update(update)).await;
                         reply.send(Response::Done);
+                    }
+                    Some(ControlEvent::Request { from, request: Request::WantImage { reference, host: Some(host) }, reply, .. })
+                        if from == tracker && self.wanted.is_some() =>
+                    {
+                        let full = self.wanted.as_ref().map(|wanted| wanted.try_send(ImageWish { reference, host, reply }));
+                        if let Some(Err(mpsc::error::TrySendError::Full(wish))) = full {
+                            wish.reply.send(Response::Refused { why: "too many images are wanted at once".into() });
+                        }
                     }
                     Some(ControlEvent::Request { reply, .. }) => {
                         reply.send(Response::Refused { why: "only our tracker may ask, and only of membership".into() });

@@ -6,6 +6,7 @@ use crate::announcement::{is_content_name, is_version};
 use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::ids::{Epoch, HostIndex, JobId};
+use crate::image::Reference;
 use crate::limits;
 use crate::locality::{Labels, validate_labels};
 use crate::membership::MembershipUpdate;
@@ -94,6 +95,16 @@ pub enum Request {
         /// The name.
         #[n(0)]
         name: String,
+    },
+    /// Host to tracker, and from there to a seeder: an image was asked for here and is not here. `Done` means that it may come.
+    #[n(12)]
+    WantImage {
+        /// Its name, written out in full.
+        #[n(0)]
+        reference: String,
+        /// Who asked first; the tracker fills it in.
+        #[n(1)]
+        host: Option<HostIndex>,
     },
 }
 
@@ -232,6 +243,15 @@ pub struct RackRollup {
     /// Payload bytes by source, over its hosts.
     #[n(7)]
     pub tiers: TierBytes,
+    /// Hosts that hold every piece and will do no more, of those in `has`.
+    #[n(8)]
+    #[cbor(default, skip_if = "is_zero")]
+    #[serde(default)]
+    pub held: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A host worth a line of its own: failed, away or slowest.
@@ -298,6 +318,10 @@ impl Document for Request {
             Self::OpenJob { envelope } if envelope.len() > limits::ANNOUNCEMENT_BYTES_MAX => {
                 Err(DecodeError::TooLong { len: envelope.len(), max: limits::ANNOUNCEMENT_BYTES_MAX })
             }
+            Self::WantImage { reference, .. } => match reference.parse::<Reference>() {
+                Ok(name) if name.to_string() == *reference => Ok(()),
+                _ => Err(DecodeError::invalid("reference", "no image's full name")),
+            },
             Self::OpenJob { .. }
             | Self::JobStatus { .. }
             | Self::HostStates { .. }

@@ -77,7 +77,7 @@ pub const DESIRED_RULES_MAX: usize = 32;
 /// Jobs in one flush to the hub.
 pub const FLUSH_JOBS_MAX: usize = 64;
 /// Sets of hosts in one job of a flush: each state has at most one.
-pub const FLUSH_STATES_MAX: usize = 16;
+pub const FLUSH_STATES_MAX: usize = 32;
 /// Roster rows in one flush to the hub.
 pub const FLUSH_ROSTER_MAX: usize = 20_000;
 /// Largest body the hub takes in one request.

@@ -51,8 +51,20 @@ pub enum Reason {
     /// It was switched in, and then its probe failed.
     #[n(10)]
     Unhealthy,
-    /// It is in use here, so it is not demoted.
+    /// The container runtime did not answer.
     #[n(16)]
+    RuntimeAway,
+    /// The container runtime could not pull or unpack the image.
+    #[n(17)]
+    PullFailed,
+    /// What the container runtime got is not what the image's digests say.
+    #[n(18)]
+    DigestMismatch,
+    /// The container runtime did not end in time.
+    #[n(19)]
+    Timeout,
+    /// It is in use here, so it is not demoted.
+    #[n(20)]
     InUse,
 }
 
@@ -70,6 +82,10 @@ impl fmt::Display for Reason {
             Self::Deadline => "deadline",
             Self::RolledBack => "rolled-back",
             Self::Unhealthy => "unhealthy",
+            Self::RuntimeAway => "runtime-away",
+            Self::PullFailed => "pull-failed",
+            Self::DigestMismatch => "digest-mismatch",
+            Self::Timeout => "timeout",
             Self::InUse => "in-use",
         })
     }
@@ -84,6 +100,9 @@ pub enum HostState {
     /// Every piece is verified and durable.
     #[n(1)]
     Has,
+    /// Every piece is there, and that is all this host will do: an image where no container runtime is configured.
+    #[n(4)]
+    Held,
     /// It cannot be done, for this reason, in this attempt.
     #[n(2)]
     Failed(#[n(0)] Reason),
@@ -93,9 +112,14 @@ pub enum HostState {
 }
 
 impl HostState {
+    /// Whether every piece is there.
+    pub fn has_all(self) -> bool {
+        matches!(self, Self::Has | Self::Held | Self::Active)
+    }
+
     /// Whether the host will not change its mind in this attempt.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Failed(_) | Self::Active)
+        matches!(self, Self::Held | Self::Failed(_) | Self::Active)
     }
 }
 
@@ -104,6 +128,7 @@ impl fmt::Display for HostState {
         match self {
             Self::Unknown => f.write_str("fetching"),
             Self::Has => f.write_str("has"),
+            Self::Held => f.write_str("held"),
             Self::Failed(reason) => write!(f, "failed: {reason}"),
             Self::Active => f.write_str("active"),
         }

@@ -1,9 +1,10 @@
 //! The seeder's HTTP API. Every request shows the admin token.
 
 use crate::feeds::{self, Feeds};
+use crate::images::{self, Resolved};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
 use crate::orders::{OrderError, OrderRequest};
-use crate::rollout::{self, Rollouts};
+use crate::rollout::{self, RolloutError, Rollouts};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -73,6 +74,7 @@ pub(crate) fn routes(
         .route("/v1/push", post(push))
         .route("/v1/demote", post(demote))
         .route("/v1/promote", post(promote))
+        .route("/v1/images/resolve", post(resolve))
         .route("/v1/jobs", get(list))
         .route("/v1/jobs/{id}", get(status))
         .route("/v1/jobs/{id}/events", get(events))
@@ -85,32 +87,36 @@ pub(crate) fn routes(
         .layer(from_fn_with_state(token, require_token))
 }
 
-async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
-    let refused = |error: PushError| {
-        let status = match &error {
-            PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            PushError::Clash { .. } => StatusCode::CONFLICT,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+fn refused(error: PushError) -> ApiError {
+    let status = match &error {
+        PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        PushError::Clash { .. } => StatusCode::CONFLICT,
+        _ => StatusCode::BAD_REQUEST,
     };
-    if !request.staged {
-        let rollouts = api.rollouts.clone();
-        let name = request.name.clone();
-        let way = tokio::task::spawn_blocking(move || rollouts.make_way(&name)).await;
-        let why = match way {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = why {
-            let remedy = "push it with --stage and roll it out, or cancel that rollout";
-            return Err(ApiError::new(StatusCode::CONFLICT, "push refused", why, remedy));
-        }
-    }
+    ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+}
+
+/// A rollout of the name is under way.
+fn in_the_way(error: RolloutError) -> ApiError {
+    let remedy = "push it with --stage and roll it out, or cancel that rollout";
+    ApiError::new(StatusCode::CONFLICT, "push refused", error.to_string(), remedy)
+}
+
+async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
     let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
-    let job = api.jobs.create(&request).map_err(refused)?;
+    // An image's name may have to be read from its files, and the job goes to the disk.
+    let (jobs, rollouts) = (api.jobs.clone(), api.rollouts.clone());
+    let created = tokio::task::spawn_blocking(move || {
+        let request = images::complete(request).map_err(refused)?;
+        if !request.staged {
+            rollouts.make_way(&request.name).map_err(in_the_way)?;
+        }
+        let job = jobs.create(&request).map_err(refused)?;
+        Ok::<_, ApiError>((job, request))
+    });
+    let created = created.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let (job, request) = created?;
     permit.send((job, request));
     Ok(Json(Pushed { job }))
 }
@@ -141,6 +147,11 @@ async fn order(api: &Api, order: Order, request: &OrderRequest) -> Result<Json<P
     Ok(Json(Pushed { job }))
 }
 
+/// What pulling an image would bring; nothing is pulled but its documents.
+async fn resolve(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Resolved>, ApiError> {
+    api.jobs.resolve(&request).await.map(Json).map_err(refused)
+}
+
 fn remedy(error: &PushError) -> &'static str {
     match error {
         PushError::Name(_) => {
@@ -150,6 +161,7 @@ fn remedy(error: &PushError) -> &'static str {
         PushError::Selector(_) => "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`",
         PushError::NoHosts(_) => "see `shoal hosts` for the hosts there are",
         PushError::Path(_) => "give the absolute path of a file or directory on the seeder's machine that it may read",
+        PushError::Image(_) => "name the image as containerd will ask for it, e.g. registry.example:5000/lab/app:v1",
         PushError::Clash { .. } => "use another name: a name is one kind's, and no name lies within another",
         PushError::Busy => "wait for one to end",
         PushError::Store(_) => "look at the seeder's disk and its log",

@@ -2,11 +2,15 @@
 //!
 //! Invariant: a configuration that passed [`SeederConfig::validate`] can be run.
 
+use crate::registry::http::Url;
+use crate::wanted::is_prefix;
 use serde::{Deserialize, Serialize};
 use shoal_ops::config::ConfigError;
 use shoal_ops::units::Span;
 use shoal_peer::config::NodeSettings;
+use shoal_proto::image::is_host;
 use shoal_proto::limits;
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -32,6 +36,31 @@ pub struct SeederConfig {
     pub lanes: u8,
     /// How long hosts remember a job. Default `7d`.
     pub job_lifetime: Span,
+    /// Images hosts may have pulled by asking their mirror: registries, or a registry and the beginning of repositories in it,
+    /// e.g. `registry.example:5000/lab`. Default: none.
+    pub fetch_through: Vec<String>,
+    /// Credentials of registries: a docker-style `config.json` with `auths`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker_config: Option<PathBuf>,
+    /// How long a registry that does not answer, or asks to come back later, is asked again before a pull fails. What it
+    /// gave is kept for the next attempt. Default `2m`.
+    pub pull_patience: Span,
+    /// Registries that are not simply `https` at their own name, by the name images say, e.g. `registry.example:5000`.
+    pub registries: BTreeMap<String, RegistrySettings>,
+}
+
+/// How one registry is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySettings {
+    /// Where it, or a mirror of it, really is, e.g. `https://10.0.0.5:5000`. Default: at its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// It is spoken to without TLS. Default `false`.
+    pub plain_http: bool,
+    /// Authorities its certificate may come from beside the system's, PEM. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
 }
 
 impl Default for SeederConfig {
@@ -46,6 +75,10 @@ impl Default for SeederConfig {
             parity_shards: 4,
             lanes: 64,
             job_lifetime: Span::seconds(7 * 86_400),
+            fetch_through: Vec::new(),
+            docker_config: None,
+            pull_patience: Span::seconds(120),
+            registries: BTreeMap::new(),
         }
     }
 }
@@ -58,6 +91,49 @@ impl SeederConfig {
         check((1..=limits::STRIPE_DATA_MAX).contains(&self.data_shards), "data_shards", "between 1 and 64")?;
         check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "at most 32")?;
         check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "between 1 and 64")?;
-        check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "at least 1m")
+        check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "at least 1m")?;
+        check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "at most 1d")?;
+        for prefix in &self.fetch_through {
+            let why = format!("`{prefix}` is no registry, nor one with the beginning of repositories");
+            check(is_prefix(prefix), "fetch_through", &why)?;
+        }
+        for (name, settings) in &self.registries {
+            let key = format!("registries.{name}");
+            check(is_host(name), &key, "not a registry as images name it: host or host:port")?;
+            let Some(url) = &settings.url else { continue };
+            let url = Url::parse(url).filter(|url| url.path == "/");
+            let url = url.ok_or_else(|| ConfigError::invalid(&key, "`url` is not http(s)://host[:port]"))?;
+            check(url.https || settings.plain_http, &key, "an http `url` needs `plain_http = true`")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_are_checked() {
+        let with = |name: &str, url: Option<&str>, plain_http| {
+            let settings = RegistrySettings { url: url.map(str::to_string), plain_http, ca: None };
+            SeederConfig { registries: [(name.to_string(), settings)].into(), ..SeederConfig::default() }.validate()
+        };
+        let before = SeederConfig::default().validate().is_ok();
+        for (name, url, plain) in [
+            ("r.example:5000", None, true),
+            ("docker.io", Some("https://m.example"), false),
+            ("r", Some("http://x:1"), true),
+        ] {
+            assert_eq!(with(name, url, plain).is_ok(), before, "{name}");
+        }
+        for (name, url, plain) in [
+            ("http://r", None, true),
+            ("r", Some("http://x"), false),
+            ("r", Some("https://x/path"), false),
+            ("r", Some("x"), true),
+        ] {
+            assert!(with(name, url, plain).is_err(), "{name} {url:?}");
+        }
     }
 }

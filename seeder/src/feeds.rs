@@ -16,6 +16,7 @@ use shoal_peer::node::setup::Running;
 use shoal_peer::node::{Command, FeedPublication, NodeHandle};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::codec::{Document, decode_exact, encode};
+use shoal_proto::desired::name_of;
 use shoal_proto::feed::{FeedMark, feed_id, is_feed_name};
 use shoal_proto::ids::{ContentId, NodeId};
 use shoal_proto::limits;
@@ -122,7 +123,7 @@ impl Feeds {
             let manifest = small_manifest(&data).to_bytes();
             (Manifest::id(&manifest), manifest.len() as u64, Some((Bytes::from(manifest), data)))
         } else {
-            let (content, manifest_bytes) = self.ingest(data).await?;
+            let (content, manifest_bytes) = self.ingest(name, data).await?;
             (content, manifest_bytes, None)
         };
         let announcement = Announcement {
@@ -151,10 +152,11 @@ impl Feeds {
         Ok(sequence)
     }
 
-    async fn ingest(&self, data: Bytes) -> Result<(ContentId, u64), FeedError> {
+    async fn ingest(&self, name: &str, data: Bytes) -> Result<(ContentId, u64), FeedError> {
         let Ok(_permit) = self.ingests.acquire().await else { return Err(FeedError::Store("stopping".into())) };
         let (store, options) = (self.node.store.clone(), self.options.clone());
-        let ingested = tokio::task::spawn_blocking(move || store.ingest_version(&data, &options));
+        let former = self.node.feeds.get(name).map(|version| version.content);
+        let ingested = tokio::task::spawn_blocking(move || store.ingest_version(&data, &options, former.as_ref()));
         let ingested = ingested.await.map_err(|error| FeedError::Store(error.to_string()))?;
         let ingested = ingested.map_err(|error| FeedError::Store(error.to_string()))?;
         Ok((ingested.content, ingested.manifest_bytes))
@@ -244,6 +246,10 @@ async fn publish(
     data: Bytes,
 ) -> Result<Json<Published>, ApiError> {
     let refused = |status, why: String, remedy: &str| ApiError::new(status, "version refused", why, remedy);
+    if name_of(&name).is_some() {
+        let why = format!("`{name}` carries a rollout's desired states");
+        return Err(refused(StatusCode::BAD_REQUEST, why, "use `shoal rollout`"));
+    }
     let to: Vec<&str> = asked.to.as_deref().map_or_else(|| vec!["all"], |to| to.split(';').collect());
     let selector = Selector::parse(&to).map_err(|error| {
         let remedy = "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`";

@@ -4,13 +4,14 @@
 //! host hears of the job.
 
 use crate::config::SeederConfig;
-pub use crate::status::{HostLine, JobStatus, Phase, PushRequest};
+use crate::images::pull::Pulls;
+pub use crate::status::{HostLine, ImageRequest, JobStatus, Phase, PushRequest};
 use minicbor::{Decode, Encode};
 use shoal_net::admission::system_clock;
 use shoal_net::control::ControlHandle;
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::Running;
-use shoal_proto::announcement::{Announcement, Order, is_content_name, is_reserved, is_version};
+use shoal_proto::announcement::{Announcement, Kind, Order, is_content_name, is_reserved, is_version};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{ContentId, JobId, NodeId};
 use shoal_proto::locality::Selector;
@@ -43,6 +44,9 @@ pub enum PushError {
     /// Nothing usable is there.
     #[error("{0}")]
     Path(String),
+    /// The image cannot be.
+    #[error("{0}")]
+    Image(String),
     /// The name collides with another's folder on the hosts.
     #[error("`{name}` cannot stand beside `{other}` ({kind})")]
     Clash {
@@ -141,6 +145,7 @@ pub struct Jobs {
     /// Woken when a job changed.
     pub changed: Notify,
     pub(crate) ingests: Semaphore,
+    pub(crate) pulls: Pulls,
 }
 
 fn key(job: &JobId) -> String {
@@ -151,6 +156,7 @@ impl Jobs {
     /// Continues with the jobs on disk.
     pub fn open(config: SeederConfig, publisher: Keypair, running: &Running) -> Arc<Self> {
         let jobs = Self {
+            pulls: Pulls::new(&config.dir),
             config,
             publisher,
             me: running.credential.node,
@@ -179,7 +185,7 @@ impl Jobs {
     /// Pushes that were not taken in before the seeder stopped.
     pub fn unfinished(&self) -> Vec<(JobId, PushRequest)> {
         let rows = self.rows();
-        let pushes = rows.values().filter(|row| row.status.phase == Phase::Ingesting);
+        let pushes = rows.values().filter(|row| row.status.is_coming());
         pushes.filter_map(|row| Some((row.status.job, row.request.clone()?))).collect()
     }
 
@@ -215,7 +221,7 @@ impl Jobs {
         self.handle.store.put_state(&key(job), Some(encode(&kept))).map_err(|error| error.to_string())
     }
 
-    /// Checks a push and gives it a job. [`Jobs::take_in`] does the rest.
+    /// Checks a push and gives it a job, which is on the disk then. [`Jobs::take_in`] does the rest. Blocks.
     pub fn create(&self, request: &PushRequest) -> Result<JobId, PushError> {
         if !is_content_name(&request.name) || is_reserved(&request.name) {
             return Err(PushError::Name(request.name.clone()));
@@ -223,17 +229,15 @@ impl Jobs {
         if !is_version(&request.version) {
             return Err(PushError::Version(request.version.clone()));
         }
+        if !request.image.as_ref().is_some_and(|image| image.pull) {
+            let fault = |why: &dyn std::fmt::Display| PushError::Path(format!("{}{why}", request.path.display()));
+            if !request.path.is_absolute() {
+                return Err(fault(&" is not an absolute path"));
+            }
+            std::fs::metadata(&request.path).map_err(|error| fault(&format!(": {error}")))?;
+        }
+        self.selected(&request.to)?;
         let selector = Selector::parse(&request.to).map_err(|error| PushError::Selector(error.to_string()))?;
-        if !request.path.is_absolute() {
-            return Err(PushError::Path(format!("{} is not an absolute path", request.path.display())));
-        }
-        std::fs::metadata(&request.path)
-            .map_err(|error| PushError::Path(format!("{}: {error}", request.path.display())))?;
-        let membership = self.handle.membership.borrow().clone();
-        // Without any membership there is no tracker yet, and nothing can be said.
-        if !membership.is_empty() && membership.select(&selector).none() {
-            return Err(PushError::NoHosts(selector.to_string()));
-        }
         let mut id = [0u8; 16];
         getrandom::fill(&mut id).map_err(|error| PushError::Store(error.to_string()))?;
         let job = JobId(id);
@@ -249,6 +253,8 @@ impl Jobs {
         rows.insert(job, row);
         drop(rows);
         self.try_keep(&job).map_err(PushError::Store)?;
+        // Once it is promised, a kill must not lose it.
+        self.handle.store.sync().map_err(|error| PushError::Store(error.to_string()))?;
         Ok(job)
     }
 
@@ -269,6 +275,18 @@ impl Jobs {
         self.make_way(&mut rows).map_err(|error| error.to_string())?;
         rows.insert(row.status.job, row);
         Ok(())
+    }
+
+    /// How many hosts a selector names; none is an error, unless there is no membership yet.
+    pub(crate) fn selected(&self, to: &[String]) -> Result<u32, PushError> {
+        let selector = Selector::parse(to).map_err(|error| PushError::Selector(error.to_string()))?;
+        let membership = self.handle.membership.borrow().clone();
+        let hosts = membership.select(&selector);
+        // Without any membership there is no tracker yet, and nothing can be said.
+        if !membership.is_empty() && hosts.none() {
+            return Err(PushError::NoHosts(selector.to_string()));
+        }
+        Ok(hosts.count())
     }
 
     /// Follows a rollout like a job, so that what hosts say of it is shown and told to the hub.
@@ -339,28 +357,23 @@ fn shown(row: &Job, demoted: &BTreeSet<ContentId>) -> JobStatus {
     JobStatus { demoted, ..row.status.clone() }
 }
 
-/// On the hosts a name is a folder of versions: it cannot be of two kinds, nor lie within another name's folder.
+/// On the hosts a name is a folder of versions: it cannot be of two kinds, nor lie within another name's folder. Images have
+/// no folder.
 fn clashes(other: &JobStatus, request: &PushRequest) -> bool {
     let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
     let (name, former) = (&request.name, &other.name);
     let same = name == former && request.kind != other.kind;
-    other.phase != Phase::Failed && (same || within(name, former) || within(former, name))
+    let folders = other.kind != Kind::Image && request.kind != Kind::Image;
+    other.phase != Phase::Failed && (same || (folders && (within(name, former) || within(former, name))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_proto::announcement::Kind;
 
     fn push(name: &str, kind: Kind) -> PushRequest {
-        PushRequest {
-            path: "/".into(),
-            name: name.into(),
-            version: "1".into(),
-            kind,
-            to: vec!["all".into()],
-            staged: false,
-        }
+        let to = vec!["all".into()];
+        PushRequest { path: "/".into(), name: name.into(), version: "1".into(), kind, to, staged: false, image: None }
     }
 
     #[test]
@@ -373,6 +386,9 @@ mod tests {
         assert!(clashes(&main, &push("gslb/main/x", Kind::Gslb)));
         assert!(!clashes(&main, &push("gslb/mainz", Kind::Blob)));
         assert!(!clashes(&main, &push("gslb/other", Kind::Blob)));
+        let app = there("r.example/app/v1", Kind::Image);
+        assert!(!clashes(&app, &push("r.example/app/v1/v2", Kind::Image)), "a repository below another");
+        assert!(clashes(&app, &push("r.example/app/v1", Kind::Blob)));
         let mut failed = there("a", Kind::Blob);
         failed.fail("no such file");
         assert!(!clashes(&failed, &push("a", Kind::Config)), "what failed left no folder");

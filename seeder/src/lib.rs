@@ -4,19 +4,23 @@
 //! Invariant: an announcement is signed only for a content that is whole and durable here.
 //!
 //! Where to look: configuration in [`config`]; which jobs there are in [`jobs`], what is told of them in [`status`]; a push
-//! from path to announcement in [`take_in`], demotion and promotion of what was pushed in [`orders`]; how far the hosts are in [`progress`]; versions of feeds in [`feeds`]; versions
-//! switched in wave by wave in [`rollout`]; the HTTP API in [`api`].
+//! from path to announcement in [`take_in`], of an image in [`images`], demotion and promotion in [`orders`], from a [`registry`]; images hosts were asked for in
+//! [`wanted`]; how far the hosts are in [`progress`]; versions of feeds in [`feeds`]; versions switched in wave by wave in
+//! [`rollout`]; the HTTP API in [`api`].
 
 pub mod api;
 pub mod config;
 pub mod feeds;
+pub mod images;
 pub mod jobs;
 pub mod orders;
 mod progress;
+pub mod registry;
 mod role;
 pub mod rollout;
 pub mod status;
 mod take_in;
+mod wanted;
 
 pub use config::SeederConfig;
 pub use role::{RunError, Started, run, start};

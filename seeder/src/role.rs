@@ -5,6 +5,7 @@ use crate::config::SeederConfig;
 use crate::feeds::Feeds;
 use crate::jobs::Jobs;
 use crate::rollout::Rollouts;
+use crate::wanted::Wanted;
 use shoal_net::identity::{KeyFileError, load_key};
 use shoal_ops::http::{AdminToken, Server, TokenError, bind};
 use shoal_ops::metrics::Metrics;
@@ -76,7 +77,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
-    let node = start_node(Role::Seeder, &config.node, folders, &metrics, &mut tasks).await?;
+    let node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
     let feeds = Feeds::open(config, publisher.clone(), &node);
     let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();
@@ -91,6 +92,11 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         None => vec!["no tracker can be reached".to_string()],
     });
     let limits = shoal_peer::limits::api::routes(node.limits.clone(), Some(admin.clone()));
+    if let Some(wishes) = node.wanted {
+        let (prefixes, node) = (config.fetch_through.clone(), node.handle.clone());
+        let wanted = Wanted { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
+        tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
+    }
     let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts).merge(limits);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));

@@ -11,11 +11,14 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PushRequest {
-    /// File or directory on the seeder's machine, absolute.
+    /// File or directory on the seeder's machine, absolute. Of an image that is pulled: empty.
+    #[serde(default)]
     pub path: PathBuf,
-    /// Name of the content.
+    /// Name of the content. Of an image, when empty, made from its own name.
+    #[serde(default)]
     pub name: String,
-    /// Its version.
+    /// Its version; the same.
+    #[serde(default)]
     pub version: String,
     /// What it is for.
     pub kind: Kind,
@@ -24,12 +27,29 @@ pub struct PushRequest {
     /// Only store it on the hosts: a rollout switches it in.
     #[serde(default)]
     pub staged: bool,
+    /// Of an image: which, and from where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRequest>,
+}
+
+/// Which image, and from where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageRequest {
+    /// Its name, as containerd will ask for it. Of files: which of the images in them; may be left out if there is one.
+    pub reference: Option<String>,
+    /// `os/arch`, `os/arch/variant` or `all`. Default: Linux on the seeder's processor.
+    pub platform: Option<String>,
+    /// It is pulled from its registry; otherwise it is in the files at the push's path.
+    pub pull: bool,
 }
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
+    /// Being pulled from a registry.
+    Pulling,
     /// Being read, cut and hashed.
     Ingesting,
     /// On its way to the hosts.
@@ -74,7 +94,7 @@ pub struct JobStatus {
     pub error: String,
     /// The content; absent while it is taken in.
     pub content: Option<ContentId>,
-    /// Payload bytes read, while it is taken in.
+    /// Payload bytes pulled or read, while it is taken in.
     pub ingested: u64,
     /// Payload bytes.
     pub size: u64,
@@ -121,6 +141,11 @@ impl JobStatus {
         matches!(self.phase, Phase::Done | Phase::Failed)
     }
 
+    /// Whether its content is still to be taken in.
+    pub(crate) fn is_coming(&self) -> bool {
+        matches!(self.phase, Phase::Pulling | Phase::Ingesting)
+    }
+
     /// Whether hosts may still do something: it is under way, or it is done but for hosts that are away.
     pub(crate) fn may_change(&self) -> bool {
         self.phase == Phase::Distributing || self.rollout || (self.phase == Phase::Done && self.hosts().4 > 0)
@@ -134,7 +159,11 @@ impl JobStatus {
             version: request.version.clone(),
             kind: request.kind,
             to,
-            phase: Phase::Ingesting,
+            phase: if request.image.as_ref().is_some_and(|image| image.pull) {
+                Phase::Pulling
+            } else {
+                Phase::Ingesting
+            },
             error: String::new(),
             content: None,
             ingested: 0,
@@ -163,6 +192,7 @@ impl JobStatus {
             kind: announcement.kind,
             to: Vec::new(),
             staged: false,
+            image: None,
         };
         let mut status = Self::new(announcement.job, &request, to, announcement.created_at);
         status.announced(announcement, pieces);
@@ -203,7 +233,8 @@ impl JobStatus {
         let have = self.racks.iter().map(|rack| rack.pieces).sum::<u64>() as f64;
         let all = f64::from(self.pieces) * f64::from(hosts.saturating_sub(failed));
         self.eta_s = (have > 0.0 && all > have).then(|| elapsed_s * (all - have) / have);
-        let done = if self.staged { has } else { active };
+        let held: u32 = self.racks.iter().map(|rack| rack.held).sum();
+        let done = if self.staged { has } else { active + held };
         // Of a rollout, its controller knows when it has ended.
         if done + failed + away >= hosts && done + failed > 0 && !self.rollout {
             self.phase = Phase::Done;

@@ -11,6 +11,7 @@ use shoal_proto::locality::Selector;
 use shoal_proto::trust::Envelope;
 use shoal_store::ingest::{IngestError, IngestOptions, IngestProgress, Ingested};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -31,10 +32,13 @@ impl Jobs {
     /// Takes a push's content in, signs it and hands it to the driver. Dropped half-way, it begins anew at the next
     /// start.
     pub async fn take_in(self: Arc<Self>, job: JobId, request: PushRequest) {
-        let Ok(_permit) = self.ingests.acquire().await else { return };
-        let announced = match self.ingest(job, &request).await {
+        let ingested = match request.kind {
+            Kind::Image => self.ingest_image(job, &request).await,
+            _ => self.ingest(job, &request).await.map_err(|error| error.to_string()),
+        };
+        let announced = match ingested {
             Ok(ingested) => self.announce(job, &request, &ingested).await,
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error),
         };
         if let Err(error) = announced {
             tracing::warn!(%job, %error, "push failed");
@@ -46,26 +50,53 @@ impl Jobs {
         self.changed.notify_waiters();
     }
 
-    async fn ingest(&self, job: JobId, request: &PushRequest) -> Result<Ingested, IngestError> {
-        let progress = StopOnDrop(Arc::new(IngestProgress::default()));
-        let options = IngestOptions {
-            average: self.average_of(request),
+    pub(crate) fn ingest_options(&self, average: Option<u32>) -> IngestOptions {
+        IngestOptions {
+            average,
             data: self.config.data_shards,
             parity: self.config.parity_shards,
             lanes: self.config.lanes,
-        };
-        let (store, path, shown) = (self.node().store.clone(), request.path.clone(), progress.0.clone());
-        let mut work = tokio::task::spawn_blocking(move || store.ingest(&path, &options, &shown));
+        }
+    }
+
+    async fn ingest(&self, job: JobId, request: &PushRequest) -> Result<Ingested, IngestError> {
+        let options = self.ingest_options(self.average_of(request));
+        let (store, path) = (self.node().store.clone(), request.path.clone());
+        self.run_ingest(job, move |progress| store.ingest(&path, &options, progress)).await
+    }
+
+    /// Runs an ingest on a thread of its own when it is its turn, and shows how far it is.
+    pub(crate) async fn run_ingest(
+        &self,
+        job: JobId,
+        work: impl FnOnce(&Arc<IngestProgress>) -> Result<Ingested, IngestError> + Send + 'static,
+    ) -> Result<Ingested, IngestError> {
+        let _turn = self.ingests.acquire().await;
+        let progress = StopOnDrop(Arc::new(IngestProgress::default()));
+        let shown = progress.0.clone();
+        let work = tokio::task::spawn_blocking(move || work(&shown));
+        let done = self.show_while(job, Phase::Ingesting, &progress.0, work).await;
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    /// Awaits work, and shows how far it is meanwhile.
+    pub(crate) async fn show_while<T>(
+        &self,
+        job: JobId,
+        phase: Phase,
+        progress: &IngestProgress,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = pin!(work);
         let mut tick = tokio::time::interval(SHOW_EVERY);
         loop {
             tokio::select! {
-                done = &mut work => {
-                    return done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-                }
+                done = &mut work => return done,
                 _ = tick.tick() => {
                     if let Some(row) = self.rows().get_mut(&job) {
-                        row.status.ingested = progress.0.done.load(Ordering::Relaxed);
-                        row.status.size = progress.0.total.load(Ordering::Relaxed);
+                        row.status.phase = phase;
+                        row.status.ingested = progress.done.load(Ordering::Relaxed);
+                        row.status.size = progress.total.load(Ordering::Relaxed);
                     }
                     self.changed.notify_waiters();
                 }
@@ -89,7 +120,12 @@ impl Jobs {
                 continue;
             }
             let found = (announcement.sequence, announcement.content);
-            let slot = newest.entry((announcement.kind, announcement.name)).or_insert(found);
+            let name = match announcement.kind {
+                // Each tag is a name: of a repository the latest push counts, or a seeder would keep every tag for ever.
+                Kind::Image => announcement.name.rsplit_once('/').map_or("", |(name, _)| name).to_string(),
+                _ => announcement.name,
+            };
+            let slot = newest.entry((announcement.kind, name)).or_insert(found);
             *slot = found.max(*slot);
         }
         newest.into_iter().map(|(name, (_, content))| (name, content)).collect()
@@ -128,6 +164,8 @@ impl Jobs {
             row.expires_at = announcement.expires_at;
         }
         self.try_keep(&job)?;
+        let named = self.node().store.set_sequence(&announcement.content, announcement.sequence);
+        named.map_err(|error| error.to_string())?;
         self.pin_needed()?;
         self.node().store.sync().map_err(|error| error.to_string())?;
         // The tracker first, so that it knows what hosts report on. Without one, it is told later.

@@ -6,6 +6,7 @@
 mod cluster;
 mod completions;
 mod config;
+mod containerd;
 mod demo;
 mod feed;
 mod hosts;
@@ -13,6 +14,7 @@ mod limits;
 mod ls;
 mod order;
 mod output;
+mod prewarm;
 mod progress;
 mod push;
 mod role;
@@ -37,7 +39,7 @@ pub(crate) struct Cli {
 enum Command {
     /// Run a whole region on this machine: push a file or directory through racks of real processes and verify it
     Demo(demo::Args),
-    /// Push a file or directory to hosts
+    /// Push a file, a directory or an image to hosts
     Push(push::Args),
     /// Have hosts keep only their shares of an earlier version: a rack then holds it about once, not once a host
     Demote(order::Args),
@@ -47,6 +49,8 @@ enum Command {
     Rollout(Box<rollout::Args>),
     /// Show which host is on which version of a name, and on which it should be
     Versions(versions::Args),
+    /// Pull images from their registry, once, and push them to hosts
+    Prewarm(prewarm::Args),
     /// Show how far jobs are
     Status(status::Args),
     /// Publish and watch feeds: named sequences of small contents, of which the latest counts
@@ -62,6 +66,9 @@ enum Command {
     /// Make a cluster's keys and its nodes' credentials
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Send a host's containerd to the peer's registry mirror
+    #[command(subcommand)]
+    Containerd(containerd::Command),
     /// Check or show a role's configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -109,12 +116,14 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Promote(args) => order::run("promote", &args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Versions(args) => versions::run(&args),
+        Command::Prewarm(args) => prewarm::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Feed(command) => feed::run(&command),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
         Command::Limits(command) => limits::run(&command),
         Command::Cluster(command) => cluster::run(&command),
+        Command::Containerd(command) => containerd::run(&command),
         Command::Config(command) => config::run(&command),
         Command::Hub(args) => role::run(config::Role::Hub, &args),
         Command::Tracker(args) => role::run(config::Role::Tracker, &args),

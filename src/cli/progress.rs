@@ -5,7 +5,7 @@ use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shoal_ops::client::Client;
 use shoal_ops::units::ByteSize;
-use shoal_proto::announcement::Order;
+use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
 use shoal_seeder::jobs::{JobStatus, Phase};
@@ -103,16 +103,25 @@ pub(crate) fn tiers(tiers: &TierBytes) -> String {
     shown.join(", ")
 }
 
+/// What hosts are that have done all a job asks of them.
+fn done_word(status: &JobStatus) -> &'static str {
+    if status.kind == Kind::Image { "warm" } else { "active" }
+}
+
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
     let (hosts, has, active, failed, away) = status.hosts();
     let (done, what) = match status.order {
         Some(Order::Demote) => (active, "demoted"),
         _ if status.staged => (has, "hold it, staged"),
-        _ => (active, "active"),
+        _ => (active, done_word(status)),
+    };
+    let held = match status.racks.iter().map(|rack| rack.held).sum::<u32>() {
+        0 => String::new(),
+        held => format!("{held} held, "),
     };
     output::line(&format!(
-        "{} {}: {done} of {hosts} hosts {what}, {failed} failed, {away} away; {} in {:.1} s",
+        "{} {}: {done} of {hosts} hosts {what}, {held}{failed} failed, {away} away; {} in {:.1} s",
         status.name,
         status.version,
         ByteSize(status.size).rounded(),
@@ -121,9 +130,9 @@ pub(crate) fn summary(status: &JobStatus) {
     for rack in &status.racks {
         let ratio = rack.tiers.imported() as f64 / status.size.max(1) as f64;
         output::line(&format!(
-            "  {}: {} of {} active, imported {:.3}x ({})",
+            "  {}: {} of {} {what}, imported {:.3}x ({})",
             rack.rack,
-            rack.active,
+            if status.staged { rack.has } else { rack.active },
             rack.hosts,
             ratio,
             tiers(&rack.tiers),
@@ -174,7 +183,7 @@ impl View {
         let Some((all, head, racks)) = &mut self.bars else { return };
         let (done, total) = measure(status);
         head.set_style(style("{prefix:<12} {bar:30} {percent:>3}% {msg}"));
-        head.set_prefix(if status.phase == Phase::Ingesting { "reading" } else { "distributing" });
+        head.set_prefix(word(status.phase));
         head.set_length(total.max(1));
         head.set_position(done);
         head.set_message(details(status));
@@ -187,7 +196,8 @@ impl View {
             bar.set_prefix(rack.rack.clone());
             bar.set_length((u64::from(rack.hosts) * u64::from(status.pieces)).max(1));
             bar.set_position(rack.pieces);
-            bar.set_message(format!("{}/{} active  {}", rack.active, rack.hosts, tiers(&rack.tiers)));
+            let word = done_word(status);
+            bar.set_message(format!("{}/{} {word}  {}", rack.active, rack.hosts, tiers(&rack.tiers)));
         }
     }
 
@@ -206,7 +216,7 @@ fn style(template: &str) -> ProgressStyle {
 
 /// Done and total, in the unit of the phase.
 fn measure(status: &JobStatus) -> (u64, u64) {
-    if status.phase == Phase::Ingesting {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
         return (status.ingested, status.size);
     }
     let (hosts, ..) = status.hosts();
@@ -214,7 +224,7 @@ fn measure(status: &JobStatus) -> (u64, u64) {
 }
 
 fn details(status: &JobStatus) -> String {
-    if status.phase == Phase::Ingesting {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
         return format!("{} of {}", ByteSize(status.ingested).rounded(), ByteSize(status.size).rounded());
     }
     let (hosts, _, active, failed, _) = status.hosts();
@@ -226,11 +236,16 @@ fn details(status: &JobStatus) -> String {
 fn sentence(status: &JobStatus) -> String {
     let (done, total) = measure(status);
     let percent = if total == 0 { 0.0 } else { done as f64 * 100.0 / total as f64 };
-    let phase = match status.phase {
+    let phase = word(status.phase);
+    format!("{} {} {phase} {percent:.0}%  {}", status.name, status.version, details(status))
+}
+
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pulling => "pulling",
         Phase::Ingesting => "reading",
         Phase::Distributing => "distributing",
         Phase::Done => "done",
         Phase::Failed => "failed",
-    };
-    format!("{} {} {phase} {percent:.0}%  {}", status.name, status.version, details(status))
+    }
 }

@@ -3,23 +3,24 @@
 use super::progress::{Display, follow};
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
+use anyhow::bail;
 use shoal_ops::units::Span;
 use shoal_proto::announcement::Kind;
 use shoal_seeder::api::Pushed;
-use shoal_seeder::jobs::PushRequest;
+use shoal_seeder::jobs::{ImageRequest, PushRequest};
 use std::path::PathBuf;
 
-/// Push a file or directory to hosts
+/// Push a file, a directory or an image to hosts
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// File or directory on the seeder's machine
+    /// File or directory on the seeder's machine; with --kind image an OCI layout (folder or tar) or an archive of `docker save`
     path: PathBuf,
-    /// Name of the content, e.g. edge-config or gslb/main
+    /// Name of the content, e.g. edge-config or gslb/main; an image's is made from its own if left out
     #[arg(long)]
-    name: String,
-    /// Its version
+    name: Option<String>,
+    /// Its version; an image's is its tag if left out
     #[arg(long)]
-    version: String,
+    version: Option<String>,
     /// What it is for: gslb, config, image or blob
     #[arg(long, default_value = "blob")]
     kind: Kind,
@@ -29,6 +30,12 @@ pub(crate) struct Args {
     /// Only put the data on the hosts: a rollout switches it in
     #[arg(long)]
     stage: bool,
+    /// The image's name, as containerd will ask for it; needed if the files say none, or several
+    #[arg(long = "ref", value_name = "IMAGE")]
+    reference: Option<String>,
+    /// Which platform of the image: os/arch, os/arch/variant or all. Default: Linux on the seeder's processor
+    #[arg(long)]
+    platform: Option<String>,
     /// Wait until every host has it or has failed
     #[arg(long)]
     wait: bool,
@@ -43,16 +50,25 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let is_image = args.kind == Kind::Image;
+    if !is_image && (args.name.is_none() || args.version.is_none()) {
+        bail!("give it a --name and a --version; only an image has its own");
+    }
+    if !is_image && (args.reference.is_some() || args.platform.is_some()) {
+        bail!("--ref and --platform are for --kind image");
+    }
     let client = args.seeder.client()?;
     // The seeder does not share our working directory.
     let path = std::path::absolute(&args.path)?;
+    let image = ImageRequest { reference: args.reference.clone(), platform: args.platform.clone(), pull: false };
     let request = PushRequest {
         path,
-        name: args.name.clone(),
-        version: args.version.clone(),
+        name: args.name.clone().unwrap_or_default(),
+        version: args.version.clone().unwrap_or_default(),
         kind: args.kind,
         to: args.to.clone(),
         staged: args.stage,
+        image: is_image.then_some(image),
     };
     block_on(async {
         let pushed: Pushed = client.post("/v1/push", &request).await?;

@@ -87,7 +87,8 @@ async fn start(role: Role, args: &Args, token: CancellationToken) -> anyhow::Res
         }
         Role::Peer => {
             let started = shoal_peer::start(&read(role, file, set)?, token).await?;
-            (until_stopped(started.tasks), json!({ "http": started.http, "bulk": started.bulk }))
+            let addrs = json!({ "http": started.http, "bulk": started.bulk, "mirror": started.mirror });
+            (until_stopped(started.tasks), addrs)
         }
     })
 }

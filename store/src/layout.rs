@@ -211,6 +211,11 @@ impl Layout {
         (0..self.sizes.len()).try_for_each(|stream| reserve(&*self.file(stream)?, self.sizes[stream]))
     }
 
+    /// Has the disk take what was written to a stream so far, if it is still written to.
+    pub(crate) fn flush(&self, stream: usize) -> io::Result<()> {
+        if *lock(&self.held) { self.file(stream)?.sync_data() } else { Ok(()) }
+    }
+
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.hold()?;
         (0..self.sizes.len()).try_for_each(|stream| self.file(stream)?.sync_data())

@@ -182,6 +182,8 @@ pub(crate) struct Content {
     /// Held while shares are made or dropped.
     pub(crate) sharing: Mutex<()>,
     pub(crate) complete: AtomicBool,
+    /// Something written could not be written out: what is on the disk is not to be trusted.
+    pub(crate) spoilt: AtomicBool,
     pub(crate) pinned: AtomicBool,
     pub(crate) used_at: AtomicU64,
     completed_at: AtomicU64,
@@ -218,6 +220,7 @@ impl Content {
             kept: Mutex::default(),
             sharing: Mutex::default(),
             complete: AtomicBool::new(false),
+            spoilt: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
             used_at: AtomicU64::new(unix_now()),
             completed_at: AtomicU64::new(0),
@@ -557,6 +560,11 @@ impl Store {
         Some(self.inner.content(id)?.manifest.clone())
     }
 
+    /// How many pieces of a content are here; `None` when it is not known.
+    pub fn held(&self, id: &ContentId) -> Option<u32> {
+        self.inner.content(id).map(|content| lock(&content.have).count())
+    }
+
     /// Whether a content is whole and durable.
     pub fn is_complete(&self, id: &ContentId) -> bool {
         self.inner.content(id).is_some_and(|content| content.is_complete())
@@ -577,6 +585,9 @@ impl Store {
         let missing = content.geometry.piece_count() - lock(&content.have).count();
         if missing > 0 {
             return Err(FinishError::Incomplete(missing));
+        }
+        if content.spoilt.load(Ordering::Acquire) {
+            return Err(FinishError::Io(io::Error::other("what was written could not be written out")));
         }
         content.layout.sync()?;
         File::open(&content.dir)?.sync_all()?;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod feeds;
+
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
@@ -110,6 +112,9 @@ impl Process {
             serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()
         });
         // The same ports after a restart: others know these.
+        if let Some(mirror) = self.addrs["mirror"].as_str() {
+            self.set.push(format!("mirror.listen='{mirror}'"));
+        }
         if let Some(http) = self.addrs["http"].as_str() {
             self.set.retain(|pair| !pair.starts_with("http="));
             self.set.push(format!("http={http}"));
@@ -118,6 +123,17 @@ impl Process {
             self.set.retain(|pair| !pair.starts_with("listen="));
             self.set.push(format!("listen=['{control}']"));
         }
+    }
+
+    /// Changes a setting, as KEY=VALUE; it counts from the next start on.
+    pub(crate) fn configure(&mut self, pair: &str) {
+        self.set.push(pair.to_string());
+    }
+
+    /// Kills it and starts it again.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        self.start();
     }
 
     /// SIGKILL.
@@ -159,15 +175,19 @@ impl Process {
 }
 
 impl Drop for Process {
-    #[allow(clippy::print_stderr, reason = "a failed test shows what its processes said")]
     fn drop(&mut self) {
         self.kill();
-        if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-            eprintln!("--- {}:\n{tail}", self.name);
-        }
+        print_if_failed(&self.name, &self.log());
+    }
+}
+
+/// In a failed test, prints the end of what a process said.
+#[allow(clippy::print_stderr, reason = "a failed test shows what its processes said")]
+pub(crate) fn print_if_failed(name: &str, log: &str) {
+    if std::thread::panicking() {
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        eprintln!("--- {name}:\n{tail}");
     }
 }
 
@@ -223,6 +243,7 @@ impl Region {
             let name = format!("rack{rack}-host{host}");
             issue(&at, &name, "peer", &format!("t/site/rack{rack}/host{host}"));
             let mut set = node(&at, &name, &control);
+            set.push("mirror.listen=''".into());
             set.push(format!("content_dir='{}'", at.join(&name).join("content").display()));
             let admin = cluster.join("admin.token").display().to_string();
             set.extend(extra(number).into_iter().map(|pair| pair.replace(ADMIN_TOKEN, &format!("'{admin}'"))));

@@ -159,9 +159,12 @@ impl Job {
         state.is_final() || (staged && state == HostState::Has)
     }
 
-    /// The targeted hosts by attempt and state, the newest attempts first.
+    /// The targeted hosts by attempt and state, the newest attempts first; of a job only heard of in reports, all that did.
     pub fn states(&self, members: &Membership) -> JobStates {
-        let targets = self.targets(members);
+        let targets = match &self.announcement {
+            Some(_) => self.targets(members),
+            None => Bitmap::full(members.index_space()),
+        };
         let mut sets: BTreeMap<(u16, HostState), Bitmap> = BTreeMap::new();
         for (host, row) in self.rows.iter().filter(|(host, _)| targets.get(host.0)) {
             if row.state != HostState::Unknown {
@@ -209,7 +212,8 @@ impl Job {
             let (row, state) = (self.rows.get(&host), self.state(host));
             let away = member.presence == Presence::Away && !self.is_done(state);
             rack.hosts += 1;
-            rack.has += u32::from(matches!(state, HostState::Has | HostState::Active));
+            rack.has += u32::from(state.has_all());
+            rack.held += u32::from(state == HostState::Held);
             rack.active += u32::from(state == HostState::Active);
             rack.failed += u32::from(matches!(state, HostState::Failed(_)));
             rack.away += u32::from(away);

@@ -26,6 +26,8 @@ const COALESCE: Duration = Duration::from_millis(100);
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// Longest request read from hosts, admitted or not.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// Hosts' wishes for images that are being handed on to a seeder at once.
+const WANTED_MAX: usize = 64;
 
 /// Why a tracker cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +150,10 @@ fn measure(state: &Arc<Mutex<State>>, control: &ControlHandle) -> Metrics {
     metrics
 }
 
+fn refused(why: &str) -> Response {
+    Response::Refused { why: why.into() }
+}
+
 /// Answers hosts.
 async fn serve(
     state: Arc<Mutex<State>>,
@@ -155,13 +161,30 @@ async fn serve(
     mut events: mpsc::Receiver<ControlEvent>,
     token: CancellationToken,
 ) {
+    let mut wanted = JoinSet::new();
     loop {
         let event = tokio::select! {
             () = token.cancelled() => break,
+            Some(_) = wanted.join_next(), if !wanted.is_empty() => continue,
             event = events.recv() => event,
         };
         match event {
             None => break,
+            Some(ControlEvent::Request { from, request: Request::WantImage { reference, .. }, reply, .. }) => {
+                let asked = lock(&state).image_wanted(&from);
+                match asked {
+                    Ok(_) if wanted.len() >= WANTED_MAX => reply.send(refused("too many images are wanted at once")),
+                    Ok((seeder, host)) => {
+                        let control = control.clone();
+                        wanted.spawn(async move {
+                            let want = Request::WantImage { reference, host: Some(host) };
+                            let answer = control.request(seeder, want).await;
+                            reply.send(answer.unwrap_or_else(|_| refused("the seeder does not answer")));
+                        });
+                    }
+                    Err(why) => reply.send(refused(why)),
+                }
+            }
             Some(ControlEvent::Connected { node, remote }) => {
                 tracing::debug!(node = %node.short(), %remote, "connected")
             }

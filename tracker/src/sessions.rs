@@ -147,12 +147,21 @@ impl State {
             }),
             Request::Versions { name } => Ok(Response::Versions { sets: self.versions.sets(&name) }),
             Request::Leave => self.gone(&from).map(|()| Response::Done),
+            Request::WantImage { .. } => Ok(Response::Refused { why: "no seeder was asked".into() }),
             Request::Membership(_) => Ok(Response::Refused { why: "membership comes from the tracker".into() }),
         };
         answered.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot answer");
             Response::Refused { why: "the tracker cannot keep its records".into() }
         })
+    }
+
+    /// Who asks for an image, and the seeder to ask for it: each region's first, so that one of them sees all that is wanted.
+    pub(crate) fn image_wanted(&self, from: &NodeId) -> Result<(NodeId, HostIndex), &'static str> {
+        let asker = self.sessions.get(from).filter(|session| session.role == Role::Peer).ok_or("join first")?;
+        let seeders = self.sessions.iter().filter(|(_, session)| session.role == Role::Seeder);
+        let seeder = seeders.map(|(node, _)| *node).min().ok_or("no seeder is here")?;
+        Ok((seeder, asker.index))
     }
 
     fn join(&mut self, from: NodeId, remote: SocketAddr, join: Join) -> Result<Response, StateError> {

@@ -42,15 +42,13 @@ impl System for Aria2 {
         torrent::wait_announced(stage)
     }
 
-    fn begin(&mut self, stage: &mut Stage) -> anyhow::Result<Duration> {
+    fn begin(&mut self, stage: &mut Stage, hosts: &[Place]) -> anyhow::Result<Duration> {
         let began = clock();
-        for host in stage.racks.hosts() {
-            self.start_host(stage, host, true)?;
-        }
+        hosts.iter().try_for_each(|host| self.start_host(stage, *host))?;
         Ok(began)
     }
 
-    fn start_host(&mut self, stage: &mut Stage, host: Place, _: bool) -> anyhow::Result<()> {
+    fn start_host(&mut self, stage: &mut Stage, host: Place) -> anyhow::Result<()> {
         let folder = stage.processes.folder(host)?;
         let hook = folder.join("hook");
         script(&hook, &format!("#!/bin/sh\n: > '{}'\n", torrent::done(stage, host).display()))?;

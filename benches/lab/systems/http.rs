@@ -29,15 +29,13 @@ impl System for Http {
         until("nginx listens", torrent::PATIENCE, || id.metadata().is_ok_and(|meta| meta.len() > 0).then_some(()))
     }
 
-    fn begin(&mut self, stage: &mut Stage) -> anyhow::Result<Duration> {
+    fn begin(&mut self, stage: &mut Stage, hosts: &[Place]) -> anyhow::Result<Duration> {
         let began = clock();
-        for host in stage.racks.hosts() {
-            self.start_host(stage, host, true)?;
-        }
+        hosts.iter().try_for_each(|host| self.start_host(stage, *host))?;
         Ok(began)
     }
 
-    fn start_host(&mut self, stage: &mut Stage, host: Place, _: bool) -> anyhow::Result<()> {
+    fn start_host(&mut self, stage: &mut Stage, host: Place) -> anyhow::Result<()> {
         stage.processes.folder(host)?;
         let (copy, done) = (self.copy(stage, host), self.done(stage, host));
         let mut shell = stage.racks.command(host, Path::new("sh"));

@@ -34,19 +34,15 @@ impl System for Libtorrent {
         torrent::wait_announced(stage)
     }
 
-    fn begin(&mut self, stage: &mut Stage) -> anyhow::Result<Duration> {
+    fn begin(&mut self, stage: &mut Stage, hosts: &[Place]) -> anyhow::Result<Duration> {
         let began = clock();
-        for host in stage.racks.hosts() {
-            if stage.processes.is_running(host) {
-                stage.processes.tell(host, "go\n")?;
-            }
-        }
+        hosts.iter().try_for_each(|host| stage.processes.tell(*host, "go\n"))?;
         Ok(began)
     }
 
-    fn start_host(&mut self, stage: &mut Stage, host: Place, begun: bool) -> anyhow::Result<()> {
+    fn start_host(&mut self, stage: &mut Stage, host: Place) -> anyhow::Result<()> {
         start(stage, host, "leech")?;
-        if begun { stage.processes.tell(host, "go\n") } else { Ok(()) }
+        stage.processes.tell(host, "go\n")
     }
 
     fn done(&self, stage: &Stage, host: Place) -> PathBuf {

@@ -188,7 +188,7 @@ impl System for Shoal {
         })
     }
 
-    fn begin(&mut self, stage: &mut Stage) -> anyhow::Result<Duration> {
+    fn begin(&mut self, stage: &mut Stage, _: &[Place]) -> anyhow::Result<Duration> {
         let asked = clock();
         let push = Push::start(stage)?;
         let told = until("the content is taken in", PATIENCE, || {
@@ -202,7 +202,7 @@ impl System for Shoal {
         Ok(told)
     }
 
-    fn start_host(&mut self, stage: &mut Stage, host: Place, _: bool) -> anyhow::Result<()> {
+    fn start_host(&mut self, stage: &mut Stage, host: Place) -> anyhow::Result<()> {
         start(stage, host)
     }
 

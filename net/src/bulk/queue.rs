@@ -8,7 +8,7 @@ use bytes::Bytes;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec;
 use shoal_proto::frame::{CloseReason, FrameKind, HEADER_BYTES, Header, Part, SLICE_HEADER_BYTES, SliceHeader};
-use shoal_proto::ids::ContentId;
+use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,6 +58,13 @@ impl Head {
     }
 }
 
+struct QueuedMessage {
+    kind: FrameKind,
+    /// What it may be replaced by, if anything.
+    key: Option<(JobId, u8)>,
+    body: Bytes,
+}
+
 struct QueuedPart {
     content: ContentId,
     part: Part,
@@ -67,7 +74,7 @@ struct QueuedPart {
 
 #[derive(Default)]
 struct State {
-    messages: VecDeque<(FrameKind, Bytes)>,
+    messages: VecDeque<QueuedMessage>,
     message_bytes: usize,
     parts: [VecDeque<QueuedPart>; 4],
     ping: bool,
@@ -101,14 +108,15 @@ impl Queue {
                 if message.validate().is_err() {
                     return Err(SendError::Invalid);
                 }
-                self.push_message(FrameKind::Control, codec::encode(&message).into())
+                self.push_message(FrameKind::Control, None, codec::encode(&message).into())
             }
-            OutFrame::Announce(body) => self.push_message(FrameKind::Announce, body),
+            OutFrame::Announce(body) => self.push_message(FrameKind::Announce, None, body),
+            OutFrame::Latest { key, body } => self.push_message(FrameKind::Announce, Some(key), body),
             OutFrame::Part { content, part, class, payload } => self.push_part(content, part, class, payload),
         }
     }
 
-    fn push_message(&self, kind: FrameKind, body: Bytes) -> Result<(), SendError> {
+    fn push_message(&self, kind: FrameKind, key: Option<(JobId, u8)>, body: Bytes) -> Result<(), SendError> {
         if body.is_empty() || body.len() > kind.body_max() {
             return Err(SendError::Invalid);
         }
@@ -116,11 +124,19 @@ impl Queue {
         if state.closing.is_some() {
             return Err(SendError::Gone);
         }
-        if state.messages.len() >= self.messages_max || state.message_bytes + body.len() > MESSAGE_BYTES_MAX {
+        let State { messages, message_bytes, .. } = &mut *state;
+        let count = messages.len();
+        let former = messages.iter_mut().find(|waiting| key.is_some() && waiting.key == key);
+        let freed = former.as_ref().map_or(0, |waiting| waiting.body.len());
+        let full = former.is_none() && count >= self.messages_max;
+        if full || *message_bytes - freed + body.len() > MESSAGE_BYTES_MAX {
             return Err(SendError::Full);
         }
-        state.message_bytes += body.len();
-        state.messages.push_back((kind, body));
+        *message_bytes = *message_bytes - freed + body.len();
+        match former {
+            Some(waiting) => waiting.body = body,
+            None => messages.push_back(QueuedMessage { kind, key, body }),
+        }
         drop(state);
         self.wake.notify_one();
         Ok(())
@@ -206,7 +222,7 @@ impl Queue {
         if std::mem::take(&mut state.ping) {
             return Some(plain(FrameKind::Ping, Class::Control, Bytes::new(), false));
         }
-        if let Some((kind, body)) = state.messages.pop_front() {
+        if let Some(QueuedMessage { kind, body, .. }) = state.messages.pop_front() {
             state.message_bytes -= body.len();
             return Some(plain(kind, Class::Control, body, false));
         }

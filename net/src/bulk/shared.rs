@@ -13,7 +13,7 @@ use shoal_proto::limits;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     /// Drop everything.
     pub(super) stop: CancellationToken,
     events: mpsc::Sender<BulkEvent>,
+    /// Where announcements go once somebody takes them apart from the rest.
+    announcements: OnceLock<mpsc::Sender<BulkEvent>>,
 }
 
 impl Shared {
@@ -73,6 +75,7 @@ impl Shared {
             closing: CancellationToken::new(),
             stop: CancellationToken::new(),
             events,
+            announcements: OnceLock::new(),
             config,
         };
         Ok((Arc::new(shared), receiver))
@@ -89,9 +92,22 @@ impl Shared {
         });
     }
 
+    /// Gives announcements a queue of their own from now on; `None` when they have one.
+    pub(super) fn split_announcements(&self) -> Option<mpsc::Receiver<BulkEvent>> {
+        let (sender, receiver) = mpsc::channel(self.config.events_max);
+        self.announcements.set(sender).ok().map(|()| receiver)
+    }
+
+    fn sink(&self, event: &BulkEvent) -> &mpsc::Sender<BulkEvent> {
+        match event {
+            BulkEvent::Announce { .. } => self.announcements.get().unwrap_or(&self.events),
+            _ => &self.events,
+        }
+    }
+
     /// Hands an event to the driver if there is room at once.
     pub(super) fn try_emit(&self, event: BulkEvent) -> Result<(), Box<BulkEvent>> {
-        match self.events.try_send(event) {
+        match self.sink(&event).try_send(event) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(event)) => Err(Box::new(event)),
             Err(mpsc::error::TrySendError::Closed(_)) => {
@@ -107,7 +123,7 @@ impl Shared {
         let Err(event) = self.try_emit(event) else { return };
         tokio::select! {
             () = self.closing.cancelled() => {}
-            sent = self.events.send(*event) => if sent.is_err() { self.stop.cancel() },
+            sent = self.sink(&event).send(*event) => if sent.is_err() { self.stop.cancel() },
         }
     }
 

@@ -107,7 +107,8 @@ impl Driver {
             }
         };
         // Without a link, or with a full queue, comparing job lists brings it later.
-        if self.endpoint.send(node, OutFrame::Announce(frame)).is_ok() {
+        let frame = if feed { OutFrame::Latest { key: (job, lane), body: frame } } else { OutFrame::Announce(frame) };
+        if self.endpoint.send(node, frame).is_ok() {
             if feed {
                 self.book.metrics.sent.inc_by(bytes);
             } else {

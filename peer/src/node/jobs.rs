@@ -198,6 +198,7 @@ impl Driver {
             tracing::warn!(%job, %error, "cannot forget a job");
         }
         self.book.end_job(&job, &self.store);
+        self.tell_known_jobs();
         self.tell(Input::Forgotten { job });
     }
 
@@ -209,6 +210,7 @@ impl Driver {
             self.forget_job(job);
         }
         self.book.metrics.jobs.set(self.envelopes.len() as i64);
+        self.tell_known_jobs();
         let now = self.now();
         self.strangers.retain(|_, stranger| now.since(stranger.since) < STRANGER_PATIENCE);
     }

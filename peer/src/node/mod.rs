@@ -2,9 +2,10 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`feeds`] keeps to the latest versions of feeds,
-//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`effects`] carries wishes out,
-//! [`pool`] runs those that block, [`book`] counts.
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`mates`] finds
+//! the rack again, [`feeds`] keeps to the latest versions of feeds,
+//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`warming`] has images warmed,
+//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
@@ -19,6 +20,7 @@ mod pool;
 mod rollouts;
 pub mod setup;
 mod switch;
+mod warming;
 
 pub use book::NodeMetrics;
 pub use feeds::FeedPublication;
@@ -30,6 +32,7 @@ use crate::rollout::journal::Journal;
 use crate::rollout::record::Record;
 use crate::rollout::settings::Activations;
 use crate::tracker::{Shared, TrackerEvent};
+use crate::warm::{Board, WarmFault};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
@@ -107,6 +110,10 @@ pub enum Command {
     Sent(JobId, oneshot::Sender<u64>),
     /// How are the rollouts?
     Rollouts(oneshot::Sender<Vec<RolloutStatus>>),
+    /// Is the driver there?
+    Ping(oneshot::Sender<()>),
+    /// A job's image was warmed, or could not be.
+    Warmed(JobId, Result<(), WarmFault>),
 }
 
 /// How others reach the driver.
@@ -146,6 +153,13 @@ impl NodeHandle {
         answer.await.unwrap_or_default()
     }
 
+    /// Whether the driver answers. Waits for it.
+    pub async fn is_there(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Ping(reply)).await;
+        answer.await.is_ok()
+    }
+
     /// This host's own reports.
     pub fn reports(&self) -> Vec<HostReport> {
         self.shared.reports().all().cloned().collect()
@@ -172,6 +186,8 @@ pub struct Parts {
     pub endpoint: BulkEndpoint,
     /// Their events.
     pub link_events: mpsc::Receiver<BulkEvent>,
+    /// Announcements, apart from the rest.
+    pub announcements: mpsc::Receiver<BulkEvent>,
     /// From the tracker's client.
     pub tracker_events: mpsc::Receiver<TrackerEvent>,
     /// Shared with it.
@@ -188,6 +204,8 @@ pub struct Parts {
     pub(crate) feed_files: FeedFiles,
     /// Who writes them there.
     pub(crate) keeper: Keeper,
+    /// Where wishes for warm images go; peers with a container runtime only.
+    pub warming: Option<Arc<Board>>,
     /// Counters.
     pub metrics: NodeMetrics,
 }
@@ -208,10 +226,12 @@ pub struct Driver {
     store_events: mpsc::Receiver<StoreEvent>,
     endpoint: BulkEndpoint,
     link_events: mpsc::Receiver<BulkEvent>,
+    announcements: mpsc::Receiver<BulkEvent>,
     tracker_events: mpsc::Receiver<TrackerEvent>,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     content_dir: Option<ContentDir>,
+    warming: Option<Arc<Board>>,
     started: std::time::Instant,
     /// `None` until our place in the roster and a membership that has us are known.
     brain: Option<Node>,
@@ -280,10 +300,12 @@ impl Driver {
             store_events: parts.store_events,
             endpoint: parts.endpoint,
             link_events: parts.link_events,
+            announcements: parts.announcements,
             tracker_events: parts.tracker_events,
             commands,
             shared: parts.shared,
             content_dir: parts.content_dir,
+            warming: parts.warming,
             started: std::time::Instant::now(),
             brain: None,
             me,
@@ -315,6 +337,7 @@ impl Driver {
         driver.load_feeds();
         driver.load_activated();
         driver.load_rollouts();
+        driver.tell_known_jobs();
         driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
         driver.start_brain();
         (driver, handle)
@@ -337,6 +360,8 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = token.cancelled() => break,
+                // Before anything that waits on the disk: a feed's version is relayed the moment it comes.
+                Some(event) = self.announcements.recv() => self.on_announcements(event),
                 Some(event) = self.store_events.recv() => self.on_store_events(event),
                 done = self.done.next(), if !self.done.is_idle() => match done {
                     Some(done) => self.on_done(done),
@@ -374,6 +399,26 @@ impl Driver {
             self.flush_progress();
         }
         self.tell(Input::Tick);
+    }
+
+    /// Announcements that are here, then one of what they would otherwise keep waiting.
+    fn on_announcements(&mut self, first: BulkEvent) {
+        self.on_link_event(first);
+        for _ in 1..BATCH {
+            self.carry_out();
+            let Ok(event) = self.announcements.try_recv() else { return };
+            self.on_link_event(event);
+        }
+        if let Ok(event) = self.store_events.try_recv() {
+            self.carry_out();
+            self.on_store_events(event);
+        }
+        if self.puts < PUTS_MAX
+            && let Ok(event) = self.link_events.try_recv()
+        {
+            self.carry_out();
+            self.on_link_events(event);
+        }
     }
 
     fn on_store_events(&mut self, first: StoreEvent) {
@@ -538,6 +583,10 @@ impl Driver {
                 let sent = self.envelopes.get(&job).map(|(row, _)| self.book.of_job(&job, &row.content).1);
                 let _ = reply.send(sent.unwrap_or(0));
             }
+            Command::Ping(reply) => {
+                let _ = reply.send(());
+            }
+            Command::Warmed(job, result) => self.on_warmed(job, result),
         }
     }
 

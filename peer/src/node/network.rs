@@ -81,7 +81,10 @@ impl Driver {
                     self.book.received(content, Some(tier), payload.len() as u64);
                 }
                 match part {
-                    Part::Manifest => self.begin(content, payload, Some(from)),
+                    Part::Manifest => {
+                        tracing::debug!(content = %content.short(), %from, bytes = payload.len(), "manifest came");
+                        self.begin(content, payload, Some(from));
+                    }
                     Part::Shard(shard) => {
                         // The token brings back who sent it and how long it was.
                         let token = (payload.len() as u64) << 32 | u64::from(from.0);

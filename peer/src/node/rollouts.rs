@@ -11,7 +11,7 @@ use crate::rollout::switchover::Context;
 use serde::Serialize;
 use shoal_proto::announcement::Kind;
 use shoal_proto::codec::{Document, decode_exact, encode};
-use shoal_proto::desired::{Desired, Target, name_of};
+use shoal_proto::desired::{Desired, Rule, Target, name_of};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::membership::Member;
 use shoal_proto::report::{HostState, Reason};
@@ -39,6 +39,8 @@ struct Row {
     /// A switch is under way.
     busy: bool,
     watch: Option<AbortHandle>,
+    /// The content that is kept from eviction.
+    pinned: Option<ContentId>,
 }
 
 /// All names under desired states.
@@ -187,14 +189,23 @@ impl Driver {
         if let Err(error) = self.store.put_state(&desired_key(name), Some(kept)) {
             tracing::error!(name, %error, "cannot keep a desired state");
         }
-        let former = row.desired.replace(Arc::new(desired));
+        let desired = Arc::new(desired);
+        let former = row.desired.replace(desired.clone());
         row.sequence = sequence;
-        let rollout = row.desired.as_ref().map(|desired| desired.rollout);
-        if let Some(former) = former.filter(|former| Some(former.rollout) != rollout) {
+        if let Some(former) = former.filter(|former| former.rollout != desired.rollout) {
             self.shared.reports().forget(&former.rollout);
+            let still = |rule: &&Rule| desired.rules.iter().any(|other| other.target.content == rule.target.content);
+            former.rules.iter().filter(|rule| !still(rule)).for_each(|rule| self.pin(&rule.target, false));
         }
         let name = name.to_string();
         self.judge(&name);
+    }
+
+    /// What a desired state names is not evicted before it is switched in.
+    fn pin(&self, target: &Target, pinned: bool) {
+        if let Err(error) = self.store.pin(&target.content, pinned) {
+            tracing::warn!(content = %target.content.short(), %error, "cannot pin a content");
+        }
     }
 
     /// Judges every name anew.
@@ -212,6 +223,10 @@ impl Driver {
         let record = row.record.clone().filter(|record| record.rollout == desired.rollout);
         let rollout = desired.rollout;
         let held = self.is_held(name, &target);
+        if self.store.is_complete(&target.content) && row.pinned != Some(target.content) {
+            self.pin(&target, true);
+            self.rollouts.rows.entry(name.to_string()).or_default().pinned = Some(target.content);
+        }
         {
             let mut reports = self.shared.reports();
             reports.open(rollout);

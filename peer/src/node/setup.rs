@@ -6,7 +6,8 @@ use crate::config::NodeSettings;
 use crate::feeds::{FeedFiles, Keeper, Shelf};
 use crate::limits::Limits;
 use crate::rollout::settings::Activations;
-use crate::tracker::{Shared, TrackerClient};
+use crate::tracker::{ImageWish, Shared, TrackerClient};
+use crate::warm::Board;
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::bulk::{BindError, BulkConfig, BulkEndpoint};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
@@ -21,6 +22,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
+
+/// Hosts' wishes for images that wait for the seeder.
+const WISHES: usize = 64;
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -88,17 +92,20 @@ pub struct Running {
     pub tracker: watch::Receiver<Option<NodeId>>,
     /// What its links keep to.
     pub limits: Limits,
+    /// Hosts' wishes for images; seeders only.
+    pub wanted: Option<mpsc::Receiver<ImageWish>>,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
     std::fs::read(path).map_err(|source| SetupError::Read { path: path.to_path_buf(), source })
 }
 
-/// Starts a node's tasks.
+/// Starts a node's tasks. `warming` takes the wishes for images to be unpacked, where there is a container runtime.
 pub async fn start(
     role: Role,
     settings: &NodeSettings,
     folders: Folders<'_>,
+    warming: Option<Arc<Board>>,
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> Result<Running, SetupError> {
@@ -142,11 +149,13 @@ pub async fn start(
     let (endpoint, link_events) = BulkEndpoint::bind(bulk).await?;
     let limits = Limits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
+    let announcements = endpoint.split_announcements().ok_or(BindError::Config("announcements were split before"))?;
 
     let (control, control_events) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await?;
     let shared = Arc::new(Shared::default());
     let (tracker_sink, tracker_events) = mpsc::channel(64);
     let (current, tracker) = watch::channel(None);
+    let (wanted_in, wanted) = (role == Role::Seeder).then(|| mpsc::channel(WISHES)).unzip();
     let advertise = if settings.advertise.is_empty() { &bulk_addrs } else { &settings.advertise };
     let client = TrackerClient {
         control: control.clone(),
@@ -163,6 +172,7 @@ pub async fn start(
         shared: shared.clone(),
         sink: tracker_sink,
         current,
+        wanted: wanted_in,
     };
     let (driver, handle) = Driver::new(Parts {
         node: keys.node(),
@@ -175,6 +185,7 @@ pub async fn start(
         store_events,
         endpoint,
         link_events,
+        announcements,
         tracker_events,
         shared,
         content_dir,
@@ -183,10 +194,11 @@ pub async fn start(
         shelf: Shelf::new(metrics),
         feed_files,
         keeper,
+        warming,
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));
     tasks.spawn("limits", limits.clone().run(token.clone()));
     tasks.spawn("driver", driver.run(token));
-    Ok(Running { handle, credential, bulk_addrs, control, tracker, limits })
+    Ok(Running { handle, credential, bulk_addrs, control, tracker, limits, wanted })
 }

@@ -6,7 +6,6 @@ use super::{Driver, Input};
 use shoal_proto::announcement::{Announcement, Class, Kind};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::ContentId;
-use shoal_proto::manifest::Root;
 use shoal_proto::report::{HostState, Reason};
 use std::sync::Arc;
 
@@ -42,6 +41,10 @@ impl Driver {
             return;
         }
         let Some(state) = self.reported(&announcement.job) else { return };
+        if self.is_image(&announcement) {
+            self.warm(&announcement);
+            return;
+        }
         let Some(folder) = self.content_dir.clone() else { return };
         if self.is_stale(&announcement) {
             // `Active` stays what it is: it was, before the newer one.
@@ -59,16 +62,8 @@ impl Driver {
         }
         let store = self.store.clone();
         self.done.run(Sort::Activate, Class::from(announcement.kind) as u8, move || {
-            let (content, sequence) = (&announcement.content, announcement.sequence);
-            let is_image = store.manifest(content).is_some_and(|manifest| manifest.root == Root::Image);
-            let result = if is_image {
-                // An image has no folder: its blobs are served from the store, the newest of a name first.
-                store.set_sequence(content, sequence).map_err(|error| error.to_string())
-            } else {
-                let activated = folder.activate(&store, content, &announcement.name, &announcement.version);
-                activated.map_err(|error| error.to_string())
-            };
-            Done::Activated { announcement, result }
+            let result = folder.activate(&store, &announcement.content, &announcement.name, &announcement.version);
+            Done::Activated { announcement, result: result.map_err(|error| error.to_string()) }
         });
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: when a hook's time is over, or nobody waits for it any more, its whole group is killed.
 
+use minicbor::{Decode, Encode};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::pin::pin;
 use std::process::Stdio;
@@ -51,8 +52,42 @@ impl Drop for Group {
     }
 }
 
-/// Runs `argv` to its end; an empty one does nothing.
-pub(crate) async fn run(argv: &[String], limit: Duration, env: &[(&str, String)]) -> Result<(), HookError> {
+/// A hook that runs: its process, and when that began, so that it is not taken for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Leader {
+    #[n(0)]
+    pid: i32,
+    /// In the kernel's ticks since it was started.
+    #[n(1)]
+    began: u64,
+}
+
+impl Leader {
+    fn of(pid: u32) -> Option<Self> {
+        let pid = i32::try_from(pid).ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name is in brackets and may hold anything; the times come after it.
+        let began = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, began })
+    }
+
+    /// Kills what is left of a hook whose peer was killed.
+    pub(crate) fn kill_left_over(self) {
+        let same = u32::try_from(self.pid).ok().and_then(Self::of) == Some(self);
+        if let Some(leader) = Pid::from_raw(self.pid).filter(|_| same) {
+            tracing::warn!(pid = self.pid, "killing a hook that outlived its peer");
+            let _gone = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Runs `argv` to its end; an empty one does nothing. `began` hears of the process before anything else happens.
+pub(crate) async fn run(
+    argv: &[String],
+    limit: Duration,
+    env: &[(&str, String)],
+    began: impl FnOnce(Leader),
+) -> Result<(), HookError> {
     let Some((program, arguments)) = argv.split_first() else { return Ok(()) };
     let mut child = Command::new(program)
         .args(arguments)
@@ -64,6 +99,9 @@ pub(crate) async fn run(argv: &[String], limit: Duration, env: &[(&str, String)]
         .kill_on_drop(true)
         .spawn()?;
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    if let Some(leader) = child.id().and_then(Leader::of) {
+        began(leader);
+    }
     let tail = Mutex::new(Vec::new());
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let ended = {
@@ -109,6 +147,7 @@ fn words(tail: &Mutex<Vec<u8>>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     fn shell(script: &str) -> Vec<String> {
         ["sh", "-c", script].map(String::from).to_vec()
@@ -118,14 +157,14 @@ mod tests {
 
     #[tokio::test]
     async fn hooks_succeed_fail_and_say_why() {
-        run(&[], LONG, &[]).await.unwrap();
+        run(&[], LONG, &[], drop).await.unwrap();
         let env = [("SHOAL_NAME", "edge/a".to_string())];
-        run(&shell("test \"$SHOAL_NAME\" = edge/a"), LONG, &env).await.unwrap();
-        let error = run(&shell("echo no  room >&2; exit 3"), LONG, &[]).await.unwrap_err().to_string();
+        run(&shell("test \"$SHOAL_NAME\" = edge/a"), LONG, &env, drop).await.unwrap();
+        let error = run(&shell("echo no  room >&2; exit 3"), LONG, &[], drop).await.unwrap_err().to_string();
         assert!(error.contains('3') && error.ends_with("no room"), "{error}");
-        let error = run(&["/no/such/program".into()], LONG, &[]).await.unwrap_err().to_string();
+        let error = run(&["/no/such/program".into()], LONG, &[], drop).await.unwrap_err().to_string();
         assert!(error.contains("cannot be run"), "{error}");
-        let flood = run(&shell("yes word | head -c 1000000; exit 1"), LONG, &[]).await.unwrap_err();
+        let flood = run(&shell("yes word | head -c 1000000; exit 1"), LONG, &[], drop).await.unwrap_err();
         assert!(flood.to_string().len() < 2 * TAIL);
     }
 
@@ -134,9 +173,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("sleep 600 & echo $! > {}", file.display());
-        run(&shell(&script), LONG, &[]).await.unwrap();
+        run(&shell(&script), LONG, &[], drop).await.unwrap();
         let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
         rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).expect("it goes on");
+    }
+
+    #[tokio::test]
+    async fn what_outlived_its_peer_is_killed() {
+        let mut child = std::process::Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+        let leader = Leader::of(child.id()).unwrap();
+        Leader { began: leader.began + 1, ..leader }.kill_left_over();
+        assert!(child.try_wait().unwrap().is_none(), "another process of that number is left alone");
+        leader.kill_left_over();
+        assert!(!child.wait().unwrap().success());
     }
 
     #[tokio::test]
@@ -144,7 +193,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("sleep 600 & echo $! > {}; wait", file.display());
-        let error = run(&shell(&script), Duration::from_millis(500), &[]).await.unwrap_err();
+        let error = run(&shell(&script), Duration::from_millis(500), &[], drop).await.unwrap_err();
         assert!(matches!(error, HookError::Late { .. }), "{error}");
         let pid: u32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
         // Killed, it is gone or waits for init to reap it.

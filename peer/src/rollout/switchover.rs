@@ -8,6 +8,7 @@ use super::record::{OnDisk, Record, Step};
 use super::settings::ActivationSettings;
 use super::{hooks, probe};
 use crate::activate::ContentDir;
+use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::report::{HostState, Reason};
 use shoal_store::Store;
 use std::time::Duration;
@@ -31,8 +32,9 @@ fn label(version: Option<&OnDisk>) -> &str {
 impl Context {
     /// Goes on from the record's step until it is done; the record says how it ended.
     pub(crate) async fn run(&self, mut record: Record) -> Record {
-        if record.step == Step::Prepare {
-            self.note(&record, "begin");
+        match record.step {
+            Step::Prepare => self.note(&record, "begin"),
+            _ => self.kill_left_over(),
         }
         while record.step != Step::Done {
             match self.step(&mut record).await {
@@ -159,7 +161,30 @@ impl Context {
             ("SHOAL_ROLLOUT", record.rollout.to_string()),
             ("SHOAL_ATTEMPT", record.attempt.to_string()),
         ];
-        hooks::run(argv, limit, &env).await.map_err(|error| format!("{what} {error}"))
+        // Within reach of the next start, should this process be killed.
+        let (store, key) = (self.store.clone(), self.hook_key());
+        let began = move |leader: hooks::Leader| {
+            // Beside the hook, which need not wait for the disk.
+            drop(tokio::task::spawn_blocking(move || {
+                let kept = store.put_state(&key, Some(encode(&leader))).and_then(|()| store.sync());
+                if let Err(error) = kept {
+                    tracing::warn!(%error, "cannot keep which hook runs");
+                }
+            }));
+        };
+        hooks::run(argv, limit, &env, began).await.map_err(|error| format!("{what} {error}"))
+    }
+
+    fn hook_key(&self) -> String {
+        format!("hook/{}", self.name)
+    }
+
+    /// A kill of this program does not kill the hook that ran; it must not run beside its own repetition.
+    fn kill_left_over(&self) {
+        let kept = self.store.get_state(&self.hook_key()).ok().flatten();
+        if let Some(leader) = kept.and_then(|bytes| decode_exact::<hooks::Leader>(&bytes).ok()) {
+            leader.kill_left_over();
+        }
     }
 
     /// Writes a line into the journal.

@@ -188,7 +188,10 @@ fn more_than_the_limit_is_refused() {
     let flush = samples::flush();
     too_many(&HubFlush { jobs: vec![flush.jobs[0].clone(); limits::FLUSH_JOBS_MAX + 1], ..flush.clone() });
     too_many(&HubFlush { roster: vec![flush.roster[0].clone(); limits::FLUSH_ROSTER_MAX + 1], ..flush.clone() });
-    let job = JobFlush { states: vec![flush.jobs[0].states[0].clone(); 17], ..flush.jobs[0].clone() };
+    let job = JobFlush {
+        states: vec![flush.jobs[0].states[0].clone(); limits::FLUSH_STATES_MAX + 1],
+        ..flush.jobs[0].clone()
+    };
     too_many(&HubFlush { jobs: vec![job], ..flush.clone() });
     let targets = Bitmap::new(limits::HOSTS_MAX + 1);
     too_many(&HubFlush { jobs: vec![JobFlush { targets, ..flush.jobs[0].clone() }], ..flush });

@@ -175,8 +175,10 @@ fn state() -> impl Strategy<Value = HostState> {
     use Reason::*;
     let reason = [NoSpace, BadManifest, Untrusted, Stale, Disk, Activation, Superseded, Cancelled, Deadline, InUse]
         .map(HostState::Failed);
-    let mut states = vec![HostState::Unknown, HostState::Has, HostState::Active];
+    let of_images = [RuntimeAway, PullFailed, DigestMismatch, Timeout].map(HostState::Failed);
+    let mut states = vec![HostState::Unknown, HostState::Has, HostState::Held, HostState::Active];
     states.extend(reason);
+    states.extend(of_images);
     prop::sample::select(states)
 }
 
@@ -220,13 +222,17 @@ fn request() -> impl Strategy<Value = Request> {
         job().prop_map(|job| Request::JobStatus { job }),
         update().prop_map(Request::Membership),
         Just(Request::Leave),
+        any::<Option<u32>>().prop_map(|host| Request::WantImage {
+            reference: "registry.example/app:v1".into(),
+            host: host.map(HostIndex),
+        }),
     ]
 }
 
 fn rollup() -> impl Strategy<Value = JobRollup> {
-    let rack = (locality(), any::<[u32; 5]>(), any::<u64>(), tiers()).prop_map(|(rack, counts, pieces, tiers)| {
-        let [hosts, has, active, failed, away] = counts;
-        RackRollup { rack: rack.rack_path(), hosts, has, active, failed, away, pieces, tiers }
+    let rack = (locality(), any::<[u32; 6]>(), any::<u64>(), tiers()).prop_map(|(rack, counts, pieces, tiers)| {
+        let [hosts, has, active, failed, away, held] = counts;
+        RackRollup { rack: rack.rack_path(), hosts, has, active, failed, away, pieces, tiers, held }
     });
     let line = (locality(), state(), any::<u32>(), any::<bool>(), ".{0,20}").prop_map(
         |(host, state, pieces_have, away, detail)| HostLine {

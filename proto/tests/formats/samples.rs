@@ -258,6 +258,10 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         ("job_status", Request::JobStatus { job: JobId([7; 16]) }),
         ("membership", Request::Membership(update())),
         ("leave", Request::Leave),
+        (
+            "want_image",
+            Request::WantImage { reference: "registry.example:5000/lab/app:v1".into(), host: Some(HostIndex(3)) },
+        ),
     ]
 }
 
@@ -305,6 +309,7 @@ pub(crate) fn rollup() -> JobRollup {
         away: 1,
         pieces: 6017,
         tiers: tiers(),
+        held: 0,
     };
     let line = HostLine {
         host: locality().to_string(),

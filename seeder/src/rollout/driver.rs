@@ -1,8 +1,9 @@
 //! The loop behind the machines: hears of hosts from the tracker, asks gates, writes down, publishes.
 
 use super::machine::{Gate, HostFact, Input, Phase};
+use super::spec::RolloutSpec;
 use super::view::in_order;
-use super::{Rollouts, gate, now_ms, targets};
+use super::{Order, Rollouts, gate, now_ms, targets};
 use crate::status::{JobStatus, Phase as JobPhase, PushRequest};
 use shoal_net::admission::system_clock;
 use shoal_proto::announcement::{Announcement, Kind};
@@ -10,9 +11,10 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
 use shoal_proto::control::{JobStates, Request, Response};
 use shoal_proto::desired::{Desired, Hosts, Rule, Target, feed_of};
-use shoal_proto::ids::{JobId, NodeId};
+use shoal_proto::ids::{HostIndex, JobId, NodeId};
 use shoal_proto::locality::Selector;
 use shoal_proto::report::HostState;
+use shoal_swarm::membership::Membership;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two questions about a rollout that is under way, and about one that only waits for hosts that are away.
 const ASK_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// So much longer for each host: what is published then goes to all of them.
+const ASK_A_HOST: Duration = Duration::from_micros(20);
 /// Between two rounds of questions to gates.
 const GATES_EVERY: Duration = Duration::from_secs(2);
 /// How long a round of them may take.
@@ -58,7 +62,8 @@ impl Rollouts {
         let (phase, is_final) = match self.rows().get_mut(&id) {
             Some(row) => {
                 let phase = row.machine.state().phase;
-                row.ask_at = Instant::now() + if phase.is_final() { ASK_EVERY.1 } else { ASK_EVERY.0 };
+                let wait = if phase.is_final() { ASK_EVERY.1 } else { ASK_EVERY.0 };
+                row.ask_at = Instant::now() + wait + ASK_A_HOST * row.machine.tally().hosts;
                 (phase, phase.is_final())
             }
             None => return,
@@ -115,8 +120,19 @@ impl Rollouts {
     /// Waits for the contents; then the tracker is told of the rollout.
     fn prepare(&self, id: JobId) {
         let mut all_here = true;
+        let others = self.jobs.all();
         for (version, push) in self.pushes(&id) {
+            // On the hosts a version is a folder: two contents cannot be in it.
+            let differs = |push: &JobStatus| {
+                let same_label = |other: &&JobStatus| (&other.name, &other.version) == (&push.name, &version);
+                let mut contents = others.iter().filter(same_label).filter_map(|other| other.content);
+                push.content.is_some_and(|content| contents.any(|other| other != content))
+            };
             match push {
+                Some(push) if differs(&push) => {
+                    let why = format!("version {version} was pushed with other content before: give it another label");
+                    return self.tell(id, Input::Broken(why));
+                }
                 None => return self.tell(id, Input::Broken(format!("the push of {version} is forgotten"))),
                 Some(push) if push.phase == JobPhase::Failed => {
                     return self.tell(id, Input::Broken(format!("the push of {version} failed: {}", push.error)));
@@ -159,6 +175,7 @@ impl Rollouts {
             kind: announcement.kind,
             to: spec.to,
             staged: false,
+            image: None,
         };
         self.jobs.follow_rollout(&request, &announcement, pushed.pieces)
     }
@@ -202,15 +219,29 @@ impl Rollouts {
             reports.extend(set.hosts.iter().map(|host| (host, (set.attempt, set.state))));
         }
         let membership = self.membership();
-        let order = in_order(&spec.name, &membership, &targets(&spec, &membership));
-        let fact = |(rack, member): (u32, &shoal_proto::membership::Member)| {
-            let index = member.index.0;
+        let order = self.order(&id, &spec, &membership);
+        let fact = |&(rack, index): &(u32, u32)| {
             let report = reports.get(&index).copied();
             // Having failed one push of a content matters only to who does not have it.
             let blocked = blocked.get(index) && report.is_none();
-            HostFact { index, rack, up: membership.is_up(member.index), report, blocked }
+            HostFact { index, rack, up: membership.is_up(HostIndex(index)), report, blocked }
         };
-        Some(order.into_iter().map(fact).collect())
+        Some(order.iter().map(fact).collect())
+    }
+
+    /// Racks and indices of a rollout's hosts in the order they should switch in; made anew when membership changes.
+    fn order(&self, id: &JobId, spec: &RolloutSpec, membership: &Membership) -> Order {
+        let epoch = membership.epoch();
+        let known = self.rows().get(id).and_then(|row| row.order.clone());
+        if let Some((_, order)) = known.filter(|(of, _)| *of == epoch) {
+            return order;
+        }
+        let order = in_order(&spec.name, membership, &targets(spec, membership));
+        let order: Order = Arc::new(order.into_iter().map(|(rack, member)| (rack, member.index.0)).collect());
+        if let Some(row) = self.rows().get_mut(id) {
+            row.order = Some((epoch, order.clone()));
+        }
+        order
     }
 
     async fn ask_gates(&self, id: JobId) {
@@ -271,8 +302,13 @@ impl Rollouts {
             Some(row) if row.published.as_ref() != Some(&desired) => row.machine.spec().to.clone(),
             _ => return,
         };
+        let bytes = desired.to_bytes();
+        if bytes.len() > Desired::BYTES_MAX {
+            tracing::error!(rollout = %id, bytes = bytes.len(), "the desired state is too large: use fewer or shorter rules");
+            return;
+        }
         let (Some(feed), Ok(to)) = (feed_of(&desired.name), Selector::parse(&to)) else { return };
-        match self.feeds.publish(&feed, Kind::Gslb, desired.to_bytes().into(), &to).await {
+        match self.feeds.publish(&feed, Kind::Gslb, bytes.into(), &to).await {
             Ok(sequence) => {
                 tracing::debug!(rollout = %id, sequence, attempt = desired.attempt, "published");
                 if let Some(row) = self.rows().get_mut(&id) {

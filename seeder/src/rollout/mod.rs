@@ -22,7 +22,7 @@ use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::desired::{Desired, Hosts};
-use shoal_proto::ids::{HostIndex, JobId};
+use shoal_proto::ids::{Epoch, HostIndex, JobId};
 use shoal_proto::locality::Selector;
 use shoal_swarm::membership::Membership;
 use spec::RolloutSpec;
@@ -105,6 +105,9 @@ struct Kept {
     superseded: bool,
 }
 
+/// Racks and indices of hosts.
+type Order = Arc<Vec<(u32, u32)>>;
+
 struct Row {
     machine: Machine,
     pushes: Vec<(String, JobId)>,
@@ -113,6 +116,8 @@ struct Row {
     published: Option<Desired>,
     /// Its state is not on the disk yet.
     unkept: bool,
+    /// Racks and indices of its hosts in their order, at an epoch of the membership.
+    order: Option<(Epoch, Order)>,
     ask_at: Instant,
     gate_at: Instant,
 }
@@ -120,7 +125,7 @@ struct Row {
 impl Row {
     fn new(machine: Machine, pushes: Vec<(String, JobId)>, superseded: bool) -> Self {
         let now = Instant::now();
-        Self { machine, pushes, superseded, published: None, unkept: false, ask_at: now, gate_at: now }
+        Self { machine, pushes, superseded, published: None, unkept: false, order: None, ask_at: now, gate_at: now }
     }
 }
 
@@ -258,6 +263,7 @@ impl Rollouts {
                 kind: spec.kind,
                 to: spec.to.clone(),
                 staged: true,
+                image: None,
             };
             let job = self.jobs.create(&request)?;
             permit.send((job, request));

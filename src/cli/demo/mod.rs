@@ -134,6 +134,7 @@ async fn push(
         kind: Kind::Blob,
         to: vec!["all".into()],
         staged: false,
+        image: None,
     };
     let client = region.seeder()?;
     let pushed: Pushed = client.post("/v1/push", &request).await?;

@@ -188,6 +188,7 @@ impl Region {
                 let locality = format!("demo/site/rack{rack}/host{host}");
                 credentials(cluster, Role::Peer, &locality, folder.join(&name))?;
                 let mut set = node(&name);
+                set.push("mirror.listen=''".into());
                 set.push(format!("content_dir={}", quoted(&folder.join(&name).join("content"))));
                 starting.push((name, set));
             }

@@ -14,6 +14,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::{ContentId, Hash};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -51,15 +52,21 @@ impl Store {
         let _ = wait.recv();
     }
 
-    /// Takes a feed's version in from memory. Blocks.
-    pub fn ingest_version(&self, data: &Bytes, options: &IngestOptions) -> Result<Ingested, IngestError> {
+    /// Takes a feed's version in from memory, sharing pieces with the former one. Blocks.
+    pub fn ingest_version(
+        &self,
+        data: &Bytes,
+        options: &IngestOptions,
+        former: Option<&ContentId>,
+    ) -> Result<Ingested, IngestError> {
         let average = options.average.unwrap_or(VERSION_PIECE_BYTES_AVG);
         let need = 2 * data.len() as u64;
         let (_promise, _evicted) = self.make_room(need).map_err(|error| match error {
             BeginError::WouldNotFit { need, room } => IngestError::NoSpace { need, room },
             other => IngestError::Store(io::Error::other(other.to_string())),
         })?;
-        let cut = cut_version(data, average, options)?;
+        let former = former.and_then(|former| self.manifest(former));
+        let cut = cut_version(data, average, options, former.as_deref())?;
         let manifest = Arc::new(version_manifest(data.len() as u64, average, options, cut));
         manifest.validate().map_err(|error| IngestError::Limit(error.to_string()))?;
         let bytes = manifest.to_bytes();
@@ -86,15 +93,34 @@ impl Store {
     }
 }
 
-fn cut_version(data: &Bytes, average: u32, options: &IngestOptions) -> Result<Cut, IngestError> {
+/// Cuts a version so that it shares as much with the former one as can be: where the former was cut if that is as long
+/// (a table whose rows changed in their places), else by content.
+fn cut_version(
+    data: &Bytes,
+    average: u32,
+    options: &IngestOptions,
+    former: Option<&Manifest>,
+) -> Result<Cut, IngestError> {
     let (k, m) = (usize::from(options.data), usize::from(options.parity));
     let code = Rs::new(k, m).map_err(|error| IngestError::Limit(error.to_string()))?;
-    let mut cutter = Cutter::new(&data[..], average);
+    let mut pieces = cut_by_content(data, average)?;
+    if let Some(former) = former {
+        let known: HashSet<&[u8]> = former.piece_hashes.chunks_exact(32).collect();
+        let fresh = |pieces: &[(Bytes, Hash)]| -> usize {
+            pieces.iter().filter(|(_, hash)| !known.contains(&hash.0[..])).map(|(bytes, _)| bytes.len()).sum()
+        };
+        if former.size() == data.len() as u64 {
+            let same = cut_like(data, former);
+            if fresh(&same) < fresh(&pieces) {
+                pieces = same;
+            }
+        }
+    }
     let mut cut = Cut::default();
     let mut stripe = Vec::with_capacity(k);
-    while let Some(piece) = cutter.next_piece()? {
+    for (piece, hash) in pieces {
         cut.lens.extend_from_slice(&(piece.len() as u32).to_le_bytes());
-        cut.hashes.extend_from_slice(Hash::of(&piece).as_bytes());
+        cut.hashes.extend_from_slice(hash.as_bytes());
         stripe.push(piece);
         if stripe.len() == k {
             code_stripe(&code, &mut stripe, options.parity, &mut cut);
@@ -104,6 +130,27 @@ fn cut_version(data: &Bytes, average: u32, options: &IngestOptions) -> Result<Cu
         code_stripe(&code, &mut stripe, options.parity, &mut cut);
     }
     Ok(cut)
+}
+
+fn cut_by_content(data: &Bytes, average: u32) -> io::Result<Vec<(Bytes, Hash)>> {
+    let mut cutter = Cutter::new(&data[..], average);
+    let mut pieces = Vec::new();
+    while let Some(piece) = cutter.next_piece()? {
+        let hash = Hash::of(&piece);
+        pieces.push((piece, hash));
+    }
+    Ok(pieces)
+}
+
+fn cut_like(data: &Bytes, former: &Manifest) -> Vec<(Bytes, Hash)> {
+    let mut at = 0;
+    let piece = |len: u32| {
+        let piece = data.slice(at..at + len as usize);
+        at += len as usize;
+        let hash = Hash::of(&piece);
+        (piece, hash)
+    };
+    former.lens().map(piece).collect()
 }
 
 fn version_manifest(size: u64, average: u32, options: &IngestOptions, cut: Cut) -> Manifest {

@@ -79,7 +79,7 @@ impl Node {
             self.follow_order(id);
             self.retarget(id);
             self.replan(id);
-            self.pass_on(job, id, from, false);
+            self.pass_on(job, id, from, lane, false);
             return;
         }
         self.supersede(&announcement);
@@ -91,7 +91,7 @@ impl Node {
         self.active.insert(id);
         self.retarget(id);
         self.replan(id);
-        self.pass_on(job, id, from, inline);
+        self.pass_on(job, id, from, lane, inline);
         if origin != Some(self.config.me) && !inline {
             self.manifest_source(id, from, lane);
         }
@@ -123,13 +123,15 @@ impl Node {
         }
     }
 
-    /// Tells the children on the announcement lanes.
-    fn pass_on(&mut self, job: JobId, id: ContentId, from: Option<HostIndex>, inline: bool) {
+    /// Tells the children on the announcement lanes. One that told us by another lane hears of the first lane all the same:
+    /// it waits for it to ask for the manifest.
+    fn pass_on(&mut self, job: JobId, id: ContentId, from: Option<HostIndex>, by: u8, inline: bool) {
         let content = &self.contents[&id];
         let Some(plan) = content.plan.clone() else { return };
         for (number, lane) in lanes_of(content.announce_offset, plan.lanes()) {
             for child in plan.children(lane, self.config.me) {
-                if Some(child) != from {
+                let waits = number == 0 && (1..limits::ANNOUNCE_LANES).contains(&by);
+                if Some(child) != from || waits {
                     self.announce_to(child, job, number, inline && number == 0);
                 }
             }

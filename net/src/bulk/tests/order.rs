@@ -4,6 +4,7 @@ use super::*;
 use crate::bulk::queue::Queue;
 use proptest::prelude::*;
 use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header, SLICE_HEADER_BYTES, SliceHeader};
+use shoal_proto::ids::JobId;
 
 fn header(frame: &crate::bulk::queue::Outgoing) -> (Header, Option<SliceHeader>) {
     let head = frame.head.as_slice();
@@ -39,6 +40,21 @@ fn a_more_urgent_frame_goes_between_two_slices() {
         })
         .collect();
     assert_eq!(order, ["1", "2", "Ping", "Control", "3", "2", "2", "1", "1"]);
+}
+
+#[test]
+fn of_a_feed_only_the_latest_waits() {
+    let queue = Queue::new(2, 8);
+    let latest = |feed: u8, lane: u8, body: &'static [u8]| {
+        queue.push(OutFrame::Latest { key: (JobId([feed; 16]), lane), body: Bytes::from_static(body) })
+    };
+    latest(1, 0, b"old").unwrap();
+    latest(2, 0, b"other").unwrap();
+    latest(1, 0, b"newer").unwrap();
+    assert_eq!(latest(1, 1, b"another lane"), Err(SendError::Full));
+    latest(1, 0, b"newest").unwrap();
+    let bodies: Vec<Bytes> = std::iter::from_fn(|| queue.pop()).map(|frame| frame.body).collect();
+    assert_eq!(bodies, [&b"newest"[..], b"other"]);
 }
 
 proptest! {

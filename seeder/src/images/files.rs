@@ -1,0 +1,149 @@
+//! Files by name, in a folder or in a tar archive.
+//!
+//! Invariant: a name of an archive leads to a part of that archive, or nowhere: links that lead out are not followed.
+
+use super::archive::{ArchiveError, fault, malformed};
+use super::documents::DOCUMENT_BYTES_MAX;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Files in one archive.
+const ENTRIES_MAX: usize = 100_000;
+/// Links followed from one name.
+const LINKS_MAX: usize = 8;
+
+pub(super) enum Files {
+    Folder(PathBuf),
+    Tar { file: Arc<File>, entries: BTreeMap<String, Entry> },
+}
+
+pub(super) enum Entry {
+    File { offset: u64, len: u64 },
+    Link(String),
+}
+
+/// A name with its `.` and `..` worked out; `None` if it leads out of the archive.
+pub(super) fn normal(name: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    (!name.starts_with('/') && !parts.is_empty()).then(|| parts.join("/"))
+}
+
+/// What an entry of an archive is to us; `None` if nothing.
+fn entry_of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<(String, Entry)> {
+    let name = normal(std::str::from_utf8(&entry.path_bytes()).ok()?)?;
+    let target = || entry.link_name_bytes().and_then(|target| String::from_utf8(target.into()).ok());
+    let row = match entry.header().entry_type() {
+        tar::EntryType::Regular | tar::EntryType::Continuous => {
+            Entry::File { offset: entry.raw_file_position(), len: entry.size() }
+        }
+        tar::EntryType::Symlink => {
+            let target = target().filter(|target| !target.starts_with('/'))?;
+            let beside = name.rsplit_once('/').map_or(target.clone(), |(folder, _)| format!("{folder}/{target}"));
+            Entry::Link(normal(&beside)?)
+        }
+        tar::EntryType::Link => Entry::Link(normal(&target()?)?),
+        _ => return None,
+    };
+    Some((name, row))
+}
+
+impl Files {
+    pub(super) fn open(path: &Path) -> Result<Self, ArchiveError> {
+        let what = path.display().to_string();
+        let file = File::open(path).map_err(fault(&what))?;
+        if file.metadata().map_err(fault(&what))?.is_dir() {
+            return Ok(Self::Folder(path.to_path_buf()));
+        }
+        let mut entries = BTreeMap::new();
+        let mut archive = tar::Archive::new(&file);
+        for entry in archive.entries_with_seek().map_err(|_| ArchiveError::Unknown(what.clone()))? {
+            let entry = entry.map_err(|error| match entries.is_empty() {
+                true => ArchiveError::Unknown(what.clone()),
+                false => malformed(&what, error),
+            })?;
+            entries.extend(entry_of(&entry));
+            if entries.len() > ENTRIES_MAX {
+                return Err(malformed(&what, format!("more than {ENTRIES_MAX} files")));
+            }
+        }
+        Ok(Self::Tar { file: Arc::new(file), entries })
+    }
+
+    pub(super) fn is_archive(&self) -> bool {
+        matches!(self, Self::Tar { .. })
+    }
+
+    /// A file's bytes and length. The name is one of ours, or of the archive's own list.
+    pub(super) fn reader(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
+        match self {
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                // Looked at first: opening a pipe would wait for its writer.
+                let meta = std::fs::metadata(&path)?;
+                if !meta.is_file() {
+                    return Err(io::Error::other("not a regular file"));
+                }
+                Ok((Box::new(File::open(path)?), meta.len()))
+            }
+            Self::Tar { file, entries } => {
+                let mut at = name;
+                for _ in 0..LINKS_MAX {
+                    match entries.get(at) {
+                        Some(Entry::Link(target)) => at = target,
+                        Some(Entry::File { offset, len }) => {
+                            let section = Section { file: file.clone(), at: *offset, left: *len };
+                            return Ok((Box::new(section), *len));
+                        }
+                        None => break,
+                    }
+                }
+                Err(io::Error::new(io::ErrorKind::NotFound, "not in the archive"))
+            }
+        }
+    }
+
+    /// A short file, whole.
+    pub(super) fn small(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {
+        let (reader, len) = self.reader(name).map_err(fault(name))?;
+        if len > DOCUMENT_BYTES_MAX {
+            return Err(malformed(name, format!("{len} bytes, the limit is {DOCUMENT_BYTES_MAX}")));
+        }
+        let mut bytes = Vec::new();
+        reader.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(fault(name))?;
+        Ok(bytes)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.reader(name).is_ok()
+    }
+}
+
+/// A part of a file.
+struct Section {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+}
+
+impl Read for Section {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let want = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.file.read_at(&mut buf[..want], self.at)?;
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}

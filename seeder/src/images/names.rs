@@ -1,0 +1,65 @@
+//! What an image's job is called.
+//!
+//! Invariant: two images of different names never get one job name: hosts would take one for a new version of the other.
+
+use shoal_proto::announcement::{is_content_name, is_version};
+use shoal_proto::ids::Hash;
+use shoal_proto::image::Reference;
+use shoal_proto::limits;
+
+/// Name and version of the job for an image. Each tag is a name of its own, so that two tags of a repository can be on
+/// their way at once; a tag that moves is a new version of that name.
+pub fn job_names(reference: &Reference) -> (String, String) {
+    let version = match (&reference.tag, &reference.digest) {
+        (Some(tag), _) => tag.clone(),
+        (None, Some(digest)) => format!("sha256-{}", digest.short()),
+        (None, None) => "latest".into(),
+    };
+    // `_` is in no host's name, so nothing else maps here.
+    let name = format!("{}/{}/{version}", reference.host.replace(':', "_"), reference.path);
+    let unique = |text: &str, len: usize| {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '/') { c } else { '-' };
+        let head: String = text.chars().take(len).map(plain).collect();
+        format!("{}-{}", head.trim_matches(['/', '.', '-']), &Hash::of(text.as_bytes()).to_string()[..16])
+    };
+    let version_fits = is_version(&version);
+    let name = if is_content_name(&name) { name } else { format!("image/{}", unique(&name.replace('/', "-"), 40)) };
+    let version = if version_fits { version } else { format!("v{}", unique(&version, 40)) };
+    debug_assert!(is_content_name(&name) && is_version(&version) && name.len() <= limits::NAME_BYTES_MAX);
+    (name, version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_fits() {
+        let digest = format!("sha256:{}", "0f".repeat(32));
+        let names = [
+            ("registry.example:5000/lab/app:v1", "registry.example_5000/lab/app/v1", "v1"),
+            ("nginx", "docker.io/library/nginx/latest", "latest"),
+            (&format!("r.example/a@{digest}"), "r.example/a/sha256-0f0f0f0f0f0f", "sha256-0f0f0f0f0f0f"),
+        ];
+        for (reference, name, version) in names {
+            assert_eq!(job_names(&reference.parse().unwrap()), (name.into(), version.into()));
+        }
+        let long = "a".repeat(100);
+        let odd = [
+            "r.example/a:current".to_string(),
+            "r.example/a:_x".into(),
+            "r.example/a:-_".replace(":-", ":_"),
+            format!("r.example/{long}"),
+            format!("r.example/{long}b"),
+            format!("r.example/a:{long}"),
+            format!("r.example/{}", ["ab"; 60].join("/")),
+        ];
+        let mut seen = BTreeSet::new();
+        for text in odd {
+            let (name, version) = job_names(&text.parse().unwrap());
+            assert!(is_content_name(&name) && is_version(&version), "{text}: {name} {version}");
+            assert!(seen.insert(name), "{text}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `shoal prewarm`: has the seeder pull images once and push them to hosts before they are needed.
+
+use super::progress::{Display, follow};
+use super::seeder::{SeederArgs, block_on};
+use super::{Outcome, output};
+use shoal_ops::client::Client;
+use shoal_ops::units::{ByteSize, Span};
+use shoal_proto::announcement::Kind;
+use shoal_seeder::api::Pushed;
+use shoal_seeder::images::Resolved;
+use shoal_seeder::jobs::{ImageRequest, PushRequest};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Pull images from their registry, once, and push them to hosts
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Images as containerd will ask for them, e.g. registry.example:5000/lab/app:v1
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    /// For which hosts: all, or region=, site=, rack=, host= and labels joined by commas (and); repeat for or
+    #[arg(long = "to", required = true, value_name = "SELECTOR")]
+    to: Vec<String>,
+    /// Which platform: os/arch, os/arch/variant or all. Default: Linux on the seeder's processor
+    #[arg(long)]
+    platform: Option<String>,
+    /// Say what would be pulled, and for how many hosts, and do nothing
+    #[arg(long, conflicts_with = "wait")]
+    dry_run: bool,
+    /// Wait until every host has them or has failed
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait for all of them
+    #[arg(long, default_value = "1h", requires = "wait")]
+    timeout: Span,
+    /// Print JSON: a line for each job (or with --dry-run image), then with --wait one at each change
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    seeder: SeederArgs,
+}
+
+impl Args {
+    fn request(&self, image: &str) -> PushRequest {
+        let (reference, platform) = (Some(image.to_string()), self.platform.clone());
+        PushRequest {
+            path: PathBuf::new(),
+            name: String::new(),
+            version: String::new(),
+            kind: Kind::Image,
+            to: self.to.clone(),
+            staged: false,
+            image: Some(ImageRequest { reference, platform, pull: true }),
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let client = args.seeder.client()?;
+    block_on(async {
+        if args.dry_run {
+            return dry_run(args, &client).await;
+        }
+        let mut jobs = Vec::new();
+        for image in &args.images {
+            let pushed: Pushed = client.post("/v1/push", &args.request(image)).await?;
+            if args.json {
+                output::json_line(&pushed)?;
+            } else {
+                output::line(&format!("job {} {image}", pushed.job));
+            }
+            jobs.push(pushed.job);
+        }
+        if !args.wait {
+            return Ok(Outcome::Ok);
+        }
+        let display = if args.json { Display::JsonLines } else { Display::for_terminal() };
+        let (began, mut worst) = (Instant::now(), Outcome::Ok);
+        for job in jobs {
+            let left = args.timeout.0.saturating_sub(began.elapsed());
+            match follow(&client, &job, display, left).await?.0 {
+                Outcome::Interrupted => return Ok(Outcome::Interrupted),
+                Outcome::HostsFailed => worst = Outcome::HostsFailed,
+                Outcome::Unfinished if worst == Outcome::Ok => worst = Outcome::Unfinished,
+                Outcome::Unfinished | Outcome::Ok => {}
+            }
+        }
+        Ok(worst)
+    })
+}
+
+async fn dry_run(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
+    for image in &args.images {
+        let resolved: Resolved = client.post("/v1/images/resolve", &args.request(image)).await?;
+        if args.json {
+            output::json_line(&resolved)?;
+            continue;
+        }
+        let size = |held: bool| {
+            let of = resolved.blobs.iter().filter(|blob| blob.held == held);
+            ByteSize(of.map(|blob| blob.size).sum()).rounded().to_string()
+        };
+        output::line(&format!("{} is {}", resolved.reference, resolved.root));
+        output::line(&format!("  {} to pull, {} here already, for {} hosts", size(false), size(true), resolved.hosts));
+        let row = |blob: &shoal_seeder::images::ResolvedBlob| {
+            let held = if blob.held { "here" } else { "pull" };
+            vec![
+                blob.digest.to_string(),
+                ByteSize(blob.size).rounded().to_string(),
+                held.into(),
+                blob.media_type.clone(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = resolved.blobs.iter().map(row).collect();
+        output::table(&["BLOB", "SIZE", "", "TYPE"], &rows);
+    }
+    Ok(Outcome::Ok)
+}

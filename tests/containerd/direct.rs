@@ -1,0 +1,128 @@
+//! Our client against a real containerd, without any daemon of ours: loading, unpacking, pinning.
+
+use crate::common::{noise, until};
+use crate::image::{Item, layer, layout, shell};
+use crate::runtime::{Runtime, require_packages};
+use bytes::Bytes;
+use serde_json::Value;
+use shoal_containerd::{Blobs, Containerd, Descriptor, RuntimeError, Unpacked};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+const NAME: &str = "registry.example:5000/lab/direct:v1";
+
+/// Blobs of an OCI layout, one byte of one of them wrong if so wished.
+struct Layout {
+    dir: PathBuf,
+    wrong: Option<String>,
+}
+
+impl Blobs for Layout {
+    fn read(&self, digest: &str, offset: u64, len: usize) -> std::io::Result<Bytes> {
+        let file = File::open(self.dir.join("blobs/sha256").join(&digest["sha256:".len()..]))?;
+        let mut bytes = vec![0; len];
+        let read = file.read_at(&mut bytes, offset)?;
+        bytes.truncate(read);
+        if offset == 0 && self.wrong.as_deref() == Some(digest) {
+            bytes[0] ^= 1;
+        }
+        Ok(bytes.into())
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn root(layout: &Path) -> Descriptor {
+    let root = &json(&layout.join("index.json"))["manifests"][0];
+    let text = |key: &str| root[key].as_str().unwrap();
+    Descriptor::new(text("mediaType"), text("digest"), root["size"].as_u64().unwrap())
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
+}
+
+#[test]
+fn an_image_is_loaded_unpacked_kept_and_let_go() {
+    require_packages();
+    let dir = tempfile::tempdir().unwrap();
+    let data = noise(6_000_000, 1);
+    let layers = [shell(), layer(&[Item::Folder("data"), Item::File("data/noise", 0o644, &data)])];
+    let at = layout(&dir.path().join("image"), "v1", &layers);
+    let mut runtime = Runtime::new(&dir.path().join("host"), false);
+    runtime.start();
+    let socket = runtime.socket();
+    let blobs = || Arc::new(Layout { dir: at.clone(), wrong: None });
+    block_on(async {
+        let client = Containerd::new(&socket, "k8s.io", "overlayfs");
+        let inspected = client.inspect().await.unwrap();
+        assert!(!inspected.cri, "it is switched off");
+        assert!(inspected.snapshots.unwrap().starts_with(&runtime.dir) && inspected.content.is_some());
+        let none = Containerd::new(&socket, "k8s.io", "none-such").inspect().await.unwrap_err();
+        assert!(none.to_string().contains("none-such"), "{none}");
+        assert_eq!(client.unpacked(NAME).await.unwrap(), Unpacked::No);
+        let loaded = client.load(NAME, &root(&at), blobs()).await.unwrap();
+        assert_eq!(client.unpacked(NAME).await.unwrap(), loaded);
+        client.load(NAME, &root(&at), blobs()).await.expect("again changes nothing");
+        client.pin("0011", NAME, &loaded).await.unwrap();
+        client.pin("0022", NAME, &loaded).await.unwrap();
+        assert_eq!(client.pins().await.unwrap().len(), 2);
+    });
+    let said = runtime.ok(&["run", "--rm", NAME, "one", "/bin/sh", "-c", "sha256sum < /data/noise"]);
+    assert!(said.contains(&shoal_containerd::sha256(&data)["sha256:".len()..]), "{said}");
+    assert!(runtime.ok(&["images", "ls"]).contains("io.cri-containerd.pinned=pinned"));
+    assert!(!runtime.ok(&["leases", "ls"]).contains("shoal.load"), "the load's own lease is gone");
+
+    // The pin keeps the data when somebody removes the records.
+    let names = runtime.ok(&["images", "ls", "-q"]);
+    let names: Vec<&str> = names.lines().collect();
+    assert_eq!(names.len(), 2, "one by tag, one by digest: {names:?}");
+    for name in names {
+        runtime.ok(&["images", "rm", "--sync", name]);
+    }
+    let held = |runtime: &Runtime| runtime.ok(&["content", "ls", "-q"]).lines().count();
+    assert_eq!(held(&runtime), 4);
+    let pins = |client: Containerd| async move {
+        client.unpin("0011", NAME).await.unwrap();
+        client.unpin("0022", NAME).await.unwrap();
+        client.unpin("0022", NAME).await.expect("again changes nothing");
+        client.pins().await.unwrap().len()
+    };
+    assert_eq!(block_on(async { pins(Containerd::new(&socket, "k8s.io", "overlayfs")).await }), 0);
+    until("what nothing keeps is collected", || (held(&runtime) == 0).then_some(()));
+}
+
+#[test]
+fn a_wrong_byte_is_found_and_a_killed_containerd_is_waited_for() {
+    require_packages();
+    let dir = tempfile::tempdir().unwrap();
+    let data = noise(3_000_000, 2);
+    let at = layout(&dir.path().join("image"), "v1", &[shell(), layer(&[Item::File("noise", 0o644, &data)])]);
+    let manifest = json(&at.join("blobs/sha256").join(&root(&at).digest["sha256:".len()..]));
+    let second = manifest["layers"][1]["digest"].as_str().unwrap().to_string();
+    let mut runtime = Runtime::new(&dir.path().join("host"), true);
+    runtime.start();
+    block_on(async {
+        let client = Containerd::new(&runtime.socket(), "k8s.io", "overlayfs");
+        assert!(client.inspect().await.unwrap().cri);
+        let wrong = Arc::new(Layout { dir: at.clone(), wrong: Some(second) });
+        let error = client.load(NAME, &root(&at), wrong).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::Mismatch { .. }), "{error}");
+        assert_eq!(client.unpacked(NAME).await.unwrap(), Unpacked::No);
+        let error = client.cri_pull(NAME, Duration::from_secs(60)).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::Refused { .. } | RuntimeError::Missing { .. }), "no registry: {error}");
+        runtime.kill();
+        let error = client.inspect().await.unwrap_err();
+        assert!(matches!(error, RuntimeError::Away { .. }), "{error}");
+        runtime.start();
+        // The same connection: it is made anew.
+        let right = Arc::new(Layout { dir: at.clone(), wrong: None });
+        client.load(NAME, &root(&at), right).await.unwrap();
+        assert!(matches!(client.unpacked(NAME).await.unwrap(), Unpacked::Yes { .. }));
+    });
+}

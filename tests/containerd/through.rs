@@ -1,0 +1,64 @@
+//! An image nobody pushed, pulled on every host at once: its registry is asked once for all of them.
+
+use crate::common::{Region, noise, ok, until};
+use crate::image::{Item, layer, layout, shell};
+use crate::registry::Registry;
+use crate::runtime::{Runtime, require_packages};
+use std::process::Stdio;
+
+#[test]
+fn a_miss_is_fetched_once_for_all_hosts() {
+    require_packages();
+    let folder = tempfile::tempdir().unwrap();
+    let data = noise(8_000_000, 9);
+    let layers = [shell(), layer(&[Item::Folder("data"), Item::File("data/noise", 0o644, &data)])];
+    let image = layout(&folder.path().join("image"), "v1", &layers);
+    let registry = Registry::start(folder.path(), &image);
+    let mut runtimes: Vec<Runtime> =
+        (0..3).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), true)).collect();
+    runtimes.iter_mut().for_each(Runtime::start);
+    let mut region = Region::start(1, 3, |_| {
+        let set = ["mirror.listen='127.0.0.1:0'", "mirror.fetch_through=true", "mirror.budget=50s"];
+        set.map(str::to_string).to_vec()
+    });
+    region.seeder.kill();
+    let at = format!("{{ url = 'http://{}', plain_http = true }}", registry.addr);
+    region.seeder.configure(&format!("registries={{ 'registry.example:5000' = {at} }}"));
+    region.seeder.configure("fetch_through=['registry.example:5000/lab']");
+    region.seeder.start();
+    region.wait_up(3);
+    for (host, runtime) in runtimes.iter().enumerate() {
+        let mirror = region.peers[host].addrs["mirror"].as_str().unwrap();
+        let dir = runtime.hosts_dir();
+        ok(&["containerd", "setup", "_default", "--mirror", mirror, "--hosts-dir", dir.to_str().unwrap()]);
+    }
+    let reference = "registry.example:5000/lab/app:v1";
+    let pulls: Vec<_> = runtimes
+        .iter()
+        .map(|runtime| {
+            let dir = runtime.hosts_dir();
+            let mut pull = runtime.command(&["images", "pull", "--hosts-dir", dir.to_str().unwrap(), reference]);
+            pull.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for pull in pulls {
+        let ended = pull.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    for runtime in &runtimes {
+        let said = runtime.ok(&["run", "--rm", reference, "one", "/bin/sh", "-c", "sha256sum < /data/noise"]);
+        assert!(said.contains(&shoal_containerd::sha256(&data)["sha256:".len()..]), "{said}");
+    }
+    let gets = registry.blob_gets();
+    assert_eq!(gets.len(), 3, "a configuration and two layers: {gets:?}");
+    assert!(gets.values().all(|count| *count == 1), "each was pulled once: {gets:?}");
+
+    // What the operator did not name is refused at once, and the puller goes on (here: to nowhere).
+    let dir = runtimes[0].hosts_dir();
+    let other = ["images", "pull", "--hosts-dir", dir.to_str().unwrap(), "registry.example:5000/other/app:v1"];
+    assert!(!runtimes[0].ctr(&other).status.success());
+    until("it is counted", || {
+        let misses = region.peers[0].metric("shoal_mirror_requests_total{what=\"Manifest\",outcome=\"Miss\"}");
+        (misses > 0).then_some(())
+    });
+}

@@ -1,0 +1,244 @@
+//! Pushed images become warm on every host, and nothing but peers is asked for them.
+
+use crate::common::{Region, get, noise, ok, until};
+use crate::image::{Item, layer, layout, shell};
+use crate::registry::Registry;
+use crate::runtime::{Runtime, require_packages};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A registry that was never there.
+const REGISTRY: &str = "registry.example:5000";
+
+/// A region, each host with a containerd of its own that is told of the host's mirror.
+struct Lab {
+    region: Region,
+    runtimes: Vec<Runtime>,
+    // Last: it holds what the runtimes run in.
+    folder: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Starts it. `cri` says which hosts' containerds serve CRI.
+    fn start(racks: usize, hosts: usize, cri: impl Fn(usize) -> bool, extra: impl Fn(usize) -> Vec<String>) -> Self {
+        require_packages();
+        let folder = tempfile::tempdir().unwrap();
+        let mut runtimes: Vec<Runtime> =
+            (0..racks * hosts).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), cri(host))).collect();
+        runtimes.iter_mut().for_each(Runtime::start);
+        let region = Region::start(racks, hosts, |host| {
+            let socket = runtimes[host].socket();
+            let mut set = vec![
+                "mirror.listen='127.0.0.1:0'".to_string(),
+                format!("containerd.socket='{}'", socket.display()),
+                "containerd.min_free=0".into(),
+            ];
+            set.extend(extra(host));
+            set
+        });
+        let lab = Self { region, runtimes, folder };
+        (0..racks * hosts).for_each(|host| lab.set_up(host, &[]));
+        lab
+    }
+
+    fn mirror(&self, host: usize) -> &str {
+        self.region.peers[host].addrs["mirror"].as_str().unwrap()
+    }
+
+    fn set_up(&self, host: usize, more: &[&str]) {
+        let dir = self.runtimes[host].hosts_dir();
+        let mut args = vec!["containerd", "setup", REGISTRY, "--mirror", self.mirror(host), "--hosts-dir"];
+        args.push(dir.to_str().unwrap());
+        args.extend(more);
+        ok(&args);
+    }
+
+    /// Makes an image with a shell and so many bytes of noise.
+    fn image(&self, tag: &str, len: usize, seed: u64) -> (String, PathBuf, Vec<u8>) {
+        let data = noise(len, seed);
+        let layers = [shell(), layer(&[Item::Folder("data"), Item::File("data/noise", 0o644, &data)])];
+        let reference = format!("{REGISTRY}/lab/app:{tag}");
+        let at = layout(&self.folder.path().join(tag), &reference, &layers);
+        (reference, at, data)
+    }
+
+    fn push(&self, layout: &Path, reference: &str) -> String {
+        let args = ["push", layout.to_str().unwrap(), "--kind", "image", "--ref", reference, "--to", "all", "--json"];
+        let pushed = self.region.cli_json(&args).expect("the push is accepted");
+        pushed["job"].as_str().unwrap().to_string()
+    }
+
+    fn metric(&self, host: usize, name: &str) -> u64 {
+        self.region.peers[host].metric(name)
+    }
+}
+
+fn line<'a>(status: &'a Value, host: &str) -> &'a Value {
+    let lines = status["lines"].as_array().unwrap();
+    lines.iter().find(|line| line["host"].as_str().unwrap().ends_with(host)).unwrap_or_else(|| panic!("{status:#}"))
+}
+
+fn run_in(runtime: &Runtime, reference: &str, data: &[u8]) {
+    let said = runtime.ok(&["run", "--rm", reference, "one", "/bin/sh", "-c", "sha256sum < /data/noise"]);
+    assert!(said.contains(&shoal_containerd::sha256(data)["sha256:".len()..]), "{said}");
+}
+
+#[test]
+fn an_image_is_warm_on_every_host_from_peers_alone() {
+    // The last host of each rack serves no CRI: there the peer loads the image itself.
+    let mut lab = Lab::start(2, 3, |host| host % 3 != 2, |_| Vec::new());
+    let (reference, at, data) = lab.image("v1", 24_000_000, 1);
+    let job = lab.push(&at, &reference);
+    let status = lab.region.wait_active(&job, 6);
+    let size = status["size"].as_u64().unwrap();
+    for rack in status["racks"].as_array().unwrap() {
+        let tiers = &rack["tiers"];
+        let imported: u64 = ["site", "region", "seeder"].iter().map(|tier| tiers[*tier].as_u64().unwrap()).sum();
+        assert!(imported <= size * 103 / 100, "{rack}: the rack imported {imported} of {size}");
+    }
+    let shown = String::from_utf8(lab.region.cli(&["status", &job]).stdout).unwrap();
+    assert!(shown.contains("6 of 6 hosts warm"), "{shown}");
+    // Nothing is left that could serve it but the hosts themselves.
+    lab.region.seeder.kill();
+    lab.region.tracker.kill();
+    for (host, runtime) in lab.runtimes.iter().enumerate() {
+        run_in(runtime, &reference, &data);
+        let pinned = runtime.ok(&["leases", "ls"]);
+        assert!(pinned.contains(&format!("shoal.pin-{job}")), "{pinned}");
+        let asked = lab.metric(host, "shoal_mirror_requests_total{what=\"Blob\",outcome=\"Hit\"}");
+        match host % 3 {
+            2 => assert_eq!(asked, 0, "no CRI, no pull"),
+            _ => assert!(asked >= 3, "containerd asked the mirror for configuration and layers, not {asked} times"),
+        }
+        assert_eq!(lab.metric(host, "shoal_images_past_mirror_total"), 0);
+    }
+    // podman's and CRI-O's library asks in another way.
+    let conf = lab.folder.path().join("registries.conf");
+    let mirror = lab.mirror(0);
+    let text = format!(
+        "[[registry]]\nlocation = \"{REGISTRY}\"\ninsecure = true\n[[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
+    );
+    fs::write(&conf, text).unwrap();
+    let out = lab.folder.path().join("out");
+    let copied = Command::new("skopeo")
+        .args(["--registries-conf", conf.to_str().unwrap(), "copy", "-q", "--src-tls-verify=false"])
+        .args([format!("docker://{reference}"), format!("oci:{}:v1", out.display())])
+        .output()
+        .unwrap();
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+}
+
+#[test]
+fn a_containerd_that_is_away_or_killed_is_waited_for() {
+    let mut lab = Lab::start(1, 2, |_| true, |_| Vec::new());
+    let (reference, at, data) = lab.image("v1", 60_000_000, 2);
+    lab.runtimes[1].kill();
+    let job = lab.push(&at, &reference);
+    lab.region.wait_active(&job, 1);
+    until("the other has all of it, but not warm", || {
+        let status = lab.region.status(&job);
+        (Region::total(&status, "has") == 2 && Region::total(&status, "active") == 1).then_some(())
+    });
+    // Killed again as soon as it pulls.
+    lab.runtimes[1].start();
+    until("it pulls", || (lab.metric(1, "shoal_mirror_sent_bytes_total") > 0).then_some(()));
+    lab.runtimes[1].kill();
+    lab.runtimes[1].start();
+    lab.region.wait_active(&job, 2);
+    run_in(&lab.runtimes[1], &reference, &data);
+    // A peer that starts again finds it warm.
+    let warmed = |lab: &Lab| lab.metric(1, "shoal_images_warmed_total");
+    assert_eq!(warmed(&lab), 1);
+    lab.region.peers[1].kill();
+    lab.region.peers[1].start();
+    until("it is looked at again", || (warmed(&lab) == 1).then_some(()));
+    assert_eq!(lab.metric(1, "shoal_images_not_warmed_total"), 0);
+}
+
+/// A file system of this many bytes, gone when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, size: &str) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let options = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status().unwrap();
+        assert!(mounted.success(), "a small disk is mounted at {}; run this as root", at.display());
+        Self(at.to_path_buf())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn hosts_that_cannot_say_why() {
+    let disk = tempfile::tempdir().unwrap();
+    let small = SmallDisk::mount(&disk.path().join("root"), "24m");
+    let patience = |host: usize| if host == 1 { vec!["containerd.patience=2s".to_string()] } else { Vec::new() };
+    let mut lab = Lab::start(1, 4, |_| true, patience);
+    // Of the first the disk is too small, the second's containerd is away, the third knows of no mirror.
+    lab.runtimes[0].kill();
+    let config = lab.runtimes[0].dir.join("config.toml");
+    let root = format!("root = \"{}/root\"", lab.runtimes[0].dir.display());
+    let text = fs::read_to_string(&config).unwrap().replace(&root, &format!("root = \"{}\"", small.0.display()));
+    fs::write(&config, text).unwrap();
+    lab.runtimes[0].start();
+    lab.runtimes[1].kill();
+    let hosts = lab.runtimes[2].hosts_dir();
+    let undone = ok(&["containerd", "setup", "--undo", "--hosts-dir", hosts.to_str().unwrap()]);
+    assert!(undone.contains("removed"), "{undone}");
+    let (reference, at, _) = lab.image("v1", 30_000_000, 3);
+    let job = lab.push(&at, &reference);
+    let status = until("the job ends", || {
+        let status = lab.region.status(&job);
+        (status["phase"] == "done").then_some(status)
+    });
+    assert_eq!((Region::total(&status, "active"), Region::total(&status, "failed")), (1, 3), "{status:#}");
+    let state = |host: &str| line(&status, host)["state"].as_str().unwrap().to_string();
+    let detail = |host: &str| line(&status, host)["detail"].as_str().unwrap().to_string();
+    assert_eq!(state("host0"), "failed: no-space", "{}", detail("host0"));
+    assert!(detail("host0").contains("at least"), "{}", detail("host0"));
+    assert_eq!(state("host1"), "failed: runtime-away");
+    assert!(detail("host1").contains("c.sock"), "{}", detail("host1"));
+    assert_eq!(state("host2"), "failed: pull-failed");
+    assert!(detail("host2").contains(REGISTRY), "{}", detail("host2"));
+    until("the hub hears of it", || {
+        let (_, body) = get(lab.region.hub.http(), &format!("/v1/jobs/{job}?hosts=true"), None)?;
+        let said = ["failed: no-space", "failed: runtime-away", "failed: pull-failed"].map(|why| body.contains(why));
+        (said == [true; 3]).then_some(())
+    });
+    assert_eq!(lab.region.cli(&["status", &job, "--wait"]).status.code(), Some(3));
+}
+
+#[test]
+fn a_pull_outlives_the_mirror_it_began_at() {
+    let mut lab = Lab::start(1, 2, |_| true, |_| Vec::new());
+    let (reference, at, data) = lab.image("v1", 300_000_000, 4);
+    let registry = Registry::start(lab.folder.path(), &at);
+    lab.set_up(0, &["--server", &format!("http://{}", registry.addr)]);
+    // Only the second host warms it; the first is to pull by itself.
+    lab.runtimes[0].kill();
+    let job = lab.push(&at, &reference);
+    lab.region.wait_active(&job, 1);
+    until("the first has it too", || (Region::total(&lab.region.status(&job), "has") == 2).then_some(()));
+    lab.region.peers[0].kill();
+    let socket = "containerd.socket='/nowhere.sock'".to_string();
+    lab.region.peers[0].configure(&socket);
+    lab.region.peers[0].start();
+    lab.runtimes[0].start();
+    let hosts = lab.runtimes[0].hosts_dir();
+    let mut pull = lab.runtimes[0].command(&["images", "pull", "--hosts-dir", hosts.to_str().unwrap(), &reference]);
+    let mut pull = pull.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the pull is in the middle", || (lab.metric(0, "shoal_mirror_sent_bytes_total") > 1_000_000).then_some(()));
+    lab.region.peers[0].kill();
+    assert!(pull.try_wait().unwrap().is_none(), "the pull had not ended when the mirror was killed");
+    let status = until("the pull ends", || pull.try_wait().unwrap());
+    assert!(status.success(), "it went on to the registry");
+    run_in(&lab.runtimes[0], &reference, &data);
+}

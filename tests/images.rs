@@ -1,0 +1,456 @@
+//! Images: pulled once from a real registry, pushed to racks, shared by layers and pieces; and registries that misbehave.
+
+mod common;
+mod image_lab;
+
+use common::{Region, noise, until};
+use image_lab::{
+    Ending, Fake, Image, Layer, OCI_MANIFEST, Registry, Reply, Seen, serve, sha256, skopeo, tar, write_index,
+};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+const NAME: &str = "registry.example:5000";
+
+fn plain(tar: Vec<u8>) -> Layer {
+    Layer { tar, gzip: false }
+}
+
+/// A layer of one file of noise, compressed.
+fn packed(name: &str, len: usize, seed: u64) -> Layer {
+    Layer { tar: tar(&[(name, &noise(len, seed))]), gzip: true }
+}
+
+/// A region whose seeder reaches `registry.example:5000` at this address.
+fn region(racks: usize, hosts: usize, addr: &str) -> Region {
+    let mut region = Region::start(racks, hosts, |_| Vec::new());
+    let settings = format!("{{plain_http=true,url='http://{addr}'}}");
+    region.seeder.configure(&format!("registries={{'{NAME}'={settings}}}"));
+    region.seeder.restart();
+    region.wait_up(racks * hosts);
+    region
+}
+
+/// Runs a command with `--wait --json`; gives every status it told, the last one last.
+fn follow(region: &Region, args: &[&str]) -> Vec<Value> {
+    let output = region.cli(&[args, &["--to", "all", "--wait", "--json"]].concat());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{args:?}\n{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|row: &Value| row["phase"].is_string())
+        .collect()
+}
+
+/// Pre-warms an image; gives the last status.
+fn prewarm(region: &Region, image: &str) -> Value {
+    follow(region, &["prewarm", &format!("{NAME}/{image}")]).pop().unwrap()
+}
+
+/// Why a pre-warm fails.
+fn refused(region: &Region, args: &[&str]) -> String {
+    let output = region.cli(&[&["prewarm"], args, &["--to", "all", "--wait"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Bytes each rack imported for a job.
+fn imports(status: &Value) -> Vec<u64> {
+    let of = |rack: &Value| ["site", "region", "seeder"].iter().map(|tier| rack["tiers"][tier].as_u64().unwrap()).sum();
+    status["racks"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// Digests of all streams in a process's store.
+fn stored(process: &common::Process) -> BTreeSet<String> {
+    let mut digests = BTreeSet::new();
+    for folder in fs::read_dir(process.dir().join("state/contents")).unwrap().flatten() {
+        for file in fs::read_dir(folder.path()).unwrap().flatten() {
+            if file.file_name().to_string_lossy().starts_with("stream-") {
+                digests.insert(sha256(&fs::read(file.path()).unwrap()));
+            }
+        }
+    }
+    digests
+}
+
+fn assert_everywhere(region: &Region, image: &Image) {
+    for process in region.peers.iter().chain([&region.seeder]) {
+        let stored = stored(process);
+        let missing: Vec<String> = image.digests().into_iter().filter(|digest| !stored.contains(digest)).collect();
+        assert!(missing.is_empty(), "{} lacks {missing:?}", process.name);
+    }
+}
+
+#[test]
+fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(&folder.path().join("registry"));
+    let region = region(2, 2, &registry.addr);
+    let mut files: Vec<(String, Vec<u8>)> = (0..20).map(|at| (format!("usr/lib/f{at}"), noise(2 << 20, at))).collect();
+    let base = |files: &[(String, Vec<u8>)]| {
+        let rows: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+        plain(tar(&rows))
+    };
+    let first = Image::new(&[base(&files), packed("opt/runtime", 9 << 20, 100), packed("app", 1 << 20, 101)]);
+    registry.put(&first, &folder.path().join("v1"), "lab/app:v1");
+    let told = follow(&region, &["prewarm", &format!("{NAME}/lab/app:v1")]);
+    let phases: Vec<&str> = told.iter().map(|status| status["phase"].as_str().unwrap()).collect();
+    assert!(phases.contains(&"pulling") && phases.ends_with(&["done"]), "{phases:?}");
+    let status = told.last().unwrap();
+    assert_eq!(
+        (Region::total(status, "active"), &status["name"]),
+        (4, &format!("{NAME}/lab/app/v1").replace(':', "_").into())
+    );
+    for rack in imports(status) {
+        assert!(rack as f64 <= 1.03 * first.size() as f64, "{rack} bytes came into a rack, {} are in it", first.size());
+    }
+    assert!(status["seeder_sent"].as_u64().unwrap() as f64 <= 1.05 * first.size() as f64, "{status:#}");
+    assert_everywhere(&region, &first);
+
+    let second = Image::new(&[base(&files), packed("opt/runtime", 9 << 20, 100), packed("app", 3 << 20, 102)]);
+    registry.put(&second, &folder.path().join("v2"), "lab/app:v2");
+    let status = prewarm(&region, "lab/app:v2");
+    let new = second.beyond(&first);
+    for rack in imports(&status) {
+        assert!(rack as f64 <= 1.03 * new as f64, "{rack} bytes came into a rack, {new} are new");
+    }
+    assert_everywhere(&region, &second);
+
+    // One megabyte in each of two files: five in a hundred of the layer.
+    for (at, seed) in [(3, 200), (11, 201)] {
+        files[at].1[300_000..300_000 + (1 << 20)].copy_from_slice(&noise(1 << 20, seed));
+    }
+    let third = Image::new(&[base(&files), packed("opt/runtime", 9 << 20, 100), packed("app", 3 << 20, 102)]);
+    registry.put(&third, &folder.path().join("v3"), "lab/app:v3");
+    let status = prewarm(&region, "lab/app:v3");
+    for rack in imports(&status) {
+        assert!(rack as f64 <= 1.2 * f64::from(2 << 20), "{rack} bytes came into a rack, {} changed", 2 << 20);
+    }
+    assert_everywhere(&region, &third);
+
+    let served = registry.served();
+    let layers: BTreeSet<String> =
+        [&first, &second, &third].iter().flat_map(|image| image.blobs.keys().cloned()).collect();
+    let asked: BTreeSet<String> = served.keys().cloned().collect();
+    assert_eq!(asked, layers);
+    assert!(served.values().all(|count| *count == 1), "{served:?}");
+
+    // Nothing is left of the pulls but what the store has.
+    assert_eq!(fs::read_dir(region.seeder.dir().join("state/pulls")).unwrap().count(), 0);
+    let again = prewarm(&region, "lab/app:v3");
+    assert!(imports(&again).iter().all(|rack| *rack == 0), "{again:#}");
+    assert_eq!(registry.served(), served);
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_pulled_and_pulls_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(&folder.path().join("registry"));
+    let region = region(1, 2, &registry.addr);
+    let (base, app) = (packed("base", 1 << 20, 1), packed("app", 300_000, 2));
+    registry.put(&Image::new(std::slice::from_ref(&base)), &folder.path().join("v1"), "lab/app:v1");
+    let second = Image::new(&[base, app]);
+    registry.put(&second, &folder.path().join("v2"), "lab/app:v2");
+    prewarm(&region, "lab/app:v1");
+    let served = registry.served();
+    let args = ["prewarm", &format!("{NAME}/lab/app:v2"), "--to", "all", "--dry-run"];
+    let resolved = region.cli_json(&[&args[..], &["--json"]].concat()).unwrap();
+    assert_eq!((&resolved["root"], &resolved["hosts"]), (&sha256(&second.manifest).into(), &2.into()));
+    let held = |digest: &str| {
+        resolved["blobs"].as_array().unwrap().iter().find(|blob| blob["digest"] == digest).unwrap()["held"].clone()
+    };
+    assert_eq!((held(&second.layers[0]), held(&second.layers[1])), (true.into(), false.into()));
+    let text = String::from_utf8_lossy(&region.cli(&args).stdout).into_owned();
+    assert!(text.contains("for 2 hosts") && text.contains(&second.layers[1]), "{text}");
+    assert_eq!(registry.served(), served, "no blob was asked for");
+    assert_eq!(region.cli_json(&["status", "--json"]).unwrap().as_array().unwrap().len(), 1, "no job was made");
+}
+
+#[test]
+fn platforms_are_chosen_and_docker_images_are_images_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(&folder.path().join("registry"));
+    let region = region(1, 1, &registry.addr);
+    let base = packed("base", 500_000, 1);
+    let (amd, arm) =
+        (Image::new(&[base.clone(), packed("amd", 200_000, 2)]), Image::new(&[base, packed("arm", 200_000, 3)]));
+    let layout = folder.path().join("multi");
+    let index = write_index(&layout, &[(&amd, "amd64"), (&arm, "arm64")]);
+    let copy = |more: &[&str], name: &str| {
+        let (from, to) = (format!("oci:{}:it", layout.display()), format!("docker://{}/{name}", registry.addr));
+        skopeo(&[&["copy", "-q", "--dest-tls-verify=false"], more, &[&*from, &*to]].concat());
+    };
+    copy(&["--all", "--preserve-digests"], "lab/multi:v1");
+    let image = format!("{NAME}/lab/multi:v1");
+    follow(&region, &["prewarm", &image, "--platform", "linux/arm64"]);
+    assert_everywhere(&region, &arm);
+    let held = stored(&region.peers[0]);
+    assert!(held.contains(&sha256(&index)), "the tag leads to the index, which containerd asks for");
+    assert!(!held.contains(&amd.layers[1]) && !registry.served().contains_key(&amd.layers[1]));
+    let text = refused(&region, &[&image, "--platform", "linux/riscv64"]);
+    assert!(text.contains("no platform linux/riscv64") && text.contains("linux/amd64, linux/arm64"), "{text}");
+    let all = follow(&region, &["prewarm", &image, "--platform", "all"]).pop().unwrap();
+    assert_everywhere(&region, &amd);
+    assert!(imports(&all)[0] < 300_000, "the other platform's own layer alone: {:?}", imports(&all));
+    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
+
+    // Docker's own types; the layers are the same bytes.
+    copy(&["--format", "v2s2", "--override-arch", "amd64"], "lab/docker:v1");
+    let status = prewarm(&region, "lab/docker:v1");
+    assert!(imports(&status)[0] < 10_000, "its layers were there: {:?}", imports(&status));
+    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
+}
+
+#[test]
+fn layouts_and_saved_archives_are_taken_in() {
+    let region = Region::start(1, 2, |_| Vec::new());
+    let folder = region.folder.path();
+    let image = Image::new(&[plain(tar(&[("bin/tool", &noise(700_000, 1))])), packed("etc/x", 100_000, 2)]);
+    let layout = folder.join("layout");
+    image.write(&layout, "v1");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let push = |path: &str, more: &[&str]| follow(&region, &[&["push", path, "--kind", "image"], more].concat());
+    let status = push(&path("layout"), &["--ref", &format!("{NAME}/lab/app:v1")]).pop().unwrap();
+    assert_eq!((&status["name"], &status["version"]), (&"registry.example_5000/lab/app/v1".into(), &"v1".into()));
+    assert_everywhere(&region, &image);
+
+    // The same layout in an archive is the same content: nothing moves.
+    let tarred =
+        std::process::Command::new("tar").args(["-C", &path("layout"), "-cf", &path("layout.tar"), "."]).status();
+    assert!(tarred.unwrap().success());
+    let again = push(&path("layout.tar"), &["--ref", &format!("{NAME}/lab/app:v1")]).pop().unwrap();
+    assert_eq!(again["content"], status["content"]);
+
+    // What docker save would write, made of the layout by skopeo: plain layers, no manifest.
+    let (from, to) =
+        (format!("oci:{}:v1", layout.display()), format!("docker-archive:{}:{NAME}/lab/app:saved", path("saved.tar")));
+    skopeo(&["copy", "-q", &from, &to]);
+    let saved = push(&path("saved.tar"), &[]).pop().unwrap();
+    assert_eq!(saved["name"], "registry.example_5000/lab/app/saved");
+    let layers = [tar(&[("bin/tool", &noise(700_000, 1))]), tar(&[("etc/x", &noise(100_000, 2))])];
+    for peer in &region.peers {
+        let stored = stored(peer);
+        assert!(layers.iter().all(|layer| stored.contains(&sha256(layer))), "{} lacks a layer", peer.name);
+    }
+    for rack in imports(&saved) {
+        assert!(rack < 150_000, "{rack} bytes came: the plain layer was there");
+    }
+
+    for (args, words) in [
+        (&["push", &path("layout"), "--kind", "image"][..], "--ref"),
+        (&["push", &path("saved.tar"), "--kind", "image", "--ref", "r.example/other:1"], "no image r.example/other:1"),
+        (&["push", &path("layout/index.json"), "--kind", "image"], "neither an OCI layout"),
+        (&["push", &path("layout"), "--kind", "image", "--ref", "../x"], "not an image's name"),
+        (&["push", &path("layout"), "--to", "all"], "--name"),
+    ] {
+        let output = region.cli(&[args, if args.contains(&"--to") { &[] } else { &["--to", "all"] }].concat());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(words), "{args:?}: {text}");
+    }
+    // A layer whose bytes are not what its digest says.
+    let other = Image::new(&[plain(tar(&[("bin/other", &noise(700_000, 3))]))]);
+    let damaged = folder.join("damaged");
+    other.write(&damaged, "v1");
+    let blob = damaged.join("blobs/sha256").join(&other.layers[0][7..]);
+    fs::write(&blob, tar(&[("bin/other", &noise(700_000, 4))])).unwrap();
+    let args = ["push", &path("damaged"), "--kind", "image", "--ref", "r.example/d:1", "--to", "all", "--wait"];
+    let text = String::from_utf8_lossy(&region.cli(&args).stderr).into_owned();
+    assert!(text.contains(&other.layers[0]) && text.contains("its bytes are those of"), "{text}");
+}
+
+#[test]
+fn a_pull_goes_on_where_a_killed_seeder_left_it() {
+    let image = Image::new(&[plain(tar(&[("data", &noise(8 << 20, 1))]))]);
+    let (layer, whole) = (image.layers[0].clone(), image.blobs[&image.layers[0]].len());
+    let served = image.clone();
+    let fake = Fake::start(move |seen, number| {
+        let mut reply = serve(&served, seen);
+        if seen.path.ends_with(&served.layers[0]) && number == 1 {
+            reply.only = Some((5 << 20, Ending::Silence));
+        }
+        reply
+    });
+    let mut region = region(1, 1, &fake.addr);
+    let job =
+        region.cli_json(&["prewarm", &format!("{NAME}/lab/app:v1"), "--to", "all", "--json"]).unwrap()["job"].clone();
+    let job = job.as_str().unwrap().to_string();
+    until("a good part is on the disk", || {
+        let part = region.seeder.dir().join(format!("state/pulls/{}.part", &layer[7..]));
+        (fs::metadata(part).ok()?.len() >= 4 << 20).then_some(())
+    });
+    assert_eq!(region.status(&job)["phase"], "pulling");
+    region.seeder.kill();
+    region.seeder.start();
+    region.wait_active(&job, 1);
+    assert_everywhere(&region, &image);
+    let asked: Vec<Option<String>> = fake
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.path.ends_with(&layer))
+        .map(|seen| seen.headers.get("range").cloned())
+        .collect();
+    let from = |range: &Option<String>| {
+        range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok())
+    };
+    assert_eq!((asked.len(), &asked[0]), (2, &None), "{asked:?}");
+    assert!(from(&asked[1]).is_some_and(|from| (4 << 20..whole).contains(&from)), "{asked:?}");
+}
+
+/// Repositories of the registry that misbehaves, and what each does; see [`misbehave`].
+const MENDED: [&str; 7] = ["hiccup", "cuts", "rangeless", "locked", "token", "elsewhere", "fine"];
+
+/// One image a repository: what is in the store is not pulled again.
+fn images() -> BTreeMap<String, Image> {
+    let all = MENDED.iter().chain(&["liar", "long", "short"]).enumerate();
+    all.map(|(at, name)| (name.to_string(), Image::new(&[packed("app", 400_000, at as u64)]))).collect()
+}
+
+const WORDS: &str = r#"{"errors":[{"code":"SAD","message":"its own words"}]}"#;
+
+fn misbehave(images: &BTreeMap<String, Image>, seen: &Seen, number: usize) -> Reply {
+    let path = &seen.path;
+    let repository = path.split("/v2/").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let shown = seen.headers.get("authorization").map_or("", String::as_str);
+    if let Some(query) = path.strip_prefix("/auth?") {
+        let right = shown == "Basic dXNlcjpwYXNz" && query.contains("scope=repository%3Atoken%2Fapp%3Apull");
+        return if right { Reply::new(200, r#"{"token":"good"}"#) } else { Reply::new(401, WORDS) };
+    }
+    let image = images.get(if repository == "cdn" { "elsewhere" } else { repository });
+    let is_layer = image.is_some_and(|image| path.ends_with(&image.layers[0]));
+    let layer = || image.map(|image| image.blobs[&image.layers[0]].clone()).unwrap_or_default();
+    let ask = |challenge: &str| Reply::new(401, WORDS).with("www-authenticate", challenge);
+    match repository {
+        "forbidden" => Reply::new(403, WORDS),
+        "broken" => Reply::new(500, WORDS),
+        "busy" => Reply::new(429, WORDS).with("retry-after", "0"),
+        "huge" => Reply::new(200, vec![b' '; 8 << 20]).with("content-type", OCI_MANIFEST),
+        "old" => {
+            Reply::new(200, "{}").with("content-type", "application/vnd.docker.distribution.manifest.v1+prettyjws")
+        }
+        "garbled" => Reply::new(200, "{\"config\":").with("content-type", OCI_MANIFEST),
+        "circle" => Reply::new(307, "").with("location", path),
+        "wrongkey" => ask("Basic realm=\"x\""),
+        "locked" if shown != "Basic dXNlcjpwYXNz" => ask("Basic realm=\"x\""),
+        "token" if shown != "Bearer good" => {
+            ask(&format!("Bearer realm=\"http://{}/auth\",service=\"it\"", seen.headers["host"]))
+        }
+        "hiccup" if number == 1 => Reply::new(if is_layer { 500 } else { 429 }, WORDS).with("retry-after", "1"),
+        "elsewhere" if is_layer => Reply::new(307, "").with("location", &path.replace("elsewhere", "cdn")),
+        // An address of its own for downloads is shown no password.
+        "cdn" if !shown.is_empty() && seen.headers["host"].starts_with("localhost") => Reply::new(400, "a password"),
+        // Breaks off again and again, a little further each time.
+        "cuts" if is_layer && number <= 3 => Reply { only: Some((100_000, Ending::Cut)), ..reply(images, seen) },
+        // Breaks off once, and knows no ranges.
+        "rangeless" if is_layer => {
+            Reply { only: (number == 1).then_some((150_000, Ending::Cut)), ..Reply::new(200, layer()) }
+        }
+        "liar" if is_layer => {
+            let mut bytes = layer();
+            bytes[1000] ^= 1;
+            Reply::new(200, bytes)
+        }
+        "long" if is_layer => Reply::new(200, [layer(), vec![0]].concat()),
+        "short" if is_layer => Reply::new(200, layer()[1..].to_vec()),
+        _ => reply(images, seen),
+    }
+}
+
+fn reply(images: &BTreeMap<String, Image>, seen: &Seen) -> Reply {
+    let repository = seen.path.split('/').nth(2).unwrap_or_default();
+    images
+        .get(if repository == "cdn" { "elsewhere" } else { repository })
+        .map_or_else(|| Reply::new(404, WORDS), |image| serve(image, seen))
+}
+
+#[test]
+fn registries_that_misbehave_have_clear_outcomes() {
+    let images = images();
+    let served = images.clone();
+    let fake = Fake::start(move |seen, number| misbehave(&served, seen, number));
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = folder.path().join("docker.json");
+    fs::write(&credentials, format!(r#"{{"auths":{{"{NAME}":{{"auth":"dXNlcjpwYXNz"}}}}}}"#)).unwrap();
+    let mut region = Region::start(1, 1, |_| Vec::new());
+    let plain = |name: &str, addr: &str| format!("'{name}'={{plain_http=true,url='http://{addr}'}}");
+    let rows = [plain(NAME, &fake.addr), plain("stranger.example", &fake.addr), plain("dead.example", "127.0.0.1:1")];
+    region.seeder.configure(&format!("registries={{{}}}", rows.join(",")));
+    region.seeder.configure(&format!("docker_config='{}'", credentials.display()));
+    region.seeder.configure("pull_patience=2s");
+    region.seeder.restart();
+    region.wait_up(1);
+    for repository in MENDED {
+        let status = prewarm(&region, &format!("{repository}/app:v1"));
+        assert_eq!(status["phase"], "done", "{repository}");
+        assert_everywhere(&region, &images[repository]);
+    }
+    let named = format!("{NAME}/fine/app@sha256:{}", "0".repeat(64));
+    let digest = |name: &str| images[name].layers[0].clone();
+    let table: [(&str, Vec<String>); 18] = [
+        ("away/app:v1", vec!["has no away/app:v1 (404)".into(), "SAD its own words".into()]),
+        ("forbidden/app:v1", vec!["does not let us have forbidden/app:v1 (403)".into(), "its own words".into()]),
+        ("broken/app:v1", vec!["answered 500".into(), "its own words".into()]),
+        ("busy/app:v1", vec!["answered 429".into()]),
+        ("wrongkey/app:v1", vec!["(401)".into(), "does not take the credentials in docker_config".into()]),
+        ("stranger.example/locked/app:v1", vec!["(401)".into(), "wants a user and password".into()]),
+        ("stranger.example/token/app:v1", vec!["(401)".into(), "wants credentials".into()]),
+        ("dead.example/app:v1", vec!["cannot reach http://127.0.0.1:1/v2/app/manifests/v1".into()]),
+        (&format!("{}/fine/app:v1", fake.addr), vec!["plain_http".into()]),
+        ("huge/app:v1", vec!["over the limit of 4194304 bytes".into()]),
+        ("old/app:v1", vec!["v1+prettyjws".into(), "neither an OCI nor a Docker".into()]),
+        ("garbled/app:v1", vec!["cannot be read".into()]),
+        ("circle/app:v1", vec!["redirects in circles".into()]),
+        ("liar/app:v1", vec![digest("liar"), "gave other bytes".into()]),
+        ("long/app:v1", vec![digest("long"), "longer than".into()]),
+        ("short/app:v1", vec![digest("short"), "ended after".into()]),
+        (&named, vec!["gave other bytes than sha256:0000".into()]),
+        ("../app:v1", vec!["is not an image's name".into()]),
+    ];
+    for (image, words) in &table {
+        let full = if image.contains("example") || image.contains(&fake.addr) {
+            image.to_string()
+        } else {
+            format!("{NAME}/{image}")
+        };
+        let text = refused(&region, &[&full]);
+        assert!(words.iter().all(|word| text.contains(word)), "{image}: {text}");
+        // Asking without doing says the same, but for what only the blobs show.
+        if !["liar", "long", "short"].iter().any(|name| image.starts_with(name))
+            && !image.starts_with("busy")
+            && !image.starts_with("broken")
+        {
+            let dry = region.cli(&["prewarm", &full, "--to", "all", "--dry-run"]);
+            let text = String::from_utf8_lossy(&dry.stderr).into_owned();
+            assert!(!dry.status.success() && words.iter().all(|word| text.contains(word)), "{image}: {text}");
+        }
+    }
+    let s390x = ["prewarm", &format!("{NAME}/fine/app:v1"), "--to", "all", "--platform", "linux"];
+    let text = String::from_utf8_lossy(&region.cli(&s390x).stderr).into_owned();
+    assert!(text.contains("is not os/arch"), "{text}");
+    // What failed took no room.
+    let contents = fs::read_dir(region.seeder.dir().join("state/contents")).unwrap().count();
+    assert_eq!(contents, MENDED.len());
+}
+
+#[test]
+fn a_registry_with_a_certificate_of_ones_own_is_pulled_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_string()]).unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    fs::write(&certificate, own.cert.pem()).unwrap();
+    fs::write(&key, own.key_pair.serialize_pem()).unwrap();
+    let tls = format!("tls: {{certificate: '{}', key: '{}'}}", certificate.display(), key.display());
+    let registry = Registry::start_with(&folder.path().join("registry"), &tls);
+    let image = Image::new(&[packed("app", 400_000, 1)]);
+    registry.put(&image, &folder.path().join("v1"), "lab/app:v1");
+    let mut region = Region::start(1, 1, |_| Vec::new());
+    let name = format!("{}/lab/app:v1", registry.addr);
+    let text = refused(&region, &[&name]);
+    assert!(text.contains("certificate") && text.contains("ca"), "{text}");
+    region.seeder.configure(&format!("registries={{'{}'={{ca='{}'}}}}", registry.addr, certificate.display()));
+    region.seeder.restart();
+    region.wait_up(1);
+    let status = follow(&region, &["prewarm", &name]).pop().unwrap();
+    assert_eq!(status["phase"], "done");
+    assert_everywhere(&region, &image);
+}

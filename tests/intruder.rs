@@ -1,0 +1,265 @@
+//! A node that was let in and then misbehaves: what it announces is refused at the host, reported with the reason, and
+//! nothing changes.
+
+mod common;
+
+use common::{Process, Region, ok, until};
+use shoal_net::admission::{Admission, system_clock};
+use shoal_net::bulk::{BulkConfig, BulkEndpoint, BulkEvent, OutFrame, encode_announce};
+use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane};
+use shoal_net::identity::{Identity, load_key};
+use shoal_proto::announcement::{Announcement, Class, Kind};
+use shoal_proto::codec::Document;
+use shoal_proto::control::{Join, Request, Response};
+use shoal_proto::desired::{Desired, Hosts, Rule, Target, feed_of};
+use shoal_proto::feed::{FeedMark, feed_id};
+use shoal_proto::frame::{AnnounceFrame, Part};
+use shoal_proto::ids::{ContentId, Epoch, JobId, NodeId};
+use shoal_proto::locality::{Labels, Selector};
+use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
+use shoal_proto::message::Message;
+use shoal_proto::report::{HostState, Reason};
+use shoal_proto::trust::{Envelope, Keypair, Role, Trust};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
+const NAME: &str = "edge/settings";
+
+/// A second seeder, admitted, with a mind of its own.
+struct Intruder {
+    runtime: Runtime,
+    me: NodeId,
+    tracker: NodeId,
+    control: ControlHandle,
+    endpoint: BulkEndpoint,
+    peer: NodeId,
+    /// What it gives to whom asks for a manifest.
+    manifests: Arc<Mutex<BTreeMap<ContentId, Vec<u8>>>>,
+    sequence: u8,
+}
+
+impl Intruder {
+    fn enter(region: &Region) -> Self {
+        let at = region.folder.path();
+        let (cluster, out) = (at.join("cluster"), at.join("intruder"));
+        let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
+        let locality = "t/core/core/intruder";
+        ok(&["cluster", "issue", "--dir", cluster, "--role", "seeder", "--locality", locality, "--out", out]);
+        let file = |name: &str| Path::new(out).join(name);
+        let identity = Identity::new(&load_key(&file("node.key")).unwrap());
+        let trust = Arc::new(Trust::open(&fs::read(file("trust")).unwrap(), None).unwrap());
+        let credential = fs::read(file("node.cred")).unwrap();
+        let admission = Admission::new(trust, credential.clone(), system_clock);
+        let runtime = Runtime::new().unwrap();
+        let tracker_addr = region.tracker.addrs["control"][0].as_str().unwrap().parse().unwrap();
+        let me = identity.node();
+        let (endpoint, mut events, control, mut said, tracker, peer) = runtime.block_on(async {
+            let config = BulkConfig::new(vec!["127.0.0.1:0".parse().unwrap()], identity.clone(), admission);
+            let (endpoint, events) = BulkEndpoint::bind(config).await.unwrap();
+            let (control, said) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await.unwrap();
+            let tracker = control.connect(tracker_addr, None).await.unwrap();
+            let addrs = endpoint.local_addrs().to_vec();
+            let join = Join { credential, addrs, labels: Labels::new(), weight: 100, uplink_mbit: 0, known: None };
+            let answer = control.request(tracker, Request::Join(join)).await.unwrap();
+            let Response::Joined { update: Some(update), .. } = answer else { panic!("not let in: {answer:?}") };
+            let peer = update.upserts.into_iter().find(|member| member.role == Role::Peer).unwrap();
+            endpoint.dial(peer.node, peer.addrs);
+            (endpoint, events, control, said, tracker, peer.node)
+        });
+        let manifests = Arc::<Mutex<BTreeMap<ContentId, Vec<u8>>>>::default();
+        let (linked, up) = std::sync::mpsc::sync_channel(1);
+        let (answers, out) = (manifests.clone(), endpoint.clone());
+        runtime.spawn(async move {
+            while let Some(event) = events.recv().await {
+                match event {
+                    BulkEvent::LinkUp { .. } => drop(linked.try_send(())),
+                    BulkEvent::Message { node, message: Message::WantManifest { content } } => {
+                        let Some(bytes) = answers.lock().unwrap().get(&content).cloned() else { continue };
+                        let (part, class, payload) = (Part::Manifest, Class::Normal, bytes.into());
+                        out.send(node, OutFrame::Part { content, part, class, payload }).unwrap();
+                    }
+                    _ => {}
+                }
+            }
+        });
+        let beating = control.clone();
+        runtime.spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_millis(200));
+            loop {
+                tokio::select! {
+                    // What the tracker says of membership is of no use here.
+                    event = said.recv() => if event.is_none() { return },
+                    _ = tick.tick() => {
+                        let beat = Request::Beat { known: Epoch(0), reports: Vec::new(), versions: Vec::new() };
+                        let _heard = beating.request(tracker, beat).await;
+                    }
+                }
+            }
+        });
+        up.recv_timeout(common::PATIENCE).expect("a link to the host");
+        Self { runtime, me, tracker, control, endpoint, peer, manifests, sequence: 0 }
+    }
+
+    /// An announcement that is in order, but for its content.
+    fn announcement(&mut self, manifest: &[u8], size: u64) -> Announcement {
+        self.sequence += 1;
+        let now = system_clock();
+        let content = Manifest::id(manifest);
+        self.manifests.lock().unwrap().insert(content, manifest.to_vec());
+        Announcement {
+            job: JobId([self.sequence; 16]),
+            content,
+            kind: Kind::Config,
+            name: NAME.into(),
+            version: format!("evil{}", self.sequence),
+            sequence: now * 2000 + u64::from(self.sequence),
+            selector: Selector::all(),
+            origin: self.me,
+            manifest_bytes: manifest.len() as u64,
+            size,
+            created_at: now,
+            expires_at: now + 3600,
+            feed: None,
+            staged: false,
+        }
+    }
+
+    fn announce(&self, envelope: Vec<u8>, inline: Option<(Vec<u8>, Vec<u8>)>) {
+        let (manifest, data) = inline.unzip();
+        let frame = encode_announce(&AnnounceFrame { envelope, lane: 0, manifest, data });
+        self.endpoint.send(self.peer, OutFrame::Announce(frame)).unwrap();
+    }
+
+    /// What hosts last said of a job.
+    fn state(&self, job: JobId) -> Option<HostState> {
+        let asked = self.control.request(self.tracker, Request::HostStates { job });
+        match self.runtime.block_on(asked).unwrap() {
+            Response::States(states) => states.sets.first().map(|set| set.state),
+            _ => None,
+        }
+    }
+
+    fn wait_failed(&self, job: JobId, reason: Reason) {
+        until(&format!("the host says {reason}"), || match self.state(job)? {
+            HostState::Unknown => None,
+            state => {
+                assert_eq!(state, HostState::Failed(reason));
+                Some(())
+            }
+        });
+    }
+}
+
+/// A small file's manifest and data, as a seeder would make them, but for its path.
+fn small(path: &[u8], data: &[u8]) -> Vec<u8> {
+    let entry = Entry { path: path.to_vec(), mode: 0o644, kind: EntryKind::File { size: data.len() as u64 } };
+    let manifest = Manifest {
+        root: Root::Directory { mode: 0o755 },
+        entries: vec![entry],
+        streams: vec![data.len() as u64],
+        piece_bytes_avg: 1024,
+        data: 16,
+        parity: 0,
+        lanes: 64,
+        piece_lens: (data.len() as u32).to_le_bytes().to_vec(),
+        piece_hashes: blake3::hash(data).as_bytes().to_vec(),
+        parity_hashes: Vec::new(),
+        image: None,
+    };
+    manifest.to_bytes()
+}
+
+/// Everything in the host's content folder.
+fn folder(peer: &Process) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![peer.dir().join("content").join(NAME)];
+    while let Some(at) = folders.pop() {
+        for item in fs::read_dir(at).unwrap() {
+            let path = item.unwrap().path();
+            found.push(format!("{} {:?}", path.display(), fs::read_link(&path).ok()));
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn what_is_not_in_order_is_refused_and_said_why() {
+    let region = Region::start(1, 1, |_| Vec::new());
+    let source = region.folder.path().join("settings");
+    fs::write(&source, "version 1").unwrap();
+    let what = format!("{NAME}@1");
+    let args = ["rollout", &what, source.to_str().unwrap(), "--to", "all", "--hold", "0s", "--wait"];
+    let output = region.cli(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let peer = &region.peers[0];
+    let before = folder(peer);
+    assert!(before.iter().any(|row| row.contains("current") && row.contains("\"1\"")), "{before:?}");
+
+    let mut intruder = Intruder::enter(&region);
+    let publisher = load_key(&region.folder.path().join("cluster/publisher.key")).unwrap();
+    let stranger = Keypair::from_seed([9; 32]);
+
+    // It leads out of its folder.
+    for path in [&b"../escape"[..], b"/etc/escape", b"a/../../escape"] {
+        let manifest = small(path, b"evil");
+        let escaping = intruder.announcement(&manifest, 4);
+        intruder.announce(Envelope::seal(&escaping, &publisher).to_bytes(), Some((manifest, b"evil".to_vec())));
+        intruder.wait_failed(escaping.job, Reason::BadManifest);
+    }
+    // Its signer is not trusted.
+    let manifest = small(b"settings", b"evil");
+    let untrusted = intruder.announcement(&manifest, 4);
+    intruder.announce(Envelope::seal(&untrusted, &stranger).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
+    intruder.wait_failed(untrusted.job, Reason::Untrusted);
+    // It is older than what is there.
+    let mut older = intruder.announcement(&manifest, 4);
+    older.sequence = 1;
+    intruder.announce(Envelope::seal(&older, &publisher).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
+    intruder.wait_failed(older.job, Reason::Stale);
+    // Its signature is none: who wrote it cannot be told, so it is counted and logged, not reported.
+    let refused = peer.metric("shoal_announcements_refused_total");
+    let unsigned = intruder.announcement(&manifest, 4);
+    let mut bytes = Envelope::seal(&unsigned, &publisher).to_bytes();
+    *bytes.last_mut().unwrap() ^= 1;
+    intruder.announce(bytes, Some((manifest, b"evil".to_vec())));
+    until("it is counted", || (peer.metric("shoal_announcements_refused_total") > refused).then_some(()));
+    assert_eq!(intruder.state(unsigned.job), None);
+    assert!(peer.log().contains("bad signature"));
+
+    // Desired states: by a stranger, and an old one.
+    let current = region.cli_json(&["status", "--json"]).unwrap();
+    let content = current[0]["content"].as_str().unwrap().parse().unwrap();
+    let target = Target { version: "evil".into(), content, sequence: 1 };
+    let desired = Desired {
+        name: NAME.into(),
+        rollout: JobId([77; 16]),
+        attempt: 1,
+        hold: false,
+        back: false,
+        watch: false,
+        rules: vec![Rule { hosts: Hosts::All, target }],
+        open: Hosts::All,
+    };
+    let data = desired.to_bytes();
+    let manifest = small(b"desired", &data);
+    for (signer, sequence, why) in [(&stranger, u64::MAX - 1, "untrusted"), (&publisher, 1, "stale")] {
+        let mut document = intruder.announcement(&manifest, data.len() as u64);
+        let feed = feed_of(NAME).unwrap();
+        (document.job, document.name, document.sequence) = (feed_id(&feed), feed, sequence);
+        (document.kind, document.feed) = (Kind::Gslb, Some(FeedMark { published_at_ms: 1 }));
+        let metric = format!("shoal_feed_refused_total{{why=\"{why}\"}}");
+        let refused = peer.metric(&metric);
+        intruder.announce(Envelope::seal(&document, signer).to_bytes(), Some((manifest.clone(), data.clone())));
+        until("it is refused", || (peer.metric(&metric) > refused).then_some(()));
+        assert_eq!(intruder.state(JobId([77; 16])), None);
+    }
+    assert_eq!(folder(peer), before, "nothing has changed");
+}

@@ -1,0 +1,401 @@
+//! Rollouts in regions of real processes: wave by wave, rack by rack, back when it is not well, through kills.
+
+mod common;
+
+use common::{PATIENCE, Process, Region, until};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+const NAME: &str = "edge/settings";
+
+/// What each host does around a switch. The script notes each hook it runs; a version with a file `bad` fails the check on
+/// hosts that have a file `weak`; a host with a file `slow` takes its time in `post_start`.
+fn hooks() -> Vec<String> {
+    // content/edge/settings/current is four levels below the host's own folder.
+    let home = r#"home=$(dirname $(dirname $(dirname $(dirname "$SHOAL_CURRENT"))))"#;
+    let note = r#"echo "$SHOAL_HOOK $SHOAL_PHASE $SHOAL_VERSION $SHOAL_ATTEMPT" >> "$home/hooks""#;
+    let before = format!("{home}; {note}; sleep 0.1");
+    let after = format!(r#"{home}; {note}; while test -e "$home/slow"; do sleep 0.05; done"#);
+    let check = format!(r#"{home}; if test -e "$home/weak" -a -e "$SHOAL_PATH/bad"; then echo no good; exit 1; fi"#);
+    let argv = |script: &str| format!("['sh', '-c', '{script}']");
+    let (before, after, check) = (argv(&before), argv(&after), argv(&check));
+    vec![format!("activation={{ '{NAME}' = {{ pre_stop = {before}, post_start = {after}, check = {check} }} }}")]
+}
+
+/// A version's folder on the seeder's machine.
+fn version(region: &Region, version: &str, bad: bool) -> PathBuf {
+    let folder = region.folder.path().join(format!("settings-{version}"));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("settings"), format!("version {version}").repeat(20_000)).unwrap();
+    if bad {
+        fs::write(folder.join("bad"), "").unwrap();
+    }
+    folder
+}
+
+/// Begins a rollout; gives its id.
+fn begin(region: &Region, version: &str, path: Option<&Path>, more: &[&str]) -> String {
+    let what = format!("{NAME}@{version}");
+    let mut args = vec!["rollout", what.as_str()];
+    args.extend(path.map(|path| path.to_str().unwrap()));
+    args.extend(["--to", "all", "--json"]);
+    args.extend(more);
+    if !more.contains(&"--hold") {
+        args.extend(["--hold", "300ms"]);
+    }
+    let output = region.cli(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let begun: Value = serde_json::from_slice(&output.stdout).unwrap();
+    begun["rollout"].as_str().unwrap().to_string()
+}
+
+fn look(region: &Region, of: &str) -> Value {
+    region.cli_json(&["rollout", "status", of, "--json"]).expect("the rollout is known")
+}
+
+/// Waits until a rollout is in a phase, and in no other final one.
+fn wait_phase(region: &Region, of: &str, phase: &str) -> Value {
+    until(&format!("the rollout is {phase}"), || {
+        let view = region.cli_json(&["rollout", "status", of, "--json"])?;
+        let found = view["phase"].as_str()?.to_string();
+        if found == phase {
+            return Some(view);
+        }
+        let ends = ["done", "rolled-back", "cancelled", "failed", "stopped"];
+        assert!(!ends.contains(&found.as_str()) || phase == "done" && found == "done", "{view:#}");
+        None
+    })
+}
+
+/// Puts the first version on every host.
+fn first_version(region: &Region) {
+    let path = version(region, "1", false);
+    let id = begin(region, "1", Some(&path), &["--batch", "100%", "--per-rack", "4"]);
+    wait_phase(region, &id, "done");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("1")));
+}
+
+fn current(peer: &Process) -> Option<String> {
+    let link = fs::read_link(peer.dir().join("content").join(NAME).join("current")).ok()?;
+    Some(link.to_str()?.to_string())
+}
+
+/// The lines its hooks wrote.
+fn hook_lines(peer: &Process) -> Vec<String> {
+    let text = fs::read_to_string(peer.dir().join("hooks")).unwrap_or_default();
+    text.lines().map(str::to_string).collect()
+}
+
+fn count(peer: &Process, line: &str) -> usize {
+    hook_lines(peer).iter().filter(|found| found.starts_with(line)).count()
+}
+
+/// The journal of a host: rollout, attempt, event, time.
+fn journal(peer: &Process) -> Vec<Value> {
+    let text = fs::read_to_string(peer.dir().join("state/activations.jsonl")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// From when to when a host was switching in a rollout.
+fn spans(peer: &Process, rollout: &str) -> Vec<(u64, u64)> {
+    let lines = journal(peer);
+    let of = |event: &str| {
+        let rows = lines.iter().filter(|row| row["rollout"] == rollout && row["event"] == event);
+        rows.map(|row| (row["attempt"].as_u64().unwrap(), row["at_ms"].as_u64().unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    let (begun, ended) = (of("begin"), of("end"));
+    begun.iter().map(|(attempt, at)| (*at, ended[attempt])).collect()
+}
+
+/// No two hosts of a rack switched at the same time.
+fn assert_one_a_rack(region: &Region, mates: usize, rollout: &str) {
+    for (rack, peers) in (0..).zip(region.peers.chunks_exact(mates)) {
+        let mut all: Vec<(u64, u64)> = peers.iter().flat_map(|peer| spans(peer, rollout)).collect();
+        all.sort_unstable();
+        let apart = all.windows(2).all(|pair| pair[0].1 <= pair[1].0);
+        assert!(apart, "rack {rack}: {all:?}");
+    }
+}
+
+#[test]
+fn waves_go_rack_by_rack_and_a_bad_version_goes_back() {
+    let region = Region::start(4, 4, |_| hooks());
+    first_version(&region);
+    let path = version(&region, "2", false);
+    let id = begin(&region, "2", Some(&path), &["--batch", "1,25%,100%", "--per-rack", "1"]);
+    let view = wait_phase(&region, &id, "done");
+    assert_eq!((&view["tally"]["active"], &view["wave"]), (&16.into(), &3.into()), "{view:#}");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+    assert!(region.peers.iter().all(|peer| spans(peer, &id).len() == 1));
+    assert_one_a_rack(&region, 4, &id);
+    until("the hub knows", || region.hub_active(&id).filter(|active| *active == 16));
+    assert_eq!(Region::total(&region.status(&id), "active"), 16);
+    let listed = String::from_utf8(region.cli(&["status"]).stdout).unwrap();
+    assert!(listed.contains("rollout") && listed.contains("staged"), "{listed}");
+
+    // Version 3 fails on one host, which is not of the first waves.
+    let bad = version(&region, "3", true);
+    let args = ["push", bad.to_str().unwrap(), "--name", NAME, "--version", "3", "--kind", "config", "--to", "all"];
+    let output = region.cli(&[&args[..], &["--stage", "--wait", "--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")), "staged, not switched");
+    let staged = |of: &str| {
+        let jobs = region.cli_json(&["status", "--json"]).unwrap();
+        let jobs = jobs.as_array().unwrap().iter();
+        let mut found = jobs.filter(|job| job["version"] == of && job["rollout"] != true);
+        let tiers = found.next().unwrap()["tiers"].clone();
+        ["site", "region", "seeder"].map(|tier| tiers[tier].as_u64().unwrap()).iter().sum::<u64>()
+    };
+    let imported = [staged("2"), staged("3")];
+    let dry = region.cli_json(&[
+        "rollout",
+        &format!("{NAME}@3"),
+        "--to",
+        "all",
+        "--batch",
+        "1,25%,100%",
+        "--dry-run",
+        "--json",
+    ]);
+    let dry = dry.unwrap();
+    assert_eq!(
+        dry["waves"].as_array().unwrap().iter().map(|wave| wave["hosts"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [1, 3, 12]
+    );
+    let weak = dry["waves"][1]["named"][1].as_str().unwrap();
+    let weak = region.peers.iter().find(|peer| weak.ends_with(&peer.name.replace('-', "/"))).unwrap();
+    fs::write(weak.dir().join("weak"), "").unwrap();
+    let id = begin(&region, "3", None, &["--batch", "1,25%,100%", "--per-rack", "1"]);
+    let view = wait_phase(&region, &id, "rolled-back");
+    assert_eq!(view["wave"], 2, "{view:#}");
+    assert!(view["why"].as_str().unwrap().contains("failed"), "{view:#}");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+    let tried = region.peers.iter().filter(|peer| !spans(peer, &id).is_empty()).count();
+    assert!((2..=4).contains(&tried), "{tried} hosts tried the bad version");
+    assert_one_a_rack(&region, 4, &id);
+    assert_eq!([staged("2"), staged("3")], imported, "going back moves nothing");
+    let status = region.status(&id);
+    let lines: Vec<&str> =
+        status["lines"].as_array().unwrap().iter().filter_map(|line| line["detail"].as_str()).collect();
+    assert!(lines.iter().any(|line| line.contains("`2`")), "{lines:?}");
+    until("the hub knows of those that are back", || {
+        let (_, body) = common::get(region.hub.http(), &format!("/v1/jobs/{id}"), None)?;
+        body.contains("rolled-back").then_some(())
+    });
+    let history = region.cli_json(&["rollout", "history", NAME, "--json"]).unwrap();
+    assert_eq!(history.as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_killed_seeder_goes_on_and_nobody_switches_twice() {
+    let mut region = Region::start(2, 4, |_| hooks());
+    first_version(&region);
+    let path = version(&region, "2", false);
+    let id = begin(&region, "2", Some(&path), &["--batch", "1,100%", "--per-rack", "1"]);
+    until("the last wave is under way", || {
+        let view = look(&region, &id);
+        (view["wave"] == 2 && view["tally"]["active"].as_u64()? >= 3).then_some(())
+    });
+    region.seeder.kill();
+    region.seeder.start();
+    wait_phase(&region, &id, "done");
+    for peer in &region.peers {
+        assert_eq!(current(peer).as_deref(), Some("2"), "{}", peer.name);
+        for hook in ["pre_stop forward 2", "post_start forward 2"] {
+            assert_eq!(count(peer, hook), 1, "{}: {:?}", peer.name, hook_lines(peer));
+        }
+    }
+    assert_one_a_rack(&region, 4, &id);
+}
+
+#[test]
+fn a_killed_host_ends_what_it_began_and_one_that_was_away_catches_up() {
+    let mut region = Region::start(1, 3, |_| hooks());
+    first_version(&region);
+    let path = version(&region, "2", false);
+    fs::write(region.peers[0].dir().join("slow"), "").unwrap();
+    region.peers[2].kill();
+    until("the tracker misses it", || {
+        let hosts = region.cli_json(&["hosts", "--json"])?;
+        hosts.as_array()?.iter().any(|row| row["presence"] == "away").then_some(())
+    });
+    let id = begin(&region, "2", Some(&path), &["--batch", "100%", "--per-rack", "2"]);
+    until("the slow host is in its hook", || (count(&region.peers[0], "post_start forward 2") == 1).then_some(()));
+    region.peers[0].kill();
+    assert_eq!(current(&region.peers[0]).as_deref(), Some("2"), "the switch comes before the hook");
+    region.peers[0].start();
+    until("the hook runs again", || (count(&region.peers[0], "post_start forward 2") == 2).then_some(()));
+    assert!(region.peers[0].log().contains("outlived"), "the cut one does not run beside it");
+    fs::remove_file(region.peers[0].dir().join("slow")).unwrap();
+    wait_phase(&region, &id, "done");
+    let lines = hook_lines(&region.peers[0]);
+    assert_eq!(count(&region.peers[0], "pre_stop forward 2"), 1, "it had ended: {lines:?}");
+    assert_eq!(count(&region.peers[0], "post_start forward 2"), 2, "it was cut: {lines:?}");
+    region.peers[2].start();
+    until("the third has caught up", || (current(&region.peers[2]).as_deref() == Some("2")).then_some(()));
+    until("and is counted", || (look(&region, &id)["tally"]["active"] == 3).then_some(()));
+    assert_eq!(count(&region.peers[2], "post_start forward 2"), 1);
+    // What a person asks for: back, and again.
+    for (word, phase, version) in [("rollback", "rolled-back", "1"), ("retry-failed", "done", "2")] {
+        assert!(region.cli(&["rollout", word, NAME]).status.success());
+        wait_phase(&region, &id, phase);
+        assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some(version)), "{word}");
+    }
+}
+
+#[test]
+fn a_split_stays_as_it_is() {
+    let region = Region::start(2, 3, |_| hooks());
+    first_version(&region);
+    let path = version(&region, "2", false);
+    let split = ["--split", "rack=rack1:2,50%:2,*:1", "--batch", "100%", "--per-rack", "3"];
+    let id = begin(&region, "2", Some(&path), &split);
+    wait_phase(&region, &id, "done");
+    let versions = || {
+        let rows = region.cli_json(&["versions", NAME, "--json"]).unwrap();
+        let rows = rows.as_array().unwrap().clone();
+        let row =
+            |row: &Value| (row["host"].as_str().unwrap().to_string(), (row["desired"].clone(), row["actual"].clone()));
+        rows.iter().map(row).collect::<BTreeMap<_, _>>()
+    };
+    let first = until("hosts have said what they are on", || {
+        let found = versions();
+        found.values().all(|(desired, actual)| desired == actual && !actual.is_null()).then_some(found)
+    });
+    assert_eq!(first.len(), 6);
+    let in_rack1 = first.iter().filter(|(host, _)| host.contains("/rack1/"));
+    assert!(in_rack1.map(|(_, (_, actual))| actual).all(|actual| actual == "2"));
+    for peer in &region.peers {
+        let (_, actual) = &first[&format!("t/site/{}", peer.name.replace('-', "/"))];
+        assert_eq!(current(peer).as_deref(), actual.as_str());
+    }
+    let before: Vec<usize> = region.peers.iter().map(|peer| hook_lines(peer).len()).collect();
+    let id = begin(&region, "2", None, &split);
+    let view = wait_phase(&region, &id, "done");
+    assert_eq!(view["tally"]["active"], 6);
+    assert_eq!(versions(), first);
+    let after: Vec<usize> = region.peers.iter().map(|peer| hook_lines(peer).len()).collect();
+    assert_eq!(before, after, "nobody switched again");
+}
+
+/// A service that can be ill, and whoever counts its errors: one server for both.
+struct Service {
+    addr: String,
+    health: Arc<AtomicU16>,
+    errors: Arc<AtomicU32>,
+    asked: Arc<AtomicU32>,
+}
+
+impl Service {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let (health, errors) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicU32::new(0)));
+        let asked = Arc::new(AtomicU32::new(0));
+        let (status, number, questions) = (health.clone(), errors.clone(), asked.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let Some(Ok(first)) = lines.next() else { continue };
+                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+                let (status, body) = if first.contains("/api/v1/query?query=sum%28errors%29 ") {
+                    questions.fetch_add(1, Ordering::SeqCst);
+                    let value = number.load(Ordering::SeqCst);
+                    let row = format!(r#"{{"metric":{{"job":"edge"}},"value":[1,"{value}"]}}"#);
+                    (200, format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{row}]}}}}"#))
+                } else {
+                    (status.load(Ordering::SeqCst), "as well as can be".to_string())
+                };
+                let head =
+                    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let _gone = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        });
+        Self { addr, health, errors, asked }
+    }
+}
+
+#[test]
+fn gates_and_people_steer() {
+    let service = Service::start();
+    let probe = format!(
+        "{{ url = 'http://{}/health', contains = 'well', interval = '50ms', within = '{}s' }}",
+        service.addr,
+        PATIENCE.as_secs()
+    );
+    let settings = format!("activation={{ '*' = {{ probe = {probe} }} }}");
+    let region = Region::start(1, 3, |_| vec![settings.clone()]);
+    first_version(&region);
+    let prometheus = format!("http://{}", service.addr);
+    let gated = ["--batch", "1,100%", "--verify", "sum(errors) < 5", "--prometheus", &prometheus];
+    let wait = |id: &str, phase: &str| {
+        until(&format!("it is {phase}"), || Some(look(&region, id)).filter(|view| view["phase"] == phase))
+    };
+    let tell = |word: &[&str]| {
+        let output = region.cli(&[&["rollout"], word, &[NAME]].concat());
+        assert!(output.status.success(), "{word:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+
+    // A pause between waves is as long as it is, but for a person's word.
+    let path = version(&region, "2", false);
+    let id = begin(&region, "2", Some(&path), &[&gated[..], &["--pause-between", "1h"]].concat());
+    wait(&id, "pausing");
+    assert!(service.asked.load(Ordering::SeqCst) > 0);
+    assert_eq!(region.peers.iter().filter(|peer| current(peer).as_deref() == Some("2")).count(), 1, "the canary");
+    let busy = region.cli(&[
+        "push",
+        path.to_str().unwrap(),
+        "--name",
+        NAME,
+        "--version",
+        "9",
+        "--kind",
+        "config",
+        "--to",
+        "all",
+    ]);
+    assert!(String::from_utf8_lossy(&busy.stderr).contains("not over"), "a plain push would be in its way");
+    tell(&["pause"]);
+    tell(&["promote"]);
+    assert_eq!(look(&region, &id)["tally"]["active"], 1, "paused: nobody begins");
+    tell(&["resume"]);
+    wait(&id, "done");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+
+    // The query does not hold: back.
+    let path = version(&region, "3", false);
+    let id = begin(&region, "3", Some(&path), &[&gated[..], &["--hold", "1h"]].concat());
+    wait(&id, "holding");
+    service.errors.store(9, Ordering::SeqCst);
+    let view = wait(&id, "rolled-back");
+    assert!(view["why"].as_str().unwrap().contains("sum(errors) < 5"), "{view:#}");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+    service.errors.store(0, Ordering::SeqCst);
+
+    // A host's probe fails after it has switched: a person is asked, and takes it back.
+    let path = version(&region, "4", false);
+    let id = begin(&region, "4", Some(&path), &["--batch", "1,100%", "--rollback", "manual", "--hold", "1h"]);
+    wait(&id, "holding");
+    service.health.store(503, Ordering::SeqCst);
+    let view = wait(&id, "stopped");
+    assert!(view["why"].as_str().unwrap().contains("1 of 3 hosts failed"), "{view:#}");
+    let status = region.status(&id);
+    assert!(status["lines"].to_string().contains("503"), "{status:#}");
+    service.health.store(200, Ordering::SeqCst);
+    tell(&["rollback"]);
+    wait(&id, "rolled-back");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
+    // And a plain push takes over from what is over.
+    let path = version(&region, "5", false);
+    let args = ["push", path.to_str().unwrap(), "--name", NAME, "--version", "5", "--kind", "config", "--to", "all"];
+    let output = region.cli(&[&args[..], &["--wait"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("5")));
+}
