@@ -316,7 +316,6 @@ fn what_is_not_signed_for_is_refused_and_changes_nothing() {
         order: None,
         feed: Some(FeedMark { published_at_ms: sequence }),
         staged: false,
-        order: None,
     };
     let refused = |why: &str| peer.metric(&format!("shoal_feed_refused_total{{why=\"{why}\"}}"));
     let unreadable = || peer.metric("shoal_announcements_refused_total");
