@@ -263,6 +263,12 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
+/// A thread that writes a state.
+pub type Writing = std::thread::JoinHandle<Result<(), BackupError>>;
+
+/// Secrets of an archive, by name.
+pub type Secrets = Vec<(String, Vec<u8>)>;
+
 /// Something whose state can be written to an archive; `contents`: with payload, where there is any.
 pub type Source = Arc<dyn Fn(&mut Writer<BufWriter<UnixStream>>, bool) -> Result<(), BackupError> + Send + Sync>;
 
@@ -339,7 +345,7 @@ pub fn offline(
     role: &str,
     contents: bool,
     source: impl FnOnce(&mut Writer<BufWriter<UnixStream>>) -> Result<(), BackupError> + Send + 'static,
-) -> Result<(BufReader<UnixStream>, std::thread::JoinHandle<Result<(), BackupError>>), BackupError> {
+) -> Result<(BufReader<UnixStream>, Writing), BackupError> {
     let (ours, theirs) = UnixStream::pair()?;
     let head = Head { role: role.into(), created_at: unix_now(), contents };
     let thread = std::thread::spawn(move || {
@@ -408,7 +414,7 @@ pub fn restore(
     folder: &Path,
     force: bool,
     open: impl FnOnce(&Path) -> Result<Box<dyn Rows>, BackupError>,
-) -> Result<(Head, Vec<(String, Vec<u8>)>), BackupError> {
+) -> Result<(Head, Secrets), BackupError> {
     // The whole of it is checked before anything is touched.
     let head = read(BufReader::new(File::open(archive)?), |_, _| Ok(()))?;
     if head.role != role {

@@ -4,7 +4,7 @@ use super::config::{Role, read};
 use super::{Outcome, output};
 use anyhow::{Context, bail};
 use serde_json::json;
-use shoal_ops::backup::{BackupError, Rows, ask, offline, restore as restore_state, save};
+use shoal_ops::backup::{BackupError, Rows, Writing, ask, offline, restore as restore_state, save};
 use shoal_ops::units::ByteSize;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -67,7 +67,6 @@ struct Place {
 }
 
 type Reader = Box<dyn std::io::Read>;
-type Writing = Option<std::thread::JoinHandle<Result<(), BackupError>>>;
 
 impl Target {
     fn place(&self) -> anyhow::Result<Place> {
@@ -94,7 +93,7 @@ impl Target {
     }
 
     /// The state as a stream, from the role if it runs, else from its folder.
-    fn state(&self, contents: bool) -> anyhow::Result<(Reader, Writing)> {
+    fn state(&self, contents: bool) -> anyhow::Result<(Reader, Option<Writing>)> {
         let place = self.place()?;
         if let Some(stream) = ask(&place.dir, contents).context("the role runs and does not answer")? {
             return Ok((Box::new(stream), None));
@@ -159,7 +158,7 @@ pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
     let place = args.target.place()?;
     if args.secrets && !args.force {
         // Before anything is made.
-        for (_, path) in place.secrets.iter().filter(|(_, path)| path.exists()) {
+        if let Some((_, path)) = place.secrets.iter().find(|(_, path)| path.exists()) {
             bail!("{} is there already; say --force to replace it", path.display());
         }
     }
