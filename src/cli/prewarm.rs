@@ -2,13 +2,15 @@
 
 use super::progress::{Display, follow};
 use super::seeder::{SeederArgs, block_on};
-use super::{Outcome, output};
+use super::{Outcome, output, rollout};
 use shoal_ops::client::Client;
 use shoal_ops::units::{ByteSize, Span};
 use shoal_proto::announcement::Kind;
 use shoal_seeder::api::Pushed;
 use shoal_seeder::images::Resolved;
-use shoal_seeder::jobs::{ImageRequest, PushRequest};
+use shoal_seeder::jobs::{ImageRequest, JobStatus, PushRequest};
+use shoal_seeder::rollout::api::Begun;
+use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -24,6 +26,21 @@ pub(crate) struct Args {
     /// Which platform: os/arch, os/arch/variant or all. Default: Linux on the seeder's processor
     #[arg(long)]
     platform: Option<String>,
+    /// Warm wave by wave once all have the data: hosts that are warm after each wave, as for rollout
+    #[arg(long, value_delimiter = ',', value_name = "N|N%,...")]
+    batch: Vec<Amount>,
+    /// With --batch: hosts of a rack that may be warming at a time [default: 1]
+    #[arg(long, requires = "batch")]
+    per_rack: Option<u32>,
+    /// With --batch: failed hosts that are borne; beyond that it stops [default: 0]
+    #[arg(long, requires = "batch", value_name = "N|N%")]
+    max_failures: Option<Amount>,
+    /// With --batch: how long all must be well after each wave [default: 10s]
+    #[arg(long, requires = "batch")]
+    hold: Option<Span>,
+    /// With --batch: how long all of it may take [default: as long as it takes]
+    #[arg(long, requires = "batch")]
+    deadline: Option<Span>,
     /// Say what would be pulled, and for how many hosts, and do nothing
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
@@ -49,10 +66,46 @@ impl Args {
             version: String::new(),
             kind: Kind::Image,
             to: self.to.clone(),
-            staged: false,
+            staged: !self.batch.is_empty(),
             image: Some(ImageRequest { reference, platform, pull: true }),
         }
     }
+}
+
+/// Pushes the images, and has them warmed by rollouts.
+async fn in_waves(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
+    let mut rollouts = Vec::new();
+    for image in &args.images {
+        let pushed: Pushed = client.post("/v1/push", &args.request(image)).await?;
+        let job: JobStatus = client.get(&format!("/v1/jobs/{}", pushed.job)).await?;
+        let mut spec = RolloutSpec::new(&job.name, &job.version, args.to.clone());
+        // A warm image harms nobody: what went well stays.
+        (spec.kind, spec.rollback, spec.batch) = (Kind::Image, RollbackMode::Manual, args.batch.clone());
+        spec.per_rack = args.per_rack.unwrap_or(spec.per_rack);
+        spec.max_failures = args.max_failures.unwrap_or(spec.max_failures);
+        spec.hold = args.hold.unwrap_or(spec.hold);
+        spec.deadline = args.deadline;
+        // Unpacking takes its time.
+        spec.switch_timeout = Span::seconds(3600);
+        let begun: Begun = client.post("/v1/rollouts", &spec).await?;
+        if args.json {
+            output::json_line(&begun)?;
+        } else {
+            output::line(&format!("rollout {} {image}", begun.rollout));
+        }
+        rollouts.push(begun.rollout);
+    }
+    let (began, mut worst) = (Instant::now(), Outcome::Ok);
+    for rollout in rollouts.iter().filter(|_| args.wait) {
+        let left = args.timeout.0.saturating_sub(began.elapsed());
+        match rollout::follow(client, &rollout.to_string(), args.json, left).await? {
+            Outcome::Interrupted => return Ok(Outcome::Interrupted),
+            Outcome::HostsFailed => worst = Outcome::HostsFailed,
+            Outcome::Unfinished if worst == Outcome::Ok => worst = Outcome::Unfinished,
+            Outcome::Unfinished | Outcome::Ok => {}
+        }
+    }
+    Ok(worst)
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
@@ -60,6 +113,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     block_on(async {
         if args.dry_run {
             return dry_run(args, &client).await;
+        }
+        if !args.batch.is_empty() {
+            return in_waves(args, &client).await;
         }
         let mut jobs = Vec::new();
         for image in &args.images {

@@ -273,7 +273,7 @@ async fn look(client: &Client, of: &str) -> anyhow::Result<RolloutView> {
 }
 
 /// Follows a rollout to its end, or until a person must decide.
-async fn follow(client: &Client, of: &str, json: bool, timeout: Duration) -> anyhow::Result<Outcome> {
+pub(crate) async fn follow(client: &Client, of: &str, json: bool, timeout: Duration) -> anyhow::Result<Outcome> {
     let until = tokio::time::Instant::now() + timeout;
     let mut said = 0;
     let mut former = None;

@@ -249,3 +249,26 @@ fn a_pull_outlives_the_mirror_it_began_at() {
     assert!(status.success(), "it went on to the registry");
     run_in(&lab.runtimes[0], &reference, &data);
 }
+
+#[test]
+fn staged_images_are_warmed_in_waves() {
+    let lab = Lab::start(1, 2, |_| true, |_| Vec::new());
+    let (reference, at, data) = lab.image("v1", 3_000_000, 3);
+    let args = ["push", at.to_str().unwrap(), "--kind", "image", "--ref", &reference, "--to", "all"];
+    let output = lab.region.cli(&[&args[..], &["--stage", "--wait"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let jobs = lab.region.cli_json(&["status", "--json"]).unwrap();
+    assert_eq!(Region::total(&jobs[0], "active"), 0, "staged, not warm");
+    assert!(lab.runtimes.iter().all(|runtime| !runtime.ok(&["images", "ls"]).contains(&reference)));
+    let what = format!("{}@{}", jobs[0]["name"].as_str().unwrap(), jobs[0]["version"].as_str().unwrap());
+    let args = [
+        "rollout", &what, "--kind", "image", "--to", "all", "--batch", "1,100%", "--hold", "300ms", "--wait", "--json",
+    ];
+    let output = lab.region.cli(&args);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let views: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(views.iter().any(|view| view["wave"] == 1 && view["tally"]["active"] == 1), "one host first: {said}");
+    assert_eq!(views.last().unwrap()["tally"]["active"], 2);
+    lab.runtimes.iter().for_each(|runtime| run_in(runtime, &reference, &data));
+}

@@ -2,9 +2,10 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`feeds`] keeps to the
-//! latest versions of feeds, [`switch`] has versions switched in, [`rollouts`] does what desired states ask for,
-//! [`warming`] has images warmed, [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`mates`] finds the rack
+//! again, [`feeds`] keeps to the latest versions of feeds, [`switch`] has versions switched in, [`rollouts`] does what
+//! desired states ask for, [`warming`] has images warmed, [`waves`] when desired states say so, [`effects`] carries wishes
+//! out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
@@ -20,6 +21,7 @@ mod rollouts;
 pub mod setup;
 mod switch;
 mod warming;
+mod waves;
 
 pub use book::NodeMetrics;
 pub use feeds::FeedPublication;

@@ -3,6 +3,7 @@
 //! Invariant: a host begins to switch at most once an attempt, and never while the name is being switched otherwise.
 
 use super::Driver;
+use super::waves::wish_of;
 use crate::rollout::journal::Journal;
 use crate::rollout::probe;
 use crate::rollout::record::{OnDisk, Record, Step};
@@ -41,6 +42,8 @@ struct Row {
     watch: Option<AbortHandle>,
     /// The content that is kept from eviction.
     pinned: Option<ContentId>,
+    /// The image that is being warmed, by its wish.
+    wish: Option<JobId>,
 }
 
 /// All names under desired states.
@@ -94,6 +97,36 @@ impl Rollouts {
 
     pub(super) fn is_idle(&self) -> bool {
         self.work.is_empty()
+    }
+
+    pub(super) fn desired(&self, name: &str) -> Option<Arc<Desired>> {
+        self.rows.get(name)?.desired.clone()
+    }
+
+    pub(super) fn wish(&self, name: &str) -> Option<JobId> {
+        self.rows.get(name)?.wish
+    }
+
+    pub(super) fn set_wish(&mut self, name: &str, wish: Option<JobId>) {
+        self.rows.entry(name.to_string()).or_default().wish = wish;
+    }
+
+    /// The name whose present attempt this wish is.
+    pub(super) fn wishing(&self, wish: &JobId) -> Option<String> {
+        let present = |row: &Row| {
+            let desired = row.desired.as_ref()?;
+            (row.wish == Some(*wish)).then(|| wish_of(&desired.rollout, desired.attempt) == *wish)
+        };
+        self.rows.iter().find(|(_, row)| present(row) == Some(true)).map(|(name, _)| name.clone())
+    }
+
+    /// Wishes whose images are to be kept warm.
+    pub(super) fn wishes(&self) -> impl Iterator<Item = JobId> {
+        self.rows.values().flat_map(|row| {
+            let desired = row.desired.as_ref().map(|desired| wish_of(&desired.rollout, desired.attempt));
+            let done = row.record.as_ref().map(|record| wish_of(&record.rollout, record.attempt));
+            [desired, done].into_iter().flatten()
+        })
     }
 
     /// What ended next. Cancel-safe. `None` when nothing is under way.
@@ -242,6 +275,10 @@ impl Driver {
             self.keep_watch(name, &desired);
             return;
         }
+        if self.holds_image(&target.content) {
+            self.judge_image(name, &desired, &me, &target);
+            return;
+        }
         if let Some(next) = self.next_switch(name, &desired, &me, &target, record, held) {
             match next.step {
                 Step::Done => self.conclude(name, next),
@@ -384,7 +421,7 @@ impl Driver {
     }
 
     /// A record that needs no switch.
-    fn conclude(&mut self, name: &str, record: Record) {
+    pub(super) fn conclude(&mut self, name: &str, record: Record) {
         // Should a kill lose it, the same is found again.
         if let Err(error) = record.keep(&self.store, name) {
             tracing::error!(name, %error, "cannot keep what was found");
@@ -398,7 +435,11 @@ impl Driver {
 
     /// Says what came of an attempt.
     fn told(&mut self, name: &str, record: Record) {
-        let current = self.content_dir.as_ref().and_then(|folder| folder.current(name));
+        let image = record.to.as_ref().filter(|to| self.holds_image(&to.content));
+        let current = match image {
+            Some(image) => Some(image.version.clone()).filter(|_| record.state == HostState::Active),
+            None => self.content_dir.as_ref().and_then(|folder| folder.current(name)),
+        };
         {
             let mut reports = self.shared.reports();
             reports.current(name, current.as_deref().unwrap_or_default());
@@ -411,9 +452,10 @@ impl Driver {
     /// Keeps an eye on a version that was switched in, while the rollout asks for it.
     fn keep_watch(&mut self, name: &str, desired: &Desired) {
         let settings = settings_for(&self.rollouts.activations, name);
+        let image = desired.rules.iter().any(|rule| self.holds_image(&rule.target.content));
         let Some(row) = self.rollouts.rows.get_mut(name) else { return };
         let active = |record: &&Record| record.rollout == desired.rollout && record.state == HostState::Active;
-        let record = row.record.as_ref().filter(active).filter(|_| desired.watch && !desired.back);
+        let record = row.record.as_ref().filter(active).filter(|_| desired.watch && !desired.back && !image);
         let (Some(record), Some(asked)) = (record, settings.probe) else {
             if let Some(watch) = row.watch.take() {
                 watch.abort();

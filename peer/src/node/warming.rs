@@ -11,12 +11,12 @@ use shoal_proto::report::HostState;
 use std::collections::BTreeSet;
 
 /// What a host without containerd says of an image.
-const NO_RUNTIME: &str = "no containerd is configured here; the image is whole and the mirror serves it";
+pub(super) const NO_RUNTIME: &str = "no containerd is configured here; the image is whole and the mirror serves it";
 
 impl Driver {
     /// Whether a job's content is an image.
     pub(super) fn is_image(&self, announcement: &Announcement) -> bool {
-        self.store.manifest(&announcement.content).is_some_and(|manifest| manifest.image.is_some())
+        self.holds_image(&announcement.content)
     }
 
     /// An image is whole. Of several under one name the mirror serves the newest.
@@ -37,12 +37,15 @@ impl Driver {
     /// Images of other jobs need not be kept in containerd.
     pub(super) fn tell_known_jobs(&self) {
         if let Some(board) = &self.warming {
-            let known: BTreeSet<JobId> = self.envelopes.keys().copied().collect();
+            let known: BTreeSet<JobId> = self.envelopes.keys().copied().chain(self.rollouts.wishes()).collect();
             board.known(known);
         }
     }
 
     pub(super) fn on_warmed(&mut self, job: JobId, result: Result<(), WarmFault>) {
+        if self.on_wish(job, &result) {
+            return;
+        }
         match result {
             Ok(()) => self.reach(&job, HostState::Active, ""),
             Err(fault) => self.reach(&job, HostState::Failed(fault.reason()), &fault.to_string()),

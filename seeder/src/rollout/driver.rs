@@ -126,7 +126,8 @@ impl Rollouts {
             let differs = |push: &JobStatus| {
                 let same_label = |other: &&JobStatus| (&other.name, &other.version) == (&push.name, &version);
                 let mut contents = others.iter().filter(same_label).filter_map(|other| other.content);
-                push.content.is_some_and(|content| contents.any(|other| other != content))
+                // An image's tag may move: it has no folder.
+                push.kind != Kind::Image && push.content.is_some_and(|content| contents.any(|other| other != content))
             };
             match push {
                 Some(push) if differs(&push) => {

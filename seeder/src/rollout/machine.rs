@@ -371,7 +371,9 @@ impl Machine {
         }
         match host.report {
             // One that was told to go back, and was not heard of since, may be doing that.
-            Some((attempt, HostState::Active)) if attempt > state.went_back || !state.open.get(host.index) => {
+            Some((attempt, HostState::Active | HostState::Held))
+                if attempt > state.went_back || !state.open.get(host.index) =>
+            {
                 Standing::Active
             }
             Some((attempt, HostState::Failed(_))) if attempt >= state.attempt => Standing::Failed,
@@ -433,7 +435,10 @@ impl Machine {
             hosts: hosts.len() as u32,
             staged: hosts.iter().filter(staged).count() as u32,
             switching: count(|standing| matches!(standing, Standing::Switching { .. })),
-            active: hosts.iter().filter(|host| matches!(host.report, Some((_, HostState::Active)))).count() as u32,
+            active: hosts
+                .iter()
+                .filter(|host| matches!(host.report, Some((_, HostState::Active | HostState::Held))))
+                .count() as u32,
             failed: count(|standing| {
                 matches!(standing, Standing::Failed | Standing::Blocked | Standing::Switching { late: true })
             }),

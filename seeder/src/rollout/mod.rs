@@ -19,7 +19,6 @@ use crate::jobs::{Jobs, PushError};
 use crate::status::{JobStatus, Phase as JobPhase, PushRequest};
 use machine::{Command, Input, Machine, State};
 use minicbor::{Decode, Encode};
-use shoal_proto::announcement::Kind;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::desired::{Desired, Hosts};
@@ -224,18 +223,13 @@ impl Rollouts {
             if known || (*version == spec.version && spec.path.is_some()) {
                 continue;
             }
+            // One that is still being taken in is waited for.
             let usable = |job: &&JobStatus| {
-                (&job.name, &job.version) == (&spec.name, version)
-                    && !job.rollout
-                    && job.content.is_some()
-                    && job.phase != JobPhase::Failed
+                (&job.name, &job.version) == (&spec.name, version) && !job.rollout && job.phase != JobPhase::Failed
             };
             let Some(job) = jobs.iter().find(usable) else {
                 return Err(RolloutError::NotPushed { name: spec.name.clone(), version: version.clone() });
             };
-            if job.kind == Kind::Image {
-                return Err(RolloutError::Spec("images are warmed, not switched in: use `shoal prewarm`".into()));
-            }
             let sent = Selector::parse(&[&job.to]).map(|to| membership.select(&to)).unwrap_or_default();
             let mut left_out = with_version(spec, &membership, &targets, version);
             left_out.subtract(&sent);
