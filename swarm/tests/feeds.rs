@@ -70,6 +70,7 @@ fn version(sequence: u64, size: u64) -> Arc<Announcement> {
         expires_at: u64::MAX,
         feed: Some(FeedMark { published_at_ms: sequence }),
         staged: false,
+        order: None,
     })
 }
 
