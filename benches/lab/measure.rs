@@ -317,7 +317,10 @@ impl Trouble {
             faults::Kind::Slow => {
                 for host in hosts {
                     let Place::Host { rack, .. } = *host else { continue };
-                    stage.racks.set_nic(*host, left(layout.racks[rack].nic))?;
+                    // A part of what is needed, as in the simulator, not of a card that is hardly used.
+                    let row = &layout.racks[rack];
+                    let full = if on { row.nic.min(row.uplink) } else { row.nic };
+                    stage.racks.set_nic(*host, left(full))?;
                 }
             }
             faults::Kind::Uplink => {

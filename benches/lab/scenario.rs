@@ -35,8 +35,16 @@ pub(super) const ALL: [fn() -> Scenario; 11] = [
     || push("fat-seeder", "4 racks of 4, seeder 2000 Mbit/s", 4, 4, 2000, ""),
     || push("thin-seeder", "4 racks of 4, seeder 100 Mbit/s", 4, 4, 100, ""),
     || push("killed", "10 % of the hosts killed at 40 % of the bound", 4, 4, 400, "crash:10%@40%"),
-    // A hundredth of what the uplinks carry; the hosts' cards are not shaped otherwise.
-    || push("slow-owners", "one host of each rack at 2 Mbit/s; nobody waits for it", 4, 4, 400, "slow:owners=0.02%"),
+    || {
+        push(
+            "slow-owners",
+            "one host of each rack at 1 % of the uplink's rate; nobody waits for it",
+            4,
+            4,
+            400,
+            "slow:owners",
+        )
+    },
     || push("seeder-lost", "the seeder killed once every shard is out", 4, 4, 400, "seeder@out"),
     || push("uplink-cut", "a rack's uplink cut for 10 s at 30 % of the bound", 4, 4, 400, "uplink:1=0%@30%+10s"),
     || push("late", "a quarter of the hosts come 6 s late", 4, 4, 400, "crash:25%@0s+6s"),

@@ -68,6 +68,18 @@ fn slow_owners_are_worked_around() {
 }
 
 #[test]
+fn latecomers_take_what_their_rack_has_from_it() {
+    for seed in 0..4 {
+        let mut late = scenario(4, 4, 1024, "crash:25%@0s+6s");
+        late.seed = seed;
+        let figures = finished(&late).figures;
+        assert_eq!(figures.complete, 16);
+        assert!(figures.rack_import_max <= 1.10, "seed {seed}: {figures:?}");
+        assert!(figures.ratio <= 1.15, "seed {seed}: {figures:?}");
+    }
+}
+
+#[test]
 fn hosts_that_come_back_go_on_from_their_disks() {
     let figures = finished(&scenario(4, 4, 512, "crash:25%@30%+2s")).figures;
     assert_eq!(figures.complete, 16);

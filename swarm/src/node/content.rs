@@ -92,6 +92,8 @@ pub(super) struct Body {
     pub(super) judged_at: Instant,
     /// Deliveries per lane and second, in thousandths, smoothed.
     pub(super) typical: u64,
+    /// Pieces that rack-mates have and parents elsewhere were told not to send: they are asked for.
+    pub(super) spared: Bitmap,
     /// What each parent delivered, since when.
     pub(super) trials: BTreeMap<HostIndex, Trial>,
     /// Nothing is imported before this: rack-mates may have it.
@@ -270,6 +272,7 @@ impl Body {
             missing += 1;
             at = piece + 1;
         }
+        let spared = geometry.no_pieces();
         Self {
             geometry,
             have,
@@ -287,6 +290,7 @@ impl Body {
             delivered: 0,
             judged_at: now,
             typical: 0,
+            spared,
             import_at: now,
             trials: BTreeMap::new(),
             last_arrival: now,

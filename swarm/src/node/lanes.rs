@@ -65,11 +65,12 @@ impl Node {
         let plan = content.plan.clone();
         let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
         let waits = now < body.import_at;
+        let near = |host: &HostIndex| plan.as_ref().is_some_and(|plan| plan.same_rack(*host, me));
         let mut due: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
         let mut dial: BTreeSet<HostIndex> = BTreeSet::new();
         for (index, lane) in body.lanes.iter_mut().enumerate() {
             let Some(parent) = lane.parent.filter(|_| lane.missing > 0 && !lane.subscribed) else { continue };
-            if waits && !plan.as_ref().is_some_and(|plan| plan.same_rack(parent, me)) {
+            if waits && !near(&parent) {
                 continue;
             }
             if links.get(&parent).is_some_and(|link| link.is_up()) {
@@ -80,9 +81,21 @@ impl Node {
             }
         }
         let have = body.have.clone();
+        let mut unneeded = have.clone();
+        if content.late && due.keys().any(|host| !near(host)) {
+            // What a rack-mate has need not be imported again for us.
+            for (mate, child) in body.children.iter().filter(|(mate, _)| near(mate)) {
+                if links.get(mate).is_some_and(|link| link.is_up()) {
+                    unneeded.union(&child.has);
+                }
+            }
+            body.spared = unneeded.clone();
+        }
         body.asked.extend(due.keys());
-        for (host, lanes) in due {
-            self.send(host, Message::Subscribe { content: id, lanes, have: have.clone() });
+        let due: Vec<_> = due.into_iter().map(|(host, lanes)| (host, lanes, near(&host))).collect();
+        for (host, lanes, near) in due {
+            let have = if near { have.clone() } else { unneeded.clone() };
+            self.send(host, Message::Subscribe { content: id, lanes, have });
         }
         for host in dial {
             self.connect(host);

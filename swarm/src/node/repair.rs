@@ -4,7 +4,7 @@
 //! nobody. Rack-mates, from whom many lanes come, are judged by what they deliver; a lane that is imported and silent takes
 //! a way around its parent, or around the parent's rack when all that comes from there is silent. Only importers do that:
 //! their rack-mates, who see the same silence, wait for them, or the rack would import the lane twice. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
-//! all arrived for a while. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
+//! all arrived for a while, or a rack-mate has it already. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
 
 use super::content::{Trial, Want};
 use super::{Node, limits};
@@ -197,7 +197,9 @@ impl Node {
         if waited.is_some_and(|body| body.import_at > body.next_repair && now >= body.import_at) {
             self.subscribe(id);
         }
+        let me = self.config.me;
         let Some(content) = self.contents.get_mut(&id) else { return };
+        let far = |host| content.plan.as_ref().is_some_and(|plan| !plan.same_rack(host, me));
         let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
         expire_wants(body, now);
         if now < body.next_repair {
@@ -213,10 +215,12 @@ impl Node {
         {
             at = piece + 1;
             let piece = PieceIndex(piece);
-            let orphan = body.lanes[body.geometry.lane_of_piece(piece).index()].parent.is_none();
+            let parent = body.lanes[body.geometry.lane_of_piece(piece).index()].parent;
+            let orphan = parent.is_none();
+            let spared = body.spared.get(piece.0) && parent.is_some_and(far);
             let waits = body.tries.get(&piece).is_some_and(|tries| tries.not_before > now);
             let asked = body.wants.values().any(|want| want.piece == piece);
-            if (orphan || stalled) && !waits && !asked {
+            if (orphan || stalled || spared) && !waits && !asked {
                 due.push(piece);
                 room -= 1;
             }
