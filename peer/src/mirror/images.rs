@@ -8,7 +8,7 @@ use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, Hash, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob, Reference};
 use shoal_proto::manifest::Manifest;
-use shoal_store::{ReadError, Store};
+use shoal_store::{ReadError, Record, Store};
 use std::io;
 use std::sync::Arc;
 
@@ -59,10 +59,15 @@ impl Images {
             let manifest = self.store.manifest(&found.content)?;
             return self.blob_of(found.content, manifest, digest);
         }
-        let arriving = self.store.records().into_iter().filter(|record| !record.complete);
         let holds = |manifest: &Manifest| manifest.image.as_ref().is_some_and(|image| image.find(digest).is_some());
-        let mut holders = arriving.filter(|record| holds(&record.manifest));
+        let mut holders = self.arriving().filter(|record| holds(&record.manifest));
         holders.find_map(|record| self.blob_of(record.content, record.manifest, digest))
+    }
+
+    /// Contents on their way here; of what was demoted nothing more comes.
+    fn arriving(&self) -> impl Iterator<Item = Record> {
+        let demoted = |record: &Record| record.share.as_ref().is_some_and(|found| found.share.shed);
+        self.store.records().into_iter().filter(move |record| !record.complete && !demoted(record))
     }
 
     /// Whether a blob is of a complete image.
@@ -102,8 +107,7 @@ impl Images {
         };
         let mut roots: Vec<Digest> = self.store.images().values().filter_map(|image| root(&image.manifest)).collect();
         if roots.is_empty() {
-            let arriving = self.store.records().into_iter().filter(|record| !record.complete);
-            roots = arriving.filter_map(|record| root(&record.manifest)).collect();
+            roots = self.arriving().filter_map(|record| root(&record.manifest)).collect();
         }
         roots.dedup();
         match roots[..] {
