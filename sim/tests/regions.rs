@@ -173,3 +173,20 @@ fn the_same_seed_gives_the_same_digest() {
     assert_eq!(digest(1), digest(1));
     assert_ne!(digest(1), digest(2));
 }
+
+#[test]
+fn the_urgent_has_room_where_a_slow_link_is_full_of_bulk() {
+    let mut world = World::new(Layout::even(2, 2), check::all());
+    for rack in 0..2 {
+        world.set_uplink(rack, 200_000);
+    }
+    world.run_for(Duration::from_millis(500));
+    // Two windows' worth and more are on their way to each rack.
+    world.push(&Push::blob(256, PIECE));
+    world.run_for(Duration::from_secs(5));
+    let all: Vec<HostIndex> = world.peers().collect();
+    let urgent = Push { name: "gslb".into(), kind: Kind::Gslb, ..Push::blob(4, 32 * 1024) };
+    let number = world.push(&urgent);
+    let took = world.run_to_done(number, &all, Duration::from_secs(60)).expect("the urgent one is done");
+    assert!(took < Duration::from_secs(15), "{took:?} behind a bulk push");
+}

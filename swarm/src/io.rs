@@ -198,7 +198,7 @@ pub enum Output {
         inline: bool,
     },
     /// Send a shard; answer with `Sent` once the operating system has it. At most
-    /// [`crate::node::LINK_WINDOW_SHARDS`] are outstanding on a link. A parity shard is made from the stripe's pieces.
+    /// [`crate::node::LINK_WINDOW_SHARDS`] of a class are outstanding on a link. A parity shard is made from the stripe's pieces.
     SendShard {
         /// To whom.
         to: HostIndex,

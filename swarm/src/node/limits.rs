@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Shards handed to the shell for one link and not yet sent. More only deepens queues: payload waits in the kernel.
+/// Shards of one class handed to the shell for one link and not yet sent. More only deepens queues: payload waits in the kernel.
 pub const LINK_WINDOW_SHARDS: usize = 32;
 /// Bytes of these shards; two shards may always be outstanding, so that one follows the other. What is handed over can
 /// no longer be overtaken: where a dozen links share a rack's uplink of 200 Mbit/s, 512 KiB on each is a quarter second.

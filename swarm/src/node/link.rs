@@ -1,6 +1,6 @@
 //! A neighbour: whether its link is up, what is under way on it, and why we want it.
 //!
-//! Invariant: what is outstanding on a link never exceeds the window, but for two shards larger than it.
+//! Invariant: what is outstanding on a link of one class never exceeds the window, but for two shards larger than it.
 
 use super::limits;
 use crate::time::Instant;
@@ -29,8 +29,7 @@ pub(super) struct Link {
     pub(super) retry_at: Instant,
     pub(super) last_used: Instant,
     /// Handed to the shell and not yet sent, with lengths in bytes.
-    pub(super) outstanding: VecDeque<(ContentId, Option<ShardIndex>, u32)>,
-    pub(super) outstanding_bytes: u64,
+    pub(super) outstanding: VecDeque<(ContentId, Option<ShardIndex>, u32, Class)>,
     /// Contents with something to send it.
     pub(super) ready: BTreeSet<(Class, ContentId)>,
     /// Whose turn it was last, by class.
@@ -51,7 +50,6 @@ impl Link {
             retry_at: now,
             last_used: now,
             outstanding: VecDeque::new(),
-            outstanding_bytes: 0,
             ready: BTreeSet::new(),
             last_served: BTreeMap::new(),
             manifests: VecDeque::new(),
@@ -64,27 +62,30 @@ impl Link {
         self.state == State::Up
     }
 
-    /// Whether a shard of this length may be handed to the shell now.
-    pub(super) fn has_room(&self, len: u32) -> bool {
-        self.outstanding.len() < 2
-            || (self.outstanding.len() < limits::LINK_WINDOW_SHARDS
-                && self.outstanding_bytes + u64::from(len) <= limits::LINK_WINDOW_BYTES)
+    /// Whether a shard of this length and class may be handed to the shell now. What is less urgent takes no room: it is
+    /// overtaken where it waits.
+    pub(super) fn has_room(&self, class: Class, len: u32) -> bool {
+        let ahead = self.outstanding.iter().filter(|(.., of)| *of <= class);
+        let (count, bytes) = ahead.fold((0, 0), |(count, bytes), (_, _, len, _)| (count + 1, bytes + u64::from(*len)));
+        count < 2 || (count < limits::LINK_WINDOW_SHARDS && bytes + u64::from(len) <= limits::LINK_WINDOW_BYTES)
     }
 
-    pub(super) fn hand_over(&mut self, content: ContentId, shard: Option<ShardIndex>, len: u32) {
-        self.outstanding.push_back((content, shard, len));
-        self.outstanding_bytes += u64::from(len);
+    /// Whether each class keeps to the window.
+    pub(super) fn keeps_window(&self) -> bool {
+        Class::ALL.into_iter().all(|class| {
+            let lens = self.outstanding.iter().filter(|(.., of)| *of == class).map(|(_, _, len, _)| u64::from(*len));
+            lens.clone().count() <= 2 || lens.sum::<u64>() <= limits::LINK_WINDOW_BYTES
+        })
+    }
+
+    pub(super) fn hand_over(&mut self, content: ContentId, shard: Option<ShardIndex>, len: u32, class: Class) {
+        self.outstanding.push_back((content, shard, len, class));
     }
 
     /// Takes a sent shard off the window; false when it was not on it.
     pub(super) fn sent(&mut self, content: ContentId, shard: Option<ShardIndex>) -> bool {
-        let Some(place) = self.outstanding.iter().position(|(c, s, _)| *c == content && *s == shard) else {
-            return false;
-        };
-        if let Some((_, _, len)) = self.outstanding.remove(place) {
-            self.outstanding_bytes -= u64::from(len);
-        }
-        true
+        let place = self.outstanding.iter().position(|(of, sent, ..)| *of == content && *sent == shard);
+        place.and_then(|place| self.outstanding.remove(place)).is_some()
     }
 
     /// The next content to serve: the most urgent class, and within it the one after the last served.
@@ -102,7 +103,6 @@ impl Link {
     /// Everything under way is lost.
     pub(super) fn reset(&mut self) {
         self.outstanding.clear();
-        self.outstanding_bytes = 0;
         self.ready.clear();
         self.manifests.clear();
         self.announcements.clear();

@@ -272,8 +272,7 @@ impl Node {
         assert!(self.feeds.keys().all(|id| self.jobs.contains_key(id)), "a feed has its announcement");
         assert!(self.parked.len() <= limits::PARKED_MAX, "parked subscriptions are bounded");
         for link in self.links.values() {
-            let window = limits::LINK_WINDOW_BYTES;
-            assert!(link.outstanding.len() <= 2 || link.outstanding_bytes <= window, "the window holds");
+            assert!(link.keeps_window(), "the window holds");
         }
         for content in self.contents.values() {
             if let Some(body) = &content.body {

@@ -36,7 +36,7 @@ impl Node {
         let Some(link) = self.links.get_mut(&from).filter(|link| link.is_up()) else { return };
         let child = body.children.entry(from).or_insert_with(|| Child::new(body.geometry.piece_count()));
         child.has = have;
-        for (of, shard, _) in &link.outstanding {
+        for (of, shard, ..) in &link.outstanding {
             if let Some(piece) = shard.filter(|_| *of == id).and_then(|shard| body.geometry.piece_of(shard)) {
                 child.has.set(piece.0);
             }
@@ -163,7 +163,7 @@ impl Node {
                 lacking.push(shard);
                 continue;
             }
-            let under_way = link.outstanding.iter().any(|(of, sent, _)| *of == id && *sent == Some(shard));
+            let under_way = link.outstanding.iter().any(|(of, sent, ..)| *of == id && *sent == Some(shard));
             let child = body.children.entry(from).or_insert_with(|| Child::new(pieces));
             if !under_way && !child.wants.contains(&shard) {
                 child.wants.push_back(shard);
@@ -191,14 +191,25 @@ impl Node {
         let Some(link) = self.links.get_mut(&host).filter(|link| link.is_up()) else { return };
         // A manifest's length is not known here; it counts as one large piece.
         const MANIFEST_LEN: u32 = 256 * 1024;
-        while link.has_room(MANIFEST_LEN)
-            && let Some(id) = link.manifests.pop_front()
-        {
-            let Some(content) = self.contents.get(&id) else { continue };
-            link.hand_over(id, None, MANIFEST_LEN);
-            self.outputs.push_back(Output::SendManifest { to: host, content: id, class: content.class });
+        link.manifests.retain(|id| self.contents.contains_key(id));
+        let mut waits = None;
+        loop {
+            let contents = &self.contents;
+            let next = link.manifests.iter().enumerate().min_by_key(|(place, id)| (contents[id].class, *place));
+            let Some((place, class)) = next.map(|(place, id)| (place, contents[id].class)) else { break };
+            if !link.has_room(class, MANIFEST_LEN) {
+                waits = Some(class);
+                break;
+            }
+            let Some(id) = link.manifests.remove(place) else { break };
+            link.hand_over(id, None, MANIFEST_LEN, class);
+            self.outputs.push_back(Output::SendManifest { to: host, content: id, class });
         }
         while let Some((class, id)) = link.next_ready() {
+            // A manifest that has no room yet goes before what is less urgent.
+            if waits.is_some_and(|waits| waits < class) {
+                break;
+            }
             let body = self.contents.get_mut(&id).and_then(|content| content.body.as_mut());
             let next = body.and_then(|body| {
                 let child = body.children.get_mut(&host)?;
@@ -209,11 +220,11 @@ impl Node {
                 link.ready.remove(&(class, id));
                 continue;
             };
-            if !link.has_room(len) {
+            if !link.has_room(class, len) {
                 break;
             }
             let Some(shard) = child.next(&geometry) else { continue };
-            link.hand_over(id, Some(shard), len);
+            link.hand_over(id, Some(shard), len, class);
             link.last_served.insert(class, id);
             link.last_used = self.now;
             self.counters.shards_sent += 1;
