@@ -313,6 +313,7 @@ fn what_is_not_signed_for_is_refused_and_changes_nothing() {
         size,
         created_at: system_clock(),
         expires_at: system_clock() + 1000,
+        order: None,
         feed: Some(FeedMark { published_at_ms: sequence }),
         staged: false,
     };

@@ -7,8 +7,10 @@
 //! connection; the one with the smaller id answers with its own `Hello` on one connection only and with
 //! `Bye(Duplicate)` on any other. The greater admits and confirms with a `Pong`, from which on both may send.
 
+mod bucket;
 mod connect;
 mod greet;
+mod limit;
 mod link;
 mod memory;
 mod queue;
@@ -22,6 +24,7 @@ mod writer;
 use crate::admission::Admission;
 use crate::identity::Identity;
 use bytes::Bytes;
+pub use limit::{LinkLimits, LinkRates, Reach};
 use link::Expected;
 use shared::Shared;
 use shoal_proto::announcement::Class;
@@ -29,6 +32,7 @@ use shoal_proto::codec;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
 use shoal_proto::ids::{ContentId, JobId, NodeId};
 use shoal_proto::limits;
+use shoal_proto::locality::Locality;
 use shoal_proto::message::Message;
 use shoal_proto::trust::Credential;
 use std::net::SocketAddr;
@@ -46,6 +50,8 @@ pub struct BulkConfig {
     pub identity: Identity,
     /// Who gets in.
     pub admission: Admission,
+    /// Where we are: links to hosts of the same rack do not pass the uplink. Default: none, and all do.
+    pub locality: Option<Locality>,
     /// Links at a time; more are refused with `Bye(Busy)`. Default 512.
     pub links_max: usize,
     /// Connections that have not been admitted yet, at a time; more are dropped. Default 128.
@@ -84,6 +90,7 @@ impl BulkConfig {
             listen,
             identity,
             admission,
+            locality: None,
             links_max: 512,
             pending_max: 128,
             pending_per_ip_max: 32,
@@ -354,6 +361,11 @@ impl BulkEndpoint {
         let link = self.shared.table.link(&node).ok_or(ExpectError::Gone)?;
         let permit = self.shared.budgets.manifest(total).ok_or(ExpectError::Full)?;
         if link.expect(content, Expected { total, permit }) { Ok(()) } else { Err(ExpectError::Full) }
+    }
+
+    /// The rates that links keep to.
+    pub fn limits(&self) -> &LinkLimits {
+        &self.shared.limits
     }
 
     /// Counters of all links.

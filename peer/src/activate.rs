@@ -118,6 +118,52 @@ impl ContentDir {
         ledger.save().map_err(fault("write", &ledger.path))
     }
 
+    /// Under which names a content is switched in, as `NAME/VERSION`.
+    pub fn current_of(&self, id: &ContentId) -> Vec<String> {
+        let names = self.name_folders().into_iter();
+        let current = names.filter_map(|folder| {
+            let version = fs::read_link(folder.join("current")).ok()?.to_str()?.to_string();
+            let name = folder.strip_prefix(&self.dir).ok()?.display().to_string();
+            (Ledger::load(&folder).get(&version) == Some(*id)).then(|| format!("{name}/{version}"))
+        });
+        current.collect()
+    }
+
+    /// Removes a content's versions, but never one that is switched in.
+    pub fn withdraw(&self, id: &ContentId) -> Result<(), ActivateError> {
+        for folder in self.name_folders() {
+            let mut ledger = Ledger::load(&folder);
+            let current = fs::read_link(folder.join("current")).ok();
+            let goes = |version: &str| current.as_deref() != Some(Path::new(version));
+            let versions: Vec<String> = ledger
+                .rows
+                .iter()
+                .filter(|(version, row)| row == id && goes(version))
+                .map(|row| row.0.clone())
+                .collect();
+            for version in versions {
+                ledger.rows.retain(|(row, _)| *row != version);
+                ledger.save().map_err(fault("write", &ledger.path))?;
+                discard(&folder.join(version));
+            }
+        }
+        Ok(())
+    }
+
+    /// Folders of names: those with a ledger.
+    fn name_folders(&self) -> Vec<PathBuf> {
+        let (mut found, mut folders) = (Vec::new(), vec![self.dir.clone()]);
+        while let Some(folder) = folders.pop() {
+            if folder.join(LEDGER).exists() {
+                found.push(folder);
+                continue;
+            }
+            let items = fs::read_dir(&folder).into_iter().flatten().flatten();
+            folders.extend(items.map(|item| item.path()).filter(|path| is_name_folder(path)));
+        }
+        found
+    }
+
     /// Points `current` at a version that is in the folder, or at nothing.
     pub fn switch_to(&self, name: &str, version: Option<&str>) -> Result<(), ActivateError> {
         let folder = self.folder(name);

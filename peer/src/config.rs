@@ -2,6 +2,7 @@
 //!
 //! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
 
+use crate::limits::LimitSettings;
 use crate::mirror::MirrorConfig;
 use crate::rollout::settings::{self, Activations};
 use crate::warm::ContainerdConfig;
@@ -46,6 +47,8 @@ pub struct NodeSettings {
     pub hot_cache: ByteSize,
     /// Memory for payload on its way in; links are not read beyond it. Default 32 MiB, at least twice `hot_cache`.
     pub receive_memory: ByteSize,
+    /// What its links keep to. Default: no limits.
+    pub limits: LimitSettings,
 }
 
 impl Default for NodeSettings {
@@ -64,6 +67,7 @@ impl Default for NodeSettings {
             min_free: ByteSize(1 << 30),
             hot_cache: ByteSize(12 << 20),
             receive_memory: ByteSize(32 << 20),
+            limits: LimitSettings::default(),
         }
     }
 }
@@ -79,6 +83,7 @@ impl NodeSettings {
         check(self.trackers.iter().all(|name| name.contains(':')), "node.trackers", "must be host:port")?;
         check(self.receive_memory.0 >= 2 * self.hot_cache.0, "node.receive_memory", "at least twice node.hot_cache")?;
         check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "at least 16 MiB")?;
+        self.limits.validate()?;
         validate_labels(&self.labels).map_err(|error| ConfigError::invalid("node.labels", error))
     }
 }
@@ -98,6 +103,9 @@ pub struct PeerConfig {
     pub keep_versions: usize,
     /// Where `/healthz`, `/metrics` and `/v1` are served. Default `127.0.0.1:7701`.
     pub http: SocketAddr,
+    /// The admin token, mode 0600, which requests that change something must show. Default: none, and nothing can be
+    /// changed.
+    pub admin_token: Option<PathBuf>,
     /// What is done around a switch, by name or `prefix/*`. Default: nothing.
     pub activation: Activations,
     /// The registry mirror.
@@ -114,6 +122,7 @@ impl Default for PeerConfig {
             content_dir: "/var/lib/shoal/content".into(),
             keep_versions: 2,
             http: (Ipv4Addr::LOCALHOST, 7701).into(),
+            admin_token: None,
             activation: Activations::new(),
             mirror: MirrorConfig::default(),
             containerd: None,

@@ -6,7 +6,7 @@ use crate::mirror::{self, Fetcher};
 use crate::node::NodeHandle;
 use crate::node::setup::{Folders, SetupError, start as start_node};
 use crate::warm::{Board, Warmer};
-use shoal_ops::http::{Server, bind};
+use shoal_ops::http::{AdminToken, Server, TokenError, bind};
 use shoal_ops::metrics::Metrics;
 use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use shoal_proto::trust::Role;
@@ -19,6 +19,9 @@ pub enum RunError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] shoal_ops::config::ConfigError),
+    /// The admin token cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The node cannot start.
     #[error(transparent)]
     Setup(#[from] SetupError),
@@ -47,6 +50,7 @@ pub struct Started {
 /// Starts a peer.
 pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
+    let admin = config.admin_token.as_deref().map(AdminToken::load).transpose()?;
     let metrics = Metrics::with_process();
     let mut tasks = Tasks::new(token);
     let listener = bind(config.http).await?;
@@ -78,7 +82,8 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
         None => vec!["no tracker can be reached".to_string()],
     });
     let routes = api::routes(node.credential.locality.to_string(), node.handle.clone())
-        .merge(crate::feeds::routes(node.handle.feeds.clone()));
+        .merge(crate::feeds::routes(node.handle.feeds.clone()))
+        .merge(crate::limits::api::routes(node.limits.clone(), admin));
     let server = Server::new("peer", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, ?mirror, "peer started");

@@ -138,9 +138,31 @@ pub struct Announcement {
     #[n(13)]
     #[cbor(default, skip_if = "std::ops::Not::not")]
     pub staged: bool,
+    /// What to do with a content that hosts have already; absent in a push.
+    #[n(14)]
+    pub order: Option<Order>,
+}
+
+/// What becomes of a content that hosts have already. Of all announcements of a content the one with the greatest
+/// sequence counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Each host keeps its share of the rack's shards.
+    #[n(0)]
+    Demote,
+    /// Every host has it whole again: a push whose content is looked for in the rack first.
+    #[n(1)]
+    Promote,
 }
 
 impl Announcement {
+    /// Whether hosts are to keep only their shares of the content.
+    pub fn demotes(&self) -> bool {
+        self.order == Some(Order::Demote)
+    }
+
     /// Whether manifest and data may travel in the announcement.
     pub fn is_small(&self) -> bool {
         self.size <= limits::INLINE_DATA_BYTES_MAX && self.manifest_bytes <= limits::INLINE_MANIFEST_BYTES_MAX as u64

@@ -132,6 +132,12 @@ impl Geometry {
         ShardIndex(stripe.0 * self.width() + place)
     }
 
+    /// The stripe's shards, data first. There must be such a stripe.
+    pub fn stripe_shards(&self, stripe: StripeIndex) -> impl Iterator<Item = ShardIndex> + use<> {
+        let (first, data, width) = (stripe.0 * self.width(), u32::from(self.data), self.width());
+        (0..self.stripe_data(stripe)).chain(data..width).map(move |place| ShardIndex(first + place))
+    }
+
     /// Whether `shard` is a parity shard.
     pub fn is_parity(&self, shard: ShardIndex) -> bool {
         shard.0 % self.width() >= u32::from(self.data)

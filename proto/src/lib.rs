@@ -16,6 +16,7 @@ pub mod announcement;
 pub mod bitmap;
 pub mod codec;
 pub mod control;
+pub mod deal;
 pub mod desired;
 pub mod feed;
 pub mod frame;

@@ -143,7 +143,8 @@ impl Selector {
         if selector.is_valid() { Ok(selector) } else { Err(ParseLocalityError::Count) }
     }
 
-    pub(crate) fn is_valid(&self) -> bool {
+    /// Whether it is within bounds, and names what can be.
+    pub fn is_valid(&self) -> bool {
         (1..=limits::SELECTOR_TERMS_MAX).contains(&self.any.len())
             && self.any.iter().all(|terms| {
                 terms.len() <= limits::SELECTOR_TERMS_MAX

@@ -87,7 +87,8 @@ impl MembershipUpdate {
 }
 
 impl Member {
-    fn validate(&self) -> Result<(), DecodeError> {
+    /// Checks the bounds.
+    pub(crate) fn validate(&self) -> Result<(), DecodeError> {
         if self.index.0 >= limits::HOSTS_MAX {
             return Err(DecodeError::invalid("index", self.index.to_string()));
         }

@@ -4,9 +4,11 @@
 
 use crate::bitmap::Bitmap;
 use crate::codec::DecodeError;
+use crate::deal::Deal;
 use crate::feed::FeedRow;
 use crate::ids::{ContentId, JobId, LaneIndex, ShardIndex};
 use crate::limits;
+use crate::membership::Member;
 use minicbor::{Decode, Encode};
 
 /// A set of lanes, one bit each.
@@ -142,6 +144,35 @@ pub enum Message {
         #[n(1)]
         jobs: Option<Vec<JobId>>,
     },
+    /// "So far am I with a demotion, or with undoing one."
+    #[n(11)]
+    Hold {
+        /// The content.
+        #[n(0)]
+        content: ContentId,
+        /// The demotion's job.
+        #[n(1)]
+        job: JobId,
+        /// How far.
+        #[n(2)]
+        stage: HoldStage,
+        /// How the shards are dealt that this is about; empty where it does not matter.
+        #[n(3)]
+        deal: Deal,
+        /// "And how far are you?"
+        #[n(4)]
+        ask: bool,
+    },
+    /// "I have lost everything: who is in our rack?"
+    #[n(12)]
+    WantMates,
+    /// "These are, and the seeders", as the tracker told the sender.
+    #[n(13)]
+    Mates {
+        /// The rows; at most [`limits::MATES_MAX`].
+        #[n(0)]
+        rows: Vec<Member>,
+    },
     /// "Send me these announcements."
     #[n(9)]
     WantAnnounce {
@@ -158,10 +189,31 @@ pub enum Message {
     },
 }
 
+/// How far a host is with a demotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum HoldStage {
+    /// It has its share durable, and still the whole.
+    #[n(0)]
+    Ready,
+    /// It has its share only.
+    #[n(1)]
+    Shed,
+    /// It takes no part: it has nothing of the content, or keeps it whole.
+    #[n(2)]
+    Out,
+}
+
 impl Message {
     /// Checks the bounds. Called on every message received.
     pub fn validate(&self) -> Result<(), DecodeError> {
+        match self {
+            Self::Hold { deal, .. } => return deal.validate(),
+            Self::Mates { rows } => rows.iter().try_for_each(Member::validate)?,
+            _ => {}
+        }
         let (len, max) = match self {
+            Self::Mates { rows } => (rows.len(), limits::MATES_MAX),
             Self::Want { shards, .. } | Self::Lack { shards, .. } => (shards.len(), limits::WANT_SHARDS_MAX),
             Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => {
                 (jobs.len(), limits::DIGEST_JOBS_MAX)

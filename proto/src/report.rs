@@ -51,6 +51,9 @@ pub enum Reason {
     /// It was switched in, and then its probe failed.
     #[n(10)]
     Unhealthy,
+    /// It is in use here, so it is not demoted.
+    #[n(11)]
+    InUse,
     /// The container runtime did not answer.
     #[n(16)]
     RuntimeAway,
@@ -83,6 +86,7 @@ impl fmt::Display for Reason {
             Self::PullFailed => "pull-failed",
             Self::DigestMismatch => "digest-mismatch",
             Self::Timeout => "timeout",
+            Self::InUse => "in-use",
         })
     }
 }

@@ -3,6 +3,7 @@
 use crate::feeds::{self, Feeds};
 use crate::images::{self, Resolved};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
+use crate::orders::{OrderError, OrderRequest};
 use crate::rollout::{self, RolloutError, Rollouts};
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -15,6 +16,7 @@ use futures::stream;
 use serde::{Deserialize, Serialize};
 use shoal_ops::http::{AdminToken, ApiError, require_token};
 use shoal_peer::node::{ContentStatus, NodeHandle};
+use shoal_proto::announcement::Order;
 use shoal_proto::ids::{HostIndex, JobId};
 use shoal_proto::locality::Labels;
 use shoal_proto::membership::Presence;
@@ -71,6 +73,8 @@ pub(crate) fn routes(
     Router::new()
         .route("/v1/push", post(push))
         .route("/v1/images/resolve", post(resolve))
+        .route("/v1/demote", post(demote))
+        .route("/v1/promote", post(promote))
         .route("/v1/jobs", get(list))
         .route("/v1/jobs/{id}", get(status))
         .route("/v1/jobs/{id}/events", get(events))
@@ -120,6 +124,32 @@ async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Resul
 /// What pulling an image would bring; nothing is pulled but its documents.
 async fn resolve(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Resolved>, ApiError> {
     api.jobs.resolve(&request).await.map(Json).map_err(refused)
+}
+
+async fn demote(State(api): State<Api>, Json(request): Json<OrderRequest>) -> Result<Json<Pushed>, ApiError> {
+    order(&api, Order::Demote, &request).await
+}
+
+async fn promote(State(api): State<Api>, Json(request): Json<OrderRequest>) -> Result<Json<Pushed>, ApiError> {
+    order(&api, Order::Promote, &request).await
+}
+
+async fn order(api: &Api, order: Order, request: &OrderRequest) -> Result<Json<Pushed>, ApiError> {
+    let job = api.jobs.order(order, request).await.map_err(|error| {
+        let (status, remedy) = match &error {
+            OrderError::Unknown(_) => (StatusCode::NOT_FOUND, "see `shoal status` for what was pushed"),
+            OrderError::Selector(_) => {
+                (StatusCode::BAD_REQUEST, "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`")
+            }
+            OrderError::NoHosts(_) => (StatusCode::BAD_REQUEST, "see `shoal hosts` for the hosts there are"),
+            OrderError::Latest { .. } => (StatusCode::CONFLICT, "push or promote another version first"),
+            OrderError::UnderWay(_) => (StatusCode::CONFLICT, "wait for it, see `shoal status`"),
+            OrderError::Small(_) => (StatusCode::CONFLICT, "leave it as it is"),
+            OrderError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "look at the seeder's disk and its log"),
+        };
+        ApiError::new(status, "order refused", error.to_string(), remedy)
+    })?;
+    Ok(Json(Pushed { job }))
 }
 
 fn remedy(error: &PushError) -> &'static str {

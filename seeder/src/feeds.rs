@@ -139,6 +139,7 @@ impl Feeds {
             size,
             created_at: published_at_ms / 1000,
             expires_at: published_at_ms / 1000 + LIFETIME_S,
+            order: None,
             feed: Some(FeedMark { published_at_ms }),
             staged: false,
         };

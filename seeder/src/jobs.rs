@@ -11,12 +11,12 @@ use shoal_net::admission::system_clock;
 use shoal_net::control::ControlHandle;
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::Running;
-use shoal_proto::announcement::{Announcement, Kind, is_content_name, is_reserved, is_version};
+use shoal_proto::announcement::{Announcement, Kind, Order, is_content_name, is_reserved, is_version};
 use shoal_proto::codec::{decode_exact, encode};
-use shoal_proto::ids::{JobId, NodeId};
+use shoal_proto::ids::{ContentId, JobId, NodeId};
 use shoal_proto::locality::Selector;
 use shoal_proto::trust::{Envelope, Keypair};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -98,7 +98,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    fn new(status: JobStatus, request: Option<PushRequest>) -> Self {
+    pub(crate) fn new(status: JobStatus, request: Option<PushRequest>) -> Self {
         let now = Instant::now();
         let (announced, ask_at) = (now, now);
         Self { status, request, envelope: None, sequence: None, announced, expires_at: u64::MAX, opened: false, ask_at }
@@ -246,12 +246,7 @@ impl Jobs {
             let (name, other, kind) = (request.name.clone(), other.status.name.clone(), other.status.kind.to_string());
             return Err(PushError::Clash { name, other, kind });
         }
-        if rows.len() >= JOBS_MAX {
-            let oldest = rows.values().filter(|row| row.status.is_final()).min_by_key(|row| row.status.created_at);
-            let oldest = oldest.map(|row| row.status.job).ok_or(PushError::Busy)?;
-            rows.remove(&oldest);
-            let _gone = self.handle.store.put_state(&key(&oldest), None);
-        }
+        self.make_way(&mut rows)?;
         let status = JobStatus::new(job, request, selector.to_string(), system_clock());
         let mut row = Job::new(status, Some(request.clone()));
         row.sequence = Some(self.next_sequence(request).map_err(PushError::Store)?);
@@ -273,6 +268,25 @@ impl Jobs {
             return Err(PushError::NoHosts(selector.to_string()));
         }
         Ok(hosts.count())
+    }
+
+    /// Forgets the oldest finished job where there are too many.
+    fn make_way(&self, rows: &mut BTreeMap<JobId, Job>) -> Result<(), PushError> {
+        if rows.len() >= JOBS_MAX {
+            let oldest = rows.values().filter(|row| row.status.is_final()).min_by_key(|row| row.status.created_at);
+            let oldest = oldest.map(|row| row.status.job).ok_or(PushError::Busy)?;
+            rows.remove(&oldest);
+            let _gone = self.handle.store.put_state(&key(&oldest), None);
+        }
+        Ok(())
+    }
+
+    /// Takes a job in that is announced already.
+    pub(crate) fn insert(&self, row: Job) -> Result<(), String> {
+        let mut rows = self.rows();
+        self.make_way(&mut rows).map_err(|error| error.to_string())?;
+        rows.insert(row.status.job, row);
+        Ok(())
     }
 
     /// Follows a rollout like a job, so that what hosts say of it is shown and told to the hub.
@@ -312,15 +326,35 @@ impl Jobs {
 
     /// A job's status.
     pub fn status(&self, job: &JobId) -> Option<JobStatus> {
-        self.rows().get(job).map(|row| row.status.clone())
+        let rows = self.rows();
+        rows.get(job).map(|row| shown(row, &demoted(&rows)))
     }
 
     /// All jobs, newest first.
     pub fn all(&self) -> Vec<JobStatus> {
-        let mut all: Vec<JobStatus> = self.rows().values().map(|row| row.status.clone()).collect();
+        let rows = self.rows();
+        let demoted = demoted(&rows);
+        let mut all: Vec<JobStatus> = rows.values().map(|row| shown(row, &demoted)).collect();
         all.sort_by_key(|row| std::cmp::Reverse((row.created_at, row.job)));
         all
     }
+}
+
+/// Contents on which the newest word is that they are demoted.
+fn demoted(rows: &BTreeMap<JobId, Job>) -> BTreeSet<ContentId> {
+    let mut newest: BTreeMap<ContentId, (Option<u64>, bool)> = BTreeMap::new();
+    for row in rows.values().filter(|row| row.status.phase != Phase::Failed) {
+        let Some(content) = row.status.content else { continue };
+        let word = (row.sequence, row.status.order == Some(Order::Demote));
+        newest.entry(content).and_modify(|former| *former = word.max(*former)).or_insert(word);
+    }
+    newest.into_iter().filter(|(_, (_, demoted))| *demoted).map(|(content, _)| content).collect()
+}
+
+/// A job's status as the API shows it.
+fn shown(row: &Job, demoted: &BTreeSet<ContentId>) -> JobStatus {
+    let demoted = row.status.content.is_some_and(|content| demoted.contains(&content));
+    JobStatus { demoted, ..row.status.clone() }
 }
 
 /// On the hosts a name is a folder of versions: it cannot be of two kinds, nor lie within another name's folder. Images have

@@ -5,14 +5,16 @@
 //!
 //! Where to look: configuration in [`config`]; which jobs there are in [`jobs`], what is told of them in [`status`]; a push
 //! from path to announcement in [`take_in`], of an image in [`images`], from a [`registry`]; images hosts were asked for in
-//! [`wanted`]; how far the hosts are in [`progress`]; versions of feeds in [`feeds`]; versions switched in wave by wave in
-//! [`rollout`]; the HTTP API in [`api`].
+//! [`wanted`]; demotion and promotion of what was pushed in [`orders`]; how far the hosts are in [`progress`]; versions of
+//! feeds in [`feeds`]; versions switched in wave by wave in [`rollout`]; the HTTP API in [`api`].
 
 pub mod api;
+pub mod backup;
 pub mod config;
 pub mod feeds;
 pub mod images;
 pub mod jobs;
+pub mod orders;
 mod progress;
 pub mod registry;
 mod role;

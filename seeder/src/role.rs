@@ -79,6 +79,11 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
     let node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
     let feeds = Feeds::open(config, publisher.clone(), &node);
+    let (store, dir) = (node.handle.store.clone(), config.dir.clone());
+    let source: shoal_ops::backup::Source =
+        Arc::new(move |out, contents| crate::backup::write(&store, &dir, contents, out));
+    let backups = shoal_ops::backup::serve(config.dir.clone(), "seeder", source, tasks.token().clone());
+    tasks.spawn("backups", backups);
     let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();
     tasks.spawn("job progress", jobs.clone().poll(token.clone()));
@@ -96,7 +101,8 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         let wanted = Wanted { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
         tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
     }
-    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts);
+    let limits = shoal_peer::limits::api::routes(node.limits.clone(), Some(admin.clone()));
+    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts).merge(limits);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "seeder started");

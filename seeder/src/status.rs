@@ -1,7 +1,7 @@
 //! A push as asked for, and a job as the API shows it.
 
 use serde::{Deserialize, Serialize};
-use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::control::{JobRollup, RackRollup};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::report::TierBytes;
@@ -52,6 +52,8 @@ pub enum Phase {
     Pulling,
     /// Being read, cut and hashed.
     Ingesting,
+    /// Of an image: waiting until another that shares layers with it has reached the hosts.
+    Waiting,
     /// On its way to the hosts.
     Distributing,
     /// Every host that is there has it or has failed.
@@ -114,6 +116,12 @@ pub struct JobStatus {
     pub eta_s: Option<f64>,
     /// When it was pushed, Unix seconds.
     pub created_at: u64,
+    /// What it orders of a content that was pushed before; absent for a push.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+    /// The newest word on its content is that hosts keep only their shares of it.
+    #[serde(default)]
+    pub demoted: bool,
     /// Hosts only store it.
     #[serde(default)]
     pub staged: bool,
@@ -137,7 +145,7 @@ impl JobStatus {
 
     /// Whether its content is still to be taken in.
     pub(crate) fn is_coming(&self) -> bool {
-        matches!(self.phase, Phase::Pulling | Phase::Ingesting)
+        matches!(self.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting)
     }
 
     /// Whether hosts may still do something: it is under way, or it is done but for hosts that are away.
@@ -170,9 +178,28 @@ impl JobStatus {
             elapsed_s: 0.0,
             eta_s: None,
             created_at,
+            order: None,
+            demoted: false,
             staged: request.staged,
             rollout: false,
         }
+    }
+
+    /// Of an order that is about to be told.
+    pub(crate) fn of_order(announcement: &Announcement, to: String, pieces: u32) -> Self {
+        let request = PushRequest {
+            path: PathBuf::new(),
+            name: announcement.name.clone(),
+            version: announcement.version.clone(),
+            kind: announcement.kind,
+            to: Vec::new(),
+            staged: false,
+            image: None,
+        };
+        let mut status = Self::new(announcement.job, &request, to, announcement.created_at);
+        status.announced(announcement, pieces);
+        status.order = announcement.order;
+        status
     }
 
     /// Its content is here and its hosts are being told.

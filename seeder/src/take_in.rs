@@ -37,7 +37,10 @@ impl Jobs {
             _ => self.ingest(job, &request).await.map_err(|error| error.to_string()),
         };
         let announced = match ingested {
-            Ok(ingested) => self.announce(job, &request, &ingested).await,
+            Ok(ingested) => {
+                let _turn = self.turn_among_images(job, &request.to, &ingested).await;
+                self.announce(job, &request, &ingested).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = announced {
@@ -111,15 +114,18 @@ impl Jobs {
     }
 
     /// The newest content of each name.
-    fn latest(&self) -> BTreeMap<(Kind, String), ContentId> {
+    pub(crate) fn latest(&self) -> BTreeMap<(Kind, String), ContentId> {
         let mut newest: BTreeMap<(Kind, String), (u64, ContentId)> = BTreeMap::new();
         for row in self.rows().values() {
             let Some(envelope) = &row.envelope else { continue };
             let Ok(announcement) = envelope.open::<Announcement>() else { continue };
+            if announcement.demotes() {
+                continue;
+            }
             let found = (announcement.sequence, announcement.content);
             let name = match announcement.kind {
                 // Each tag is a name: of a repository the latest push counts, or a seeder would keep every tag for ever.
-                Kind::Image => announcement.name.rsplit_once('/').map_or("", |(name, _)| name).to_string(),
+                Kind::Image => announcement.name.rsplit_once('/').map_or(&*announcement.name, |(name, _)| name).into(),
                 _ => announcement.name,
             };
             let slot = newest.entry((announcement.kind, name)).or_insert(found);
@@ -149,6 +155,7 @@ impl Jobs {
             size: ingested.manifest.size(),
             created_at: now,
             expires_at: now + self.config.job_lifetime.0.as_secs(),
+            order: None,
             staged: request.staged,
             feed: None,
         };
@@ -174,7 +181,7 @@ impl Jobs {
     }
 
     /// The latest content of a name, and those on their way to hosts, are kept; others may be evicted for new ones.
-    fn pin_needed(&self) -> Result<(), String> {
+    pub(crate) fn pin_needed(&self) -> Result<(), String> {
         let mut needed: BTreeSet<ContentId> = self.latest().into_values().collect();
         let mut known = needed.clone();
         for row in self.rows().values() {
@@ -192,7 +199,11 @@ impl Jobs {
 
     /// Grows with every push of a name, across restarts and seeders whose clocks agree. Called under the lock of the rows.
     pub(crate) fn next_sequence(&self, request: &PushRequest) -> Result<u64, String> {
-        let key = format!("sequence/{}/{}", request.kind, request.name);
+        self.next_sequence_of(request.kind, &request.name)
+    }
+
+    pub(crate) fn next_sequence_of(&self, kind: Kind, name: &str) -> Result<u64, String> {
+        let key = format!("sequence/{kind}/{name}");
         let store = &self.node().store;
         let last = store.get_state(&key).map_err(|error| error.to_string())?;
         let last = last.and_then(|bytes| decode_exact::<u64>(&bytes).ok()).unwrap_or(0);

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 an error; 2 wrong usage; 3 the job ended and some hosts failed; 4 the job did not end in time or
 //! hosts are away; 130 interrupted.
 
+mod backup;
 mod cluster;
 mod completions;
 mod config;
@@ -10,7 +11,9 @@ mod containerd;
 mod demo;
 mod feed;
 mod hosts;
+mod limits;
 mod ls;
+mod order;
 mod output;
 mod prewarm;
 mod progress;
@@ -39,6 +42,10 @@ enum Command {
     Demo(demo::Args),
     /// Push a file, a directory or an image to hosts
     Push(push::Args),
+    /// Have hosts keep only their shares of an earlier version: a rack then holds it about once, not once a host
+    Demote(order::Args),
+    /// Have hosts hold a demoted version whole again, from their racks' shares, and switch it in
+    Promote(order::Args),
     /// Switch a version in on hosts, wave by wave, and back when it is not well
     Rollout(Box<rollout::Args>),
     /// Show which host is on which version of a name, and on which it should be
@@ -54,12 +61,19 @@ enum Command {
     Ls(ls::Args),
     /// List the region's hosts
     Hosts(hosts::Args),
+    /// Show or set what a node's links may carry
+    #[command(subcommand)]
+    Limits(limits::Command),
     /// Make a cluster's keys and its nodes' credentials
     #[command(subcommand)]
     Cluster(cluster::Command),
     /// Send a host's containerd to the peer's registry mirror
     #[command(subcommand)]
     Containerd(containerd::Command),
+    /// Write a role's state to a file, while it runs or while it does not
+    Backup(backup::Backup),
+    /// Make a role's state from a backup
+    Restore(backup::Restore),
     /// Check or show a role's configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -103,6 +117,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Push(args) => push::run(&args),
+        Command::Demote(args) => order::run("demote", &args),
+        Command::Promote(args) => order::run("promote", &args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Versions(args) => versions::run(&args),
         Command::Prewarm(args) => prewarm::run(&args),
@@ -110,8 +126,11 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Feed(command) => feed::run(&command),
         Command::Ls(args) => ls::run(&args),
         Command::Hosts(args) => hosts::run(&args),
+        Command::Limits(command) => limits::run(&command),
         Command::Cluster(command) => cluster::run(&command),
         Command::Containerd(command) => containerd::run(&command),
+        Command::Backup(args) => backup::backup(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::Config(command) => config::run(&command),
         Command::Hub(args) => role::run(config::Role::Hub, &args),
         Command::Tracker(args) => role::run(config::Role::Tracker, &args),

@@ -5,7 +5,7 @@ use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shoal_ops::client::Client;
 use shoal_ops::units::ByteSize;
-use shoal_proto::announcement::Kind;
+use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
 use shoal_seeder::jobs::{JobStatus, Phase};
@@ -111,7 +111,11 @@ fn done_word(status: &JobStatus) -> &'static str {
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
     let (hosts, has, active, failed, away) = status.hosts();
-    let (done, what) = if status.staged { (has, "hold it, staged") } else { (active, done_word(status)) };
+    let (done, what) = match status.order {
+        Some(Order::Demote) => (active, "demoted"),
+        _ if status.staged => (has, "hold it, staged"),
+        _ => (active, done_word(status)),
+    };
     let held = match status.racks.iter().map(|rack| rack.held).sum::<u32>() {
         0 => String::new(),
         held => format!("{held} held, "),
@@ -212,7 +216,7 @@ fn style(template: &str) -> ProgressStyle {
 
 /// Done and total, in the unit of the phase.
 fn measure(status: &JobStatus) -> (u64, u64) {
-    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting) {
         return (status.ingested, status.size);
     }
     let (hosts, ..) = status.hosts();
@@ -220,7 +224,7 @@ fn measure(status: &JobStatus) -> (u64, u64) {
 }
 
 fn details(status: &JobStatus) -> String {
-    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting) {
         return format!("{} of {}", ByteSize(status.ingested).rounded(), ByteSize(status.size).rounded());
     }
     let (hosts, _, active, failed, _) = status.hosts();
@@ -240,6 +244,7 @@ fn word(phase: Phase) -> &'static str {
     match phase {
         Phase::Pulling => "pulling",
         Phase::Ingesting => "reading",
+        Phase::Waiting => "waiting",
         Phase::Distributing => "distributing",
         Phase::Done => "done",
         Phase::Failed => "failed",

@@ -4,6 +4,7 @@ use super::progress::{Display, follow, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
 use shoal_ops::units::Span;
+use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
 use shoal_seeder::jobs::{JobStatus, Phase};
 use shoal_seeder::rollout::view::RolloutView;
@@ -63,23 +64,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     })
 }
 
+/// What a job is, and whether the content it brought is demoted since.
+fn what(job: &JobStatus) -> &'static str {
+    match job.order {
+        Some(Order::Demote) => "demote",
+        Some(Order::Promote) if job.demoted => "promote (demoted)",
+        Some(Order::Promote) => "promote",
+        None if job.rollout => "rollout",
+        None if job.demoted => "push (demoted)",
+        None if job.staged => "staged",
+        None => "push",
+    }
+}
+
 fn list(jobs: &[JobStatus]) -> Outcome {
     let rows: Vec<Vec<String>> = jobs
         .iter()
         .map(|job| {
             let (hosts, has, active, failed, _) = job.hosts();
-            let what = if job.rollout {
-                "rollout"
-            } else if job.staged {
-                "staged"
-            } else {
-                "push"
-            };
             vec![
                 job.job.to_string(),
                 job.name.clone(),
                 job.version.clone(),
-                what.into(),
+                what(job).to_string(),
                 format!("{:?}", job.phase).to_lowercase(),
                 format!("{}/{hosts}", if job.staged { has } else { active }),
                 failed.to_string(),

@@ -8,7 +8,8 @@ use crate::ingest::{
     IngestError, IngestOptions, IngestProgress, Ingested, MANIFEST_BYTES_PER_PIECE, Part, send_pieces, write_streams,
 };
 use crate::layout::stream_path;
-use crate::store::{Content, Promise, Store};
+use crate::room::Promise;
+use crate::store::{Content, Store};
 use aws_lc_rs::digest::{Context, SHA256};
 use shoal_proto::ids::{Hash, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob, ImageIndex};

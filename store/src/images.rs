@@ -122,13 +122,15 @@ impl Inner {
         Linked { inner: self, files: Vec::new() }
     }
 
-    /// Bytes the contents take, each file once.
+    /// Bytes the contents take, each file once, and what shares of them take.
     pub(crate) fn used(&self) -> u64 {
         let mut seen = HashSet::new();
         let contents = lock(&self.contents);
-        let files = contents.values().flat_map(|content| content.layout.extents());
+        let whole = contents.values().filter(|content| !content.is_shed());
+        let files = whole.flat_map(|content| content.layout.extents());
         let linked = lock(&self.linked).clone();
-        files.chain(linked).filter(|(inode, _)| seen.insert(*inode)).map(|(_, len)| len).sum()
+        let shares: u64 = contents.values().map(|content| content.extra.load(Ordering::Relaxed)).sum();
+        shares + files.chain(linked).filter(|(inode, _)| seen.insert(*inode)).map(|(_, len)| len).sum::<u64>()
     }
 }
 

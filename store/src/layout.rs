@@ -1,6 +1,7 @@
 //! Where a content's bytes lie: one preallocated file a stream, pieces end to end.
 
 use rustix::fs::{FallocateFlags, fallocate};
+use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::PieceIndex;
 use shoal_proto::manifest::Manifest;
@@ -191,6 +192,28 @@ impl Layout {
     /// Has the disk take what was written to a stream so far, if it is still written to.
     pub(crate) fn flush(&self, stream: usize) -> io::Result<()> {
         if *lock(&self.held) { self.file(stream)?.sync_data() } else { Ok(()) }
+    }
+
+    /// Writes files with these pieces and holes between them beside the streams, durable; gives them, and the streams they
+    /// may replace.
+    pub(crate) fn copy_sparse(&self, pieces: &Bitmap, suffix: &str) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+        let copy = |(stream, size): (usize, &u64)| {
+            let path = self.dir.join(format!("stream-{stream}.{suffix}"));
+            let file = File::create(&path)?;
+            file.set_len(*size)?;
+            for piece in self.pieces_of(stream).filter(|piece| pieces.get(*piece)).map(PieceIndex) {
+                file.write_all_at(&self.read(piece)?, self.offsets[piece.index()])?;
+            }
+            file.sync_all()?;
+            Ok((path, stream_path(&self.dir, stream)))
+        };
+        self.sizes.iter().enumerate().map(copy).collect()
+    }
+
+    /// Gives sparse streams all their blocks, so that a full disk shows now.
+    pub(crate) fn reserve(&self) -> io::Result<()> {
+        self.hold()?;
+        (0..self.sizes.len()).try_for_each(|stream| reserve(&*self.file(stream)?, self.sizes[stream]))
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {

@@ -4,6 +4,7 @@
 //! DIR/index/                   small records (sled)
 //! DIR/contents/ID/manifest     the encoded manifest
 //! DIR/contents/ID/stream-N     one file a stream, preallocated, pieces at their offsets
+//! DIR/contents/ID/parity       parity shards of a demoted content's share, sparse
 //! ```
 //!
 //! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
@@ -21,6 +22,7 @@ use crate::images::BlobPlaces;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{Layout, OpenFiles, stream_path};
+use crate::share::{FoundShare, Kept, Share};
 use crate::writer::{self, Work};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -126,6 +128,8 @@ pub struct Record {
     pub have: Bitmap,
     /// It is whole and durable.
     pub complete: bool,
+    /// Shares of it that are here beside the whole, or instead of it.
+    pub share: Option<FoundShare>,
 }
 
 /// Space taken and left.
@@ -156,6 +160,9 @@ struct State {
     #[n(4)]
     #[cbor(default)]
     sequence: u64,
+    /// Shares of it that are here.
+    #[n(5)]
+    share: Option<Share>,
 }
 
 /// A content, open.
@@ -165,18 +172,24 @@ pub(crate) struct Content {
     pub(crate) geometry: Geometry,
     pub(crate) layout: Layout,
     pub(crate) codec: Box<dyn ErasureCodec>,
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// A feed's version: not in the index.
     light: AtomicBool,
-    have: Mutex<Bitmap>,
+    pub(crate) have: Mutex<Bitmap>,
     parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
-    complete: AtomicBool,
+    /// Parity on the disk.
+    pub(crate) kept: Mutex<Kept>,
+    /// Held while shares are made or dropped.
+    pub(crate) sharing: Mutex<()>,
+    pub(crate) complete: AtomicBool,
     /// Something written could not be written out: what is on the disk is not to be trusted.
     pub(crate) spoilt: AtomicBool,
-    pinned: AtomicBool,
-    used_at: AtomicU64,
+    pub(crate) pinned: AtomicBool,
+    pub(crate) used_at: AtomicU64,
     completed_at: AtomicU64,
     pub(crate) sequence: AtomicU64,
+    /// Bytes on the disk beside whole streams: of shares.
+    pub(crate) extra: AtomicU64,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -196,6 +209,7 @@ impl Content {
         Ok(Self {
             id,
             have: Mutex::new(geometry.no_pieces()),
+            extra: AtomicU64::new(0),
             manifest,
             geometry,
             layout,
@@ -203,6 +217,8 @@ impl Content {
             dir: dir.to_path_buf(),
             light: AtomicBool::new(false),
             parity: Mutex::default(),
+            kept: Mutex::default(),
+            sharing: Mutex::default(),
             complete: AtomicBool::new(false),
             spoilt: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
@@ -239,6 +255,11 @@ impl Content {
         self.complete.load(Ordering::Acquire)
     }
 
+    /// Whether it may be evicted.
+    pub(crate) fn may_go(&self) -> bool {
+        (self.is_complete() || self.is_shed()) && !self.pinned.load(Ordering::Relaxed)
+    }
+
     fn state(&self) -> State {
         State {
             complete: self.is_complete(),
@@ -246,6 +267,7 @@ impl Content {
             used_at: self.used_at.load(Ordering::Relaxed),
             completed_at: self.completed_at.load(Ordering::Relaxed),
             sequence: self.sequence.load(Ordering::Relaxed),
+            share: lock(&self.kept).share.clone(),
         }
     }
 
@@ -260,12 +282,12 @@ impl Content {
 
     /// Finds out by hashing which pieces are on the disk.
     fn recover(&self) {
-        for piece in (0..self.geometry.piece_count()).map(PieceIndex) {
-            if let Ok(bytes) = self.layout.read(piece)
-                && Hash::of(&bytes) == self.manifest.piece_hash(piece)
-            {
-                self.mark(piece);
-            }
+        (0..self.geometry.piece_count()).map(PieceIndex).for_each(|piece| self.recover_piece(piece));
+    }
+
+    pub(crate) fn recover_piece(&self, piece: PieceIndex) {
+        if self.layout.read(piece).is_ok_and(|bytes| Hash::of(&bytes) == self.manifest.piece_hash(piece)) {
+            self.mark(piece);
         }
     }
 }
@@ -273,7 +295,7 @@ impl Content {
 type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
 
 pub(crate) struct Inner {
-    config: StoreConfig,
+    pub(crate) config: StoreConfig,
     pub(crate) index: Box<dyn Index>,
     pub(crate) contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
     pub(crate) blobs: Mutex<BlobPlaces>,
@@ -284,21 +306,9 @@ pub(crate) struct Inner {
     attempts: AtomicU64,
     opened: Arc<OpenFiles>,
     /// Bytes promised to contents that are being begun or taken in.
-    promised: Mutex<u64>,
+    pub(crate) promised: Mutex<u64>,
     /// Held while an ingest is taken over: two of one content must not meet.
     adopting: Mutex<()>,
-}
-
-/// Room for a content until it is counted among the others; given back when dropped.
-pub struct Promise {
-    inner: Arc<Inner>,
-    bytes: u64,
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        *lock(&self.inner.promised) -= self.bytes;
-    }
 }
 
 impl Inner {
@@ -413,6 +423,7 @@ impl Store {
             geometry: content.geometry.clone(),
             have: lock(&content.have).clone(),
             complete: content.is_complete(),
+            share: content.found_share(),
         };
         lock(&self.inner.contents).values().map(record).collect()
     }
@@ -473,30 +484,6 @@ impl Store {
         }
     }
 
-    /// Evicts unpinned complete contents, least recently used first, until `need` bytes fit; promises them.
-    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise, Vec<ContentId>), BeginError> {
-        let mut evicted = Vec::new();
-        // Held throughout: what is found free here is not given to two.
-        let mut promised = lock(&self.inner.promised);
-        loop {
-            let usage = self.usage();
-            let by_quota = usage.quota.map_or(u64::MAX, |quota| quota.saturating_sub(usage.used));
-            let room = by_quota.min(usage.free.saturating_sub(self.inner.config.min_free)).saturating_sub(*promised);
-            if need <= room {
-                *promised += need;
-                return Ok((Promise { inner: self.inner.clone(), bytes: need }, evicted));
-            }
-            let victim = lock(&self.inner.contents)
-                .values()
-                .filter(|content| content.is_complete() && !content.pinned.load(Ordering::Relaxed))
-                .min_by_key(|content| (content.used_at.load(Ordering::Relaxed), content.id))
-                .map(|content| content.id);
-            let Some(victim) = victim else { return Err(BeginError::WouldNotFit { need, room }) };
-            self.remove(&victim)?;
-            evicted.push(victim);
-        }
-    }
-
     /// Hands a shard to the store's thread. `token` comes back in the event.
     pub fn put(&self, id: &ContentId, shard: ShardIndex, payload: Bytes, token: u64) -> Result<(), PutError> {
         let Some(content) = self.inner.content(id) else { return Err(PutError::Unknown) };
@@ -543,7 +530,12 @@ impl Store {
         }
         let content = self.inner.content(id).ok_or(ReadError::NotHere)?;
         if let Some(piece) = content.geometry.piece_of(shard) {
-            return if content.has(piece) { Ok(content.layout.read(piece)?.into()) } else { Err(ReadError::NotHere) };
+            let read = if content.has(piece) { content.layout.read(piece)? } else { Vec::new() };
+            // Looked at again: the whole may have been let go meanwhile.
+            return if content.has(piece) { Ok(read.into()) } else { Err(ReadError::NotHere) };
+        }
+        if let Some(kept) = Self::kept_parity(&content, shard) {
+            return Ok(kept?);
         }
         let (stripe, place) = content.geometry.split(shard).ok_or(ReadError::NotHere)?;
         let mut pieces = Vec::new();
@@ -605,6 +597,7 @@ impl Store {
     fn complete(&self, content: &Content) -> Result<(), FinishError> {
         content.complete.store(true, Ordering::Release);
         content.layout.release();
+        content.drop_share();
         content.touch();
         content.completed_at.store(unix_now(), Ordering::Relaxed);
         self.inner.save_state(content)?;
@@ -677,6 +670,11 @@ impl Store {
         self.inner.save_state(&content)
     }
 
+    /// Whether a content is kept from eviction.
+    pub fn is_pinned(&self, id: &ContentId) -> bool {
+        self.inner.content(id).is_some_and(|content| content.pinned.load(Ordering::Relaxed))
+    }
+
     /// Rehashes a content; gives the pieces that are bad. They count as missing from now on.
     pub fn scrub(&self, id: &ContentId) -> Vec<PieceIndex> {
         let Some(content) = self.inner.content(id) else { return Vec::new() };
@@ -694,13 +692,6 @@ impl Store {
             content.complete.store(false, Ordering::Release);
         }
         bad
-    }
-
-    /// Space taken and left.
-    pub fn usage(&self) -> Usage {
-        let used = self.inner.used();
-        let free = rustix::fs::statvfs(&self.inner.config.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
-        Usage { used, quota: self.inner.config.quota, free }
     }
 }
 
@@ -722,6 +713,13 @@ fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option
     content.used_at.store(state.used_at, Ordering::Relaxed);
     content.completed_at.store(state.completed_at, Ordering::Relaxed);
     content.sequence.store(state.sequence, Ordering::Relaxed);
+    match state.share {
+        Some(share) => content.load_share(share)?,
+        None => content.drop_share(),
+    }
+    if content.is_shed() {
+        return Ok(Some(content));
+    }
     if state.complete && content.layout.is_there() {
         content.complete.store(true, Ordering::Release);
         *lock(&content.have) = Bitmap::full(content.geometry.piece_count());

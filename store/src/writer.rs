@@ -123,7 +123,14 @@ impl Writer<'_> {
             .map(|piece| if content.has(piece) { content.layout.read(piece).ok() } else { None })
             .collect();
         let pieces: Vec<Option<&[u8]>> = held.iter().map(|piece| piece.as_deref()).collect();
-        let parity = content.take_parity(stripe);
+        let mut parity = content.take_parity(stripe);
+        for row in content.parity_rows(stripe) {
+            if parity.iter().all(|(other, _)| *other != row)
+                && let Some(Ok(bytes)) = content.read_parity(stripe, row)
+            {
+                parity.push((row, bytes.into()));
+            }
+        }
         let rows: Vec<(usize, &[u8])> = parity.iter().map(|(row, bytes)| (*row, &bytes[..])).collect();
         let mut made = Vec::new();
         match content.codec.rebuild(&lens, &pieces, &rows) {

@@ -5,10 +5,12 @@
 use crate::membership::Membership;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::bitmap::Bitmap;
+use shoal_proto::deal::Deal;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex, StripeIndex};
 use shoal_proto::message::Message;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A fact for the brain.
@@ -93,10 +95,12 @@ pub enum Input {
         /// Who sent it.
         from: HostIndex,
     },
-    /// A wished `Rebuild` is done: these data shards are decoded and verified.
+    /// A wished `Rebuild` is done: these data shards are decoded and verified. None when what was here did not do.
     Rebuilt {
         /// The content.
         content: ContentId,
+        /// The stripe.
+        stripe: StripeIndex,
         /// The shards made.
         shards: Vec<ShardIndex>,
     },
@@ -115,6 +119,38 @@ pub enum Input {
         content: ContentId,
         /// The piece, as a data shard.
         shard: ShardIndex,
+    },
+    /// At start: a share of the content is on the disk, beside the whole or instead of it.
+    ShareFound {
+        /// The content.
+        content: ContentId,
+        /// Its shape.
+        geometry: Geometry,
+        /// Pieces here.
+        have: Bitmap,
+        /// Parity shards here, a bit a row.
+        parity: BTreeMap<StripeIndex, u32>,
+        /// The deals our share of which is here.
+        deals: Vec<Deal>,
+        /// The whole is not here any more.
+        shed: bool,
+    },
+    /// A wished `MakeShare` is done: our share of the deal is durable.
+    ShareMade {
+        /// The content.
+        content: ContentId,
+        /// The deal.
+        deal: Deal,
+    },
+    /// A wished `MakeShare` or `Shed` is not done: the whole is needed here, or the disk failed. The whole is still here.
+    ShareRefused {
+        /// The content.
+        content: ContentId,
+    },
+    /// A wished `Shed` is done: only our shares of the deals made are here.
+    Shed {
+        /// The content.
+        content: ContentId,
     },
     /// The content was evicted, cancelled or superseded: forget it.
     Removed {
@@ -194,6 +230,37 @@ pub enum Output {
         /// The content.
         content: ContentId,
     },
+    /// The content is demoted, and not whole here: drop what was fetched of it.
+    Forgo {
+        /// The content.
+        content: ContentId,
+        /// The demotion's job.
+        job: JobId,
+    },
+    /// Make our share of this deal durable, beside the whole and beside former shares. Answer with `ShareMade` or
+    /// `ShareRefused`.
+    MakeShare {
+        /// The content.
+        content: ContentId,
+        /// How the shards are dealt.
+        deal: Deal,
+    },
+    /// Let go of everything but our shares of the deals made. Answer with `Shed` or `ShareRefused`.
+    Shed {
+        /// The content.
+        content: ContentId,
+    },
+    /// Reserve space for the rest of a content of which a share is here: it is about to come. Where there is none, say
+    /// `ContentRefused`.
+    Regrow {
+        /// The content.
+        content: ContentId,
+    },
+    /// The whole stays: shares made of it are of no use.
+    KeepWhole {
+        /// The content.
+        content: ContentId,
+    },
     /// A newer version made this one pointless before it was complete: drop what was fetched.
     Abandon {
         /// The content.
@@ -217,6 +284,13 @@ pub enum Notice {
     Banned {
         /// The host.
         host: HostIndex,
+    },
+    /// The rack's shares do not make a content whole again: its lanes bring the rest.
+    RackLost {
+        /// The content.
+        content: ContentId,
+        /// Pieces still missing then.
+        missing: u32,
     },
     /// Shards were asked for outside their lanes.
     Repair {

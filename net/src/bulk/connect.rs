@@ -3,6 +3,7 @@
 //! Invariant: every connection is a link or closed when the handshake's time is up.
 
 use super::greet::{GreetError, Greeted, greet};
+use super::limit;
 use super::link::{self, Arrival, Link};
 use super::queue::Queue;
 use super::shared::Shared;
@@ -127,7 +128,9 @@ pub(super) fn start<S>(
 {
     let Greeted { credential, seat, slot } = greeted;
     let queue = Queue::new(shared.config.messages_max, shared.config.parts_max);
-    let link = Arc::new(Link::new(node, Arc::new(credential), queue));
+    let reach = limit::reach(shared.config.locality.as_ref(), &credential.locality);
+    let limit = shared.limits.of_link(reach);
+    let link = Arc::new(Link::new(node, Arc::new(credential), queue, limit));
     seat.up(link.clone());
     if shared.closing.is_cancelled() {
         link.queue.close(CloseReason::Shutdown);

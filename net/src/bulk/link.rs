@@ -4,6 +4,7 @@
 //! seat in the table is still taken.
 
 use super::BulkEvent;
+use super::limit::LinkLimit;
 use super::queue::Queue;
 use super::reader::{ReadEnd, Reader};
 use super::table::Seat;
@@ -111,6 +112,7 @@ pub(super) struct Link {
     pub(super) node: NodeId,
     pub(super) credential: Arc<Credential>,
     pub(super) queue: Queue,
+    pub(super) limit: LinkLimit,
     pub(super) clock: Clock,
     pub(super) counters: LinkCounters,
     /// Woken by each `Pong`.
@@ -120,11 +122,12 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(node: NodeId, credential: Arc<Credential>, queue: Queue) -> Self {
+    pub(super) fn new(node: NodeId, credential: Arc<Credential>, queue: Queue, limit: LinkLimit) -> Self {
         Self {
             node,
             credential,
             queue,
+            limit,
             clock: Clock::new(),
             counters: LinkCounters::default(),
             answered: Notify::new(),

@@ -197,6 +197,15 @@ impl Queue {
         true
     }
 
+    /// The class of what goes next, if that is a slice.
+    pub(super) fn next_slice_class(&self) -> Option<Class> {
+        let state = self.state();
+        if state.pong || state.ping || !state.messages.is_empty() || state.closing.is_some() {
+            return None;
+        }
+        Class::ALL.into_iter().find(|class| !state.parts[*class as usize].is_empty())
+    }
+
     /// What goes next, if anything waits.
     pub(super) fn pop(&self) -> Option<Outgoing> {
         let mut state = self.state();

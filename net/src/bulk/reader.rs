@@ -146,6 +146,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         if self.assemblies[..class as usize].iter().any(Option::is_some) {
             return Err(ReadEnd::Violation("a less urgent slice inside a part".into()));
         }
+        self.keep_to_rate(class, len).await;
         let mut assembly = match self.assemblies[class as usize].take() {
             Some(open) => continue_part(open, &slice)?,
             None => self.open_part(class, &slice).await?,
@@ -172,6 +173,21 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             self.emit(BulkEvent::Part { node: self.link.node, content, part, class, payload }).await;
         }
         Ok(())
+    }
+
+    /// Leaves the payload unread for as long as the rate asks for: the sender's window fills up, and it waits.
+    async fn keep_to_rate(&mut self, class: Class, len: usize) {
+        let mut blocked = false;
+        while let Some(wait) = self.link.limit.must_wait_in(class) {
+            if !std::mem::replace(&mut blocked, true) {
+                self.link.clock.block();
+            }
+            wait.await;
+        }
+        if blocked {
+            self.link.clock.unblock();
+        }
+        self.link.limit.received(class, len);
     }
 
     /// The first slice of a part: finds room for all of it, waiting for room if need be.

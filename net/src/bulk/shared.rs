@@ -2,6 +2,7 @@
 //!
 //! Invariant: no event is dropped while the endpoint is in use; once it shuts down, none holds a task up.
 
+use super::limit::LinkLimits;
 use super::link::LinkCounters;
 use super::memory::{Budgets, Pool};
 use super::table::Table;
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) table: Table,
     pub(super) budgets: Budgets,
     pub(super) pool: Arc<Pool>,
+    pub(super) limits: LinkLimits,
     pub(super) counters: Counters,
     /// Links that may be.
     pub(super) slots: Arc<Semaphore>,
@@ -65,6 +67,7 @@ impl Shared {
             table: Table::new(),
             budgets: Budgets::new(config.receive_bytes, config.manifest_bytes),
             pool: Arc::default(),
+            limits: LinkLimits::default(),
             counters: Counters::default(),
             slots: Arc::new(Semaphore::new(config.links_max)),
             pending: Gate::new(config.pending_max, config.pending_per_ip_max),

@@ -6,6 +6,7 @@ use super::link::Link;
 use super::queue::Outgoing;
 use super::{BulkEvent, shared::Shared};
 use bytes::Buf;
+use shoal_proto::announcement::Class;
 use shoal_proto::frame::Part;
 use shoal_proto::ids::ContentId;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,17 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
     let mut gathered = Vec::new();
     let mut gathered_parts = Vec::new();
     loop {
+        let class = link.queue.next_slice_class();
+        if let Some(wait) = class.and_then(|class| link.limit.must_wait(class)) {
+            flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
+            io.flush().await?;
+            // Something more urgent may come meanwhile.
+            tokio::select! {
+                () = wait => {}
+                () = link.queue.wait() => {}
+            }
+            continue;
+        }
         let Some(frame) = link.queue.pop() else {
             flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
             io.flush().await?;
@@ -29,6 +41,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
         };
         let Outgoing { head, body, slice, completes, last } = frame;
         let len = head.as_slice().len() + body.len();
+        link.limit.sent(class.unwrap_or(Class::Control), len);
         count(shared, link, len, if slice { body.len() } else { 0 });
         if len <= SMALL {
             gathered.extend_from_slice(head.as_slice());

@@ -1,11 +1,13 @@
 //! A content's way here: from its announcement and manifest to being whole and durable.
 
 use super::Driver;
+use super::cold::Refusal;
 use super::pool::Sort;
 use bytes::Bytes;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
+use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex};
 use shoal_proto::manifest::Manifest;
 use shoal_proto::report::{HostState, Reason};
@@ -28,6 +30,12 @@ pub(super) enum Done {
     Begun { content: ContentId, from: Option<HostIndex>, begun: Result<Begun, BeginFault> },
     /// A content is durable, or not.
     Finished { content: ContentId, result: Result<(), String> },
+    /// Our share of a deal is durable, or not.
+    ShareMade { content: ContentId, deal: Deal, made: Result<(), Refusal> },
+    /// Only shares of a content are left, this many bytes, or it is whole still.
+    Shed { content: ContentId, left: Result<u64, Refusal> },
+    /// Room was made for the rest of a content, or not.
+    Regrown { content: ContentId, evicted: Result<Vec<ContentId>, Refusal> },
     /// A version was switched in, or not.
     Activated { announcement: Arc<Announcement>, result: Result<(), String> },
     /// A feed's large version was given to readers, or not.
@@ -60,15 +68,19 @@ impl Inlined {
         Some((row.1.clone(), row.2.clone()))
     }
 
+    pub(super) fn forget(&mut self, content: &ContentId) {
+        self.rows.retain(|(id, _, _)| id != content);
+    }
+
     fn put(&mut self, content: ContentId, manifest: Bytes, data: Bytes) {
-        self.rows.retain(|(id, _, _)| *id != content);
+        self.forget(&content);
         self.rows.push_front((content, manifest, data));
         self.rows.truncate(INLINED_MAX);
     }
 }
 
 impl Driver {
-    fn class_of(&self, content: &ContentId) -> Class {
+    pub(super) fn class_of(&self, content: &ContentId) -> Class {
         let jobs = self.envelopes.values().filter(|(row, _)| row.content == *content);
         jobs.map(|(row, _)| Class::from(row.kind)).min().unwrap_or(Class::Bulk)
     }
@@ -106,6 +118,12 @@ impl Driver {
     pub(super) fn use_held(&mut self, content: ContentId) {
         if self.ready_if_whole(&content) {
             self.complete(content);
+        } else if self.store.share(&content).is_some() {
+            // Unless the brain knows of it: then this says nothing new.
+            let records = self.store.records();
+            if let Some(record) = records.iter().find(|record| record.content == content) {
+                self.tell_share(record);
+            }
         } else if self.store.manifest(&content).is_some() && self.progress(&content).total == 0 {
             // Its job was forgotten half-way.
             match self.store.read_manifest(&content) {
@@ -184,6 +202,9 @@ impl Driver {
                 self.judge_all();
             }
             Done::Finished { content, result: Err(error) } => self.disk_failed(content, &error),
+            Done::ShareMade { content, deal, made } => self.on_share_made(content, deal, made),
+            Done::Shed { content, left } => self.on_shed(content, left),
+            Done::Regrown { content, evicted } => self.on_regrown(content, evicted),
             Done::Activated { announcement, result } => self.on_activated(&announcement, result),
             Done::Placed { announcement, result } => self.on_placed(&announcement, result),
             Done::Small { small, announcement } => {
@@ -200,11 +221,7 @@ impl Driver {
         self.beginning.remove(&content);
         match begun {
             Ok(begun) => {
-                for evicted in begun.evicted {
-                    tracing::info!(content = %evicted.short(), "evicted");
-                    self.book.forget(&evicted);
-                    self.tell(Input::Removed { content: evicted });
-                }
+                self.forget_evicted(begun.evicted);
                 self.book.received(content, None, begun.reused);
                 self.tell(Input::ContentReady { content, geometry: begun.geometry, have: begun.have });
                 if self.brain.as_ref().is_some_and(|brain| brain.progress(&content).is_none()) {
@@ -223,8 +240,16 @@ impl Driver {
         }
     }
 
+    pub(super) fn forget_evicted(&mut self, evicted: Vec<ContentId>) {
+        for evicted in evicted {
+            tracing::info!(content = %evicted.short(), "evicted");
+            self.book.forget(&evicted);
+            self.tell(Input::Removed { content: evicted });
+        }
+    }
+
     /// This host will not have the content.
-    fn refuse(&mut self, content: ContentId, reason: Reason, why: &str) {
+    pub(super) fn refuse(&mut self, content: ContentId, reason: Reason, why: &str) {
         tracing::warn!(content = %content.short(), %reason, %why, "refused a content");
         if let Some((row, _)) = self.feed_of(&content) {
             self.feeds.shelf.refuse(&row.name, row.sequence, "content", format!("{reason}: {why}"));
@@ -272,12 +297,17 @@ impl Driver {
 }
 
 fn fault(error: BeginError) -> BeginFault {
+    let (reason, why) = refusal(error);
+    BeginFault::Refused(reason, why)
+}
+
+pub(super) fn refusal(error: BeginError) -> Refusal {
     let reason = match &error {
         BeginError::WouldNotFit { .. } => Reason::NoSpace,
         BeginError::Manifest(_) => Reason::BadManifest,
         BeginError::Io(_) | BeginError::Index(_) => Reason::Disk,
     };
-    BeginFault::Refused(reason, error.to_string())
+    (reason, error.to_string())
 }
 
 pub(super) fn pieces_fit(manifest: &Manifest, data: &[u8]) -> bool {

@@ -47,9 +47,17 @@ impl Driver {
             }
             Output::Complete { content } => self.complete(content),
             Output::Abandon { content } => self.abandon(content),
+            Output::MakeShare { content, deal } => self.make_share(content, deal),
+            Output::Shed { content } => self.shed(content),
+            Output::Forgo { content, job } => self.forgo(content, job),
+            Output::Regrow { content } => self.regrow(content),
+            Output::KeepWhole { content } => self.keep_whole(content),
             Output::Notice(notice) => match notice {
                 Notice::Avoided { host, why } => tracing::debug!(%host, ?why, "avoided"),
                 Notice::Banned { host } => tracing::warn!(%host, "banned for bad shards"),
+                Notice::RackLost { content, missing } => {
+                    tracing::warn!(content = %content.short(), missing, "too much of the rack is lost; other racks are asked");
+                }
                 Notice::Repair { content, from, shards } => {
                     tracing::debug!(content = %content.short(), %from, shards, "repair");
                 }

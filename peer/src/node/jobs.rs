@@ -117,9 +117,10 @@ impl Driver {
         }
     }
 
-    /// Jobs of a content, for us or not.
+    /// Pushes of a content, for us or not.
     pub(super) fn jobs_of(&self, content: &ContentId) -> Vec<Arc<Announcement>> {
-        self.envelopes.values().filter(|(row, _)| row.content == *content).map(|(row, _)| row.clone()).collect()
+        let pushes = self.envelopes.values().filter(|(row, _)| row.content == *content && !row.demotes());
+        pushes.map(|(row, _)| row.clone()).collect()
     }
 
     /// Whether a job names this content.

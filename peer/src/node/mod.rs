@@ -2,17 +2,19 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`feeds`] keeps to the latest versions of feeds,
-//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`warming`] has images warmed, [`waves`] when
-//! desired states say so,
-//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`feeds`] keeps to the
+//! latest versions of feeds, [`switch`] has versions switched in, [`rollouts`] does what desired states ask for,
+//! [`warming`] has images warmed, [`waves`] when desired states say so, [`effects`] carries wishes out, [`pool`] runs those
+//! that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;
+mod cold;
 mod contents;
 mod effects;
 mod feeds;
 mod jobs;
+mod mates;
 mod network;
 mod pool;
 mod rollouts;
@@ -35,11 +37,13 @@ use crate::warm::{Board, WarmFault};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
+use mates::Mates;
 use pool::{Pool, Sort};
 use rollouts::Rollouts;
 use shoal_net::bulk::{BulkEndpoint, BulkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
+use shoal_proto::locality::Locality;
 use shoal_proto::membership::MembershipUpdate;
 use shoal_proto::report::{HostReport, TierBytes};
 use shoal_proto::trust::{Envelope, Role, Trust};
@@ -85,6 +89,8 @@ pub struct ContentStatus {
     pub tiers: TierBytes,
     /// Payload bytes sent.
     pub sent: u64,
+    /// Only this host's share of it is here.
+    pub demoted: bool,
 }
 
 /// What others ask of the driver.
@@ -167,6 +173,10 @@ pub struct Parts {
     pub node: NodeId,
     /// Peer or seeder.
     pub role: Role,
+    /// Where we are.
+    pub locality: Locality,
+    /// The store's folder.
+    pub store_dir: PathBuf,
     /// Whose announcements count.
     pub trust: Arc<Trust>,
     /// The store.
@@ -258,6 +268,7 @@ pub struct Driver {
     progressed: BTreeSet<ContentId>,
     progress_at: Option<Instant>,
     membership_saved: bool,
+    mates: Mates,
 }
 
 impl Driver {
@@ -320,6 +331,7 @@ impl Driver {
             progressed: BTreeSet::new(),
             progress_at: None,
             membership_saved: true,
+            mates: Mates::new(parts.role, &parts.store_dir, parts.locality),
         };
         driver.book.load(&driver.store);
         driver.load_jobs();
@@ -463,6 +475,11 @@ impl Driver {
         }
         for record in records {
             let content = record.content;
+            if self.tell_share(&record) {
+                self.recall_demotion(&record);
+                self.report_progress(&content);
+                continue;
+            }
             if !record.complete && !self.is_named(&content) {
                 // Its job is over; nobody would ever finish or evict it.
                 self.drop_content(content);
@@ -511,6 +528,7 @@ impl Driver {
             return;
         }
         let known = next.epoch();
+        self.mates.hearsay = false;
         let former = std::mem::replace(&mut self.membership, Arc::new(next));
         self.book.metrics.members.set(self.membership.len() as i64);
         self.membership_out.send_replace(self.membership.clone());
@@ -531,10 +549,12 @@ impl Driver {
     /// Writes counts and membership to the disk, beside the driver.
     fn save(&mut self) {
         self.book.save(&self.store);
+        self.look_for_mates();
         if self.membership_saved {
             return;
         }
         self.membership_saved = true;
+        self.remember_mates();
         let (store, membership) = (self.store.clone(), self.membership.clone());
         self.done.run(Sort::Store, 0, move || {
             save_membership(&store, &membership);
@@ -586,6 +606,7 @@ impl Driver {
                     names: Vec::new(),
                     tiers: self.book.of(&content).0,
                     sent: self.book.of(&content).1,
+                    demoted: self.store.share(&content).is_some_and(|found| found.share.shed),
                 }
             });
             row.names.push((announcement.name.clone(), announcement.version.clone(), announcement.kind));

@@ -4,6 +4,7 @@ use super::{Driver, Stranger};
 use shoal_net::bulk::BulkEvent;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
 use shoal_proto::ids::{HostIndex, NodeId};
+use shoal_proto::message::Message;
 use shoal_store::{PutError, StoreEvent};
 use shoal_swarm::io::Input;
 use std::sync::Arc;
@@ -14,13 +15,15 @@ const SAID_MAX: usize = 256;
 impl Driver {
     pub(super) fn on_link_event(&mut self, event: BulkEvent) {
         match event {
-            BulkEvent::LinkUp { node, .. } => {
+            BulkEvent::LinkUp { node, credential, .. } => {
                 self.linked.insert(node);
+                self.met(node, &credential);
                 self.book.metrics.links.set(self.linked.len() as i64);
                 self.link_up(node);
             }
             BulkEvent::LinkDown { node, reason, error } => {
                 self.linked.remove(&node);
+                self.parted(&node);
                 self.strangers.remove(&node);
                 self.book.metrics.links.set(self.linked.len() as i64);
                 tracing::debug!(node = %node.short(), ?reason, ?error, "link down");
@@ -49,6 +52,11 @@ impl Driver {
 
     /// What a host said, once we know who it is.
     fn on_said(&mut self, event: BulkEvent) {
+        let event = match event {
+            BulkEvent::Message { node, message: Message::WantMates } => return self.tell_mates_of(node),
+            BulkEvent::Message { node, message: Message::Mates { rows } } => return self.hear_of_mates(node, rows),
+            event => event,
+        };
         let node = match &event {
             BulkEvent::Message { node, .. } | BulkEvent::Announce { node, .. } | BulkEvent::Part { node, .. } => *node,
             _ => return,
@@ -145,7 +153,9 @@ impl Driver {
                 tracing::warn!(content = %content.short(), %shard, %from, "bad shard");
                 self.tell(Input::ShardCorrupt { content, shard, from });
             }
-            StoreEvent::Rebuilt { content, shards, .. } => self.tell(Input::Rebuilt { content, shards }),
+            StoreEvent::Rebuilt { content, stripe, shards } => {
+                self.tell(Input::Rebuilt { content, stripe, shards });
+            }
             StoreEvent::WriteFailed { content, error } => self.disk_failed(content, &error),
         }
     }
@@ -180,7 +190,7 @@ impl Driver {
             self.keep_job(announcement.clone(), frame.envelope.into());
         }
         let ours = self.is_for_us(&announcement);
-        let stale = ours && self.is_stale(&announcement);
+        let stale = ours && !announcement.demotes() && self.is_stale(&announcement);
         let inline = match (frame.manifest, frame.data) {
             (Some(manifest), Some(data)) if ours && !stale => self.take_inline(&announcement, manifest, data),
             _ => false,
@@ -192,6 +202,9 @@ impl Driver {
             self.refuse_stale(&announcement);
         } else if new && ours && !inline {
             self.use_held(content);
+        }
+        if new && ours && announcement.demotes() {
+            self.demotion_came(&announcement);
         }
     }
 

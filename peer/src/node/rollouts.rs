@@ -84,6 +84,17 @@ impl Rollouts {
         Self { rows: BTreeMap::new(), activations, journal, work: JoinSet::new() }
     }
 
+    /// The name whose desired state asks for a content, or may switch back to it.
+    pub(super) fn needs(&self, content: &ContentId) -> Option<&str> {
+        let needs = |row: &Row| {
+            let asked =
+                row.desired.iter().flat_map(|desired| &desired.rules).any(|rule| rule.target.content == *content);
+            let back = |record: &Record| record.versions().any(|on| on.content == *content);
+            asked || (row.desired.is_some() && row.record.as_ref().is_some_and(back))
+        };
+        self.rows.iter().find(|(_, row)| needs(row)).map(|(name, _)| name.as_str())
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.work.is_empty()
     }

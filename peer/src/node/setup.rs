@@ -4,6 +4,7 @@ use super::{Driver, NodeHandle, NodeMetrics, Parts};
 use crate::activate::{ActivateError, ContentDir};
 use crate::config::NodeSettings;
 use crate::feeds::{FeedFiles, Keeper, Shelf};
+use crate::limits::Limits;
 use crate::rollout::settings::Activations;
 use crate::tracker::{ImageWish, Shared, TrackerClient};
 use crate::warm::Board;
@@ -91,6 +92,8 @@ pub struct Running {
     pub tracker: watch::Receiver<Option<NodeId>>,
     /// Hosts' wishes for images; seeders only.
     pub wanted: Option<mpsc::Receiver<ImageWish>>,
+    /// What its links keep to.
+    pub limits: Limits,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
@@ -142,7 +145,9 @@ pub async fn start(
     let admission = Admission::new(trust.clone(), credential_bytes.clone(), system_clock);
     let mut bulk = BulkConfig::new(settings.listen.clone(), identity.clone(), admission);
     bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
+    bulk.locality = Some(credential.locality.clone());
     let (endpoint, link_events) = BulkEndpoint::bind(bulk).await?;
+    let limits = Limits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
     let announcements = endpoint.split_announcements().ok_or(BindError::Config("announcements were split before"))?;
 
@@ -172,6 +177,8 @@ pub async fn start(
     let (driver, handle) = Driver::new(Parts {
         node: keys.node(),
         role,
+        locality: credential.locality.clone(),
+        store_dir: folders.store.to_path_buf(),
         trust,
         metrics: NodeMetrics::new(metrics, &store),
         store,
@@ -191,6 +198,7 @@ pub async fn start(
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));
+    tasks.spawn("limits", limits.clone().run(token.clone()));
     tasks.spawn("driver", driver.run(token));
-    Ok(Running { handle, credential, bulk_addrs, control, tracker, wanted })
+    Ok(Running { handle, credential, bulk_addrs, control, tracker, wanted, limits })
 }

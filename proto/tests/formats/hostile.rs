@@ -259,6 +259,14 @@ fn messages_over_their_bounds_do_not_validate() {
         Message::Lack { content, shards },
         Message::Digest { hash: 0, jobs: Some(jobs.clone()) },
         Message::WantAnnounce { jobs },
+        Message::Mates { rows: (0..1025).map(crate::samples::member).collect() },
+        Message::Hold {
+            content,
+            job: shoal_proto::ids::JobId([0; 16]),
+            stage: shoal_proto::message::HoldStage::Ready,
+            deal: crate::samples::deal(1025),
+            ask: false,
+        },
         Message::Feeds { rows },
     ] {
         assert!(matches!(message.validate(), Err(DecodeError::TooLong { .. })), "{message:?}");

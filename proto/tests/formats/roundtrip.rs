@@ -5,10 +5,11 @@ use minicbor::{Decode, Encode};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
-use shoal_proto::announcement::{Announcement, Class, Kind};
+use shoal_proto::announcement::{Announcement, Class, Kind, Order};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::control::{HostLine, JobRollup, Join, RackRollup, Request, Response};
+use shoal_proto::deal::Deal;
 use shoal_proto::feed::{FeedMark, FeedRow, feed_id, is_feed_name};
 use shoal_proto::frame::{AnnounceFrame, FrameKind, Header, Part, SliceHeader};
 use shoal_proto::ids::{ContentId, Epoch, HostIndex, JobId, NodeId, ShardIndex};
@@ -16,7 +17,7 @@ use shoal_proto::limits;
 use shoal_proto::locality::{Labels, Locality, Selector, Term};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
-use shoal_proto::message::{LaneSet, Message};
+use shoal_proto::message::{HoldStage, LaneSet, Message};
 use shoal_proto::report::{
     HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
 };
@@ -124,6 +125,7 @@ fn any_job() -> impl Strategy<Value = Announcement> {
                 size,
                 created_at,
                 expires_at,
+                order: [None, Some(Order::Demote), Some(Order::Promote)][(lasts % 3) as usize],
                 staged: sequence % 2 == 0,
                 feed: None,
             }
@@ -171,7 +173,7 @@ fn tiers() -> impl Strategy<Value = TierBytes> {
 
 fn state() -> impl Strategy<Value = HostState> {
     use Reason::*;
-    let reason = [NoSpace, BadManifest, Untrusted, Stale, Disk, Activation, Superseded, Cancelled, Deadline]
+    let reason = [NoSpace, BadManifest, Untrusted, Stale, Disk, Activation, Superseded, Cancelled, Deadline, InUse]
         .map(HostState::Failed);
     let of_images = [RuntimeAway, PullFailed, DigestMismatch, Timeout].map(HostState::Failed);
     let mut states = vec![HostState::Unknown, HostState::Has, HostState::Held, HostState::Active];
@@ -301,6 +303,10 @@ fn message() -> impl Strategy<Value = Message> {
         content().prop_map(|content| Message::Unknown { content }),
         (any::<u64>(), option::of(vec(job(), 0..9))).prop_map(|(hash, jobs)| Message::Digest { hash, jobs }),
         vec(job(), 0..9).prop_map(|jobs| Message::WantAnnounce { jobs }),
+        (content(), job(), 0..3usize, vec(host(), 0..9), any::<bool>()).prop_map(|(content, job, stage, deal, ask)| {
+            let stage = [HoldStage::Ready, HoldStage::Shed, HoldStage::Out][stage];
+            Message::Hold { content, job, stage, deal: Deal::new(deal), ask }
+        }),
         vec((job(), any::<u64>()), 0..9).prop_map(|rows| {
             let rows = rows.into_iter().map(|(feed, sequence)| FeedRow { feed, sequence }).collect();
             Message::Feeds { rows }

@@ -6,6 +6,7 @@ use shoal_proto::codec::Document;
 use shoal_proto::control::{
     AttemptSet, CurrentVersion, HostLine, JobRollup, JobStates, Join, RackRollup, Request, Response, VersionSet,
 };
+use shoal_proto::deal::Deal;
 use shoal_proto::desired::{Desired, Hosts, Rule, Target};
 use shoal_proto::feed::{FeedMark, FeedRow, feed_id};
 use shoal_proto::frame::AnnounceFrame;
@@ -14,7 +15,7 @@ use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
 use shoal_proto::locality::{Labels, Locality, Selector};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
-use shoal_proto::message::{LaneSet, Message};
+use shoal_proto::message::{HoldStage, LaneSet, Message};
 use shoal_proto::report::{
     HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
 };
@@ -72,6 +73,7 @@ pub(crate) fn announcement() -> Announcement {
         size: 123_456_789,
         created_at: NOW,
         expires_at: NOW + 86_400,
+        order: None,
         feed: None,
         staged: false,
     }
@@ -165,6 +167,10 @@ pub(crate) fn bitmap(len: u32, numbers: &[u32]) -> Bitmap {
     map
 }
 
+pub(crate) fn deal(hosts: u32) -> Deal {
+    Deal::new((0..hosts).map(|host| HostIndex(host * 500)))
+}
+
 pub(crate) fn messages() -> Vec<(&'static str, Message)> {
     let content = ContentId([8; 32]);
     let (lanes, shards) = (LaneSet(0x8001), vec![ShardIndex(0), ShardIndex(70_000)]);
@@ -181,6 +187,9 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
+        ("want_mates", Message::WantMates),
+        ("mates", Message::Mates { rows: vec![member(1), member(2)] }),
+        ("hold", Message::Hold { content, job: JobId([7; 16]), stage: HoldStage::Shed, deal: deal(3), ask: true }),
         ("feeds", Message::Feeds { rows: vec![FeedRow { feed: feed_id("gslb/main"), sequence: 41 }] }),
     ]
 }

@@ -19,6 +19,11 @@ impl Check for Complete {
     fn sees(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
             Seen::Killed { host } => self.said.retain(|(other, _)| other != host),
+            Seen::Ordered { content } => self.said.retain(|(_, other)| other != content),
+            // It lets the whole go, and may get it again.
+            Seen::Wished { host, output: Output::Shed { content } | Output::Forgo { content, .. } } => {
+                self.said.remove(&(*host, *content));
+            }
             Seen::Wished { host, output: Output::Complete { content } } => {
                 let disk = world.number_of(content).and_then(|number| world.disk(*host, number));
                 if !disk.is_some_and(|disk| disk.is_full()) {

@@ -1,4 +1,4 @@
-//! A host sends only what it has: pieces on its disk, parity of stripes it has whole; and never to itself.
+//! A host sends only what it has: pieces on its disk, parity of stripes it has whole or of its share; and never to itself.
 
 use super::{Check, Seen};
 use crate::world::World;
@@ -22,7 +22,9 @@ impl Check for Holds {
             world.disk(*host, number).ok_or_else(|| format!("{host} sends of {content} and has nothing of it"))?;
         let held = match (geometry.piece_of(*shard), geometry.split(*shard)) {
             (Some(piece), _) => disk.get(piece.0),
-            (None, Some((stripe, _))) => geometry.stripe_pieces(stripe).all(|piece| disk.get(piece)),
+            (None, Some((stripe, _))) => {
+                geometry.stripe_pieces(stripe).all(|piece| disk.get(piece)) || world.shares(*host, number, *shard)
+            }
             (None, None) => false,
         };
         if held { Ok(()) } else { Err(format!("{host} sends shard {} to {to} without having it", shard.0)) }

@@ -10,7 +10,7 @@ mod timers;
 mod window;
 
 use crate::world::World;
-use shoal_proto::ids::HostIndex;
+use shoal_proto::ids::{ContentId, HostIndex};
 use shoal_swarm::io::Output;
 
 /// Something a check may want to know.
@@ -49,6 +49,11 @@ pub enum Seen<'a> {
         host: HostIndex,
         /// What.
         output: &'a Output,
+    },
+    /// Another job names a content: whoever has it says so again.
+    Ordered {
+        /// The content.
+        content: ContentId,
     },
     /// The run is over.
     End,

@@ -5,6 +5,7 @@
 //! turns. It counts as sent when it has arrived, as a full TCP window would have it.
 //! Invariant: events happen in the order of their times, those of one time in the order they were made.
 
+mod cold;
 mod transit;
 mod trouble;
 
@@ -120,6 +121,12 @@ struct Host {
     links: BTreeMap<HostIndex, u32>,
     /// What is on its disk, by content.
     disk: Vec<Option<Bitmap>>,
+    /// Shares of demoted contents on its disk, by content.
+    shares: BTreeMap<usize, cold::Share>,
+    /// Contents it keeps whole.
+    pins: BTreeSet<usize>,
+    /// Orders it has heard.
+    orders: BTreeSet<usize>,
     /// How far from the seeder each piece came, by content.
     depths: Vec<Vec<u8>>,
     corrupts: bool,
@@ -181,6 +188,8 @@ pub struct World {
     publishing: bool,
     changed: BTreeSet<HostIndex>,
     pushes: Vec<Pushed>,
+    /// Demotions and promotions, with what they are of.
+    orders: Vec<(ContentNumber, Arc<Announcement>)>,
     numbers: BTreeMap<ContentId, usize>,
     /// What crossed which link.
     pub traffic: Traffic,
@@ -224,6 +233,7 @@ impl World {
             publishing: false,
             changed: BTreeSet::new(),
             pushes: Vec::new(),
+            orders: Vec::new(),
             numbers: BTreeMap::new(),
             traffic: Traffic { imported: vec![0; layout.racks.len()], ..Traffic::default() },
             notices: Vec::new(),
@@ -288,6 +298,9 @@ impl World {
             rack,
             links: BTreeMap::new(),
             disk: Vec::new(),
+            shares: BTreeMap::new(),
+            pins: BTreeSet::new(),
+            orders: BTreeSet::new(),
             depths: Vec::new(),
             corrupts: false,
             deaf: None,
@@ -371,7 +384,7 @@ impl World {
         let number = self.pushes.len();
         let content = ContentId(Hash::of(&(number as u64).to_be_bytes()).0);
         let lens: Arc<[u32]> = vec![push.piece_bytes; push.pieces as usize].into();
-        let geometry = Geometry::new(DATA, push.parity, LANES, &content, lens).expect("a sensible geometry");
+        let geometry = Geometry::new(push.data, push.parity, LANES, &content, lens).expect("a sensible geometry");
         let mut job = [0; 16];
         job[..8].copy_from_slice(&(number as u64).to_be_bytes());
         let announcement = Arc::new(Announcement {
@@ -387,6 +400,7 @@ impl World {
             size: geometry.bytes(),
             created_at: number as u64 + 1,
             expires_at: u64::MAX,
+            order: None,
             staged: false,
             feed: None,
         });
@@ -480,8 +494,11 @@ impl World {
         if let Input::ShardVerified { content, shard, .. } = &input {
             self.keep(host, content, *shard);
         }
-        if let Input::Rebuilt { content, shards } = &input {
+        if let Input::Rebuilt { content, shards, .. } = &input {
             shards.iter().for_each(|shard| self.keep(host, content, *shard));
+        }
+        if let Input::Announced { announcement, .. } = &input {
+            self.hear_order(host, announcement.job);
         }
         let now = self.now();
         let Some(node) = self.hosts[host.index()].node.as_mut() else { return };
@@ -527,7 +544,10 @@ impl World {
                 self.say(host, to, Input::Message { from: host, message });
             }
             Output::SendAnnounce { to, job, lane, inline } if self.is_linked(host, to) => {
-                let Some(number) = self.pushes.iter().position(|pushed| pushed.announcement.job == job) else { return };
+                let Some(number) = self.pushes.iter().position(|pushed| pushed.announcement.job == job) else {
+                    self.pass_order(host, to, lane, job);
+                    return;
+                };
                 if inline {
                     let bytes = self.pushes[number].geometry.bytes();
                     let class = Class::from(self.pushes[number].announcement.kind);
@@ -553,11 +573,12 @@ impl World {
                 let have = self.node(host).and_then(|node| node.pieces(&content)).cloned().unwrap_or_default();
                 let pieces = geometry.stripe_pieces(stripe).filter(|piece| !have.get(*piece));
                 let shards = pieces.map(|piece| geometry.shard_of(PieceIndex(piece))).collect();
-                self.later(self.now, host, Input::Rebuilt { content, shards });
+                self.later(self.now, host, Input::Rebuilt { content, stripe, shards });
             }
             Output::Complete { content } => {
                 let Some(number) = self.number_of(&content) else { return };
                 let now = self.now;
+                self.hosts[host.index()].shares.remove(&number);
                 if let std::collections::btree_map::Entry::Vacant(entry) = self.pushes[number].done.entry(host) {
                     entry.insert(now);
                     if host != SEEDER {
@@ -565,6 +586,9 @@ impl World {
                     }
                 }
             }
+            Output::MakeShare { content, deal } => self.make_share(host, content, deal),
+            Output::Shed { content } => self.shed(host, content),
+            Output::Forgo { content, .. } => self.forgo(host, content),
             Output::Notice(notice) => self.notices.push((host, notice)),
             _ => {}
         }
@@ -582,6 +606,8 @@ pub struct Push {
     pub pieces: u32,
     /// Length of each, bytes.
     pub piece_bytes: u32,
+    /// Data shards in a stripe.
+    pub data: u8,
     /// Parity shards in a stripe.
     pub parity: u8,
     /// For whom.
@@ -591,6 +617,6 @@ pub struct Push {
 impl Push {
     /// A blob for everybody, with four parity shards a stripe.
     pub fn blob(pieces: u32, piece_bytes: u32) -> Self {
-        Self { name: "blob".into(), kind: Kind::Blob, pieces, piece_bytes, parity: 4, to: Selector::all() }
+        Self { name: "blob".into(), kind: Kind::Blob, pieces, piece_bytes, data: DATA, parity: 4, to: Selector::all() }
     }
 }

@@ -34,12 +34,14 @@ impl World {
         let disk: Vec<(usize, Bitmap)> =
             row.disk.iter().enumerate().filter_map(|(number, have)| Some((number, have.clone()?))).collect();
         self.input(host, Input::Membership(self.membership.clone()));
-        for (number, have) in disk {
-            let pushed = &self.pushes[number];
-            let (announcement, geometry) = (pushed.announcement.clone(), pushed.geometry.clone());
-            let content = announcement.content;
+        for (number, _) in &disk {
+            let announcement = self.pushes[*number].announcement.clone();
             self.input(host, Input::Announced { from: None, lane: limits::ENTROPY_LANE, announcement, inline: true });
-            self.input(host, Input::ContentReady { content, geometry, have });
+        }
+        self.recall_orders(host);
+        for (number, have) in disk {
+            let found = self.found(host, number, have);
+            self.input(host, found);
         }
     }
 
@@ -130,6 +132,8 @@ impl World {
     /// Takes everything off the disk of a host that does not run.
     pub fn wipe(&mut self, host: HostIndex) {
         self.hosts[host.index()].disk.clear();
+        self.hosts[host.index()].shares.clear();
+        self.hosts[host.index()].orders.clear();
         for pushed in &mut self.pushes {
             pushed.done.remove(&host);
         }

@@ -3,7 +3,7 @@
 use super::content::{Body, Content};
 use super::{Job, Node, entropy, limits};
 use crate::io::Output;
-use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, LaneIndex};
@@ -71,12 +71,23 @@ impl Node {
         if self.contents.len() >= limits::CONTENTS_MAX && !self.contents.contains_key(&id) {
             return;
         }
-        self.supersede(&announcement);
         let origin = self.membership.by_node(&announcement.origin);
         let content = self.contents.entry(id).or_insert_with(|| Content::new(&announcement, origin));
-        content.late = lane == limits::ENTROPY_LANE;
         content.jobs.insert(job);
-        content.refused = false;
+        if self.is_demoted(id) {
+            // Older words on it are passed on all the same.
+            self.follow_order(id);
+            self.retarget(id);
+            self.replan(id);
+            self.pass_on(job, id, from, lane, false);
+            return;
+        }
+        self.supersede(&announcement);
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        // Where a rack holds shares of it, they are looked for first.
+        content.late = lane == limits::ENTROPY_LANE || announcement.order == Some(Order::Promote);
+        (content.refused, content.gave_up) = (false, false);
+        self.follow_order(id);
         self.active.insert(id);
         self.retarget(id);
         self.replan(id);
@@ -306,7 +317,11 @@ impl Node {
         let waiters = std::mem::take(&mut content.manifest.waiters);
         let mut body = Body::new(geometry, have, now);
         if content.late {
-            body.import_at = now + limits::MATES_PATIENCE;
+            let promoted = self
+                .jobs
+                .iter()
+                .any(|(job, row)| content.jobs.contains(job) && row.announcement.order == Some(Order::Promote));
+            body.import_at = now + if promoted { limits::COLD_PATIENCE } else { limits::MATES_PATIENCE };
         }
         content.body = Some(body);
         for host in waiters {
@@ -322,12 +337,15 @@ impl Node {
         }
         self.replan(id);
         self.finish_if_whole(id);
+        self.follow_order(id);
     }
 
     pub(super) fn on_content_refused(&mut self, id: ContentId) {
         let Some(content) = self.contents.get_mut(&id) else { return };
         content.refused = true;
-        content.body = None;
+        (content.body, content.cold, content.warm) = (None, None, None);
+        self.cooling.remove(&id);
+        self.warming.remove(&id);
         content.manifest.asked = None;
         let waiters = std::mem::take(&mut content.manifest.waiters);
         self.active.remove(&id);
@@ -345,6 +363,8 @@ impl Node {
     pub(super) fn remove_content(&mut self, id: ContentId) {
         let Some(content) = self.contents.remove(&id) else { return };
         self.active.remove(&id);
+        self.cooling.remove(&id);
+        self.warming.remove(&id);
         for host in content.manifest.waiters {
             self.send(host, Message::Unknown { content: id });
         }

@@ -2,7 +2,9 @@
 //!
 //! Invariant: `missing` and every lane's `missing` agree with `have`, and what is pending for a child is had.
 
+use super::cold::Cold;
 use super::limits;
+use super::warm::Warm;
 use crate::plan::Plan;
 use crate::time::Instant;
 use shoal_proto::announcement::{Announcement, Class, Kind};
@@ -41,6 +43,12 @@ pub(super) struct Content {
     pub(super) refused: bool,
     pub(super) manifest: ManifestHunt,
     pub(super) body: Option<Body>,
+    /// Its demotion, if the newest word on it is one, or only a share of it is here.
+    pub(super) cold: Option<Cold>,
+    /// It comes back from the rack's shares.
+    pub(super) warm: Option<Warm>,
+    /// The rack's shares do not make it whole: that was tried.
+    pub(super) gave_up: bool,
 }
 
 /// The search for a manifest.
@@ -67,6 +75,8 @@ pub(super) struct Body {
     /// Parity shards here, a bit a row, of stripes not yet whole.
     pub(super) parity: BTreeMap<StripeIndex, u32>,
     pub(super) rebuilding: BTreeSet<StripeIndex>,
+    /// Parity shards on the disk, a bit a row: a share of a content that was demoted.
+    pub(super) kept: BTreeMap<StripeIndex, u32>,
     /// Shards asked for outside their lanes.
     pub(super) wants: BTreeMap<ShardIndex, Want>,
     /// How many may be asked for at a time now.
@@ -176,6 +186,14 @@ impl Child {
         }
     }
 
+    /// Other pieces than these are not here any more.
+    pub(super) fn keep_only(&mut self, have: &Bitmap) {
+        let mut gone = self.pending.clone();
+        gone.subtract(have);
+        self.pending.subtract(&gone);
+        self.wants.clear();
+    }
+
     /// The next shard to send, wanted ones first.
     pub(super) fn next(&mut self, geometry: &Geometry) -> Option<ShardIndex> {
         if let Some(shard) = self.wants.pop_front() {
@@ -229,12 +247,16 @@ impl Content {
             refused: false,
             manifest: ManifestHunt::default(),
             body: None,
+            cold: None,
+            warm: None,
+            gave_up: false,
         }
     }
 
     /// Whether pieces are still to come.
     pub(super) fn is_running(&self) -> bool {
-        self.body.as_ref().is_some_and(|body| body.missing > 0)
+        let at_rest = self.cold.as_ref().is_some_and(Cold::is_shed) && self.warm.is_none();
+        !at_rest && self.body.as_ref().is_some_and(|body| body.missing > 0)
     }
 }
 
@@ -256,6 +278,7 @@ impl Body {
             children: BTreeMap::new(),
             parity: BTreeMap::new(),
             rebuilding: BTreeSet::new(),
+            kept: BTreeMap::new(),
             wants: BTreeMap::new(),
             wants_room: limits::WANTS_FIRST,
             asked: BTreeSet::new(),
@@ -269,6 +292,11 @@ impl Body {
             last_arrival: now,
             next_repair: now,
         }
+    }
+
+    /// These parity shards are on the disk.
+    pub(super) fn keep(&mut self, parity: BTreeMap<StripeIndex, u32>) {
+        self.kept = parity;
     }
 
     /// How long an imported lane may bring nothing.
@@ -324,7 +352,10 @@ impl Body {
     pub(super) fn can_serve(&self, shard: ShardIndex) -> bool {
         match (self.geometry.piece_of(shard), self.geometry.split(shard)) {
             (Some(piece), _) => self.have.get(piece.0),
-            (None, Some((stripe, _))) => self.stripe_whole(stripe),
+            (None, Some((stripe, place))) => {
+                let row = place - u32::from(self.geometry.data());
+                self.stripe_whole(stripe) || self.kept.get(&stripe).is_some_and(|rows| rows >> row & 1 == 1)
+            }
             (None, None) => false,
         }
     }

@@ -4,7 +4,7 @@ use super::{Node, limits};
 use crate::io::Output;
 use crate::plan::PlanRequest;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex};
+use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex, StripeIndex};
 use shoal_proto::message::{LaneSet, Message};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ impl Node {
         content.plan = Some(plan.clone());
         let origin = content.origin;
         let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
-        if origin == Some(me) {
+        if origin == Some(me) || !self.active.contains(&id) || content.warm.is_some() {
             return;
         }
         let mut left: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
@@ -92,7 +92,8 @@ impl Node {
     /// Late to a content: lanes we should import are taken from a rack-mate that has told us it has what is missing.
     pub(super) fn prefer_mates(&mut self, id: ContentId) {
         let (links, me, now) = (&self.links, self.config.me, self.now);
-        let Some(content) = self.contents.get_mut(&id).filter(|content| content.late) else { return };
+        let wanted = |content: &&mut super::Content| content.late && content.warm.is_none();
+        let Some(content) = self.contents.get_mut(&id).filter(wanted) else { return };
         let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
         for (number, lane) in body.lanes.iter_mut().enumerate() {
             let number = LaneIndex(number as u8);
@@ -158,6 +159,7 @@ impl Node {
             Some(piece) => self.piece_arrived(id, piece, Some(from)),
             None => self.rebuild_if_possible(id, stripe),
         }
+        self.warm_arrived(id);
     }
 
     /// A piece is here: children that want it get it, its lane's parent is told if it came from elsewhere.
@@ -180,7 +182,7 @@ impl Node {
                 }
             }
         }
-        let stripe = shoal_proto::ids::StripeIndex(piece.0 / u32::from(body.geometry.data()));
+        let stripe = StripeIndex(piece.0 / u32::from(body.geometry.data()));
         if body.parity.contains_key(&stripe) {
             if body.stripe_whole(stripe) {
                 body.parity.remove(&stripe);
@@ -193,7 +195,7 @@ impl Node {
     }
 
     /// Wishes a rebuild once k shards of the stripe are here and parity is among them.
-    fn rebuild_if_possible(&mut self, id: ContentId, stripe: shoal_proto::ids::StripeIndex) {
+    pub(super) fn rebuild_if_possible(&mut self, id: ContentId, stripe: StripeIndex) {
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         if body.stripe_whole(stripe) {
             body.parity.remove(&stripe);
@@ -208,8 +210,21 @@ impl Node {
         }
     }
 
-    pub(super) fn on_rebuilt(&mut self, id: ContentId, shards: &[ShardIndex]) {
+    pub(super) fn on_rebuilt(&mut self, id: ContentId, stripe: StripeIndex, shards: &[ShardIndex]) {
         self.counters.rebuilds += 1;
+        if let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut())
+            && shards.is_empty()
+            && body.rebuilding.remove(&stripe)
+        {
+            // Parity that came is kept in memory for a while only: what is on the disk counts, the rest is asked for again.
+            let (rows, kept) = (body.parity.remove(&stripe), body.kept.get(&stripe).copied());
+            if rows == kept {
+                // Or it cannot be read any more.
+                body.kept.remove(&stripe);
+            } else if let Some(kept) = kept {
+                body.parity.insert(stripe, kept);
+            }
+        }
         for shard in shards {
             let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
             let Some(piece) = body.geometry.piece_of(*shard) else { continue };
@@ -218,13 +233,14 @@ impl Node {
                 self.piece_arrived(id, piece, None);
             }
         }
+        self.warm_arrived(id);
     }
 
     pub(super) fn on_piece_lost(&mut self, id: ContentId, shard: ShardIndex) {
         let Some(content) = self.contents.get_mut(&id) else { return };
         let Some(body) = content.body.as_mut() else { return };
         let Some(piece) = body.geometry.piece_of(shard) else { return };
-        if body.lose(piece) {
+        if body.lose(piece) && content.is_running() {
             self.active.insert(id);
             self.replan(id);
         }
@@ -237,7 +253,10 @@ impl Node {
         if !self.active.remove(&id) {
             return;
         }
+        (content.cold, content.warm) = (None, None);
+        self.warming.remove(&id);
         body.parity.clear();
+        body.kept.clear();
         body.rebuilding.clear();
         body.wants.clear();
         body.tries.clear();

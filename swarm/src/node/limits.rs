@@ -74,6 +74,16 @@ pub const BAD_SHARDS_MAX: u8 = 3;
 pub const BAN: Duration = Duration::from_secs(600);
 /// Pieces got from elsewhere are told to their parents in batches this often.
 pub const GOT_EVERY: Duration = Duration::from_millis(50);
+/// Deals a host may have promised its share of for one content; then it keeps the whole.
+pub const DEALS_MAX: usize = 8;
+/// How often mates that have not answered are asked how far they are with a demotion.
+pub const HOLD_EVERY: Duration = Duration::from_secs(1);
+/// How long the rack may bring nothing of a content that it holds shares of, before other racks are asked.
+pub const COLD_PATIENCE: Duration = Duration::from_secs(3);
+/// Stripes decoded at a time from what is here when a content comes back.
+pub const REBUILDS_MAX: usize = 32;
+/// Shards noted as missing where they should be.
+pub const LACKING_MAX: usize = 4096;
 /// How often job lists are compared with a neighbour.
 pub const ENTROPY_EVERY: Duration = Duration::from_secs(5);
 /// A link with nothing to say for this long is closed.

@@ -1,11 +1,13 @@
 //! The state machine every peer and seeder runs.
 //!
 //! Owns: jobs, contents, links, and every decision about who sends what to whom. Split by meaning: [`announce`] spreads
-//! jobs and finds manifests, [`feeds`] keeps to the latest versions, [`lanes`] subscribes as a child, [`push`] serves as a parent, [`repair`] judges parents and
-//! asks for single shards, [`entropy`] compares job lists, [`neighbours`] keeps links.
+//! jobs and finds manifests, [`feeds`] keeps to the latest versions, [`lanes`] subscribes as a child, [`push`] serves as a
+//! parent, [`repair`] judges parents and asks for single shards, [`cold`] leaves a host its share of a content only and
+//! [`warm`] brings it back, [`entropy`] compares job lists, [`neighbours`] keeps links.
 //! Invariant: `handle` never fails; whatever a peer does wrong becomes state and outputs.
 
 mod announce;
+mod cold;
 mod content;
 mod entropy;
 mod feeds;
@@ -16,6 +18,7 @@ mod neighbours;
 mod planner;
 mod push;
 mod repair;
+mod warm;
 
 pub use limits::{LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
 pub use planner::{CachingPlanner, Planner};
@@ -113,6 +116,10 @@ pub struct Node {
     contents: BTreeMap<ContentId, Content>,
     /// Contents that want something: a manifest or pieces.
     active: BTreeSet<ContentId>,
+    /// Contents whose demotion is being agreed on.
+    cooling: BTreeSet<ContentId>,
+    /// Contents that come back from the rack's shares.
+    warming: BTreeSet<ContentId>,
     parked: Vec<Parked>,
     avoid: BTreeMap<HostIndex, Avoid>,
     /// Links kept up even when there is nothing to do.
@@ -146,6 +153,8 @@ impl Node {
             feeds_wanted: BTreeSet::new(),
             contents: BTreeMap::new(),
             active: BTreeSet::new(),
+            cooling: BTreeSet::new(),
+            warming: BTreeSet::new(),
             parked: Vec::new(),
             avoid: BTreeMap::new(),
             warm: BTreeSet::new(),
@@ -183,7 +192,7 @@ impl Node {
             }
             Input::ShardVerified { content, shard, from } => self.on_shard(content, shard, from),
             Input::ShardCorrupt { content, shard, from } => self.on_corrupt(content, shard, from),
-            Input::Rebuilt { content, shards } => self.on_rebuilt(content, &shards),
+            Input::Rebuilt { content, stripe, shards } => self.on_rebuilt(content, stripe, &shards),
             Input::Sent { to, content, shard } => {
                 if let Some(link) = self.links.get_mut(&to)
                     && link.sent(content, shard)
@@ -193,6 +202,10 @@ impl Node {
                 }
             }
             Input::PieceLost { content, shard } => self.on_piece_lost(content, shard),
+            Input::ShareFound { .. } => self.on_share_found(input),
+            Input::ShareMade { content, deal } => self.on_share_made(content, deal),
+            Input::ShareRefused { content } => self.on_share_refused(content),
+            Input::Shed { content } => self.on_shed(content),
             Input::Removed { content } => self.remove_content(content),
             Input::Forgotten { job } => self.forget_job(job),
         }
@@ -300,6 +313,9 @@ impl Node {
             Message::Lack { content, shards } => self.on_lack(from, content, &shards),
             Message::WantManifest { content } => self.on_want_manifest(from, content),
             Message::Unknown { content } => self.on_unknown(from, content),
+            hold @ Message::Hold { .. } => self.on_hold(from, hold),
+            // The shell's: where these matter there is no brain yet.
+            Message::WantMates | Message::Mates { .. } => {}
             Message::Digest { hash, jobs } => self.on_digest(from, hash, jobs),
             Message::WantAnnounce { jobs } => self.on_want_announce(from, &jobs),
             Message::Feeds { rows } => self.on_feeds(from, &rows),
@@ -318,6 +334,7 @@ impl Node {
             self.forgive_unreachable(host);
         }
         self.reconsider_jobs();
+        self.redeal();
         self.rewarm();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {
@@ -341,6 +358,7 @@ impl Node {
             self.check();
         }
         let busy = !self.active.is_empty()
+            || !self.cooling.is_empty()
             || !self.feeds_wanted.is_empty()
             || !self.parked.is_empty()
             || !self.retry.is_empty()
@@ -354,9 +372,14 @@ impl Node {
         self.expire_avoided();
         self.expire_parked();
         self.dial_again();
+        self.keep_cooling();
         self.check_feeds();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {
+            if self.warming.contains(&content) {
+                self.warm_up(content);
+                continue;
+            }
             self.hunt_manifest(content);
             self.judge(content);
             self.go_around(content);

@@ -44,7 +44,7 @@ impl Node {
         self.links.get(&host).is_some_and(Link::is_up)
     }
 
-    fn is_banned(&self, host: HostIndex) -> bool {
+    pub(super) fn is_banned(&self, host: HostIndex) -> bool {
         self.avoid.get(&host).is_some_and(|avoid| avoid.banned && avoid.until > self.now)
     }
 
@@ -68,6 +68,7 @@ impl Node {
             self.push(Output::SendAnnounce { to: host, job, lane, inline });
         }
         self.send_digest(host);
+        self.greet_mate(host);
         if !self.forgive_unreachable(host) {
             let active: Vec<ContentId> = self.active.iter().copied().collect();
             for content in active {

@@ -14,6 +14,9 @@ use shoal_proto::message::{LaneSet, Message};
 impl Node {
     pub(super) fn on_subscribe(&mut self, from: HostIndex, id: ContentId, lanes: LaneSet, have: Bitmap) {
         let me = self.config.me;
+        if self.decline_child(from, id) {
+            return;
+        }
         let Some(content) = self.contents.get_mut(&id) else {
             self.park(from, id, lanes, have);
             return;
@@ -140,6 +143,7 @@ impl Node {
         child.pending = Bitmap::new(pieces);
         child.wants.clear();
         self.prefer_mates(id);
+        self.warm_arrived(id);
     }
 
     pub(super) fn on_want(&mut self, from: HostIndex, id: ContentId, shards: Vec<ShardIndex>) {

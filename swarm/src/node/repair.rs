@@ -162,6 +162,7 @@ impl Node {
             }
         }
         body.next_repair = now;
+        self.warm_lacks(id, from, shards);
     }
 
     /// A neighbour does not know the content: not a source of its manifest, not a parent for a while.
@@ -174,6 +175,10 @@ impl Node {
         }
         let Some(body) = content.body.as_mut() else { return };
         body.wants.retain(|_, want| want.from != from);
+        if content.warm.is_some() {
+            self.warm_lost(id, from);
+            return;
+        }
         if body.lanes.iter().any(|lane| lane.parent == Some(from)) {
             for lane in body.lanes.iter_mut().filter(|lane| lane.parent == Some(from)) {
                 lane.subscribed = false;

@@ -1,0 +1,182 @@
+//! Who of a rack keeps which shards of a content that no host keeps whole.
+//!
+//! A stripe's shards are dealt out one by one over the rack's hosts, each stripe beginning where the former ended, so no
+//! host has more than `ceil((k + m) / h)` of a stripe. Where that is at most m, the shards of `m / ceil((k + m) / h)`
+//! hosts may be lost: m hosts in racks of k + m and more. In smaller racks one host may be lost all the same: what a host
+//! would hold beyond m shards of a stripe, the next one holds too.
+//!
+//! Invariant: equal hosts and equal geometry deal alike, whoever asks; every shard has a holder.
+
+use crate::codec::DecodeError;
+use crate::geometry::Geometry;
+use crate::ids::{HostIndex, ShardIndex, StripeIndex};
+use crate::limits;
+use minicbor::{Decode, Encode};
+
+/// The hosts among which a content's shards are dealt, ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Deal(#[n(0)] Vec<HostIndex>);
+
+impl Deal {
+    /// A deal over these hosts, in whatever order they come.
+    pub fn new(hosts: impl IntoIterator<Item = HostIndex>) -> Self {
+        let mut hosts: Vec<HostIndex> = hosts.into_iter().collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        Self(hosts)
+    }
+
+    /// The hosts, ascending.
+    pub fn hosts(&self) -> &[HostIndex] {
+        &self.0
+    }
+
+    /// Whether `host` takes part.
+    pub fn contains(&self, host: HostIndex) -> bool {
+        self.0.binary_search(&host).is_ok()
+    }
+
+    /// Checks the bounds. Called on every deal received.
+    pub fn validate(&self) -> Result<(), DecodeError> {
+        if self.0.len() > limits::DEAL_HOSTS_MAX {
+            return Err(DecodeError::TooLong { len: self.0.len(), max: limits::DEAL_HOSTS_MAX });
+        }
+        if !self.0.is_sorted_by(|a, b| a < b) {
+            return Err(DecodeError::invalid("deal", "hosts are not in order"));
+        }
+        Ok(())
+    }
+
+    /// How many of the hosts may be lost.
+    pub fn survives(&self, geometry: &Geometry) -> usize {
+        let hosts = self.0.len();
+        if hosts < 2 {
+            return 0;
+        }
+        (usize::from(geometry.parity()) / (geometry.width() as usize).div_ceil(hosts)).max(1)
+    }
+
+    /// Who holds a shard: one host, or two. Nobody when there is no such shard, or no host.
+    pub fn holders(&self, geometry: &Geometry, shard: ShardIndex) -> impl Iterator<Item = HostIndex> {
+        let seats = self.seats(geometry, shard);
+        seats.into_iter().flatten().map(|seat| self.0[seat])
+    }
+
+    /// Whether `host` holds a shard.
+    pub fn holds(&self, geometry: &Geometry, host: HostIndex, shard: ShardIndex) -> bool {
+        self.holders(geometry, shard).any(|holder| holder == host)
+    }
+
+    /// The shards that `host` holds, ascending.
+    pub fn share<'a>(&'a self, geometry: &'a Geometry, host: HostIndex) -> impl Iterator<Item = ShardIndex> + 'a {
+        let stripes = if self.contains(host) { geometry.stripe_count() } else { 0 };
+        let all = (0..stripes).map(StripeIndex).flat_map(|stripe| geometry.stripe_shards(stripe));
+        all.filter(move |shard| self.holds(geometry, host, *shard))
+    }
+
+    /// Places in `0` of a shard's holders.
+    fn seats(&self, geometry: &Geometry, shard: ShardIndex) -> [Option<usize>; 2] {
+        let hosts = self.0.len();
+        let Some((stripe, place)) = geometry.split(shard).filter(|_| hosts > 0) else { return [None; 2] };
+        let (data, parity) = (u32::from(geometry.data()), usize::from(geometry.parity()));
+        if hosts == 1 {
+            // Parity beside the whole is good for nothing.
+            return [(place < data).then_some(0), None];
+        }
+        // A short last stripe leaves a gap between data and parity.
+        let order = if place < data { place } else { geometry.stripe_data(stripe) + place - data } as usize;
+        let width = geometry.width() as usize;
+        // Where a stripe goes round evenly, the next begins one further, so that parity is not always the same hosts'.
+        let first = stripe.index() % hosts * if width.is_multiple_of(hosts) { 1 } else { width };
+        let seat = (first + order) % hosts;
+        let crowded = parity < width.div_ceil(hosts);
+        [Some(seat), (crowded && order / hosts >= parity).then_some((seat + 1) % hosts)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ContentId;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn geometry(data: u8, parity: u8, pieces: usize) -> Geometry {
+        Geometry::new(data, parity, 64, &ContentId([7; 32]), vec![1000u32; pieces].into()).unwrap()
+    }
+
+    fn deal(hosts: u32) -> Deal {
+        Deal::new((0..hosts).map(|host| HostIndex(host * 3 + 1)))
+    }
+
+    /// Whether the hosts left can make every stripe.
+    fn is_whole(deal: &Deal, geometry: &Geometry, lost: &BTreeSet<HostIndex>) -> bool {
+        (0..geometry.stripe_count()).map(StripeIndex).all(|stripe| {
+            let held = geometry
+                .stripe_shards(stripe)
+                .filter(|shard| deal.holders(geometry, *shard).any(|holder| !lost.contains(&holder)));
+            held.count() as u32 >= geometry.stripe_data(stripe)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_promised_number_of_hosts_may_be_lost(
+            data in 1u8..20, parity in 0u8..6, hosts in 1u32..30, pieces in 1usize..200, start in any::<u32>(),
+        ) {
+            let (geometry, deal) = (geometry(data, parity, pieces), deal(hosts));
+            let survives = deal.survives(&geometry);
+            prop_assert!(survives >= usize::from(hosts > 1));
+            prop_assert!(survives <= usize::from(parity).max(1));
+            // Neighbours are the worst to lose, wherever they begin.
+            for step in [1, 2, 3] {
+                let lost = (0..survives as u32).map(|at| deal.hosts()[((start % hosts + at * step) % hosts) as usize]);
+                prop_assert!(is_whole(&deal, &geometry, &lost.collect()));
+            }
+        }
+
+        #[test]
+        fn shares_are_even_and_cover_everything(
+            data in 1u8..20, parity in 0u8..6, hosts in 1u32..30, pieces in 1usize..200,
+        ) {
+            let (geometry, deal) = (geometry(data, parity, pieces), deal(hosts));
+            let mut all = BTreeSet::new();
+            for host in deal.hosts() {
+                let share: Vec<ShardIndex> = deal.share(&geometry, *host).collect();
+                prop_assert!(share.is_sorted());
+                all.extend(share);
+            }
+            let shards = (0..geometry.stripe_count()).flat_map(|stripe| geometry.stripe_shards(StripeIndex(stripe)));
+            let whole = hosts == 1;
+            prop_assert!(shards.filter(|shard| !whole || !geometry.is_parity(*shard)).all(|shard| all.contains(&shard)));
+        }
+    }
+
+    #[test]
+    fn a_full_rack_keeps_one_of_each_and_survives_m() {
+        let (geometry, deal) = (geometry(16, 4, 16 * 50), deal(20));
+        assert_eq!(deal.survives(&geometry), 4);
+        let held: usize = deal.hosts().iter().map(|host| deal.share(&geometry, *host).count()).sum();
+        assert_eq!(held, 20 * 50, "(k + m) / k of the content");
+        for host in deal.hosts() {
+            assert_eq!(deal.share(&geometry, *host).count(), 50);
+        }
+    }
+
+    #[test]
+    fn a_small_rack_pays_for_one_host() {
+        let (geometry, deal) = (geometry(16, 4, 16 * 50), deal(4));
+        assert_eq!(deal.survives(&geometry), 1);
+        let held: usize = deal.hosts().iter().map(|host| deal.share(&geometry, *host).count()).sum();
+        assert_eq!(held, 24 * 50, "one and a half times the content instead of four times");
+    }
+
+    #[test]
+    fn what_is_no_deal_is_refused() {
+        assert!(Deal(vec![HostIndex(2), HostIndex(2)]).validate().is_err());
+        assert!(Deal(vec![HostIndex(2), HostIndex(1)]).validate().is_err());
+        assert!(Deal::new((0..2000).map(HostIndex)).validate().is_err());
+        assert!(Deal::new([HostIndex(2), HostIndex(1), HostIndex(2)]).validate().is_ok());
+    }
+}

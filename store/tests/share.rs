@@ -1,0 +1,228 @@
+//! Shares of demoted contents: made, let go to, reopened, filled up again.
+
+use bytes::Bytes;
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::deal::Deal;
+use shoal_proto::geometry::Geometry;
+use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex, StripeIndex};
+use shoal_store::ingest::{IngestOptions, IngestProgress};
+use shoal_store::{ReadError, ShareError, Store, StoreConfig, StoreEvent};
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+const SIZE: usize = 6_000_000;
+
+fn open_with(dir: &Path, quota: Option<u64>) -> (Store, Receiver<StoreEvent>) {
+    let (sender, receiver) = sync_channel(10_000);
+    let config = StoreConfig { dir: dir.to_path_buf(), quota, min_free: 0, hot: 1 << 20 };
+    let store = Store::open(config, Box::new(move |event| sender.send(event).unwrap())).unwrap();
+    (store, receiver)
+}
+
+fn open(dir: &Path) -> Store {
+    open_with(dir, None).0
+}
+
+fn noise(seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; SIZE];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A store with one whole content.
+fn whole(dir: &Path, seed: u64) -> (Store, ContentId, Geometry) {
+    let store = open(dir);
+    let file = dir.join("file");
+    fs::write(&file, noise(seed)).unwrap();
+    let options = IngestOptions { data: 4, parity: 2, ..IngestOptions::default() };
+    let id = store.ingest(&file, &options, &Arc::new(IngestProgress::default())).unwrap().content;
+    fs::remove_file(file).unwrap();
+    let geometry = store.manifest(&id).unwrap().geometry(&id).unwrap();
+    (store, id, geometry)
+}
+
+fn deal(hosts: u32) -> Deal {
+    Deal::new((0..hosts).map(HostIndex))
+}
+
+fn shards(geometry: &Geometry) -> impl Iterator<Item = ShardIndex> + '_ {
+    (0..geometry.stripe_count()).flat_map(|stripe| geometry.stripe_shards(StripeIndex(stripe)))
+}
+
+/// Every shard of the share can be read, and no other piece.
+fn assert_share(store: &Store, id: &ContentId, deals: &[Deal], me: HostIndex, right: &Store) {
+    let geometry = store.manifest(id).unwrap().geometry(id).unwrap();
+    for shard in shards(&geometry) {
+        match deals.iter().any(|deal| deal.holds(&geometry, me, shard)) {
+            true => assert_eq!(store.read(id, shard).unwrap(), right.read(id, shard).unwrap(), "{shard}"),
+            false => assert!(matches!(store.read(id, shard), Err(ReadError::NotHere)), "{shard}"),
+        }
+    }
+}
+
+fn on_disk(dir: &Path, id: &ContentId) -> u64 {
+    let files = fs::read_dir(dir.join("contents").join(id.to_string())).unwrap();
+    files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+}
+
+#[test]
+fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let (right, id, geometry) = whole(&dir.path().join("right"), 1);
+    let path = dir.path().join("peer");
+    let (store, same, _) = whole(&path, 1);
+    assert_eq!(same, id);
+    let (me, deals) = (HostIndex(2), [deal(6)]);
+    store.make_share(&id, me, &deals[0]).unwrap();
+    assert!(store.is_complete(&id), "the whole is still here");
+    drop(store);
+    let store = open(&path);
+    assert_eq!(store.records()[0].share.as_ref().unwrap().share.deals, deals);
+    assert!(store.is_complete(&id));
+    let left = store.shed(&id).unwrap();
+    assert!(!store.is_complete(&id));
+    assert_eq!(store.usage().used, left);
+    let share = deals[0].share(&geometry, me).filter_map(|shard| geometry.shard_len(shard));
+    assert_eq!(left, share.map(u64::from).sum::<u64>());
+    assert!(left * 7 < SIZE as u64 * 2, "about a quarter: {left}");
+    // A block at each end of a piece, the manifest, and what the file system needs for itself.
+    assert!(on_disk(&path, &id) < left + 10 * 4096 + left / 10, "{} for {left}", on_disk(&path, &id));
+    assert_share(&store, &id, &deals, me, &right);
+    drop(store);
+    let store = open(&path);
+    assert_share(&store, &id, &deals, me, &right);
+    assert_eq!(store.usage().used, left);
+    let found = store.records().remove(0);
+    assert!(found.share.unwrap().share.shed && !found.complete);
+}
+
+#[test]
+fn every_share_promised_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (right, id, _) = whole(&dir.path().join("right"), 2);
+    let path = dir.path().join("peer");
+    let (store, _, _) = whole(&path, 2);
+    let (me, deals) = (HostIndex(1), [deal(6), deal(5)]);
+    deals.iter().for_each(|deal| store.make_share(&id, me, deal).unwrap());
+    store.shed(&id).unwrap();
+    assert_share(&store, &id, &deals, me, &right);
+    drop(store);
+    assert_share(&open(&path), &id, &deals, me, &right);
+}
+
+#[test]
+fn a_content_grows_whole_again_from_other_shares() {
+    let dir = tempfile::tempdir().unwrap();
+    let (right, id, geometry) = whole(&dir.path().join("right"), 3);
+    let path = dir.path().join("peer");
+    let (store, _, _) = whole(&path, 3);
+    let (me, deal) = (HostIndex(0), deal(6));
+    store.make_share(&id, me, &deal).unwrap();
+    store.shed(&id).unwrap();
+    drop(store);
+    let (store, events) = open_with(&path, None);
+    assert!(store.regrow(&id).unwrap().is_empty());
+    assert!(store.usage().used >= SIZE as u64);
+    // Two of the six hosts are lost; whatever the others have is asked for as long as the stripe lacks something.
+    for stripe in (0..geometry.stripe_count()).map(StripeIndex) {
+        let have: Vec<ShardIndex> =
+            geometry.stripe_shards(stripe).filter(|shard| deal.holds(&geometry, me, *shard)).collect();
+        let others = geometry.stripe_shards(stripe).filter(|shard| {
+            deal.holders(&geometry, *shard).any(|holder| (1..4).contains(&holder.0)) && !have.contains(shard)
+        });
+        let need = geometry.stripe_data(stripe) as usize - have.len();
+        for shard in others.take(need) {
+            store.put(&id, shard, right.read(&id, shard).unwrap(), 0).unwrap();
+            assert!(matches!(events.recv().unwrap(), StoreEvent::Verified { .. }));
+        }
+        store.rebuild(&id, stripe);
+        assert!(matches!(events.recv().unwrap(), StoreEvent::Rebuilt { .. }));
+    }
+    store.finish(&id).unwrap();
+    assert_eq!(fs::read(store.stream_path(&id, 0)).unwrap(), noise(3));
+    assert_eq!(store.usage().used, SIZE as u64);
+    assert!(store.share(&id).is_none() && !path.join("contents").join(id.to_string()).join("parity").exists());
+}
+
+#[test]
+fn other_names_for_the_stream_keep_what_they_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("peer");
+    let (store, id, _) = whole(&path, 4);
+    let link = dir.path().join("linked");
+    fs::hard_link(store.stream_path(&id, 0), &link).unwrap();
+    store.make_share(&id, HostIndex(0), &deal(6)).unwrap();
+    store.shed(&id).unwrap();
+    assert_eq!(fs::read(link).unwrap(), noise(4));
+}
+
+#[test]
+fn an_exchange_that_was_interrupted_is_finished_or_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (right, id, _) = whole(&dir.path().join("right"), 5);
+    let path = dir.path().join("peer");
+    let (store, _, _) = whole(&path, 5);
+    store.make_share(&id, HostIndex(0), &deal(6)).unwrap();
+    let stream = store.stream_path(&id, 0);
+    let copy = stream.with_extension("share");
+    drop(store);
+    // Stopped while the copy was written: the whole is here.
+    fs::write(&copy, b"half").unwrap();
+    let store = open(&path);
+    assert!(store.is_complete(&id) && !copy.exists());
+    store.shed(&id).unwrap();
+    drop(store);
+    // Stopped between the index and the exchange: the copy waits in its place.
+    fs::rename(&stream, &copy).unwrap();
+    fs::write(&stream, noise(5)).unwrap();
+    let store = open(&path);
+    assert!(!store.is_complete(&id) && !copy.exists());
+    assert_share(&store, &id, &[deal(6)], HostIndex(0), &right);
+}
+
+#[test]
+fn damage_is_found_before_anything_is_let_go_and_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("peer");
+    let (store, id, geometry) = whole(&path, 6);
+    let garble = |file: &Path| {
+        let file = fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.write_all_at(b"garbage", 1000).unwrap();
+    };
+    let stream = store.stream_path(&id, 0);
+    store.make_share(&id, HostIndex(0), &deal(6)).unwrap();
+    garble(&stream);
+    let owner = deal(6).holders(&geometry, ShardIndex(4)).next().unwrap();
+    assert!(matches!(store.make_share(&id, owner, &deal(6)), Err(ShareError::Damaged(StripeIndex(0)))));
+    assert!(store.is_complete(&id));
+    drop(store);
+    garble(&path.join("contents").join(id.to_string()).join("parity"));
+    let store = open(&path);
+    let found = store.records().remove(0).share.unwrap();
+    let rows: u32 = found.parity.values().map(|rows| rows.count_ones()).sum();
+    let dealt = deal(6).share(&geometry, HostIndex(0)).filter(|shard| geometry.is_parity(*shard)).count() as u32;
+    let first = deal(6).holds(&geometry, HostIndex(0), ShardIndex(4));
+    assert_eq!(rows, dealt - u32::from(first), "a garbled row does not count");
+}
+
+#[test]
+fn nothing_is_let_go_for_which_there_is_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("peer");
+    let (store, id, geometry) = whole(&path, 7);
+    drop(store);
+    let (store, _events) = open_with(&path, Some(SIZE as u64 + 100_000));
+    let refused = store.make_share(&id, HostIndex(0), &deal(6));
+    assert!(matches!(refused, Err(ShareError::Room(_))), "{refused:?}");
+    assert!(store.is_complete(&id));
+    assert!(matches!(store.shed(&id), Err(ShareError::NotWhole)), "no share was made");
+    let missing = Bitmap::full(geometry.piece_count());
+    assert_eq!(store.records()[0].have, missing);
+    let unknown = ContentId([9; 32]);
+    assert!(matches!(store.make_share(&unknown, HostIndex(0), &deal(6)), Err(ShareError::NotWhole)));
+    let read: Result<Bytes, ReadError> = store.read(&id, geometry.shard_of(PieceIndex(0)));
+    read.unwrap();
+}
