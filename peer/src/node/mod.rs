@@ -536,6 +536,7 @@ impl Driver {
         self.membership_saved = false;
         if self.brain.is_some() {
             self.tell(Input::Membership(self.membership.clone()));
+            self.rename_links(&former);
             if self.me.is_some_and(|me| former.get(me) != self.membership.get(me)) {
                 self.open_reports();
                 self.judge_all();
@@ -544,6 +545,20 @@ impl Driver {
             self.start_brain();
         }
         self.greet_strangers();
+    }
+
+    /// A host may have another place in the roster than before, as after a tracker's restore: its link is that one's now.
+    fn rename_links(&mut self, former: &Membership) {
+        let linked: Vec<NodeId> = self.linked.iter().copied().collect();
+        for node in linked {
+            match (former.by_node(&node), self.membership.by_node(&node)) {
+                (Some(old), Some(new)) if old != new => {
+                    self.tell(Input::LinkDown { host: old, reason: None });
+                    self.tell(Input::LinkUp { host: new });
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Writes counts and membership to the disk, beside the driver.
