@@ -125,6 +125,7 @@ impl Intruder {
             expires_at: now + 3600,
             feed: None,
             staged: false,
+            order: None,
         }
     }
 

@@ -68,10 +68,20 @@ fn region_of(key: &[u8]) -> Option<&str> {
     std::str::from_utf8(key.get(16..key.len().checked_sub(33)?)?).ok()
 }
 
+/// Opens or creates the database of a state folder.
+pub(crate) fn open_db(dir: &Path) -> Result<sled::Db, sled::Error> {
+    sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).mode(sled::Mode::LowSpace).open()
+}
+
 impl Ledger {
+    /// The database, for a backup.
+    pub(crate) fn db(&self) -> sled::Db {
+        self.db.clone()
+    }
+
     /// Opens or creates.
     pub fn open(dir: &Path, jobs_max: usize) -> Result<Self, LedgerError> {
-        let db = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).mode(sled::Mode::LowSpace).open()?;
+        let db = open_db(dir)?;
         Ok(Self {
             sequences: db.open_tree("sequences")?,
             roster: db.open_tree("roster")?,

@@ -62,6 +62,7 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     let bytes = std::fs::read(&path).map_err(|source| RunError::Read { path: path.clone(), source })?;
     let trust = Trust::open(&bytes, None).map_err(|source| RunError::Trust { path, source })?;
     let ledger = Ledger::open(&config.dir, config.jobs_max)?;
+    let db = ledger.db();
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
     let metrics = Metrics::with_process();
@@ -72,6 +73,8 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
         gauge.set(bytes_in.load(Ordering::Relaxed) as i64);
     });
     let mut tasks = Tasks::new(token);
+    let source: shoal_ops::backup::Source = Arc::new(move |out, _| crate::backup::write(&db, out));
+    tasks.spawn("backups", shoal_ops::backup::serve(config.dir.clone(), "hub", source, tasks.token().clone()));
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(%http, "hub started");
     Ok(Started { http, tasks })

@@ -3,8 +3,9 @@
 //! Owns: the process, not what it does. Invariant: nothing here knows a role, a content or a host.
 //!
 //! Where to look: layered configuration in [`config`] and its human units in [`units`]; the HTTP server every role opens
-//! in [`http`], its client in [`client`]; counters in [`metrics`]; stopping in [`shutdown`]; logs in [`logs`].
+//! in [`http`], its client in [`client`]; counters in [`metrics`]; stopping in [`shutdown`]; state in and out in [`backup`]; logs in [`logs`].
 
+pub mod backup;
 pub mod client;
 pub mod config;
 pub mod http;

@@ -3,10 +3,10 @@
 //! Owns: the one task that runs the brain, its connection to the tracker, activation on disk, the local API.
 //! Invariant: only the driver's task touches the brain; everything slow happens elsewhere and comes back as an event.
 //!
-//! Where to look: configuration in [`config`]; the driver in [`node`]; what its links keep to in [`limits`]; what readers have of feeds in [`feeds`]; switching a
-//! version in with [`activate`], as a rollout asks for it and with hooks with [`rollout`]; what a host says of its jobs in
-//! [`reports`]; the tracker's client in [`tracker`]; the HTTP API in [`api`]; the registry mirror in [`mirror`]; having
-//! containerd unpack images in [`warm`].
+//! Where to look: configuration in [`config`]; the driver in [`node`]; what its links keep to in [`limits`]; what readers
+//! have of feeds in [`feeds`]; switching a version in with [`activate`], as a rollout asks for it and with hooks with
+//! [`rollout`]; what a host says of its jobs in [`reports`]; the tracker's client in [`tracker`]; the HTTP API in [`api`];
+//! the registry mirror in [`mirror`]; having containerd unpack images in [`warm`].
 
 pub mod activate;
 pub mod api;

@@ -200,6 +200,20 @@ mod tests {
     }
 
     #[test]
+    fn the_worst_set_of_hosts_fits() {
+        let open = Hosts::Indices((0..limits::HOSTS_MAX).step_by(2).collect());
+        let target = Target { version: "v".repeat(63), content: ContentId([1; 32]), sequence: u64::MAX };
+        let rule = Rule { hosts: Hosts::Share { from: 0, to: SHARES }, target };
+        let rules = vec![rule; limits::DESIRED_RULES_MAX];
+        let name = "n".repeat(100);
+        let (rollout, attempt) = (JobId([1; 16]), 1);
+        let desired = Desired { name, rollout, attempt, hold: false, back: false, watch: true, rules, open };
+        let bytes = desired.to_bytes();
+        assert!(bytes.len() < limits::DESIRED_BYTES_MAX, "{}", bytes.len());
+        assert_eq!(Desired::from_bytes(&bytes).unwrap(), desired);
+    }
+
+    #[test]
     fn feeds_have_names() {
         assert_eq!(feed_of("edge/a").as_deref(), Some("desired/edge/a"));
         assert_eq!(name_of("desired/edge/a"), Some("edge/a"));

@@ -51,6 +51,9 @@ pub enum Reason {
     /// It was switched in, and then its probe failed.
     #[n(10)]
     Unhealthy,
+    /// It is in use here, so it is not demoted.
+    #[n(11)]
+    InUse,
     /// The container runtime did not answer.
     #[n(16)]
     RuntimeAway,
@@ -63,9 +66,6 @@ pub enum Reason {
     /// The container runtime did not end in time.
     #[n(19)]
     Timeout,
-    /// It is in use here, so it is not demoted.
-    #[n(20)]
-    InUse,
 }
 
 impl fmt::Display for Reason {

@@ -72,9 +72,9 @@ pub(crate) fn routes(
 ) -> Router {
     Router::new()
         .route("/v1/push", post(push))
+        .route("/v1/images/resolve", post(resolve))
         .route("/v1/demote", post(demote))
         .route("/v1/promote", post(promote))
-        .route("/v1/images/resolve", post(resolve))
         .route("/v1/jobs", get(list))
         .route("/v1/jobs/{id}", get(status))
         .route("/v1/jobs/{id}/events", get(events))
@@ -121,6 +121,11 @@ async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Resul
     Ok(Json(Pushed { job }))
 }
 
+/// What pulling an image would bring; nothing is pulled but its documents.
+async fn resolve(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Resolved>, ApiError> {
+    api.jobs.resolve(&request).await.map(Json).map_err(refused)
+}
+
 async fn demote(State(api): State<Api>, Json(request): Json<OrderRequest>) -> Result<Json<Pushed>, ApiError> {
     order(&api, Order::Demote, &request).await
 }
@@ -145,11 +150,6 @@ async fn order(api: &Api, order: Order, request: &OrderRequest) -> Result<Json<P
         ApiError::new(status, "order refused", error.to_string(), remedy)
     })?;
     Ok(Json(Pushed { job }))
-}
-
-/// What pulling an image would bring; nothing is pulled but its documents.
-async fn resolve(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Resolved>, ApiError> {
-    api.jobs.resolve(&request).await.map(Json).map_err(refused)
 }
 
 fn remedy(error: &PushError) -> &'static str {

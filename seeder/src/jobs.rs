@@ -258,6 +258,18 @@ impl Jobs {
         Ok(job)
     }
 
+    /// How many hosts a selector names; none is an error, unless there is no membership yet.
+    pub(crate) fn selected(&self, to: &[String]) -> Result<u32, PushError> {
+        let selector = Selector::parse(to).map_err(|error| PushError::Selector(error.to_string()))?;
+        let membership = self.handle.membership.borrow().clone();
+        let hosts = membership.select(&selector);
+        // Without any membership there is no tracker yet, and nothing can be said.
+        if !membership.is_empty() && hosts.none() {
+            return Err(PushError::NoHosts(selector.to_string()));
+        }
+        Ok(hosts.count())
+    }
+
     /// Forgets the oldest finished job where there are too many.
     fn make_way(&self, rows: &mut BTreeMap<JobId, Job>) -> Result<(), PushError> {
         if rows.len() >= JOBS_MAX {
@@ -275,18 +287,6 @@ impl Jobs {
         self.make_way(&mut rows).map_err(|error| error.to_string())?;
         rows.insert(row.status.job, row);
         Ok(())
-    }
-
-    /// How many hosts a selector names; none is an error, unless there is no membership yet.
-    pub(crate) fn selected(&self, to: &[String]) -> Result<u32, PushError> {
-        let selector = Selector::parse(to).map_err(|error| PushError::Selector(error.to_string()))?;
-        let membership = self.handle.membership.borrow().clone();
-        let hosts = membership.select(&selector);
-        // Without any membership there is no tracker yet, and nothing can be said.
-        if !membership.is_empty() && hosts.none() {
-            return Err(PushError::NoHosts(selector.to_string()));
-        }
-        Ok(hosts.count())
     }
 
     /// Follows a rollout like a job, so that what hosts say of it is shown and told to the hub.

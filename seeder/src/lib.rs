@@ -4,11 +4,12 @@
 //! Invariant: an announcement is signed only for a content that is whole and durable here.
 //!
 //! Where to look: configuration in [`config`]; which jobs there are in [`jobs`], what is told of them in [`status`]; a push
-//! from path to announcement in [`take_in`], of an image in [`images`], demotion and promotion in [`orders`], from a [`registry`]; images hosts were asked for in
-//! [`wanted`]; how far the hosts are in [`progress`]; versions of feeds in [`feeds`]; versions switched in wave by wave in
-//! [`rollout`]; the HTTP API in [`api`].
+//! from path to announcement in [`take_in`], of an image in [`images`], from a [`registry`]; images hosts were asked for in
+//! [`wanted`]; demotion and promotion of what was pushed in [`orders`]; how far the hosts are in [`progress`]; versions of
+//! feeds in [`feeds`]; versions switched in wave by wave in [`rollout`]; the HTTP API in [`api`].
 
 pub mod api;
+pub mod backup;
 pub mod config;
 pub mod feeds;
 pub mod images;

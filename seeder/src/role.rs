@@ -79,6 +79,11 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
     let node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
     let feeds = Feeds::open(config, publisher.clone(), &node);
+    let (store, dir) = (node.handle.store.clone(), config.dir.clone());
+    let source: shoal_ops::backup::Source =
+        Arc::new(move |out, contents| crate::backup::write(&store, &dir, contents, out));
+    let backups = shoal_ops::backup::serve(config.dir.clone(), "seeder", source, tasks.token().clone());
+    tasks.spawn("backups", backups);
     let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();
     tasks.spawn("job progress", jobs.clone().poll(token.clone()));
@@ -91,12 +96,12 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         Some(_) => Vec::new(),
         None => vec!["no tracker can be reached".to_string()],
     });
-    let limits = shoal_peer::limits::api::routes(node.limits.clone(), Some(admin.clone()));
     if let Some(wishes) = node.wanted {
         let (prefixes, node) = (config.fetch_through.clone(), node.handle.clone());
         let wanted = Wanted { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
         tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
     }
+    let limits = shoal_peer::limits::api::routes(node.limits.clone(), Some(admin.clone()));
     let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts).merge(limits);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));

@@ -52,6 +52,8 @@ pub enum Phase {
     Pulling,
     /// Being read, cut and hashed.
     Ingesting,
+    /// Of an image: waiting until another that shares layers with it has reached the hosts.
+    Waiting,
     /// On its way to the hosts.
     Distributing,
     /// Every host that is there has it or has failed.
@@ -143,7 +145,7 @@ impl JobStatus {
 
     /// Whether its content is still to be taken in.
     pub(crate) fn is_coming(&self) -> bool {
-        matches!(self.phase, Phase::Pulling | Phase::Ingesting)
+        matches!(self.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting)
     }
 
     /// Whether hosts may still do something: it is under way, or it is done but for hosts that are away.

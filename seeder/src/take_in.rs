@@ -37,7 +37,10 @@ impl Jobs {
             _ => self.ingest(job, &request).await.map_err(|error| error.to_string()),
         };
         let announced = match ingested {
-            Ok(ingested) => self.announce(job, &request, &ingested).await,
+            Ok(ingested) => {
+                let _turn = self.turn_among_images(job, &request.to, &ingested).await;
+                self.announce(job, &request, &ingested).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = announced {
@@ -122,7 +125,7 @@ impl Jobs {
             let found = (announcement.sequence, announcement.content);
             let name = match announcement.kind {
                 // Each tag is a name: of a repository the latest push counts, or a seeder would keep every tag for ever.
-                Kind::Image => announcement.name.rsplit_once('/').map_or("", |(name, _)| name).to_string(),
+                Kind::Image => announcement.name.rsplit_once('/').map_or(&*announcement.name, |(name, _)| name).into(),
                 _ => announcement.name,
             };
             let slot = newest.entry((announcement.kind, name)).or_insert(found);

@@ -124,7 +124,8 @@ impl Wanted {
                 version: String::new(),
                 kind: Kind::Image,
                 to: hosts.iter().map(one).collect(),
-                staged: false,
+                // Who asked pulls it by itself; nobody asked for it to be unpacked and kept.
+                staged: true,
                 image: Some(image),
             };
             match self.create(request).await {

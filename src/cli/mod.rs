@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 an error; 2 wrong usage; 3 the job ended and some hosts failed; 4 the job did not end in time or
 //! hosts are away; 130 interrupted.
 
+mod backup;
 mod cluster;
 mod completions;
 mod config;
@@ -69,6 +70,10 @@ enum Command {
     /// Send a host's containerd to the peer's registry mirror
     #[command(subcommand)]
     Containerd(containerd::Command),
+    /// Write a role's state to a file, while it runs or while it does not
+    Backup(backup::Backup),
+    /// Make a role's state from a backup
+    Restore(backup::Restore),
     /// Check or show a role's configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -124,6 +129,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Limits(command) => limits::run(&command),
         Command::Cluster(command) => cluster::run(&command),
         Command::Containerd(command) => containerd::run(&command),
+        Command::Backup(args) => backup::backup(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::Config(command) => config::run(&command),
         Command::Hub(args) => role::run(config::Role::Hub, &args),
         Command::Tracker(args) => role::run(config::Role::Tracker, &args),

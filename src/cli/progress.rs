@@ -216,7 +216,7 @@ fn style(template: &str) -> ProgressStyle {
 
 /// Done and total, in the unit of the phase.
 fn measure(status: &JobStatus) -> (u64, u64) {
-    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting) {
         return (status.ingested, status.size);
     }
     let (hosts, ..) = status.hosts();
@@ -224,7 +224,7 @@ fn measure(status: &JobStatus) -> (u64, u64) {
 }
 
 fn details(status: &JobStatus) -> String {
-    if matches!(status.phase, Phase::Pulling | Phase::Ingesting) {
+    if matches!(status.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting) {
         return format!("{} of {}", ByteSize(status.ingested).rounded(), ByteSize(status.size).rounded());
     }
     let (hosts, _, active, failed, _) = status.hosts();
@@ -244,6 +244,7 @@ fn word(phase: Phase) -> &'static str {
     match phase {
         Phase::Pulling => "pulling",
         Phase::Ingesting => "reading",
+        Phase::Waiting => "waiting",
         Phase::Distributing => "distributing",
         Phase::Done => "done",
         Phase::Failed => "failed",

@@ -39,7 +39,7 @@ pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
-        .max_blocking_threads(16)
+        .max_blocking_threads(24)
         .thread_stack_size(1024 * 1024)
         .build()?;
     runtime.block_on(async {

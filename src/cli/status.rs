@@ -48,8 +48,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             }
             summary(&status);
             for line in status.lines.iter().filter(|line| !line.away && !line.state.starts_with("failed")) {
-                let (have, of) = (line.pieces, status.pieces);
-                output::line(&format!("  {}: {} {have} of {of} pieces {}", line.host, line.state, line.detail));
+                let pieces = match status.rollout {
+                    true => String::new(),
+                    false => format!(" {} of {} pieces", line.pieces, status.pieces),
+                };
+                output::line(&format!("  {}: {}{pieces} {}", line.host, line.state, line.detail));
             }
         }
         let (_, _, _, failed, _) = status.hosts();

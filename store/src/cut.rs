@@ -17,14 +17,13 @@ pub fn average_for(size: u64) -> u32 {
 /// image. Of a plain archive a new version shares most pieces if they are small; of a compressed one it shares none, so
 /// that its pieces only have to be enough to keep every lane busy.
 pub fn average_for_blob(media_type: &str, size: u64) -> u32 {
-    const PLAIN_MAX: u64 = 32 << 30;
-    let plain = media_type.ends_with("tar");
-    match (plain, size) {
-        (_, ..=0x0010_0000) => average_for(size),
-        (true, ..=PLAIN_MAX) => average_for(size).min(128 * 1024),
-        (false, ..=0x0400_0000) => 256 * 1024,
-        _ => 1024 * 1024,
+    const PLAIN: [(u64, u32); 3] = [(64 << 20, 32 * 1024), (1 << 30, 64 * 1024), (32 << 30, 128 * 1024)];
+    const PACKED: [(u64, u32); 1] = [(64 << 20, 256 * 1024)];
+    if size <= 1 << 20 {
+        return average_for(size);
     }
+    let table = if media_type.ends_with("tar") { &PLAIN[..] } else { &PACKED };
+    table.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
 }
 
 /// Smallest and largest piece for an average. The largest is twice the average: a stripe is as long as its longest piece.
@@ -126,7 +125,8 @@ mod tests {
         let plain = "application/vnd.oci.image.layer.v1.tar";
         let table = [
             (plain, 1000, 16 * 1024),
-            (plain, 50 << 20, 64 * 1024),
+            (plain, 50 << 20, 32 * 1024),
+            (plain, 300 << 20, 64 * 1024),
             (plain, 10 << 30, 128 * 1024),
             (plain, 100 << 30, 1024 * 1024),
             ("application/vnd.docker.image.rootfs.diff.tar", 10 << 30, 128 * 1024),

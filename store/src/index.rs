@@ -19,9 +19,9 @@ pub enum Tree {
 }
 
 impl Tree {
-    const ALL: [Self; 4] = [Self::Contents, Self::Jobs, Self::Pieces, Self::State];
+    pub(crate) const ALL: [Self; 4] = [Self::Contents, Self::Jobs, Self::Pieces, Self::State];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Contents => "contents",
             Self::Jobs => "jobs",

@@ -189,6 +189,11 @@ impl Layout {
         self.file(self.stream_of(piece))?.write_all_at(bytes, self.offsets[piece.index()])
     }
 
+    /// Has the disk take what was written to a stream so far, if it is still written to.
+    pub(crate) fn flush(&self, stream: usize) -> io::Result<()> {
+        if *lock(&self.held) { self.file(stream)?.sync_data() } else { Ok(()) }
+    }
+
     /// Writes files with these pieces and holes between them beside the streams, durable; gives them, and the streams they
     /// may replace.
     pub(crate) fn copy_sparse(&self, pieces: &Bitmap, suffix: &str) -> io::Result<Vec<(PathBuf, PathBuf)>> {
@@ -209,11 +214,6 @@ impl Layout {
     pub(crate) fn reserve(&self) -> io::Result<()> {
         self.hold()?;
         (0..self.sizes.len()).try_for_each(|stream| reserve(&*self.file(stream)?, self.sizes[stream]))
-    }
-
-    /// Has the disk take what was written to a stream so far, if it is still written to.
-    pub(crate) fn flush(&self, stream: usize) -> io::Result<()> {
-        if *lock(&self.held) { self.file(stream)?.sync_data() } else { Ok(()) }
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {

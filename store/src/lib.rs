@@ -5,10 +5,12 @@
 //! hashing what is there.
 //!
 //! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the thread in [`writer`]; parity in
-//! [`codec`]; images and their blobs in [`images`]; what is kept of a demoted content in [`share`]; versions of feeds in `store/versions`; taking a directory in with
-//! [`ingest`] and cutting it in [`cut`]; small records in [`index`]; recently
+//! [`codec`]; images and their blobs in [`images`]; what is kept of a demoted content in [`share`]; versions of feeds in
+//! `store/versions`; taking a directory in with [`ingest`] and cutting it in [`cut`]; small records in [`index`], in and
+//! out in [`backup`]; recently
 //! arrived shards in [`hot`].
 
+pub mod backup;
 pub mod codec;
 pub mod cut;
 mod hot;

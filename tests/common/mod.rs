@@ -83,14 +83,16 @@ pub(crate) struct Process {
     role: &'static str,
     dir: PathBuf,
     set: Vec<String>,
+    /// What runs the program, with its arguments after its own.
+    wrap: Vec<String>,
     child: Option<Child>,
     pub(crate) addrs: Value,
 }
 
 impl Process {
-    fn new(folder: &Path, name: &str, role: &'static str, set: Vec<String>) -> Self {
+    pub(crate) fn new(folder: &Path, name: &str, role: &'static str, set: Vec<String>, wrap: &[String]) -> Self {
         let dir = folder.join(name);
-        Self { name: name.into(), role, dir, set, child: None, addrs: Value::Null }
+        Self { name: name.into(), role, dir, set, wrap: wrap.to_vec(), child: None, addrs: Value::Null }
     }
 
     /// Starts it, and waits until it is ready.
@@ -98,7 +100,14 @@ impl Process {
         let ready = self.dir.join("ready");
         let _ = fs::remove_file(&ready);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut command = shoal();
+        let mut command = match self.wrap.split_first() {
+            None => shoal(),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(env!("CARGO_BIN_EXE_shoal"));
+                command
+            }
+        };
         command.args([self.role, "--exit-with-stdin", "--log", "info,shoal_peer=debug", "--ready-file"]).arg(&ready);
         self.set.iter().for_each(|pair| {
             command.args(["--set", pair]);
@@ -214,6 +223,18 @@ impl Region {
         seeder_extra: &[&str],
         extra: impl Fn(usize) -> Vec<String>,
     ) -> Self {
+        Self::start_named(racks, hosts, seeder_extra, &[], |_, addr| addr.to_string(), extra)
+    }
+
+    /// The same, with the program run by `wrap`, and the addresses of hub and tracker as `name` has them.
+    pub(crate) fn start_named(
+        racks: usize,
+        hosts: usize,
+        seeder_extra: &[&str],
+        wrap: &[String],
+        name: impl Fn(&str, &str) -> String,
+        extra: impl Fn(usize) -> Vec<String>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().to_path_buf();
         let cluster = at.join("cluster");
@@ -221,33 +242,33 @@ impl Region {
         issue(&at, "hub", "hub", "t/core/core/hub");
         let trust = |name: &str| format!("trust='{}'", at.join(name).join("trust").display());
         let dir = |name: &str| format!("dir='{}'", at.join(name).join("state").display());
-        let mut hub = Process::new(&at, "hub", "hub", vec![trust("hub"), dir("hub"), "http=127.0.0.1:0".into()]);
+        let mut hub = Process::new(&at, "hub", "hub", vec![trust("hub"), dir("hub"), "http=127.0.0.1:0".into()], wrap);
         hub.start();
         issue(&at, "tracker", "tracker", "t/core/core/tracker");
         let mut set = files(&at, "tracker", "");
         set.extend([dir("tracker"), "listen=['127.0.0.1:0']".into(), "http=127.0.0.1:0".into()]);
-        set.extend([format!("hub=http://{}", hub.http()), "beat=300ms".into(), "flush=200ms".into()]);
-        let mut tracker = Process::new(&at, "tracker", "tracker", set);
+        set.extend([format!("hub=http://{}", name("hub", hub.http())), "beat=300ms".into(), "flush=200ms".into()]);
+        let mut tracker = Process::new(&at, "tracker", "tracker", set, wrap);
         tracker.start();
-        let control = tracker.addrs["control"][0].as_str().unwrap().to_string();
+        let control = name("tracker", tracker.addrs["control"][0].as_str().unwrap());
         issue(&at, "seeder", "seeder", "t/core/core/seeder");
         let mut set = node(&at, "seeder", &control);
         set.push(format!("publisher_key='{}'", cluster.join("publisher.key").display()));
         set.push(format!("admin_token='{}'", cluster.join("admin.token").display()));
         set.extend(seeder_extra.iter().map(|pair| pair.to_string()));
-        let mut seeder = Process::new(&at, "seeder", "seeder", set);
+        let mut seeder = Process::new(&at, "seeder", "seeder", set, wrap);
         seeder.start();
         let mut peers = Vec::new();
         for number in 0..racks * hosts {
             let (rack, host) = (number / hosts, number % hosts);
-            let name = format!("rack{rack}-host{host}");
-            issue(&at, &name, "peer", &format!("t/site/rack{rack}/host{host}"));
-            let mut set = node(&at, &name, &control);
+            let host_name = format!("rack{rack}-host{host}");
+            issue(&at, &host_name, "peer", &format!("t/site/rack{rack}/host{host}"));
+            let mut set = node(&at, &host_name, &control);
             set.push("mirror.listen=''".into());
-            set.push(format!("content_dir='{}'", at.join(&name).join("content").display()));
+            set.push(format!("content_dir='{}'", at.join(&host_name).join("content").display()));
             let admin = cluster.join("admin.token").display().to_string();
             set.extend(extra(number).into_iter().map(|pair| pair.replace(ADMIN_TOKEN, &format!("'{admin}'"))));
-            let mut peer = Process::new(&at, &name, "peer", set);
+            let mut peer = Process::new(&at, &host_name, "peer", set, wrap);
             peer.start();
             peers.push(peer);
         }
@@ -336,20 +357,20 @@ impl Region {
     }
 }
 
-fn issue(folder: &Path, name: &str, role: &str, locality: &str) {
+pub(crate) fn issue(folder: &Path, name: &str, role: &str, locality: &str) {
     let (cluster, out) = (folder.join("cluster"), folder.join(name));
     let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
     ok(&["cluster", "issue", "--dir", cluster, "--role", role, "--locality", locality, "--out", out]);
 }
 
-fn files(folder: &Path, name: &str, prefix: &str) -> Vec<String> {
+pub(crate) fn files(folder: &Path, name: &str, prefix: &str) -> Vec<String> {
     let dir = folder.join(name);
     [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")]
         .map(|(key, file)| format!("{prefix}{key}='{}'", dir.join(file).display()))
         .to_vec()
 }
 
-fn node(folder: &Path, name: &str, control: &str) -> Vec<String> {
+pub(crate) fn node(folder: &Path, name: &str, control: &str) -> Vec<String> {
     let mut set = files(folder, name, "node.");
     set.push(format!("dir='{}'", folder.join(name).join("state").display()));
     set.push("node.listen=['127.0.0.1:0']".into());

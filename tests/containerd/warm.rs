@@ -152,8 +152,15 @@ fn a_containerd_that_is_away_or_killed_is_waited_for() {
     let warmed = |lab: &Lab| lab.metric(1, "shoal_images_warmed_total");
     assert_eq!(warmed(&lab), 1);
     lab.region.peers[1].kill();
+    // Meanwhile a job is over whose image was kept.
+    let over = format!("shoal.pin-{}", "0".repeat(32));
+    lab.runtimes[1].ok(&["leases", "create", "--id", &over, &format!("shoal.pin={reference}")]);
     lab.region.peers[1].start();
     until("it is looked at again", || (warmed(&lab) == 1).then_some(()));
+    until("what nobody wants is kept no more", || {
+        (!lab.runtimes[1].ok(&["leases", "ls"]).contains(&over)).then_some(())
+    });
+    assert!(lab.runtimes[1].ok(&["leases", "ls"]).contains(&format!("shoal.pin-{job}")));
     assert_eq!(lab.metric(1, "shoal_images_not_warmed_total"), 0);
 }
 

@@ -5,9 +5,10 @@
 //! when.
 //!
 //! Where to look: configuration in [`config`]; who is who in [`roster`]; what they said of jobs in [`jobs`], which versions
-//! they are on in [`versions`]; what the hub is told in [`spool`]; the tasks in [`server`]; the HTTP API in [`api`].
+//! they are on in [`versions`]; what the hub is told in [`spool`]; state in and out in [`backup`]; the tasks in [`server`]; the HTTP API in [`api`].
 
 pub mod api;
+pub mod backup;
 mod config;
 pub mod jobs;
 pub mod roster;

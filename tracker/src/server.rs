@@ -94,7 +94,7 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
         return Err(file(&config.credential)(format!("is a {}'s, not a tracker's", credential.role)));
     }
     let state_fault = |why: String| RunError::State { dir: config.dir.display().to_string(), why };
-    let db = sled::Config::new().path(&config.dir).cache_capacity(16 << 20).mode(sled::Mode::LowSpace).open();
+    let db = crate::backup::open(&config.dir);
     let db = db.map_err(|error| state_fault(error.to_string()))?;
     let admission = Admission::new(trust, credential_bytes, system_clock);
     let state = State::open(config.clone(), admission, keys.clone(), credential.locality.region, &db);
@@ -110,6 +110,8 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
 
     let mut tasks = Tasks::new(shutdown.child_token());
     let token = tasks.token().clone();
+    let source: shoal_ops::backup::Source = Arc::new(move |out, _| crate::backup::write(&db, out));
+    tasks.spawn("backups", shoal_ops::backup::serve(config.dir.clone(), "tracker", source, token.clone()));
     let metrics = measure(&state, &control);
     let server = Server::new("tracker", metrics, Arc::new(Vec::new), api::routes(state.clone()));
     tasks.spawn("http", server.serve(listener, token.clone()));

@@ -5,7 +5,7 @@
 
 use super::ask::{Ask, By, Span, parse, span};
 use super::body::{self, Answer};
-use super::shelf::{Blob, PieceFault};
+use super::images::{Blob, PieceFault};
 use super::{Mirror, Outcome, What};
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -74,14 +74,14 @@ impl Mirror {
             Ask::Manifest { name, by } => {
                 let digest = match &by {
                     By::Digest(digest) => Some(*digest),
-                    By::Tag(tag) => self.shelf.tagged(&name, tag),
+                    By::Tag(tag) => self.images.tagged(&name, tag),
                 };
-                let digest = match digest.filter(|digest| self.shelf.blob(digest).is_some()) {
+                let digest = match digest.filter(|digest| self.images.blob(digest).is_some()) {
                     None => self.fetch(&name, &by).await,
                     found => found,
                 };
                 let blob =
-                    digest.and_then(|digest| self.shelf.blob(&digest)).filter(|blob| is_manifest(&blob.media_type));
+                    digest.and_then(|digest| self.images.blob(&digest)).filter(|blob| is_manifest(&blob.media_type));
                 let Some(blob) = blob else { return missing(What::Manifest, "MANIFEST_UNKNOWN") };
                 self.asked.note(blob.digest);
                 let kind = HeaderValue::from_str(&blob.media_type);
@@ -89,7 +89,7 @@ impl Mirror {
                 self.send(What::Manifest, request, blob, kind).await
             }
             Ask::Blob(digest) => {
-                let Some(blob) = self.shelf.blob(&digest) else { return missing(What::Blob, "BLOB_UNKNOWN") };
+                let Some(blob) = self.images.blob(&digest) else { return missing(What::Blob, "BLOB_UNKNOWN") };
                 self.send(What::Blob, request, blob, HeaderValue::from_static("application/octet-stream")).await
             }
             Ask::Referrers(subject) => self.referrers(&subject),
@@ -98,7 +98,7 @@ impl Mirror {
 
     /// What refers to a manifest that is here: nothing does, as far as this store knows.
     fn referrers(&self, subject: &Digest) -> Answered {
-        if !self.shelf.is_whole(subject) {
+        if !self.images.is_whole(subject) {
             return missing(What::Referrers, "MANIFEST_UNKNOWN");
         }
         let body = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] });

@@ -106,10 +106,10 @@ impl Mirror {
         }
         loop {
             let found = match by {
-                By::Tag(tag) => self.shelf.tagged(name, tag),
+                By::Tag(tag) => self.images.tagged(name, tag),
                 By::Digest(digest) => Some(*digest),
             };
-            if let Some(digest) = found.filter(|digest| self.shelf.blob(digest).is_some()) {
+            if let Some(digest) = found.filter(|digest| self.images.blob(digest).is_some()) {
                 return Some(digest);
             }
             if Instant::now() >= until {

@@ -5,19 +5,19 @@
 //! when the daemon hangs the port is closed, so that containerd goes on to the registry.
 //!
 //! Where to look: what is asked in [`ask`]; the answers in [`answer`] and their bodies in [`body`]; images and their
-//! pieces in [`shelf`]; images that are not here in [`fetch`]; containerd's files in [`hosts`]; the port in [`port`]; the watchdog in [`watch`].
+//! pieces in [`images`]; images that are not here in [`fetch`]; containerd's files in [`hosts`]; the port in [`port`]; the watchdog in [`watch`].
 
 mod answer;
 mod ask;
 mod body;
 mod fetch;
 pub mod hosts;
+mod images;
 mod port;
-mod shelf;
 mod watch;
 
 pub use fetch::Fetcher;
-pub use shelf::Shelf;
+pub use images::Images;
 
 use crate::node::NodeHandle;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -155,7 +155,7 @@ impl Asked {
 
 /// The mirror.
 struct Mirror {
-    shelf: Shelf,
+    images: Images,
     health: Arc<Health>,
     asked: Arc<Asked>,
     counters: Counters,
@@ -188,7 +188,7 @@ pub async fn start(
     let health = Arc::new(Health::default());
     let asked = Arc::new(Asked::default());
     let mirror = Arc::new(Mirror {
-        shelf: Shelf::new(node.store.clone()),
+        images: Images::new(node.store.clone()),
         health: health.clone(),
         asked: asked.clone(),
         counters: Counters::new(metrics),

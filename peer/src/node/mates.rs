@@ -76,10 +76,8 @@ impl Driver {
             return;
         }
         let Some(text) = self.mates.file.as_ref().and_then(|file| fs::read_to_string(file).ok()) else { return };
-        for (node, addrs) in parse(&text) {
-            if node == self.node {
-                continue;
-            }
+        let me = self.node;
+        for (node, addrs) in parse(&text).into_iter().filter(|(node, _)| *node != me) {
             if self.linked.contains(&node) {
                 self.ask_mate(node);
             } else {

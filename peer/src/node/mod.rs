@@ -2,10 +2,9 @@
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
 //! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`mates`] finds
-//! the rack again, [`feeds`] keeps to the latest versions of feeds,
-//! [`switch`] has versions switched in, [`rollouts`] does what desired states ask for, [`warming`] has images warmed,
-//! [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`feeds`] keeps to the
+//! latest versions of feeds, [`switch`] has versions switched in, [`rollouts`] does what desired states ask for,
+//! [`warming`] has images warmed, [`effects`] carries wishes out, [`pool`] runs those that block, [`book`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
 mod book;

@@ -90,10 +90,10 @@ pub struct Running {
     pub control: ControlHandle,
     /// The tracker in use.
     pub tracker: watch::Receiver<Option<NodeId>>,
-    /// What its links keep to.
-    pub limits: Limits,
     /// Hosts' wishes for images; seeders only.
     pub wanted: Option<mpsc::Receiver<ImageWish>>,
+    /// What its links keep to.
+    pub limits: Limits,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
@@ -200,5 +200,5 @@ pub async fn start(
     tasks.spawn("tracker client", client.run(token.clone()));
     tasks.spawn("limits", limits.clone().run(token.clone()));
     tasks.spawn("driver", driver.run(token));
-    Ok(Running { handle, credential, bulk_addrs, control, tracker, limits, wanted })
+    Ok(Running { handle, credential, bulk_addrs, control, tracker, wanted, limits })
 }

@@ -37,11 +37,15 @@ impl Driver {
     }
 
     fn switch(&mut self, announcement: Arc<Announcement>) {
+        let is_image = self.is_image(&announcement);
+        if is_image {
+            self.order_image(&announcement);
+        }
         if announcement.staged {
             return;
         }
         let Some(state) = self.reported(&announcement.job) else { return };
-        if self.is_image(&announcement) {
+        if is_image {
             self.warm(&announcement);
             return;
         }

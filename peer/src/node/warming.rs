@@ -19,11 +19,15 @@ impl Driver {
         self.store.manifest(&announcement.content).is_some_and(|manifest| manifest.image.is_some())
     }
 
-    /// A job's image is whole. Of several under one name the mirror serves the newest.
-    pub(super) fn warm(&mut self, announcement: &Announcement) {
+    /// An image is whole. Of several under one name the mirror serves the newest.
+    pub(super) fn order_image(&mut self, announcement: &Announcement) {
         if let Err(error) = self.store.set_sequence(&announcement.content, announcement.sequence) {
             tracing::error!(%error, "cannot keep which version of an image is newest");
         }
+    }
+
+    /// A job's image is whole, and is to be run.
+    pub(super) fn warm(&mut self, announcement: &Announcement) {
         match &self.warming {
             Some(board) => board.want(announcement.job, announcement.content),
             None => self.reach(&announcement.job, HostState::Held, NO_RUNTIME),

@@ -10,7 +10,7 @@
 mod room;
 mod work;
 
-use crate::mirror::{Asked, Shelf};
+use crate::mirror::{Asked, Images};
 use crate::node::{Command, NodeHandle};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 pub use work::WarmFault;
 
@@ -150,7 +150,7 @@ struct Counters {
 struct Tools {
     client: Containerd,
     config: ContainerdConfig,
-    shelf: Shelf,
+    images: Images,
     /// What the mirror was asked for, when there is one.
     asked: Option<Arc<Asked>>,
     counters: Counters,
@@ -179,14 +179,14 @@ impl Warmer {
             running: metrics.gauge("shoal_images_warming", "Images being warmed"),
         };
         let client = Containerd::new(&config.socket, &config.namespace, &config.snapshotter);
-        let tools = Tools { client, config: config.clone(), shelf: Shelf::new(node.store.clone()), asked, counters };
+        let tools = Tools { client, config: config.clone(), images: Images::new(node.store.clone()), asked, counters };
         Self { board, node, tools }
     }
 
     /// Runs until the token is cancelled.
     pub(crate) async fn run(self, token: CancellationToken) {
-        let mut running: JoinSet<(JobId, Result<(), WarmFault>)> = JoinSet::new();
-        let mut busy: BTreeMap<JobId, CancellationToken> = BTreeMap::new();
+        let mut running: JoinSet<Result<(), WarmFault>> = JoinSet::new();
+        let mut busy: BTreeMap<JobId, (CancellationToken, Id)> = BTreeMap::new();
         let mut done: BTreeSet<JobId> = BTreeSet::new();
         let mut swept: Option<BTreeSet<JobId>> = None;
         loop {
@@ -195,19 +195,19 @@ impl Warmer {
                 (state.wanted.clone(), state.known.clone())
             };
             done.retain(|job| wanted.contains_key(job));
-            busy.iter().filter(|(job, _)| !wanted.contains_key(job)).for_each(|(_, stop)| stop.cancel());
+            busy.iter().filter(|(job, _)| !wanted.contains_key(job)).for_each(|(_, (stop, _))| stop.cancel());
             for (job, content) in &wanted {
                 if busy.len() >= self.tools.config.concurrency {
                     break;
                 }
                 if !done.contains(job) && !busy.contains_key(job) {
                     let stop = token.child_token();
-                    busy.insert(*job, stop.clone());
-                    let (job, content, tools) = (*job, *content, self.tools.clone());
-                    running.spawn(async move {
-                        let warmed = stop.run_until_cancelled(tools.warm(job, content)).await;
-                        (job, warmed.unwrap_or(Err(WarmFault::Stopped)))
+                    let (content, tools, stopped) = (*content, self.tools.clone(), stop.clone());
+                    let job = *job;
+                    let task = running.spawn(async move {
+                        stopped.run_until_cancelled(tools.warm(job, content)).await.unwrap_or(Err(WarmFault::Stopped))
                     });
+                    busy.insert(job, (stop, task.id()));
                 }
             }
             self.tools.counters.running.set(busy.len() as i64);
@@ -217,9 +217,13 @@ impl Warmer {
             tokio::select! {
                 biased;
                 () = token.cancelled() => break,
-                Some(ended) = running.join_next(), if !running.is_empty() => {
-                    // A panic was printed; its job's place is found by what is left over.
-                    let Ok((job, result)) = ended else { continue };
+                Some(ended) = running.join_next_with_id(), if !running.is_empty() => {
+                    let (task, result) = match ended {
+                        Ok((task, result)) => (task, result),
+                        // It was printed.
+                        Err(panic) => (panic.id(), Err(WarmFault::Failed("a fault of shoal's own; see the log".into()))),
+                    };
+                    let Some(job) = busy.iter().find(|(_, row)| row.1 == task).map(|(job, _)| *job) else { continue };
                     busy.remove(&job);
                     done.insert(job);
                     // Its pin may have come after its job went.

@@ -3,7 +3,7 @@
 //! Invariant: what is found is a lower bound of what the image takes, so a "no" is never wrong by itself.
 
 use super::work::WarmFault;
-use crate::mirror::Shelf;
+use crate::mirror::Images;
 use shoal_containerd::{Blobs, Runtime};
 use shoal_ops::units::ByteSize;
 use shoal_proto::image::{ImageBlob, is_manifest};
@@ -11,12 +11,12 @@ use shoal_proto::manifest::Manifest;
 use std::path::Path;
 
 /// Bytes a layer unpacks to, at least: a gzip stream says so modulo 4 GiB in its last four bytes.
-fn unpacked_bytes(shelf: &Shelf, layer: &ImageBlob) -> u64 {
+fn unpacked_bytes(images: &Images, layer: &ImageBlob) -> u64 {
     if !layer.media_type.ends_with("gzip") || layer.size < 18 {
         return layer.size;
     }
     let digest = layer.digest.to_string();
-    let tail = shelf.read(&digest, layer.size - 4, 4).ok().filter(|tail| tail.len() == 4);
+    let tail = images.read(&digest, layer.size - 4, 4).ok().filter(|tail| tail.len() == 4);
     let said = tail.map_or(0, |tail| u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]])));
     said.max(layer.size)
 }
@@ -26,13 +26,13 @@ fn is_layer(blob: &ImageBlob) -> bool {
 }
 
 /// Bytes the image takes in containerd's content store, and unpacked, at least. Blocks.
-fn needs(shelf: &Shelf, manifest: &Manifest) -> (u64, u64) {
+fn needs(images: &Images, manifest: &Manifest) -> (u64, u64) {
     let blobs = manifest.image.iter().flat_map(|image| &image.blobs);
     let (mut stored, mut unpacked) = (0, 0);
     for blob in blobs.filter(|blob| !is_manifest(&blob.media_type)) {
         stored += blob.size;
         if is_layer(blob) {
-            unpacked += unpacked_bytes(shelf, blob);
+            unpacked += unpacked_bytes(images, blob);
         }
     }
     (stored, unpacked)
@@ -44,8 +44,8 @@ fn free(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Refuses an image that cannot fit. Blocks.
-pub(super) fn check(shelf: &Shelf, manifest: &Manifest, runtime: &Runtime, min_free: u64) -> Result<(), WarmFault> {
-    let (stored, unpacked) = needs(shelf, manifest);
+pub(super) fn check(images: &Images, manifest: &Manifest, runtime: &Runtime, min_free: u64) -> Result<(), WarmFault> {
+    let (stored, unpacked) = needs(images, manifest);
     let place = |path: Option<&std::path::PathBuf>| path.and_then(|path| Some((path.clone(), free(path)?)));
     let (content, snapshots) = (place(runtime.content.as_ref()), place(runtime.snapshots.as_ref()));
     let wants = match (&content, &snapshots) {

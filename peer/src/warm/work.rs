@@ -83,7 +83,7 @@ struct Image {
 impl Tools {
     /// Warms a job's image; ends when it is warm, or will not be.
     pub(super) async fn warm(&self, job: JobId, content: ContentId) -> Result<(), WarmFault> {
-        let found = self.shelf.image_of(&content);
+        let found = self.images.image_of(&content);
         let (manifest, reference) = found.ok_or(WarmFault::Stopped)?;
         let root = manifest.image.as_ref().map(|image| image.root).ok_or(WarmFault::Stopped)?;
         let image = Image { name: name_of(&reference), root, manifest };
@@ -120,9 +120,9 @@ impl Tools {
         let runtime = self.client.inspect().await.map_err(fault)?;
         let mut there = self.client.unpacked(&image.name).await.map_err(fault)?;
         if !is(&there, &image.root) {
-            let (shelf, manifest, known) = (self.shelf.clone(), image.manifest.clone(), runtime.clone());
+            let (images, manifest, known) = (self.images.clone(), image.manifest.clone(), runtime.clone());
             let min_free = self.config.min_free.0;
-            let room = tokio::task::spawn_blocking(move || room::check(&shelf, &manifest, &known, min_free));
+            let room = tokio::task::spawn_blocking(move || room::check(&images, &manifest, &known, min_free));
             room.await.map_err(|panic| WarmFault::Failed(panic.to_string()))??;
             self.pull(&runtime, image).await?;
             there = self.client.unpacked(&image.name).await.map_err(fault)?;
@@ -160,7 +160,7 @@ impl Tools {
         let blob = image.manifest.image.as_ref().and_then(|index| Some(index.find(&image.root)?.1.clone()));
         let blob = blob.ok_or(WarmFault::Stopped)?;
         let root = Descriptor::new(&blob.media_type, &blob.digest.to_string(), blob.size);
-        let load = self.client.load(&image.name, &root, Arc::new(self.shelf.clone()));
+        let load = self.client.load(&image.name, &root, Arc::new(self.images.clone()));
         match tokio::time::timeout(limit, load).await {
             Ok(loaded) => loaded.map(drop).map_err(|error| WarmFault::from_runtime(&error)),
             Err(_) => Err(WarmFault::Late(format!("{} was not unpacked in time", image.name))),

@@ -1,6 +1,6 @@
 //! Images on their way in: from a folder, an archive or a registry to one content whose blobs are its streams.
 //!
-//! Owns: [`documents`] and what they lead to, [`archive`]s and the [`files`] in them, [`pull`]s, [`names`] of jobs.
+//! Owns: [`documents`] and what they lead to, [`archive`]s and the [`files`] in them, [`pull`]s, [`names`] of jobs, and the order of images that [`share`] blobs.
 //! Invariant: the name hosts know an image by is written out in full before its job begins.
 
 pub mod archive;
@@ -8,6 +8,7 @@ pub mod documents;
 mod files;
 pub mod names;
 pub mod pull;
+mod share;
 
 use crate::jobs::{ImageRequest, Jobs, Phase, PushError, PushRequest};
 use crate::registry::{RegistryError, Repository};

@@ -49,6 +49,8 @@ pub(crate) struct Pulls {
     dir: PathBuf,
     /// One a running pull.
     pub(crate) turns: Semaphore,
+    /// Held while an image is announced.
+    pub(crate) order: tokio::sync::Mutex<()>,
     flights: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -102,7 +104,12 @@ fn disk(path: &Path) -> impl FnOnce(io::Error) -> PullError + '_ {
 impl Pulls {
     /// Below a seeder's folder. Nothing is made before the first pull.
     pub(crate) fn new(dir: &Path) -> Self {
-        let made = Self { dir: dir.join("pulls"), turns: Semaphore::new(PULLS_MAX), flights: Mutex::default() };
+        let made = Self {
+            dir: dir.join("pulls"),
+            turns: Semaphore::new(PULLS_MAX),
+            order: tokio::sync::Mutex::default(),
+            flights: Mutex::default(),
+        };
         made.sweep();
         made
     }

@@ -193,24 +193,34 @@ pub struct State {
     /// The last attempt that went back; 0 when none did.
     #[n(15)]
     pub went_back: u16,
+    /// The hosts as they last were.
+    #[n(16)]
+    pub tally: Tally,
 }
 
 /// Hosts by how far they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct Tally {
     /// Targeted.
+    #[n(0)]
     pub hosts: u32,
     /// That hold the data.
+    #[n(1)]
     pub staged: u32,
     /// That may be switching.
+    #[n(2)]
     pub switching: u32,
     /// On the new version.
+    #[n(3)]
     pub active: u32,
     /// That failed.
+    #[n(4)]
     pub failed: u32,
     /// Back on the former version.
+    #[n(5)]
     pub back: u32,
     /// Not there.
+    #[n(6)]
     pub away: u32,
 }
 
@@ -231,7 +241,6 @@ enum Standing {
 pub struct Machine {
     spec: RolloutSpec,
     state: State,
-    tally: Tally,
 }
 
 fn ms(span: shoal_ops::units::Span) -> u64 {
@@ -258,13 +267,14 @@ impl Machine {
             events: Vec::new(),
             failed: Bitmap::default(),
             went_back: 0,
+            tally: Tally::default(),
         };
         Self::resume(spec, state)
     }
 
     /// One that was written down.
     pub fn resume(spec: RolloutSpec, state: State) -> Self {
-        Self { spec, state, tally: Tally::default() }
+        Self { spec, state }
     }
 
     /// The state to write down.
@@ -279,7 +289,7 @@ impl Machine {
 
     /// The hosts as they last were.
     pub fn tally(&self) -> Tally {
-        self.tally
+        self.state.tally
     }
 
     /// Nobody may begin to switch.
@@ -305,7 +315,7 @@ impl Machine {
 
     /// The wave is the last.
     fn is_last_wave(&self) -> bool {
-        self.spec.goal(self.state.wave, self.tally.hosts) >= self.tally.hosts
+        self.spec.goal(self.state.wave, self.state.tally.hosts) >= self.state.tally.hosts
     }
 
     /// Takes something in. A command and `Retire` can be refused, and it is said why.
@@ -381,10 +391,10 @@ impl Machine {
             }
         }
         let failures = self.failures(hosts, &standings);
-        let borne = self.spec.max_failures.at_most(self.tally.hosts);
+        let borne = self.spec.max_failures.at_most(self.state.tally.hosts);
         let forward = matches!(self.state.phase, Phase::Staging | Phase::Wave | Phase::Holding | Phase::Pausing);
         if forward && failures > borne {
-            let why = format!("{failures} of {} hosts failed, {borne} are borne", self.tally.hosts);
+            let why = format!("{failures} of {} hosts failed, {borne} are borne", self.state.tally.hosts);
             return self.breach(now, &why);
         }
         let deadline = self.spec.deadline.map(ms).filter(|_| forward);
@@ -419,7 +429,7 @@ impl Machine {
     fn count(&mut self, hosts: &[HostFact], standings: &[Standing]) {
         let count = |test: fn(&Standing) -> bool| standings.iter().filter(|standing| test(standing)).count() as u32;
         let staged = |host: &&HostFact| host.report.is_some_and(|(_, state)| state >= HostState::Has);
-        self.tally = Tally {
+        self.state.tally = Tally {
             hosts: hosts.len() as u32,
             staged: hosts.iter().filter(staged).count() as u32,
             switching: count(|standing| matches!(standing, Standing::Switching { .. })),
@@ -455,13 +465,13 @@ impl Machine {
     }
 
     fn wave(&mut self, now: u64, hosts: &[HostFact], standings: &[Standing]) {
-        let goal = self.spec.goal(self.state.wave, self.tally.hosts);
+        let goal = self.spec.goal(self.state.wave, self.state.tally.hosts);
         let opened = self.open(now, hosts, standings, goal);
         let under_way = |standing: &Standing| *standing == Standing::Switching { late: false };
         if !opened && !standings.iter().any(under_way) {
             self.state.well_since_ms = now;
             self.state.gate_seen = false;
-            let (wave, active) = (self.state.wave + 1, self.tally.active);
+            let (wave, active) = (self.state.wave + 1, self.state.tally.active);
             self.enter(now, Phase::Holding, &format!("wave {wave} has switched: {active} hosts; all must be well"));
         }
     }
@@ -503,7 +513,7 @@ impl Machine {
             return;
         }
         if self.is_last_wave() {
-            let Tally { active, hosts, failed, away, .. } = self.tally;
+            let Tally { active, hosts, failed, away, .. } = self.state.tally;
             self.state.why.clear();
             self.enter(now, Phase::Done, &format!("done: {active} of {hosts} hosts, {failed} failed, {away} away"));
         } else if self.spec.pause_between.0.is_zero() {
@@ -620,7 +630,7 @@ impl Machine {
                 }
             }
             Command::PromoteAll if matches!(phase, Phase::Wave | Phase::Holding | Phase::Pausing) => {
-                let hosts = self.tally.hosts;
+                let hosts = self.state.tally.hosts;
                 while self.spec.goal(self.state.wave, hosts) < hosts {
                     self.state.wave += 1;
                 }

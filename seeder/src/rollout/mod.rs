@@ -19,6 +19,7 @@ use crate::jobs::{Jobs, PushError};
 use crate::status::{JobStatus, Phase as JobPhase, PushRequest};
 use machine::{Command, Input, Machine, State};
 use minicbor::{Decode, Encode};
+use shoal_proto::announcement::Kind;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::desired::{Desired, Hosts};
@@ -232,6 +233,9 @@ impl Rollouts {
             let Some(job) = jobs.iter().find(usable) else {
                 return Err(RolloutError::NotPushed { name: spec.name.clone(), version: version.clone() });
             };
+            if job.kind == Kind::Image {
+                return Err(RolloutError::Spec("images are warmed, not switched in: use `shoal prewarm`".into()));
+            }
             let sent = Selector::parse(&[&job.to]).map(|to| membership.select(&to)).unwrap_or_default();
             let mut left_out = with_version(spec, &membership, &targets, version);
             left_out.subtract(&sent);
@@ -294,10 +298,9 @@ impl Rollouts {
     fn forget_oldest(&self) {
         let mut rows = self.rows();
         while rows.len() > ROLLOUTS_MAX {
-            let over = rows.iter().filter(|(_, row)| row.superseded && row.machine.state().phase.is_final());
-            let Some(oldest) = over.min_by_key(|(_, row)| row.machine.state().began_ms).map(|(id, _)| *id) else {
-                return;
-            };
+            let over = rows.iter().filter(|(_, row)| row.machine.state().phase.is_final());
+            let oldest = over.min_by_key(|(_, row)| (!row.superseded, row.machine.state().began_ms));
+            let Some(oldest) = oldest.map(|(id, _)| *id) else { return };
             rows.remove(&oldest);
             let _gone = self.jobs.node().store.put_state(&key(&oldest), None);
         }

@@ -211,6 +211,7 @@ impl RolloutSpec {
     pub fn validate(&self) -> Result<(), String> {
         let check = |ok: bool, why: &str| if ok { Ok(()) } else { Err(why.to_string()) };
         check(feed_of(&self.name).is_some(), "the name is no content's name, or too long")?;
+        check(self.kind != Kind::Image, "images are warmed, not switched in: use `shoal prewarm`")?;
         check(is_version(&self.version), "the version is none: letters, digits, `.`, `_`, `-`")?;
         Selector::parse(&self.to).map_err(|error| error.to_string())?;
         check((1..=BATCH_MAX).contains(&self.batch.len()), "batch has between 1 and 64 entries")?;

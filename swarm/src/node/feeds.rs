@@ -86,6 +86,7 @@ impl Node {
             feed.waiters = known.waiters;
         }
         let small = feed.small;
+        self.feeds_wanted.remove(&id);
         self.feeds.insert(id, feed);
         if former.is_some() {
             self.jobs.insert(id, Job { announcement, ours });

@@ -82,9 +82,7 @@ impl World {
         // What is written down is all there is.
         let state: State = decode_exact(&encode(self.machine.state())).unwrap();
         let spec = self.machine.spec().clone();
-        let tally = self.machine.tally();
         self.machine = Machine::resume(spec, state);
-        self.machine.tally = tally;
         self.doc = Self::doc(&self.machine);
         let state = self.machine.state();
         assert!(state.attempt >= before.attempt && state.attempt % 2 == 1);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// The images of a store.
 #[derive(Clone)]
-pub struct Shelf {
+pub struct Images {
     store: Store,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Blob {
     ends: Arc<[u64]>,
 }
 
-impl Shelf {
+impl Images {
     /// Of a store.
     pub fn new(store: Store) -> Self {
         Self { store }
@@ -147,7 +147,7 @@ impl Blob {
     }
 }
 
-impl shoal_containerd::Blobs for Shelf {
+impl shoal_containerd::Blobs for Images {
     fn read(&self, digest: &str, offset: u64, len: usize) -> io::Result<Bytes> {
         let digest: Digest = digest.parse().map_err(io::Error::other)?;
         let blob = self.blob(&digest).ok_or(io::ErrorKind::NotFound)?;

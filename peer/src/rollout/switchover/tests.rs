@@ -1,0 +1,145 @@
+//! Switches on a real disk with real hooks, ending well, badly, and cut.
+
+use super::*;
+use crate::rollout::record::{OnDisk, Record, Step};
+use shoal_ops::units::Span;
+use shoal_proto::ids::JobId;
+use shoal_store::StoreConfig;
+use shoal_store::ingest::{IngestOptions, IngestProgress};
+use std::fs;
+use std::sync::Arc;
+
+struct Host {
+    dir: tempfile::TempDir,
+    context: Context,
+    versions: Vec<OnDisk>,
+}
+
+impl Host {
+    /// A host on version 1 that holds version 2 too. Its hooks note themselves; one fails while a file `fail-HOOK-PHASE` is
+    /// there, and waits while `wait-HOOK` is.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig { dir: dir.path().join("store"), quota: None, min_free: 0, hot: 1 << 20 };
+        let store = Store::open(config, Box::new(|_| {})).unwrap();
+        let folder = ContentDir::open(&dir.path().join("content"), 1).unwrap();
+        let mut versions = Vec::new();
+        for number in 1..=2u64 {
+            let source = dir.path().join(format!("source{number}"));
+            fs::create_dir(&source).unwrap();
+            fs::write(source.join("file"), format!("version {number}")).unwrap();
+            let progress = Arc::new(IngestProgress::default());
+            let content = store.ingest(&source, &IngestOptions::default(), &progress).unwrap().content;
+            versions.push(OnDisk { version: number.to_string(), content, sequence: number });
+        }
+        folder.activate(&store, &versions[0].content, "edge/a", "1").unwrap();
+        let home = dir.path().display();
+        let script = format!(
+            "cd {home}; echo $SHOAL_HOOK $SHOAL_PHASE $SHOAL_VERSION >> hooks; \
+             while test -e wait-$SHOAL_HOOK; do sleep 0.02; done; \
+             if test -e fail-$SHOAL_HOOK-$SHOAL_PHASE; then echo cannot $SHOAL_HOOK; exit 1; fi"
+        );
+        let argv = vec!["sh".to_string(), "-c".to_string(), script];
+        let settings = ActivationSettings {
+            pre_stop: argv.clone(),
+            post_start: argv.clone(),
+            check: argv,
+            check_timeout: Span::seconds(60),
+            ..ActivationSettings::default()
+        };
+        let (journal, name) = (Journal::new(dir.path()), "edge/a".to_string());
+        let needed = vec!["1".to_string(), "2".to_string()];
+        Self { context: Context { store, folder, journal, settings, name, needed }, dir, versions }
+    }
+
+    fn record(&self, from: usize, to: usize, back: bool) -> Record {
+        let version = |number: usize| Some(self.versions[number - 1].clone());
+        Record {
+            rollout: JobId([1; 16]),
+            attempt: 1,
+            step: Step::Prepare,
+            from: version(from),
+            to: version(to),
+            before: version(1),
+            back,
+            state: HostState::Has,
+            detail: String::new(),
+        }
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn hooks(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.file("hooks")).unwrap_or_default();
+        text.lines().map(str::to_string).collect()
+    }
+
+    fn current(&self) -> String {
+        let current = self.context.folder.current("edge/a").unwrap();
+        let text = fs::read_to_string(self.context.folder.folder("edge/a").join("current/file")).unwrap();
+        assert_eq!(text, format!("version {current}"), "wholly on one version");
+        current
+    }
+}
+
+#[tokio::test]
+async fn forward_and_back_run_each_hook_once() {
+    let host = Host::new();
+    let done = host.context.run(host.record(1, 2, false)).await;
+    assert_eq!((done.state, done.step, host.current()), (HostState::Active, Step::Done, "2".into()));
+    assert_eq!(host.hooks(), ["pre_stop forward 2", "post_start forward 2", "check forward 2"]);
+    let done = host.context.run(host.record(2, 1, true)).await;
+    assert_eq!((done.state, host.current()), (HostState::Failed(Reason::RolledBack), "1".into()));
+    assert_eq!(host.hooks()[3..], ["pre_stop back 1", "post_start back 1", "check back 1"]);
+    assert_eq!(Record::load(&host.context.store), [("edge/a".to_string(), done)]);
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_stays_or_goes_back() {
+    let cases: [(&str, &[&str]); 3] = [
+        ("pre_stop", &["pre_stop forward 2"]),
+        ("post_start", &["pre_stop forward 2", "post_start forward 2", "post_start undo 1"]),
+        ("check", &["pre_stop forward 2", "post_start forward 2", "check forward 2", "post_start undo 1"]),
+    ];
+    for (hook, expected) in cases {
+        let host = Host::new();
+        fs::write(host.file(&format!("fail-{hook}-forward")), "").unwrap();
+        let done = host.context.run(host.record(1, 2, false)).await;
+        assert_eq!((done.state, host.current()), (HostState::Failed(Reason::Activation), "1".into()), "{hook}");
+        assert!(done.detail.contains(&format!("cannot {hook}")), "{}", done.detail);
+        assert_eq!(host.hooks(), expected);
+    }
+    // Going back does not go forward again.
+    let host = Host::new();
+    host.context.run(host.record(1, 2, false)).await;
+    fs::write(host.file("fail-post_start-back"), "").unwrap();
+    let done = host.context.run(host.record(2, 1, true)).await;
+    assert_eq!((done.state, host.current()), (HostState::Failed(Reason::Activation), "1".into()));
+}
+
+#[tokio::test]
+async fn what_was_cut_goes_on_where_it_was() {
+    for (hook, on) in [("pre_stop", "1"), ("post_start", "2"), ("check", "2")] {
+        let host = Host::new();
+        fs::write(host.file(&format!("wait-{hook}")), "").unwrap();
+        let (context, record) = (host.context.clone(), host.record(1, 2, false));
+        let work = tokio::spawn(async move { context.run(record).await });
+        while !host.hooks().iter().any(|line| line.starts_with(hook)) {
+            tokio::task::yield_now().await;
+        }
+        work.abort();
+        assert!(work.await.is_err());
+        assert_eq!(host.current(), on);
+        let (_, cut) = Record::load(&host.context.store).remove(0);
+        assert_ne!(cut.step, Step::Done);
+        fs::remove_file(host.file(&format!("wait-{hook}"))).unwrap();
+        let done = host.context.run(cut).await;
+        assert_eq!((done.state, host.current()), (HostState::Active, "2".into()));
+        for other in ["pre_stop", "post_start", "check"] {
+            let times = host.hooks().iter().filter(|line| line.starts_with(other)).count();
+            assert_eq!(times, if other == hook { 2 } else { 1 }, "{hook} was cut: {:?}", host.hooks());
+        }
+    }
+}

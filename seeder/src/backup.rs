@@ -1,0 +1,71 @@
+//! The seeder's state in a backup: jobs, sequences, feeds, and if asked for the payload itself.
+//!
+//! Invariant: a restored seeder signs nothing with a sequence that was used: they follow the clock, and what was set aside
+//! before the backup is skipped.
+
+use crate::config::SeederConfig;
+use shoal_ops::backup::{BackupError, Rows, Writer};
+use shoal_store::backup::Import;
+use shoal_store::index::IndexError;
+use shoal_store::{Store, StoreConfig};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+struct Fault(BackupError);
+
+impl From<IndexError> for Fault {
+    fn from(error: IndexError) -> Self {
+        Self(BackupError::State(error.to_string()))
+    }
+}
+
+fn fault(error: impl std::fmt::Display) -> BackupError {
+    BackupError::State(error.to_string())
+}
+
+/// Writes a seeder's state: its records, the feeds kept in its folder, and with `contents` their payload.
+pub(crate) fn write(
+    store: &Store,
+    dir: &Path,
+    contents: bool,
+    out: &mut Writer<impl Write>,
+) -> Result<(), BackupError> {
+    let rows = store.export(contents, |table, key, value| {
+        out.row(table, key, value).map_err(|error| Fault(BackupError::Io(error)))
+    });
+    rows.map_err(|Fault(error)| error)?;
+    for item in std::fs::read_dir(dir.join("feeds"))? {
+        let name = item?.file_name();
+        if !name.to_string_lossy().starts_with('.') {
+            out.file(dir, &Path::new("feeds").join(name))?;
+        }
+    }
+    for path in if contents { store.export_files() } else { Vec::<PathBuf>::new() } {
+        out.file(dir, &path)?;
+    }
+    Ok(())
+}
+
+/// Writes the state of a seeder that does not run.
+pub fn write_offline(config: &SeederConfig, contents: bool, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
+    let opened = StoreConfig { dir: config.dir.clone(), quota: None, min_free: 0, hot: 0 };
+    let store = Store::open(opened, Box::new(|_| ())).map_err(fault)?;
+    write(&store, &config.dir, contents, out)
+}
+
+struct Restoring(Import);
+
+/// Makes a state folder's records.
+pub fn restoring(dir: &Path) -> Result<Box<dyn Rows>, BackupError> {
+    Ok(Box::new(Restoring(Import::open(dir).map_err(fault)?)))
+}
+
+impl Rows for Restoring {
+    fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), BackupError> {
+        self.0.row(table, key, value).map_err(fault)
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), BackupError> {
+        self.0.finish().map_err(fault)
+    }
+}

@@ -1,0 +1,192 @@
+//! The control side lost and had again: backups, restores, other machines under the same names.
+
+mod common;
+
+use common::feeds::Publisher;
+use common::{Process, Region, files, issue, node, noise, ok, run, until};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// What a process is run by so that it looks names up in this file: a mount namespace of its own, in which the file stands
+/// for the system's. `None` where that is not allowed.
+fn with_hosts_file(file: &Path) -> Option<Vec<String>> {
+    let uid = Command::new("id").arg("-u").output().ok()?;
+    let flags = if uid.stdout == b"0\n" { "-m" } else { "-rm" };
+    let script = format!("mount --bind '{}' /etc/hosts && exec \"$@\"", file.display());
+    let wrap: Vec<String> = ["unshare", flags, "sh", "-c", &script, "sh"].map(str::to_string).to_vec();
+    let works = Command::new(&wrap[0]).args(&wrap[1..]).arg("true").status();
+    works.is_ok_and(|status| status.success()).then_some(wrap)
+}
+
+/// A role's settings as arguments.
+fn set(pairs: &[String]) -> Vec<&str> {
+    pairs.iter().flat_map(|pair| ["--set", pair.as_str()]).collect()
+}
+
+fn received(region: &Region) -> u64 {
+    let tiers = ["Rack", "Site", "Region", "Seeder", "Local"];
+    let of =
+        |peer: &Process, tier: &str| peer.metric(&format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"));
+    region.peers.iter().map(|peer| tiers.iter().map(|tier| of(peer, tier)).sum::<u64>()).sum()
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "says why it did nothing")]
+fn a_region_moves_to_other_machines_under_the_same_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    let point = |addr: &str| {
+        // In place: the processes see this very file.
+        fs::write(&hosts, format!("127.0.0.1 localhost\n{addr} tracker.shoal.test hub.shoal.test\n")).unwrap();
+    };
+    point("127.0.0.1");
+    let Some(wrap) = with_hosts_file(&hosts) else {
+        eprintln!("skipped: no mount namespaces here");
+        return;
+    };
+    let port = |addr: &str| addr.rsplit_once(':').unwrap().1.to_string();
+    let named = |role: &str, addr: &str| format!("{role}.shoal.test:{}", port(addr));
+    let mut region = Region::start_named(1, 2, &[], &wrap, named, |_| Vec::new());
+    let at = region.folder.path().to_path_buf();
+    let file = at.join("content");
+    fs::write(&file, noise(3_000_000, 5)).unwrap();
+    let job = region.push(&file, "edge", "1");
+    region.wait_active(&job, 2);
+    until("the hub knows", || (region.hub_active(&job)? == 2).then_some(()));
+    let mut publisher = Publisher::new(&region);
+    publisher.publish("gslb/main", b"before").unwrap();
+
+    // Backups of all three while they run.
+    let state = |name: &str| format!("dir='{}'", at.join(name).join("state").display());
+    let token = format!("admin_token='{}'", at.join("cluster/admin.token").display());
+    let settings = |role: &str, name: &str, cluster: &str| -> Vec<String> {
+        let key = format!("publisher_key='{}'", at.join(cluster).join("publisher.key").display());
+        match role {
+            "hub" => vec![state(name), format!("trust='{}'", at.join(name).join("trust").display())],
+            "tracker" => [files(&at, name, ""), vec![state(name)]].concat(),
+            _ => [node(&at, name, "tracker.shoal.test:1"), vec![key, token.clone()]].concat(),
+        }
+    };
+    for role in ["hub", "tracker", "seeder"] {
+        let (out, settings) = (at.join(format!("{role}.backup")), settings(role, role, "cluster"));
+        let mut args = vec!["backup", "--role", role, "--out", out.to_str().unwrap(), "--secrets", "--json"];
+        args.extend(set(&settings));
+        if role == "seeder" {
+            args.push("--contents");
+        }
+        let said: Value = serde_json::from_str(&ok(&args)).unwrap();
+        assert_eq!((&said["role"], &said["running"]), (&role.into(), &true.into()));
+    }
+    // What the backups do not know: a later version, and a host that joined.
+    let after = publisher.publish("gslb/main", b"after").unwrap();
+    issue(&at, "late", "peer", "t/site/rack0/late");
+    let tracker = named("tracker", region.tracker.addrs["control"][0].as_str().unwrap());
+    let mut late = node(&at, "late", &tracker);
+    late.push("mirror.listen=''".into());
+    late.push(format!("content_dir='{}'", at.join("late/content").display()));
+    let mut late = Process::new(&at, "late", "peer", late, &wrap);
+    late.start();
+    region.peers.push(late);
+    region.wait_up(3);
+    let shown =
+        |region: &Region, peer: usize| fs::read(region.peers[peer].dir().join("content/feeds/gslb/main/current"));
+    until("the late host has all", || {
+        let has = fs::metadata(region.peers[2].dir().join("content/edge/current/content")).is_ok();
+        (has && shown(&region, 2).ok()? == b"after").then_some(())
+    });
+    let before = received(&region);
+
+    // All of the control side is lost, and made again elsewhere.
+    let (hub, control) =
+        (region.hub.http().to_string(), region.tracker.addrs["control"][0].as_str().unwrap().to_string());
+    region.hub.kill();
+    region.tracker.kill();
+    region.seeder.kill();
+    for role in ["hub", "tracker", "seeder"] {
+        let (name, from) = (format!("{role}2"), at.join(format!("{role}.backup")));
+        let settings = settings(role, &name, &name);
+        let settings: Vec<String> = settings.into_iter().filter(|pair| !pair.starts_with("admin_token")).collect();
+        let mut args = vec!["restore", "--role", role, "--from", from.to_str().unwrap(), "--secrets", "--json"];
+        args.extend(set(&settings));
+        let token = format!("admin_token='{}'", at.join(&name).join("admin.token").display());
+        if role == "seeder" {
+            args.extend(["--set", &token]);
+        }
+        ok(&args);
+        // Not over what is there.
+        let again = run(&args);
+        assert!(!again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    }
+    point("127.0.0.2");
+    let elsewhere = |addr: &str| format!("127.0.0.2:{}", port(addr));
+    let mut set = settings("hub", "hub2", "");
+    set.push(format!("http={}", elsewhere(&hub)));
+    region.hub = Process::new(&at, "hub2", "hub", set, &wrap);
+    region.hub.start();
+    let mut set = settings("tracker", "tracker2", "");
+    set.extend([format!("listen=['{}']", elsewhere(&control)), "http=127.0.0.1:0".into()]);
+    set.extend([format!("hub=http://{}", named("hub", &hub)), "beat=300ms".into(), "flush=200ms".into()]);
+    region.tracker = Process::new(&at, "tracker2", "tracker", set, &wrap);
+    region.tracker.start();
+    let mut set = node(&at, "seeder2", &named("tracker", &control));
+    set.push(format!("publisher_key='{}'", at.join("seeder2/publisher.key").display()));
+    set.push(format!("admin_token='{}'", at.join("seeder2/admin.token").display()));
+    region.seeder = Process::new(&at, "seeder2", "seeder", set, &wrap);
+    region.seeder.start();
+
+    // The hosts, which nobody touched, are back, and have fetched nothing for it.
+    region.wait_up(3);
+    let status = region.status(&job);
+    assert_eq!((&status["phase"], &status["name"]), (&"done".into(), &"edge".into()));
+    until("the hub still knows", || (region.hub_active(&job)? >= 2).then_some(()));
+    // The seeder had to be told of a version, and passed it on as it does: that is all.
+    let since = received(&region) - before;
+    assert!(since <= 3 * 3 * "after".len() as u64, "{since} bytes were fetched again");
+    for peer in 0..3 {
+        assert_eq!(shown(&region, peer).unwrap(), b"after");
+    }
+    // And all goes on: newer versions count as newer, pushes reach everybody.
+    let mut publisher = Publisher::new(&region);
+    let sequence = until("the seeder publishes", || publisher.publish("gslb/main", b"moved"));
+    assert!(sequence > after, "{sequence} follows {after}");
+    for peer in 0..3 {
+        until("the version of the new seeder", || (shown(&region, peer).ok()? == b"moved").then_some(()));
+    }
+    fs::write(&file, noise(500_000, 6)).unwrap();
+    let job = region.push(&file, "edge", "2");
+    region.wait_active(&job, 3);
+    until("the new hub is told", || (region.hub_active(&job)? == 3).then_some(()));
+}
+
+#[test]
+fn a_stopped_role_is_backed_up_from_its_folder() {
+    let mut region = Region::start(1, 1, |_| Vec::new());
+    let at = region.folder.path().to_path_buf();
+    let dir = format!("dir='{}'", at.join("hub/state").display());
+    let out = at.join("hub.backup");
+    region.hub.kill();
+    let args = ["backup", "--role", "hub", "--set", &dir, "--out", out.to_str().unwrap(), "--json"];
+    let said: Value = serde_json::from_str(&ok(&args)).unwrap();
+    assert_eq!(said["running"], false);
+    // A backup that was changed is refused, and so is one of another role; nothing is made of either.
+    let into = at.join("elsewhere");
+    let place = format!("dir='{}'", into.display());
+    let restore = |role: &str| run(&["restore", "--role", role, "--set", &place, "--from", out.to_str().unwrap()]);
+    assert!(!restore("tracker").status.success());
+    let mut bytes = fs::read(&out).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&out, &bytes).unwrap();
+    assert!(!restore("hub").status.success());
+    assert!(!into.exists());
+    bytes[middle] ^= 1;
+    fs::write(&out, &bytes).unwrap();
+    assert!(restore("hub").status.success());
+    // Nothing secret was asked for.
+    let asked =
+        run(&["restore", "--role", "hub", "--set", &place, "--from", out.to_str().unwrap(), "--force", "--secrets"]);
+    assert!(!asked.status.success());
+    assert!(!run(&["backup", "--role", "peer", "--out", "x"]).status.success());
+}
