@@ -547,16 +547,21 @@ impl Driver {
         self.greet_strangers();
     }
 
-    /// A host may have another place in the roster than before, as after a tracker's restore: its link is that one's now.
+    /// A host may have another place in the roster than before, or none for a while, as after a tracker's restore: its
+    /// link is the new one's.
     fn rename_links(&mut self, former: &Membership) {
         let linked: Vec<NodeId> = self.linked.iter().copied().collect();
         for node in linked {
-            match (former.by_node(&node), self.membership.by_node(&node)) {
-                (Some(old), Some(new)) if old != new => {
-                    self.tell(Input::LinkDown { host: old, reason: None });
-                    self.tell(Input::LinkUp { host: new });
-                }
-                _ => {}
+            let (old, new) = (former.by_node(&node), self.membership.by_node(&node));
+            if old == new {
+                continue;
+            }
+            if let Some(host) = old {
+                self.tell(Input::LinkDown { host, reason: None });
+            }
+            // Strangers are greeted with all they said meanwhile.
+            if let Some(host) = new.filter(|_| !self.strangers.contains_key(&node)) {
+                self.tell(Input::LinkUp { host });
             }
         }
     }
