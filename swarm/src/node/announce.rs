@@ -216,9 +216,16 @@ impl Node {
             self.manifest_source_failed(id, host);
             return;
         }
+        let asked_in_vain = content.asked_in_vain(now);
         let hunt = &mut content.manifest;
-        if hunt.asked.is_some() || hunt.ask_at.is_some_and(|at| at > now) {
+        if hunt.asked.is_some() && !asked_in_vain || hunt.ask_at.is_some_and(|at| at > now) {
             return;
+        }
+        if asked_in_vain {
+            hunt.doubled = true;
+            if hunt.sources.is_empty() {
+                return;
+            }
         }
         if hunt.sources.is_empty() {
             // Nobody is left: whoever should be above us, our mates, and the origin.

@@ -26,6 +26,8 @@ pub(super) struct Content {
     pub(super) sequence: u64,
     /// It is a version of a feed.
     pub(super) feed: bool,
+    /// Length of its manifest, bytes.
+    pub(super) manifest_bytes: u64,
     /// Spreads the announcement lanes of different names over the rack's hosts.
     pub(super) announce_offset: u8,
     pub(super) origin: Option<HostIndex>,
@@ -58,6 +60,8 @@ pub(super) struct ManifestHunt {
     pub(super) sources: VecDeque<HostIndex>,
     /// Whom we asked, and until when we wait.
     pub(super) asked: Option<(HostIndex, Instant)>,
+    /// Whoever was asked first is slow, and another was asked too.
+    pub(super) doubled: bool,
     /// When to ask the first of `sources`.
     pub(super) ask_at: Option<Instant>,
     /// Who waits for it from us.
@@ -238,6 +242,7 @@ impl Content {
             name: announcement.name.clone(),
             sequence: announcement.sequence,
             feed: announcement.feed.is_some(),
+            manifest_bytes: announcement.manifest_bytes,
             announce_offset: announce_offset(&announcement.name),
             origin,
             jobs: BTreeSet::new(),
@@ -253,6 +258,14 @@ impl Content {
             warm: None,
             gave_up: false,
         }
+    }
+
+    /// Whether whom we asked for the manifest takes so long that another is asked as well, once.
+    pub(super) fn asked_in_vain(&self, now: Instant) -> bool {
+        let patience =
+            limits::MANIFEST_PATIENCE + Duration::from_millis(self.manifest_bytes / limits::MANIFEST_BYTES_PER_MS);
+        let hunt = &self.manifest;
+        !hunt.doubled && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
     }
 
     /// Whether pieces are still to come.

@@ -21,6 +21,8 @@ pub const ENTROPY_LANE: u8 = u8::MAX;
 pub const MANIFEST_PATIENCE: Duration = Duration::from_millis(300);
 /// When a manifest asked for is late and another source is tried.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A host that sends a manifest slower than this (10 Mbit/s, after [`MANIFEST_PATIENCE`]) is not waited for alone.
+pub const MANIFEST_BYTES_PER_MS: u64 = 1250;
 /// Hosts remembered as sources of a manifest, and hosts waiting for it from us.
 pub const MANIFEST_HOSTS_MAX: usize = 64;
 /// A host that joins late gives its rack-mates this long to say what they have before it imports anything.
