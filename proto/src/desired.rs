@@ -205,7 +205,7 @@ mod tests {
         let target = Target { version: "v".repeat(63), content: ContentId([1; 32]), sequence: u64::MAX };
         let rule = Rule { hosts: Hosts::Share { from: 0, to: SHARES }, target };
         let rules = vec![rule; limits::DESIRED_RULES_MAX];
-        let name = "n".repeat(100);
+        let name = ["n".repeat(60), "n".repeat(50)].join("/");
         let (rollout, attempt) = (JobId([1; 16]), 1);
         let desired = Desired { name, rollout, attempt, hold: false, back: false, watch: true, rules, open };
         let bytes = desired.to_bytes();
