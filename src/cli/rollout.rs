@@ -49,7 +49,7 @@ struct Begin {
     /// Failed hosts that are borne, as a number or percentage [default: 0]
     #[arg(long, value_name = "N|N%")]
     max_failures: Option<Amount>,
-    /// A PromQL query with a comparison that must hold after each wave, e.g. "sum(rate(errors[1m])) < 5"; repeat for more
+    /// A PromQL query with a comparison that must hold after each wave, e.g. `sum(rate(errors[1m])) < 5`; repeat for more
     #[arg(long, value_name = "QUERY")]
     verify: Vec<String>,
     /// Who answers the queries, as http://host:port

@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// Sites, racks and rates from a TOML file, instead of the options above
     #[arg(long, conflicts_with_all = ["racks", "hosts", "sites", "uplink", "seeder_rate", "nic", "disk", "site_uplink", "latency"])]
     topology: Option<PathBuf>,
-    /// What goes wrong: KIND[:WHO][=RATE][@WHEN][+SPAN], with commas between, for instance `crash:10%@40%,slow,seeder@out`
+    /// What goes wrong: `KIND[:WHO][=RATE][@WHEN][+SPAN]`, with commas between, for instance `crash:10%@40%,slow,seeder@out`
     ///
     /// Kinds: crash, slow, uplink, seeder, tracker, flap, corrupt, stale. WHO: a number of hosts, a part such as 10%,
     /// `owners` (one host of each rack), RACK/HOST; for uplink the rack. RATE: what is left of a rate, such as 1%.
