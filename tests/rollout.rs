@@ -386,8 +386,7 @@ fn gates_and_people_steer() {
     service.health.store(503, Ordering::SeqCst);
     let view = wait(&id, "stopped");
     assert!(view["why"].as_str().unwrap().contains("1 of 3 hosts failed"), "{view:#}");
-    let status = region.status(&id);
-    assert!(status["lines"].to_string().contains("503"), "{status:#}");
+    until("the tracker tells why", || region.status(&id)["lines"].to_string().contains("503").then_some(()));
     service.health.store(200, Ordering::SeqCst);
     tell(&["rollback"]);
     wait(&id, "rolled-back");
