@@ -24,7 +24,9 @@ impl Driver {
         let content = announcement.content;
         self.reach(&announcement.job, HostState::Failed(Reason::Stale), "a newer version is active here");
         let wanted = self.jobs_of(&content).iter().any(|job| !self.is_stale(job));
-        if !wanted && !self.store.is_complete(&content) {
+        // Nor is anything fetched for a share, which the rack may need: a promotion would find it gone.
+        let held = self.store.is_complete(&content) || self.store.share(&content).is_some();
+        if !wanted && !held {
             self.tell(Input::ContentRefused { content });
         }
     }
