@@ -8,7 +8,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::deal::Deal;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::geometry::Geometry;
-use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex, StripeIndex};
+use shoal_proto::ids::{ContentId, HostIndex, JobId, LaneIndex, ShardIndex, StripeIndex};
 use shoal_proto::message::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -279,6 +279,15 @@ pub enum Notice {
         host: HostIndex,
         /// Why.
         why: AvoidReason,
+    },
+    /// What a lane imports comes too late: it takes a way around the hosts it came from.
+    Detour {
+        /// The content.
+        content: ContentId,
+        /// The lane, or all that came from there.
+        lane: Option<LaneIndex>,
+        /// Whom it goes around: one of them when it is a whole rack.
+        around: HostIndex,
     },
     /// A host sent bad shards and is shut out for a while.
     Banned {

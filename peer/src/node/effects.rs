@@ -54,6 +54,9 @@ impl Driver {
             Output::KeepWhole { content } => self.keep_whole(content),
             Output::Notice(notice) => match notice {
                 Notice::Avoided { host, why } => tracing::debug!(%host, ?why, "avoided"),
+                Notice::Detour { content, lane, around } => {
+                    tracing::debug!(content = %content.short(), ?lane, %around, "silent: another way is taken");
+                }
                 Notice::Banned { host } => tracing::warn!(%host, "banned for bad shards"),
                 Notice::RackLost { content, missing } => {
                     tracing::warn!(content = %content.short(), missing, "too much of the rack is lost; other racks are asked");

@@ -43,6 +43,10 @@ pub const SLOW_FACTOR: u64 = 6;
 pub const SILENT: Duration = Duration::from_millis(800);
 /// See [`SILENT`].
 pub const SILENT_PIECES: u64 = 3;
+/// The deeper in a lane's tree its parent is, the more often this is waited for, up to so many times.
+pub const SILENT_DEPTH: u32 = 3;
+/// A lane whose parent brings others must be silent so many times as long.
+pub const SILENT_ALONE: u32 = 4;
 /// A rack is passed over when at least so many lanes come from it and all are silent.
 pub const SILENT_LANES: usize = 2;
 /// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.

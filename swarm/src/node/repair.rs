@@ -23,7 +23,9 @@ const MATES_ASKED: usize = 4;
 struct Imports {
     /// Something came of late.
     alive: bool,
-    /// Lanes that bring nothing, and whom they come from.
+    /// What comes from there.
+    lanes: Vec<(LaneIndex, HostIndex)>,
+    /// Lanes that have brought nothing for too long, and whom they come from.
     silent: Vec<(LaneIndex, HostIndex)>,
 }
 
@@ -91,6 +93,14 @@ impl Node {
         if body.typical == 0 || awaited.all(|lane| lane.is_silent(now, patience)) {
             return;
         }
+        // A host that brings another lane is there: what it does not bring it lacks itself, and finds a way.
+        let mut heard: BTreeMap<HostIndex, Instant> = BTreeMap::new();
+        for lane in body.lanes.iter().filter(|lane| lane.is_awaited()) {
+            if let Some(parent) = lane.parent {
+                let last = heard.entry(parent).or_default();
+                *last = (*last).max(lane.since.max(lane.brought));
+            }
+        }
         // By the rack they come from, the imported lanes: whether any brings anything, and those that are silent.
         let mut imports: BTreeMap<Vec<HostIndex>, Imports> = BTreeMap::new();
         for (number, lane) in body.lanes.iter().enumerate() {
@@ -102,17 +112,21 @@ impl Node {
             rack.push(parent);
             rack.sort_unstable();
             let from = imports.entry(rack).or_default();
-            from.alive |= now.since(lane.brought) < patience;
-            if lane.is_silent(now, patience) {
-                from.silent.push((LaneIndex(number as u8), parent));
+            let number = LaneIndex(number as u8);
+            from.lanes.push((number, parent));
+            from.alive |= now.since(heard[&parent]) < patience;
+            // Who is nearest to where it stops goes around first; those below it then get it as before.
+            let patience = patience * plan.depth(number, parent).unwrap_or(1).clamp(1, limits::SILENT_DEPTH);
+            if now.since(heard[&parent]) >= patience || lane.is_silent(now, patience * limits::SILENT_ALONE) {
+                from.silent.push((number, parent));
             }
         }
-        let mut found = false;
-        for (rack, Imports { alive, silent }) in imports {
+        let mut found = Vec::new();
+        for (rack, Imports { alive, lanes, silent }) in imports {
             let until = now + limits::AVOID_USELESS;
-            if silent.len() >= limits::SILENT_LANES && !alive {
+            if lanes.len() >= limits::SILENT_LANES && !alive {
+                found.push((None, lanes[0].1));
                 content.useless.extend(rack.into_iter().map(|host| (host, until)));
-                found = true;
             } else {
                 for (lane, parent) in silent {
                     let passed = content.detours.entry(lane).or_default();
@@ -120,13 +134,17 @@ impl Node {
                     let again = rack.iter().any(|host| passed.contains_key(host));
                     let around = if again { &rack[..] } else { &[parent] };
                     passed.extend(around.iter().map(|host| (*host, until)));
-                    found = true;
+                    found.push((Some(lane), parent));
                 }
             }
         }
-        if found {
-            self.replan(id);
+        if found.is_empty() {
+            return;
         }
+        for (lane, around) in found {
+            self.notice(Notice::Detour { content: id, lane, around });
+        }
+        self.replan(id);
     }
 
     /// Keeps a misjudgement from spreading: where many seem slow, the cause lies elsewhere.
