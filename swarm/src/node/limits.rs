@@ -39,6 +39,9 @@ pub const JUDGE_SPAN: Duration = Duration::from_millis(600);
 pub const JUDGE_PIECES: u64 = 8;
 /// A parent that delivers less than one part in this many of what all do, per lane, is slow.
 pub const SLOW_FACTOR: u64 = 6;
+/// How many spans in a row. Its rack imports the lanes it owns a second time, so a host that lacked a processor for a second
+/// must not look like it.
+pub const SLOW_STRIKES: u8 = 4;
 /// An imported lane is silent when nothing came for this long, and for as long as this many pieces usually take.
 pub const SILENT: Duration = Duration::from_millis(800);
 /// See [`SILENT`].

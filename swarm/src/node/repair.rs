@@ -71,7 +71,7 @@ impl Node {
             }
             let strikes = if trial.delivered * limits::SLOW_FACTOR < expected { trial.strikes + 1 } else { 0 };
             *trial = Trial { strikes, ..fresh };
-            if strikes >= 2 {
+            if strikes >= limits::SLOW_STRIKES {
                 slow.push(host);
             }
         }
