@@ -191,7 +191,6 @@ fn a_large_table_moves_only_what_changed() {
         }
     };
     arrived(&region, last, &table);
-    let mut came = [0; 4];
     for version in 0..6u64 {
         // One per cent in at most four runs, elsewhere each time.
         let runs = 1 + (version as usize) % 4;
@@ -206,12 +205,9 @@ fn a_large_table_moves_only_what_changed() {
         last = next;
         arrived(&region, last, &table);
         for (rack, before) in before.iter().enumerate() {
-            came[rack] += imported(&region, rack) - before;
+            let came = imported(&region, rack) - before;
+            assert!(came * 100 <= SIZE as u64 * 3, "{came} bytes into rack {rack} for {runs} runs of bytes");
         }
-    }
-    // Over all versions: on a machine that stalls, a parent that seems dead may be passed by now and then.
-    for (rack, came) in came.into_iter().enumerate() {
-        assert!(came * 100 <= SIZE as u64 * 3 * 6, "{came} bytes into rack {rack} for six versions");
     }
     // Former versions are gone everywhere.
     for process in region.peers.iter().chain([&region.seeder]) {

@@ -68,6 +68,17 @@ fn slow_owners_are_worked_around() {
 }
 
 #[test]
+fn a_host_that_was_slow_for_a_while_does_not_import_what_its_mates_import_instead() {
+    for seed in 0..4 {
+        let mut slow = scenario(4, 4, 1024, "slow@10%+4s");
+        slow.seed = seed;
+        let figures = finished(&slow).figures;
+        assert_eq!(figures.complete, 16);
+        assert!(figures.rack_import_max <= 1.08, "seed {seed}: {figures:?}");
+    }
+}
+
+#[test]
 fn latecomers_take_what_their_rack_has_from_it() {
     for seed in 0..4 {
         let mut late = scenario(4, 4, 1024, "crash:25%@0s+6s");

@@ -38,7 +38,8 @@ pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
     logs::init(args.log_format, &args.log).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
+        // Half of the machine: the rest is for hashing, for the disk, and for what the host is there for.
+        .worker_threads(std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 8)))
         .max_blocking_threads(24)
         .thread_stack_size(1024 * 1024)
         .build()?;

@@ -51,6 +51,8 @@ pub(super) struct Content {
     pub(super) warm: Option<Warm>,
     /// The rack's shares do not make it whole: that was tried.
     pub(super) gave_up: bool,
+    /// Our mates have turned to others: our lanes come from these as well.
+    pub(super) passed_over: bool,
 }
 
 /// The search for a manifest.
@@ -257,6 +259,7 @@ impl Content {
             cold: None,
             warm: None,
             gave_up: false,
+            passed_over: false,
         }
     }
 

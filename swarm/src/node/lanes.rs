@@ -31,11 +31,15 @@ impl Node {
             return;
         }
         let mut left: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
+        if content.passed_over {
+            avoid.insert(me);
+        }
+        let ours = if content.passed_over { &plan.avoiding(&avoid) } else { &*plan };
         for (index, lane) in body.lanes.iter_mut().enumerate() {
             let index = LaneIndex(index as u8);
             let parent = match content.detours.get(&index) {
                 _ if lane.missing == 0 => None,
-                None => plan.parent(index, me),
+                None => ours.parent(index, me),
                 Some(passed) => {
                     let around: BTreeSet<HostIndex> = avoid.iter().chain(passed.keys()).copied().collect();
                     plan.avoiding(&around).parent(index, me)
@@ -99,6 +103,21 @@ impl Node {
         }
         for host in dial {
             self.connect(host);
+        }
+    }
+
+    /// A mate takes nothing from us any more. When none does and we still import, they hold us to be slow and another
+    /// imports our lanes: we take them from that one, or they would cross the uplink twice.
+    pub(super) fn follow_mates(&mut self, id: ContentId, from: HostIndex) {
+        let me = self.config.me;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let (Some(plan), Some(body)) = (&content.plan, &content.body) else { return };
+        let near = |host: &HostIndex| plan.same_rack(*host, me);
+        let taken = body.children.iter().any(|(host, child)| near(host) && !child.lanes.is_empty());
+        let imports = body.lanes.iter().any(|lane| lane.is_awaited() && !lane.parent.as_ref().is_some_and(near));
+        if near(&from) && !taken && imports && !content.passed_over {
+            content.passed_over = true;
+            self.replan(id);
         }
     }
 

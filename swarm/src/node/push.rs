@@ -54,10 +54,11 @@ impl Node {
         }
         link.ready.insert((content.class, id));
         self.dirty.insert(from);
+        let near = content.plan.as_ref().is_some_and(|plan| plan.same_rack(from, me));
+        content.passed_over &= !near;
         // A rack-mate that comes late learns what it need not import.
         let mut ahead = body.have.clone();
         ahead.subtract(&child.has);
-        let near = content.plan.as_ref().is_some_and(|plan| plan.same_rack(from, me));
         let told = (near && !ahead.none()).then(|| Message::Got { content: id, pieces: body.have.clone() });
         // Two hosts that hold different views may take a lane from each other. The lower index breaks the circle by
         // importing the lane itself.
@@ -122,6 +123,7 @@ impl Node {
                 child.pending.unset(piece.0);
             }
         }
+        self.follow_mates(id, from);
     }
 
     pub(super) fn on_got(&mut self, from: HostIndex, id: ContentId, pieces: &Bitmap) {
