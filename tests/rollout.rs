@@ -2,13 +2,14 @@
 
 mod common;
 
-use common::{PATIENCE, Process, Region, until};
+use common::{PATIENCE, Process, Region, get, until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
@@ -284,12 +285,11 @@ fn a_split_stays_as_it_is() {
     assert_eq!(before, after, "nobody switched again");
 }
 
-/// A service that can be ill, and whoever counts its errors: one server for both.
+/// A service that can be ill, and tells how many errors it made.
 struct Service {
     addr: String,
     health: Arc<AtomicU16>,
     errors: Arc<AtomicU32>,
-    asked: Arc<AtomicU32>,
 }
 
 impl Service {
@@ -297,28 +297,65 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let (health, errors) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicU32::new(0)));
-        let asked = Arc::new(AtomicU32::new(0));
-        let (status, number, questions) = (health.clone(), errors.clone(), asked.clone());
+        let (status, number) = (health.clone(), errors.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 let Some(Ok(first)) = lines.next() else { continue };
                 while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-                let (status, body) = if first.contains("/api/v1/query?query=sum%28errors%29 ") {
-                    questions.fetch_add(1, Ordering::SeqCst);
-                    let value = number.load(Ordering::SeqCst);
-                    let row = format!(r#"{{"metric":{{"job":"edge"}},"value":[1,"{value}"]}}"#);
-                    (200, format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{row}]}}}}"#))
+                let (status, body) = if first.contains("/metrics ") {
+                    (200, format!("# TYPE errors gauge\nerrors {}\n", number.load(Ordering::SeqCst)))
                 } else {
                     (status.load(Ordering::SeqCst), "as well as can be".to_string())
                 };
-                let head =
-                    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let kind = "content-type: text/plain; version=0.0.4";
+                let head = format!(
+                    "HTTP/1.1 {status} X\r\n{kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
                 let _gone = stream.write_all(format!("{head}{body}").as_bytes());
             }
         });
-        Self { addr, health, errors, asked }
+        Self { addr, health, errors }
+    }
+}
+
+/// A Prometheus that looks at a service ten times a second.
+struct Prometheus {
+    child: Child,
+    addr: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Prometheus {
+    fn start(target: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let file = dir.path().join("prometheus.yml");
+        let scrape =
+            format!("scrape_interval: 100ms, scrape_timeout: 100ms, static_configs: [{{targets: ['{target}']}}]");
+        fs::write(&file, format!("scrape_configs: [{{job_name: edge, {scrape}}}]\n")).unwrap();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .arg(format!("--web.listen-address={addr}"))
+            .args(["--log.level=error"])
+            .spawn()
+            .expect("`prometheus` is needed: apt-get install -y --no-install-recommends prometheus");
+        let prometheus = Self { child, addr, _dir: dir };
+        until("the service was looked at", || {
+            let (_, answer) = get(&prometheus.addr, "/api/v1/query?query=errors", None)?;
+            answer.contains("\"value\"").then_some(())
+        });
+        prometheus
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -333,8 +370,9 @@ fn gates_and_people_steer() {
     let settings = format!("activation={{ '*' = {{ probe = {probe} }} }}");
     let region = Region::start(1, 3, |_| vec![settings.clone()]);
     first_version(&region);
-    let prometheus = format!("http://{}", service.addr);
-    let gated = ["--batch", "1,100%", "--verify", "sum(errors) < 5", "--prometheus", &prometheus];
+    let prometheus = Prometheus::start(&service.addr);
+    let url = format!("http://{}", prometheus.addr);
+    let gated = ["--batch", "1,100%", "--verify", "sum(errors) < 5", "--prometheus", &url];
     let wait = |id: &str, phase: &str| {
         until(&format!("it is {phase}"), || Some(look(&region, id)).filter(|view| view["phase"] == phase))
     };
@@ -347,7 +385,6 @@ fn gates_and_people_steer() {
     let path = version(&region, "2", false);
     let id = begin(&region, "2", Some(&path), &[&gated[..], &["--pause-between", "1h"]].concat());
     wait(&id, "pausing");
-    assert!(service.asked.load(Ordering::SeqCst) > 0);
     assert_eq!(region.peers.iter().filter(|peer| current(peer).as_deref() == Some("2")).count(), 1, "the canary");
     let busy = region.cli(&[
         "push",
@@ -378,6 +415,10 @@ fn gates_and_people_steer() {
     assert!(view["why"].as_str().unwrap().contains("sum(errors) < 5"), "{view:#}");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
     service.errors.store(0, Ordering::SeqCst);
+    until("they are forgotten", || {
+        let (_, answer) = get(&prometheus.addr, "/api/v1/query?query=errors", None)?;
+        answer.contains("\"0\"").then_some(())
+    });
 
     // A host's probe fails after it has switched: a person is asked, and takes it back.
     let path = version(&region, "4", false);

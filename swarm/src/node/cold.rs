@@ -285,6 +285,7 @@ impl Node {
         let mut fresh = Body::new(body.geometry.clone(), have, now);
         fresh.keep(kept);
         fresh.children = std::mem::take(&mut body.children);
+        fresh.takers = std::mem::take(&mut body.takers);
         for child in fresh.children.values_mut() {
             child.keep_only(&fresh.have);
         }

@@ -78,6 +78,8 @@ pub(super) struct Body {
     pub(super) missing: u32,
     pub(super) lanes: Vec<Lane>,
     pub(super) children: BTreeMap<HostIndex, Child>,
+    /// By lane, the children that take it, in order: each piece that comes asks for them.
+    pub(super) takers: Vec<Vec<HostIndex>>,
     /// Parity shards here, a bit a row, of stripes not yet whole.
     pub(super) parity: BTreeMap<StripeIndex, u32>,
     pub(super) rebuilding: BTreeSet<StripeIndex>,
@@ -281,6 +283,7 @@ impl Content {
 impl Body {
     pub(super) fn new(geometry: Geometry, have: Bitmap, now: Instant) -> Self {
         let mut lanes = vec![Lane::default(); usize::from(geometry.lanes())];
+        let takers = vec![Vec::new(); usize::from(geometry.lanes())];
         let mut missing = 0;
         let mut at = 0;
         while let Some(piece) = have.next_unset(at) {
@@ -295,6 +298,7 @@ impl Body {
             missing,
             lanes,
             children: BTreeMap::new(),
+            takers,
             parity: BTreeMap::new(),
             rebuilding: BTreeSet::new(),
             kept: BTreeMap::new(),
@@ -317,6 +321,26 @@ impl Body {
     /// These parity shards are on the disk.
     pub(super) fn keep(&mut self, parity: BTreeMap<StripeIndex, u32>) {
         self.kept = parity;
+    }
+
+    /// A child takes these lanes and no others.
+    pub(super) fn set_lanes(&mut self, host: HostIndex, lanes: LaneSet) {
+        let Some(child) = self.children.get_mut(&host) else { return };
+        let changed = LaneSet(child.lanes.0 ^ lanes.0);
+        child.lanes = lanes;
+        for lane in changed.iter() {
+            let takers = &mut self.takers[lane.index()];
+            match takers.binary_search(&host) {
+                Ok(place) => drop(takers.remove(place)),
+                Err(place) => takers.insert(place, host),
+            }
+        }
+    }
+
+    /// A child is gone.
+    pub(super) fn forget_child(&mut self, host: HostIndex) {
+        self.set_lanes(host, LaneSet::NONE);
+        self.children.remove(&host);
     }
 
     /// How long an imported lane may bring nothing.
@@ -386,6 +410,11 @@ impl Body {
         let by_lane: u32 = self.lanes.iter().map(|lane| lane.missing).sum();
         assert_eq!(self.missing, by_lane, "missing pieces by lane");
         assert!(self.wants.len() <= limits::WANTS_MAX, "wants are bounded");
+        for (number, takers) in self.takers.iter().enumerate() {
+            let takes = |child: &Child| child.lanes.contains(LaneIndex(number as u8));
+            let taking = self.children.iter().filter(|(_, child)| takes(child)).map(|(host, _)| host);
+            assert!(taking.eq(takers), "who takes lane {number}");
+        }
         for child in self.children.values() {
             let mut unheld = child.pending.clone();
             unheld.subtract(&self.have);

@@ -205,8 +205,8 @@ impl Node {
             let at = self.now + limits::GOT_EVERY;
             self.got_at = Some(self.got_at.map_or(at, |former| former.min(at)));
         }
-        for (host, child) in &mut body.children {
-            if child.lanes.contains(number) && !child.has.get(piece.0) {
+        for host in &body.takers[number.index()] {
+            if let Some(child) = body.children.get_mut(host).filter(|child| !child.has.get(piece.0)) {
                 child.add(piece);
                 if let Some(link) = self.links.get_mut(host) {
                     link.ready.insert((content.class, id));

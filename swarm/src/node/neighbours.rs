@@ -114,7 +114,7 @@ impl Node {
             let Some(content) = self.contents.get_mut(&id) else { continue };
             content.manifest.waiters.remove(&host);
             if let Some(body) = &mut content.body {
-                body.children.remove(&host);
+                body.forget_child(host);
                 body.wants.retain(|_, want| want.from != host);
                 body.asked.remove(&host);
                 for lane in body.lanes.iter_mut().filter(|lane| lane.parent == Some(host)) {

@@ -44,7 +44,7 @@ impl Node {
         let known = child.has.clone();
         child.pending.subtract(&known);
         let lanes = LaneSet(lanes.0 & LaneSet::first(body.geometry.lanes()).0);
-        child.lanes = LaneSet(child.lanes.0 | lanes.0);
+        let taken = LaneSet(child.lanes.0 | lanes.0);
         for lane in lanes.iter() {
             for piece in body.geometry.pieces_of_lane(lane) {
                 if body.have.get(piece.0) {
@@ -52,13 +52,14 @@ impl Node {
                 }
             }
         }
+        body.set_lanes(from, taken);
         link.ready.insert((content.class, id));
         self.dirty.insert(from);
         let near = content.plan.as_ref().is_some_and(|plan| plan.same_rack(from, me));
         content.passed_over &= !near;
         // A rack-mate that comes late learns what it need not import.
         let mut ahead = body.have.clone();
-        ahead.subtract(&child.has);
+        ahead.subtract(&known);
         let told = (near && !ahead.none()).then(|| Message::Got { content: id, pieces: body.have.clone() });
         // Two hosts that hold different views may take a lane from each other. The lower index breaks the circle by
         // importing the lane itself.
@@ -117,12 +118,13 @@ impl Node {
         });
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         let Some(child) = body.children.get_mut(&from) else { return };
-        child.lanes = LaneSet(child.lanes.0 & !lanes.0);
+        let kept = LaneSet(child.lanes.0 & !lanes.0);
         for lane in lanes.iter().filter(|lane| lane.0 < body.geometry.lanes()) {
             for piece in body.geometry.pieces_of_lane(lane) {
                 child.pending.unset(piece.0);
             }
         }
+        body.set_lanes(from, kept);
         self.follow_mates(id, from);
     }
 
@@ -140,10 +142,10 @@ impl Node {
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         let pieces = body.geometry.piece_count();
         let child = body.children.entry(from).or_insert_with(|| Child::new(pieces));
-        child.lanes = LaneSet::NONE;
         child.has = Bitmap::full(pieces);
         child.pending = Bitmap::new(pieces);
         child.wants.clear();
+        body.set_lanes(from, LaneSet::NONE);
         self.prefer_mates(id);
         self.warm_arrived(id);
     }

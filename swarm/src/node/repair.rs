@@ -101,6 +101,11 @@ impl Node {
                 *last = (*last).max(lane.since.max(lane.brought));
             }
         }
+        if heard.values().all(|last| now.since(*last) < patience)
+            && !body.lanes.iter().any(|lane| lane.is_awaited() && lane.is_silent(now, patience * limits::SILENT_ALONE))
+        {
+            return;
+        }
         // By the rack they come from, the imported lanes: whether any brings anything, and those that are silent.
         let mut imports: BTreeMap<Vec<HostIndex>, Imports> = BTreeMap::new();
         for (number, lane) in body.lanes.iter().enumerate() {
