@@ -3,7 +3,7 @@
 mod common;
 mod image_lab;
 
-use common::{Region, noise, until};
+use common::{Region, get, noise, until};
 use image_lab::{
     Ending, Fake, Image, Layer, OCI_MANIFEST, Registry, Reply, Seen, serve, sha256, skopeo, tar, write_index,
 };
@@ -231,7 +231,7 @@ fn platforms_are_chosen_and_docker_images_are_images_too() {
 
 #[test]
 fn layouts_and_saved_archives_are_taken_in() {
-    let region = Region::start(1, 2, |_| Vec::new());
+    let region = Region::start(1, 2, |_| vec!["mirror.listen='127.0.0.1:0'".into()]);
     let folder = region.folder.path();
     let image = Image::new(&[plain(tar(&[("bin/tool", &noise(700_000, 1))])), packed("etc/x", 100_000, 2)]);
     let layout = folder.join("layout");
@@ -241,6 +241,20 @@ fn layouts_and_saved_archives_are_taken_in() {
     let status = push(&path("layout"), &["--ref", &format!("{NAME}/lab/app:v1")]).pop().unwrap();
     assert_eq!((&status["name"], &status["version"]), (&"registry.example_5000/lab/app/v1".into(), &"v1".into()));
     assert_everywhere(&region, &image);
+
+    // What is about an image is found by the image, once it is here too.
+    let mirror = region.peers[1].addrs["mirror"].as_str().unwrap();
+    let referrers = format!("/v2/lab/app/referrers/{}?ns={NAME}", sha256(&image.manifest));
+    assert_eq!(get(mirror, &referrers, None).unwrap().0, 404, "the puller is to ask its registry");
+    let signature = Image::new(&[plain(tar(&[("signature", b"it is well")]))]).about(&image);
+    signature.write(&folder.join("signature"), "v1");
+    push(&path("signature"), &["--ref", &format!("{NAME}/lab/app:signed")]);
+    let (code, body) = get(mirror, &referrers, None).unwrap();
+    let found: Value = serde_json::from_str(&body).unwrap();
+    let row = &found["manifests"][0];
+    assert_eq!((code, found["manifests"].as_array().map(Vec::len)), (200, Some(1)), "{body}");
+    assert_eq!((&row["digest"], &row["size"]), (&sha256(&signature.manifest).into(), &signature.manifest.len().into()));
+    assert_eq!(row["artifactType"], "application/vnd.oci.image.config.v1+json");
 
     // The same layout in an archive is the same content: nothing moves.
     let tarred =

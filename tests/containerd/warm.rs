@@ -89,9 +89,22 @@ fn run_in(runtime: &Runtime, reference: &str, data: &[u8]) {
 fn an_image_is_warm_on_every_host_from_peers_alone() {
     // The last host of each rack serves no CRI: there the peer loads the image itself.
     let mut lab = Lab::start(2, 3, |host| host % 3 != 2, |_| Vec::new());
-    let (reference, at, data) = lab.image("v1", 24_000_000, 1);
-    let job = lab.push(&at, &reference);
-    let status = lab.region.wait_active(&job, 6);
+    let (reference, at, data) = lab.image("v1", 300_000_000, 1);
+    let registry = Registry::start(lab.folder.path(), &at);
+    lab.region.seeder.kill();
+    let there = format!("{{ url = 'http://{}', plain_http = true }}", registry.addr);
+    lab.region.seeder.configure(&format!("registries={{ '{REGISTRY}' = {there} }}"));
+    lab.region.seeder.start();
+    lab.region.wait_up(6);
+    let output = lab.region.cli(&["prewarm", &reference, "--to", "all", "--wait", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let status: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let job = status["job"].as_str().unwrap().to_string();
+    assert_eq!(Region::total(&status, "active"), 6, "{status:#}");
+    let gets = registry.blob_gets();
+    assert_eq!(gets.len(), 3, "a configuration and two layers: {gets:?}");
+    assert!(gets.values().all(|count| *count == 1), "each was pulled once: {gets:?}");
     let size = status["size"].as_u64().unwrap();
     for rack in status["racks"].as_array().unwrap() {
         let tiers = &rack["tiers"];
@@ -101,6 +114,7 @@ fn an_image_is_warm_on_every_host_from_peers_alone() {
     let shown = String::from_utf8(lab.region.cli(&["status", &job]).stdout).unwrap();
     assert!(shown.contains("6 of 6 hosts warm"), "{shown}");
     // Nothing is left that could serve it but the hosts themselves.
+    drop(registry);
     lab.region.seeder.kill();
     lab.region.tracker.kill();
     for (host, runtime) in lab.runtimes.iter().enumerate() {

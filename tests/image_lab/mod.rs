@@ -104,6 +104,15 @@ impl Image {
         Self { manifest: manifest.into_bytes(), blobs, layers: digests }
     }
 
+    /// The same, said to be about another: as a signature is.
+    pub(crate) fn about(mut self, subject: &Self) -> Self {
+        let text = String::from_utf8(self.manifest).unwrap();
+        let (digest, size) = (sha256(&subject.manifest), subject.manifest.len());
+        let subject = format!(r#","subject":{{"mediaType":"{OCI_MANIFEST}","digest":"{digest}","size":{size}}}}}"#);
+        self.manifest = format!("{}{subject}", text.strip_suffix('}').unwrap()).into_bytes();
+        self
+    }
+
     /// All digests, the manifest's too.
     pub(crate) fn digests(&self) -> BTreeSet<String> {
         self.blobs.keys().cloned().chain([sha256(&self.manifest)]).collect()

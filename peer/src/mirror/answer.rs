@@ -92,16 +92,19 @@ impl Mirror {
                 let Some(blob) = self.images.blob(&digest) else { return missing(What::Blob, "BLOB_UNKNOWN") };
                 self.send(What::Blob, request, blob, HeaderValue::from_static("application/octet-stream")).await
             }
-            Ask::Referrers(subject) => self.referrers(&subject),
+            Ask::Referrers(subject) => self.referrers(subject).await,
         }
     }
 
-    /// What refers to a manifest that is here: nothing does, as far as this store knows.
-    fn referrers(&self, subject: &Digest) -> Answered {
-        if !self.images.is_whole(subject) {
+    /// What here refers to a manifest. That there is more elsewhere is not known: with nothing here, the puller asks its
+    /// registry.
+    async fn referrers(&self, subject: Digest) -> Answered {
+        let images = self.images.clone();
+        let found = tokio::task::spawn_blocking(move || images.referrers(&subject)).await.unwrap_or_default();
+        if found.is_empty() {
             return missing(What::Referrers, "MANIFEST_UNKNOWN");
         }
-        let body = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] });
+        let body = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found });
         (What::Referrers, Outcome::Hit, plain(StatusCode::OK, OCI_INDEX, body.to_string().into()))
     }
 

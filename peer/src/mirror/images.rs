@@ -6,11 +6,17 @@ use super::ask::Name;
 use bytes::Bytes;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, Hash, PieceIndex};
-use shoal_proto::image::{Digest, ImageBlob, Reference};
+use shoal_proto::image::{Digest, ImageBlob, Reference, is_manifest};
 use shoal_proto::manifest::Manifest;
 use shoal_store::{ReadError, Record, Store};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+
+/// Longer manifests are not read for what they refer to, bytes.
+const REFERRER_BYTES_MAX: u64 = 4 << 20;
+/// Manifests named as referring to another.
+const REFERRERS_MAX: usize = 256;
 
 /// The images of a store.
 #[derive(Clone)]
@@ -70,9 +76,40 @@ impl Images {
         self.store.records().into_iter().filter(move |record| !record.complete && !demoted(record))
     }
 
-    /// Whether a blob is of a complete image.
-    pub(crate) fn is_whole(&self, digest: &Digest) -> bool {
-        self.store.blob(digest).is_some()
+    /// Descriptors of the complete images here that say they are about this manifest: signatures, lists of parts. Blocks.
+    pub(super) fn referrers(&self, subject: &Digest) -> Vec<serde_json::Value> {
+        let images = self.store.images();
+        let manifests: BTreeSet<Digest> = images
+            .values()
+            .filter_map(|image| image.manifest.image.as_ref())
+            .flat_map(|image| &image.blobs)
+            .filter(|blob| is_manifest(&blob.media_type) && blob.size <= REFERRER_BYTES_MAX)
+            .map(|blob| blob.digest)
+            .collect();
+        manifests.iter().filter_map(|digest| self.referrer(digest, subject)).take(REFERRERS_MAX).collect()
+    }
+
+    /// The descriptor of a manifest, if it is about `subject`.
+    fn referrer(&self, digest: &Digest, subject: &Digest) -> Option<serde_json::Value> {
+        let blob = self.blob(digest)?;
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < blob.size {
+            bytes.extend_from_slice(&blob.read_from(bytes.len() as u64).ok()?);
+        }
+        let manifest: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        if manifest["subject"]["digest"] != subject.to_string() {
+            return None;
+        }
+        let mut found = serde_json::json!({
+            "mediaType": blob.media_type, "digest": digest.to_string(), "size": blob.size,
+        });
+        // Where a manifest names no type of its own, its configuration's counts, as the specification has it.
+        let kind = Some(&manifest["artifactType"]).filter(|kind| kind.is_string());
+        found["artifactType"] = kind.unwrap_or(&manifest["config"]["mediaType"]).clone();
+        if manifest["annotations"].is_object() {
+            found["annotations"] = manifest["annotations"].clone();
+        }
+        Some(found)
     }
 
     fn blob_of(&self, content: ContentId, manifest: Arc<Manifest>, digest: &Digest) -> Option<Blob> {

@@ -42,14 +42,16 @@ pub const SLOW_FACTOR: u64 = 6;
 /// How many spans in a row. Its rack imports the lanes it owns a second time, so a host that lacked a processor for a second
 /// must not look like it.
 pub const SLOW_STRIKES: u8 = 4;
-/// An imported lane is silent when nothing came for this long, and for as long as this many pieces usually take.
-pub const SILENT: Duration = Duration::from_millis(800);
+/// An imported lane is silent when nothing came for this long (a disk that writes back takes a second or two), and for as long as this many pieces usually take.
+pub const SILENT: Duration = Duration::from_millis(2000);
 /// See [`SILENT`].
 pub const SILENT_PIECES: u64 = 3;
 /// The deeper in a lane's tree its parent is, the more often this is waited for, up to so many times.
 pub const SILENT_DEPTH: u32 = 3;
 /// A lane whose parent brings others must be silent so many times as long.
 pub const SILENT_ALONE: u32 = 4;
+/// When one lane in this many is still awaited, the end is near.
+pub const ENDING: usize = 4;
 /// A rack is passed over when at least so many lanes come from it and all are silent.
 pub const SILENT_LANES: usize = 2;
 /// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.

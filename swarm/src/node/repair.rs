@@ -101,8 +101,11 @@ impl Node {
                 *last = (*last).max(lane.since.max(lane.brought));
             }
         }
+        // Near the end there is room on the links: whoever brings little is not waited for.
+        let ending = body.lanes.iter().filter(|lane| lane.is_awaited()).count() * limits::ENDING <= body.lanes.len();
+        let alone = if ending { patience } else { patience * limits::SILENT_ALONE };
         if heard.values().all(|last| now.since(*last) < patience)
-            && !body.lanes.iter().any(|lane| lane.is_awaited() && lane.is_silent(now, patience * limits::SILENT_ALONE))
+            && !body.lanes.iter().any(|lane| lane.is_awaited() && lane.is_silent(now, alone))
         {
             return;
         }
@@ -121,8 +124,8 @@ impl Node {
             from.lanes.push((number, parent));
             from.alive |= now.since(heard[&parent]) < patience;
             // Who is nearest to where it stops goes around first; those below it then get it as before.
-            let patience = patience * plan.depth(number, parent).unwrap_or(1).clamp(1, limits::SILENT_DEPTH);
-            if now.since(heard[&parent]) >= patience || lane.is_silent(now, patience * limits::SILENT_ALONE) {
+            let depth = if ending { 1 } else { plan.depth(number, parent).unwrap_or(1).clamp(1, limits::SILENT_DEPTH) };
+            if now.since(heard[&parent]) >= patience * depth || lane.is_silent(now, alone * depth) {
                 from.silent.push((number, parent));
             }
         }
