@@ -9,7 +9,7 @@ use std::io::{self, Read};
 /// Average piece length for a content of this size, bytes. Small contents get small pieces, so that a small change moves
 /// little; large ones get pieces large enough that their number stays in the thousands.
 pub fn average_for(size: u64) -> u32 {
-    const TABLE: [(u64, u32); 3] = [(1 << 20, 16 * 1024), (64 << 20, 64 * 1024), (1 << 30, 256 * 1024)];
+    const TABLE: [(u64, u32); 3] = [(1 << 20, 16 * 1024), (64 << 20, 64 * 1024), (1 << 30, 128 * 1024)];
     TABLE.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
 }
 
