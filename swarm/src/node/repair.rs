@@ -89,8 +89,10 @@ impl Node {
         let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
         let patience = body.patience();
         let mut awaited = body.lanes.iter().filter(|lane| lane.is_awaited());
-        // Where nothing comes from anybody, nobody is to blame.
-        if body.typical == 0 || awaited.all(|lane| lane.is_silent(now, patience)) {
+        // Near the end there is room on the links: whoever brings little is not waited for.
+        let ending = awaited.clone().count() * limits::ENDING <= body.lanes.len();
+        // Before it, where nothing comes from anybody, nobody is to blame.
+        if body.typical == 0 || !ending && awaited.all(|lane| lane.is_silent(now, patience)) {
             return;
         }
         // A host that brings another lane is there: what it does not bring it lacks itself, and finds a way.
@@ -101,8 +103,6 @@ impl Node {
                 *last = (*last).max(lane.since.max(lane.brought));
             }
         }
-        // Near the end there is room on the links: whoever brings little is not waited for.
-        let ending = body.lanes.iter().filter(|lane| lane.is_awaited()).count() * limits::ENDING <= body.lanes.len();
         let alone = if ending { patience } else { patience * limits::SILENT_ALONE };
         if heard.values().all(|last| now.since(*last) < patience)
             && !body.lanes.iter().any(|lane| lane.is_awaited() && lane.is_silent(now, alone))
