@@ -210,9 +210,8 @@ fn pullers_get_what_they_ask_for() {
     assert_eq!(mirror.get(&as_manifest).status, 404);
     assert!(mirror.get(&format!("/v2/lab/app/blobs/{root}")).body == image.manifest);
 
-    let referrers = mirror.get(&format!("/v2/lab/app/referrers/{root}"));
-    assert!(referrers.status == 200 && String::from_utf8(referrers.body).unwrap().contains("\"manifests\":[]"));
-    assert_eq!(mirror.get(&format!("/v2/lab/app/referrers/{}", sha256(b"other"))).status, 404);
+    // Nothing here refers to it: whether something does elsewhere is for its registry to say.
+    assert_eq!(mirror.get(&format!("/v2/lab/app/referrers/{root}")).status, 404);
     let hits = mirror.metric("shoal_mirror_requests_total{what=\"Manifest\",outcome=\"Hit\"}");
     assert_eq!(hits, 4, "requests are counted");
     assert!(mirror.metric("shoal_mirror_sent_bytes_total") >= 3_000_000);

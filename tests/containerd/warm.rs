@@ -89,7 +89,7 @@ fn run_in(runtime: &Runtime, reference: &str, data: &[u8]) {
 fn an_image_is_warm_on_every_host_from_peers_alone() {
     // The last host of each rack serves no CRI: there the peer loads the image itself.
     let mut lab = Lab::start(2, 3, |host| host % 3 != 2, |_| Vec::new());
-    let (reference, at, data) = lab.image("v1", 300_000_000, 1);
+    let (reference, at, data) = lab.image("v1", 24_000_000, 1);
     let registry = Registry::start(lab.folder.path(), &at);
     lab.region.seeder.kill();
     let there = format!("{{ url = 'http://{}', plain_http = true }}", registry.addr);
