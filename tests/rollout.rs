@@ -350,6 +350,15 @@ impl Prometheus {
         });
         prometheus
     }
+
+    /// Questions it answered.
+    fn asked(&self) -> u64 {
+        let (_, text) = get(&self.addr, "/metrics", None).unwrap();
+        let counts = text.lines().filter(|line| {
+            line.starts_with("prometheus_http_requests_total{") && line.contains("handler=\"/api/v1/query\"")
+        });
+        counts.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() as u64).sum()
+    }
 }
 
 impl Drop for Prometheus {
@@ -371,6 +380,7 @@ fn gates_and_people_steer() {
     let region = Region::start(1, 3, |_| vec![settings.clone()]);
     first_version(&region);
     let prometheus = Prometheus::start(&service.addr);
+    let asked = prometheus.asked();
     let url = format!("http://{}", prometheus.addr);
     let gated = ["--batch", "1,100%", "--verify", "sum(errors) < 5", "--prometheus", &url];
     let wait = |id: &str, phase: &str| {
@@ -385,6 +395,7 @@ fn gates_and_people_steer() {
     let path = version(&region, "2", false);
     let id = begin(&region, "2", Some(&path), &[&gated[..], &["--pause-between", "1h"]].concat());
     wait(&id, "pausing");
+    assert!(prometheus.asked() > asked);
     assert_eq!(region.peers.iter().filter(|peer| current(peer).as_deref() == Some("2")).count(), 1, "the canary");
     let busy = region.cli(&[
         "push",
