@@ -45,7 +45,8 @@ pub struct NodeSettings {
     pub min_free: ByteSize,
     /// Memory for shards that arrived a moment ago, from which they are sent on. Default 12 MiB.
     pub hot_cache: ByteSize,
-    /// Memory for payload on its way in; links are not read beyond it. Default 32 MiB, at least twice `hot_cache`.
+    /// Memory for payload until it is on the disk; links are not read beyond it. Half of it may be verified and wait for a
+    /// disk that stands still, and is sent on meanwhile. Default 96 MiB, at least twice `hot_cache`.
     pub receive_memory: ByteSize,
     /// What its links keep to. Default: no limits.
     pub limits: LimitSettings,
@@ -66,7 +67,7 @@ impl Default for NodeSettings {
             quota: None,
             min_free: ByteSize(1 << 30),
             hot_cache: ByteSize(12 << 20),
-            receive_memory: ByteSize(32 << 20),
+            receive_memory: ByteSize(96 << 20),
             limits: LimitSettings::default(),
         }
     }

@@ -23,7 +23,8 @@ use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{Layout, OpenFiles, stream_path};
 use crate::share::{FoundShare, Kept, Share};
-use crate::writer::{self, Work};
+use crate::verify::{self, Work};
+use crate::writer::Writes;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
@@ -37,7 +38,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -57,9 +58,11 @@ pub struct StoreConfig {
     pub min_free: u64,
     /// Bytes of recently arrived shards kept in memory.
     pub hot: usize,
+    /// Bytes that were verified and wait for the disk, at most; further ones wait before they are verified.
+    pub unwritten: usize,
 }
 
-/// What the store's thread has to say. Told on that thread: do not block for long.
+/// What the store's threads have to say. Told on those threads: do not block for long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreEvent {
     /// The shard's hash is right; it can be read from now on.
@@ -302,6 +305,8 @@ pub(crate) struct Inner {
     /// Files that contents being begun share with others, inode and length: their room is taken.
     pub(crate) linked: Mutex<Vec<(u64, u64)>>,
     hot: Mutex<Hot>,
+    /// Told when fewer bytes of the hot cache wait to be written.
+    drained: Condvar,
     sink: Sink,
     attempts: AtomicU64,
     opened: Arc<OpenFiles>,
@@ -318,6 +323,19 @@ impl Inner {
 
     pub(crate) fn hot(&self) -> MutexGuard<'_, Hot> {
         lock(&self.hot)
+    }
+
+    /// Puts a shard into the cache that is about to be written, once there is room for it.
+    pub(crate) fn hot_unwritten(&self, key: (ContentId, ShardIndex), bytes: &Bytes) {
+        let full = |hot: &mut Hot| hot.unwritten() > 0 && hot.unwritten() + bytes.len() > self.config.unwritten;
+        let hot = self.drained.wait_while(self.hot(), full);
+        hot.unwrap_or_else(PoisonError::into_inner).insert(key, bytes.clone());
+    }
+
+    /// So many bytes of it were written.
+    pub(crate) fn hot_written(&self, bytes: usize) {
+        self.hot().written(bytes);
+        self.drained.notify_all();
     }
 
     pub(crate) fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
@@ -394,6 +412,7 @@ impl Store {
         }
         let inner = Arc::new(Inner {
             hot: Mutex::new(Hot::new(config.hot)),
+            drained: Condvar::new(),
             config,
             index: Box::new(index),
             blobs: Mutex::new(BlobPlaces::of(contents.values())),
@@ -406,12 +425,12 @@ impl Store {
             adopting: Mutex::default(),
         });
         let (queue, work) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new().name("store".into()).spawn({
-            let inner = inner.clone();
-            move || writer::run(&inner, &work)
-        });
+        let start = || {
+            let (inner, writes) = (inner.clone(), Writes::start(&inner)?);
+            std::thread::Builder::new().name("store".into()).spawn(move || verify::run(&inner, &work, &writes))
+        };
         let dir = inner.config.dir.clone();
-        let handle = thread.map_err(|source| OpenError::Io { dir, source })?;
+        let handle = start().map_err(|source| OpenError::Io { dir, source })?;
         Ok(Self { inner, _thread: Arc::new(Thread { queue: queue.clone(), handle: Some(handle) }), queue })
     }
 

@@ -1,60 +1,98 @@
-//! The store's thread: checks hashes, writes pieces, decodes stripes.
+//! The thread that writes verified pieces, and one that has the disk take them early.
 //!
-//! A dedicated thread with positioned writes costs half the processor time of a pool of blocking tasks. A shard is
-//! reported as soon as its hash is right, before it is written: it can be sent on meanwhile.
-//! A second thread has the disk take what was written while the rest still arrives: left to the end, a whole content would
-//! wait for the disk at once, on every host at the same moment.
+//! The second has the disk take what was written while the rest still arrives: left to the end, a whole content would
+//! wait for the disk at once, on every host at the same moment. Both are apart from verifying, which must go on while the
+//! disk stands still: whoever does not forward is taken for gone.
 //! Invariant: a piece is counted as here only once it is written; until then it is in the hot cache.
 
 use crate::store::{Content, Inner, StoreEvent};
 use bytes::Bytes;
-use shoal_proto::ids::{Hash, PieceIndex, ShardIndex, StripeIndex};
+use shoal_proto::ids::PieceIndex;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
+/// Pieces that wait to be written. Their bytes are bounded by the cache they are in.
+const QUEUE: usize = 512;
 /// Bytes written before the disk is to take them. More at a time means longer waits at the end, less more waits in between.
 const FLUSH_BYTES: usize = 16 * 1024 * 1024;
 
 /// Work for the thread.
-pub(crate) enum Work {
-    /// A shard that arrived.
-    Put { content: Arc<Content>, shard: ShardIndex, payload: Bytes, token: u64 },
-    /// A stripe to decode.
-    Rebuild { content: Arc<Content>, stripe: StripeIndex },
-    /// Tells when everything before is done.
+pub(crate) enum Write {
+    /// A piece that is right, and in the hot cache.
+    Piece { content: Arc<Content>, piece: PieceIndex, payload: Bytes },
+    /// Tells when everything before is written.
     Barrier(SyncSender<()>),
-    /// The store closes.
-    Stop,
 }
 
 /// What the disk is to take: a content's stream.
 type Flush = (Arc<Content>, usize);
 
-/// The thread's own.
-struct Writer<'a> {
-    inner: &'a Inner,
-    flushes: SyncSender<Flush>,
-    /// Bytes written that no flush was asked for.
-    unflushed: usize,
+/// The thread. Dropped, it writes what it has and ends.
+pub(crate) struct Writes {
+    queue: Option<SyncSender<Write>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-pub(crate) fn run(inner: &Inner, queue: &Receiver<Work>) {
+impl Writes {
+    pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<Self> {
+        let (queue, work) = sync_channel(QUEUE);
+        let inner = inner.clone();
+        let thread = std::thread::Builder::new().name("store-write".into()).spawn(move || run(&inner, &work))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Waits where too much waits already.
+    pub(crate) fn send(&self, write: Write) {
+        // The thread ends only after this.
+        let _sent = self.queue.as_ref().map(|queue| queue.send(write));
+    }
+}
+
+impl Drop for Writes {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
+}
+
+fn run(inner: &Inner, queue: &Receiver<Write>) {
     // One waits while one runs: with a slow disk they grow instead of queueing.
     let (flushes, due) = sync_channel::<Flush>(1);
-    std::thread::scope(|scope| {
+    // Moved in, so that the sender goes before the flusher is waited for.
+    std::thread::scope(move |scope| {
         let flusher = std::thread::Builder::new().name("store-flush".into());
         if let Err(error) = flusher.spawn_scoped(scope, move || flush(&due)) {
             tracing::warn!(%error, "no thread to write out early; contents are flushed when they are complete");
         }
-        let mut writer = Writer { inner, flushes, unflushed: 0 };
-        for work in queue {
-            match work {
-                Work::Put { content, shard, payload, token } => writer.put(&content, shard, payload, token),
-                Work::Rebuild { content, stripe } => writer.rebuild(&content, stripe),
-                Work::Barrier(done) => drop(done),
-                Work::Stop => return,
+        // Bytes written that no flush was asked for.
+        let mut unflushed = 0;
+        for write in queue {
+            let (content, piece, payload) = match write {
+                Write::Piece { content, piece, payload } => (content, piece, payload),
+                Write::Barrier(done) => {
+                    drop(done);
+                    continue;
+                }
+            };
+            match content.layout.write(piece, &payload) {
+                Ok(()) => {
+                    content.mark(piece);
+                    unflushed += payload.len();
+                    let stream = content.layout.stream_of(piece);
+                    if unflushed >= FLUSH_BYTES && flushes.try_send((content, stream)).is_ok() {
+                        unflushed = 0;
+                    }
+                }
+                Err(error) => {
+                    inner.tell(StoreEvent::WriteFailed { content: content.id, error: error.to_string() });
+                }
             }
+            inner.hot_written(payload.len());
         }
     });
 }
@@ -66,87 +104,5 @@ fn flush(due: &Receiver<Flush>) {
             tracing::warn!(content = %content.id.short(), %error, "cannot write out");
             content.spoilt.store(true, Ordering::Release);
         }
-    }
-}
-
-impl Writer<'_> {
-    fn put(&mut self, content: &Arc<Content>, shard: ShardIndex, payload: Bytes, token: u64) {
-        let expected = content.manifest.shard_hash(&content.geometry, shard);
-        if expected != Some(Hash::of(&payload)) {
-            self.inner.tell(StoreEvent::Corrupt { content: content.id, shard, token });
-            return;
-        }
-        match content.geometry.piece_of(shard) {
-            Some(piece) => {
-                let fresh = !content.has(piece);
-                if fresh {
-                    self.inner.hot().insert((content.id, shard), payload.clone());
-                }
-                self.inner.tell(StoreEvent::Verified { content: content.id, shard, token });
-                if fresh {
-                    self.write(content, piece, &payload);
-                }
-            }
-            None => {
-                content.keep_parity(shard, payload);
-                self.inner.tell(StoreEvent::Verified { content: content.id, shard, token });
-            }
-        }
-    }
-
-    fn write(&mut self, content: &Arc<Content>, piece: PieceIndex, payload: &[u8]) -> bool {
-        match content.layout.write(piece, payload) {
-            Ok(()) => {
-                content.mark(piece);
-                self.unflushed += payload.len();
-                if self.unflushed >= FLUSH_BYTES
-                    && self.flushes.try_send((content.clone(), content.layout.stream_of(piece))).is_ok()
-                {
-                    self.unflushed = 0;
-                }
-                true
-            }
-            Err(error) => {
-                self.inner.tell(StoreEvent::WriteFailed { content: content.id, error: error.to_string() });
-                false
-            }
-        }
-    }
-
-    fn rebuild(&mut self, content: &Arc<Content>, stripe: StripeIndex) {
-        let geometry = &content.geometry;
-        let first = stripe.0 * u32::from(geometry.data());
-        let range = geometry.stripe_pieces(stripe);
-        let lens: Vec<usize> = range.clone().map(|piece| geometry.piece_len(PieceIndex(piece)) as usize).collect();
-        let held: Vec<Option<Vec<u8>>> = range
-            .map(PieceIndex)
-            .map(|piece| if content.has(piece) { content.layout.read(piece).ok() } else { None })
-            .collect();
-        let pieces: Vec<Option<&[u8]>> = held.iter().map(|piece| piece.as_deref()).collect();
-        let mut parity = content.take_parity(stripe);
-        for row in content.parity_rows(stripe) {
-            if parity.iter().all(|(other, _)| *other != row)
-                && let Some(Ok(bytes)) = content.read_parity(stripe, row)
-            {
-                parity.push((row, bytes.into()));
-            }
-        }
-        let rows: Vec<(usize, &[u8])> = parity.iter().map(|(row, bytes)| (*row, &bytes[..])).collect();
-        let mut made = Vec::new();
-        match content.codec.rebuild(&lens, &pieces, &rows) {
-            Ok(rebuilt) => {
-                for (place, bytes) in rebuilt {
-                    let piece = PieceIndex(first + place as u32);
-                    // All inputs were verified, so this fails only if a piece on the disk was changed since.
-                    if content.manifest.piece_hash(piece) == Hash::of(&bytes) && self.write(content, piece, &bytes) {
-                        let shard = geometry.shard_of(piece);
-                        self.inner.hot().insert((content.id, shard), bytes.into());
-                        made.push(shard);
-                    }
-                }
-            }
-            Err(error) => tracing::debug!(content = %content.id.short(), %stripe, %error, "cannot rebuild"),
-        }
-        self.inner.tell(StoreEvent::Rebuilt { content: content.id, stripe, shards: made });
     }
 }

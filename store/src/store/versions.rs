@@ -44,11 +44,11 @@ impl Store {
         self.inner.content(id).is_some_and(|content| whole(&content))
     }
 
-    /// Waits until the store's thread has done all it was given so far.
+    /// Waits until the store's threads have done all it was given so far.
     pub(super) fn settle(&self) {
         let (done, wait) = sync_channel(0);
-        let _ = self.queue.send(crate::writer::Work::Barrier(done));
-        // Nothing is ever sent: the thread drops its end once all work before is done.
+        let _ = self.queue.send(crate::verify::Work::Barrier(done));
+        // Nothing is ever sent: its end is dropped once all work before is done.
         let _ = wait.recv();
     }
 
