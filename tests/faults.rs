@@ -13,8 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const SIZE: usize = 192 << 20;
-/// What may be on its way to a host or not yet on its disk, and so is asked for again after a kill: what it buffers for
-/// its links (`node.receive_memory`), and a stripe.
+/// Memory for payload that is not on the disk.
+const MEMORY: &str = "node.receive_memory=32 MiB";
+/// What may be on its way to a host or not yet on its disk, and so is asked for again after a kill: that memory, and a
+/// stripe.
 const IN_FLIGHT: u64 = (32 << 20) + (8 << 20);
 
 /// Payload a peer has received since it was started.
@@ -25,7 +27,7 @@ fn received(peer: &common::Process) -> u64 {
 
 #[test]
 fn a_killed_peer_goes_on_where_it_was_and_delays_nobody() {
-    let mut region = Region::start(2, 3, |_| Vec::new());
+    let mut region = Region::start(2, 3, |_| vec![MEMORY.into()]);
     let file = region.folder.path().join("big");
     let bytes = noise(SIZE, 1);
     fs::write(&file, &bytes).unwrap();
