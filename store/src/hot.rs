@@ -3,17 +3,28 @@
 //! Invariant: never holds more than its bytes, but for one shard and for what is not yet written; what is not yet
 //! written stays.
 
+use crate::store::lock;
 use bytes::Bytes;
 use shoal_proto::ids::{ContentId, ShardIndex};
 use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 type Key = (ContentId, ShardIndex);
 
-/// First in, first out: what was sent on to all children is not asked for again. Shards are written in the same order, so
-/// those not yet written are the last ones in.
+/// The cache, shared by the store's threads.
 #[derive(Debug)]
 pub(crate) struct Hot {
     max: usize,
+    unwritten_max: usize,
+    shards: Mutex<Shards>,
+    /// Told when fewer bytes wait to be written; one thread takes shards in.
+    drained: Condvar,
+}
+
+/// First in, first out: what was sent on to all children is not asked for again. Shards are written in the same order, so
+/// those not yet written are the last ones in.
+#[derive(Debug, Default)]
+struct Shards {
     bytes: usize,
     /// Bytes of the last ones that are not written.
     unwritten: usize,
@@ -22,55 +33,61 @@ pub(crate) struct Hot {
 }
 
 impl Hot {
-    pub(crate) fn new(max: usize) -> Self {
-        Self { max, bytes: 0, unwritten: 0, shards: HashMap::new(), order: VecDeque::new() }
+    /// Of `max` bytes, and `unwritten_max` that wait to be written.
+    pub(crate) fn new(max: usize, unwritten_max: usize) -> Self {
+        Self { max, unwritten_max, shards: Mutex::default(), drained: Condvar::new() }
     }
 
-    /// Takes in a shard that is about to be written.
-    pub(crate) fn insert(&mut self, key: Key, bytes: Bytes) {
+    /// Takes in a shard that is about to be written, once there is room for it.
+    pub(crate) fn insert(&self, key: Key, bytes: Bytes) {
         let len = bytes.len();
-        self.unwritten += len;
-        if self.shards.insert(key, bytes).is_some() {
-            return;
+        let full = |shards: &mut Shards| shards.unwritten > 0 && shards.unwritten + len > self.unwritten_max;
+        let shards = self.drained.wait_while(lock(&self.shards), full);
+        let mut shards = shards.unwrap_or_else(PoisonError::into_inner);
+        shards.unwritten += len;
+        if shards.shards.insert(key, bytes).is_none() {
+            shards.bytes += len;
+            shards.order.push_back(key);
+            shards.shrink(self.max);
         }
-        self.bytes += len;
-        self.order.push_back(key);
-        self.shrink();
     }
 
     /// So many bytes of the oldest that were not written are, or never will be.
-    pub(crate) fn written(&mut self, bytes: usize) {
-        self.unwritten = self.unwritten.saturating_sub(bytes);
-        self.shrink();
-    }
-
-    /// Bytes that are not written.
-    pub(crate) fn unwritten(&self) -> usize {
-        self.unwritten
-    }
-
-    fn shrink(&mut self) {
-        while self.bytes > self.max && self.order.len() > 1 {
-            let Some(dropped) = self.order.front().and_then(|oldest| self.shards.get(oldest)) else { return };
-            if self.bytes - dropped.len() < self.unwritten {
-                return;
-            }
-            self.bytes -= dropped.len();
-            self.order.pop_front().and_then(|oldest| self.shards.remove(&oldest));
-        }
+    pub(crate) fn written(&self, bytes: usize) {
+        let mut shards = lock(&self.shards);
+        shards.unwritten = shards.unwritten.saturating_sub(bytes);
+        shards.shrink(self.max);
+        drop(shards);
+        self.drained.notify_one();
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Bytes> {
-        self.shards.get(key).cloned()
+        lock(&self.shards).shards.get(key).cloned()
     }
 
-    pub(crate) fn forget(&mut self, content: &ContentId) {
-        self.order.retain(|key| key.0 != *content);
-        let gone: Vec<Key> = self.shards.keys().filter(|key| key.0 == *content).copied().collect();
-        for key in gone {
-            if let Some(bytes) = self.shards.remove(&key) {
-                self.bytes -= bytes.len();
+    pub(crate) fn forget(&self, content: &ContentId) {
+        let shards = &mut *lock(&self.shards);
+        shards.order.retain(|key| key.0 != *content);
+        let bytes = &mut shards.bytes;
+        shards.shards.retain(|key, shard| {
+            let stays = key.0 != *content;
+            *bytes -= if stays { 0 } else { shard.len() };
+            stays
+        });
+    }
+}
+
+impl Shards {
+    fn shrink(&mut self, max: usize) {
+        while self.bytes > max && self.order.len() > 1 {
+            let oldest = self.order[0];
+            let len = self.shards.get(&oldest).map_or(0, Bytes::len);
+            if self.bytes - len < self.unwritten {
+                return;
             }
+            self.bytes -= len;
+            self.shards.remove(&oldest);
+            self.order.pop_front();
         }
     }
 }
@@ -87,9 +104,13 @@ mod tests {
         (0..100).filter(|shard| hot.get(&key(*shard)).is_some()).collect()
     }
 
+    fn unwritten(hot: &Hot) -> usize {
+        lock(&hot.shards).unwritten
+    }
+
     #[test]
     fn only_what_is_written_goes() {
-        let mut hot = Hot::new(30);
+        let hot = Hot::new(30, 100);
         for shard in 0..5 {
             hot.insert(key(shard), Bytes::from_static(&[0; 10]));
         }
@@ -98,18 +119,18 @@ mod tests {
         assert_eq!(held(&hot), [1, 2, 3, 4]);
         hot.written(40);
         assert_eq!(held(&hot), [2, 3, 4]);
-        assert_eq!(hot.unwritten(), 0);
+        assert_eq!(unwritten(&hot), 0);
     }
 
     #[test]
     fn what_is_forgotten_may_still_be_written() {
-        let mut hot = Hot::new(20);
+        let hot = Hot::new(20, 100);
         hot.insert(key(0), Bytes::from_static(&[0; 10]));
         hot.insert(key(0), Bytes::from_static(&[0; 10]));
         hot.forget(&ContentId([7; 32]));
-        assert_eq!(hot.unwritten(), 20);
+        assert_eq!(unwritten(&hot), 20);
         hot.written(20);
         hot.insert(key(1), Bytes::from_static(&[0; 10]));
-        assert_eq!((held(&hot), hot.unwritten()), (vec![1], 10));
+        assert_eq!((held(&hot), unwritten(&hot)), (vec![1], 10));
     }
 }

@@ -267,7 +267,7 @@ impl Store {
         drop(room);
         content.complete.store(false, Ordering::Release);
         *lock(&content.have) = pieces;
-        self.inner.hot().forget(id);
+        self.inner.hot.forget(id);
         lock(&self.inner.blobs).remove(&content);
         if let Some(share) = &mut lock(&content.kept).share {
             share.shed = true;

@@ -24,7 +24,7 @@ use crate::ingest::IngestFolder;
 use crate::layout::{Layout, OpenFiles, stream_path};
 use crate::share::{FoundShare, Kept, Share};
 use crate::verify::{self, Work};
-use crate::writer::Writes;
+use crate::writer;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
@@ -38,7 +38,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -304,9 +304,7 @@ pub(crate) struct Inner {
     pub(crate) blobs: Mutex<BlobPlaces>,
     /// Files that contents being begun share with others, inode and length: their room is taken.
     pub(crate) linked: Mutex<Vec<(u64, u64)>>,
-    hot: Mutex<Hot>,
-    /// Told when fewer bytes of the hot cache wait to be written.
-    drained: Condvar,
+    pub(crate) hot: Hot,
     sink: Sink,
     attempts: AtomicU64,
     opened: Arc<OpenFiles>,
@@ -319,23 +317,6 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn tell(&self, event: StoreEvent) {
         (self.sink)(event);
-    }
-
-    pub(crate) fn hot(&self) -> MutexGuard<'_, Hot> {
-        lock(&self.hot)
-    }
-
-    /// Puts a shard into the cache that is about to be written, once there is room for it.
-    pub(crate) fn hot_unwritten(&self, key: (ContentId, ShardIndex), bytes: &Bytes) {
-        let full = |hot: &mut Hot| hot.unwritten() > 0 && hot.unwritten() + bytes.len() > self.config.unwritten;
-        let hot = self.drained.wait_while(self.hot(), full);
-        hot.unwrap_or_else(PoisonError::into_inner).insert(key, bytes.clone());
-    }
-
-    /// So many bytes of it were written.
-    pub(crate) fn hot_written(&self, bytes: usize) {
-        self.hot().written(bytes);
-        self.drained.notify_all();
     }
 
     pub(crate) fn content(&self, id: &ContentId) -> Option<Arc<Content>> {
@@ -351,24 +332,25 @@ impl Inner {
     }
 }
 
-/// A store. Clones share it; the last one to go stops its thread.
+/// A store. Clones share it; the last one to go stops its threads.
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
     queue: SyncSender<Work>,
     /// Held for its `Drop`.
-    _thread: Arc<Thread>,
+    _threads: Arc<Threads>,
 }
 
-struct Thread {
+struct Threads {
     queue: SyncSender<Work>,
-    handle: Option<JoinHandle<()>>,
+    /// The one that verifies, then the one that writes, which ends when the first has.
+    handles: Option<[JoinHandle<()>; 2]>,
 }
 
-impl Drop for Thread {
+impl Drop for Threads {
     fn drop(&mut self) {
         let _ = self.queue.send(Work::Stop);
-        if let Some(handle) = self.handle.take() {
+        for handle in self.handles.take().into_iter().flatten() {
             let _ = handle.join();
         }
     }
@@ -411,8 +393,7 @@ impl Store {
             }
         }
         let inner = Arc::new(Inner {
-            hot: Mutex::new(Hot::new(config.hot)),
-            drained: Condvar::new(),
+            hot: Hot::new(config.hot, config.unwritten),
             config,
             index: Box::new(index),
             blobs: Mutex::new(BlobPlaces::of(contents.values())),
@@ -426,12 +407,14 @@ impl Store {
         });
         let (queue, work) = sync_channel(QUEUE);
         let start = || {
-            let (inner, writes) = (inner.clone(), Writes::start(&inner)?);
-            std::thread::Builder::new().name("store".into()).spawn(move || verify::run(&inner, &work, &writes))
+            let (writes, writer) = writer::start(&inner)?;
+            let inner = inner.clone();
+            let verify = std::thread::Builder::new().name("store".into());
+            let verifier = verify.spawn(move || verify::run(&inner, &work, &writes))?;
+            Ok([verifier, writer])
         };
-        let dir = inner.config.dir.clone();
-        let handle = start().map_err(|source| OpenError::Io { dir, source })?;
-        Ok(Self { inner, _thread: Arc::new(Thread { queue: queue.clone(), handle: Some(handle) }), queue })
+        let threads = start().map_err(|source| OpenError::Io { dir: inner.config.dir.clone(), source })?;
+        Ok(Self { inner, _threads: Arc::new(Threads { queue: queue.clone(), handles: Some(threads) }), queue })
     }
 
     /// What is here, in order of id.
@@ -539,7 +522,7 @@ impl Store {
 
     /// A shard that arrived a moment ago, without touching the disk.
     pub fn read_hot(&self, id: &ContentId, shard: ShardIndex) -> Option<Bytes> {
-        self.inner.hot().get(&(*id, shard))
+        self.inner.hot.get(&(*id, shard))
     }
 
     /// A shard's bytes. A parity shard is made from its stripe. Blocks.
@@ -667,7 +650,7 @@ impl Store {
     /// Deletes a content.
     pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
-        self.inner.hot().forget(id);
+        self.inner.hot.forget(id);
         content.layout.release();
         lock(&self.inner.blobs).remove(&content);
         if !content.light.load(Ordering::Relaxed) {

@@ -5,7 +5,7 @@
 //! Invariant: a piece reported here and not yet written is in the hot cache.
 
 use crate::store::{Content, Inner, StoreEvent};
-use crate::writer::{Write, Writes};
+use crate::writer::Write;
 use bytes::Bytes;
 use shoal_proto::ids::{Hash, PieceIndex, ShardIndex, StripeIndex};
 use std::sync::Arc;
@@ -23,13 +23,13 @@ pub(crate) enum Work {
     Stop,
 }
 
-pub(crate) fn run(inner: &Inner, queue: &Receiver<Work>, writes: &Writes) {
+pub(crate) fn run(inner: &Inner, queue: &Receiver<Work>, writes: &SyncSender<Write>) {
     let verifier = Verifier { inner, writes };
     for work in queue {
         match work {
             Work::Put { content, shard, payload, token } => verifier.put(&content, shard, payload, token),
             Work::Rebuild { content, stripe } => verifier.rebuild(&content, stripe),
-            Work::Barrier(done) => writes.send(Write::Barrier(done)),
+            Work::Barrier(done) => verifier.write(Write::Barrier(done)),
             Work::Stop => return,
         }
     }
@@ -37,7 +37,7 @@ pub(crate) fn run(inner: &Inner, queue: &Receiver<Work>, writes: &Writes) {
 
 struct Verifier<'a> {
     inner: &'a Inner,
-    writes: &'a Writes,
+    writes: &'a SyncSender<Write>,
 }
 
 impl Verifier<'_> {
@@ -50,9 +50,9 @@ impl Verifier<'_> {
         let verified = StoreEvent::Verified { content: content.id, shard, token };
         match content.geometry.piece_of(shard) {
             Some(piece) if !content.has(piece) => {
-                self.inner.hot_unwritten((content.id, shard), &payload);
+                self.inner.hot.insert((content.id, shard), payload.clone());
                 self.inner.tell(verified);
-                self.writes.send(Write::Piece { content: content.clone(), piece, payload });
+                self.write(Write::Piece { content: content.clone(), piece, payload });
             }
             Some(_) => self.inner.tell(verified),
             None => {
@@ -62,11 +62,17 @@ impl Verifier<'_> {
         }
     }
 
+    /// Waits where too much waits already.
+    fn write(&self, write: Write) {
+        // The thread ends only after this one.
+        let _ = self.writes.send(write);
+    }
+
     /// A piece of ours, written or not yet.
     fn held(&self, content: &Content, piece: PieceIndex) -> Option<Bytes> {
         let key = (content.id, content.geometry.shard_of(piece));
         // The cache first: what leaves it was written before.
-        let hot = self.inner.hot().get(&key);
+        let hot = self.inner.hot.get(&key);
         hot.or_else(|| if content.has(piece) { content.layout.read(piece).ok().map(Bytes::from) } else { None })
     }
 
@@ -94,8 +100,8 @@ impl Verifier<'_> {
                     // All inputs were verified, so this fails only if a piece on the disk was changed since.
                     if content.manifest.piece_hash(piece) == Hash::of(&bytes) {
                         let (shard, payload) = (geometry.shard_of(piece), Bytes::from(bytes));
-                        self.inner.hot_unwritten((content.id, shard), &payload);
-                        self.writes.send(Write::Piece { content: content.clone(), piece, payload });
+                        self.inner.hot.insert((content.id, shard), payload.clone());
+                        self.write(Write::Piece { content: content.clone(), piece, payload });
                         made.push(shard);
                     }
                 }

@@ -30,34 +30,12 @@ pub(crate) enum Write {
 /// What the disk is to take: a content's stream.
 type Flush = (Arc<Content>, usize);
 
-/// The thread. Dropped, it writes what it has and ends.
-pub(crate) struct Writes {
-    queue: Option<SyncSender<Write>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Writes {
-    pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<Self> {
-        let (queue, work) = sync_channel(QUEUE);
-        let inner = inner.clone();
-        let thread = std::thread::Builder::new().name("store-write".into()).spawn(move || run(&inner, &work))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
-    }
-
-    /// Waits where too much waits already.
-    pub(crate) fn send(&self, write: Write) {
-        // The thread ends only after this.
-        let _sent = self.queue.as_ref().map(|queue| queue.send(write));
-    }
-}
-
-impl Drop for Writes {
-    fn drop(&mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            let _ended = thread.join();
-        }
-    }
+/// Starts the thread. It writes what it was given and ends when the queue's other end is dropped.
+pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<(SyncSender<Write>, JoinHandle<()>)> {
+    let (queue, work) = sync_channel(QUEUE);
+    let inner = inner.clone();
+    let thread = std::thread::Builder::new().name("store-write".into()).spawn(move || run(&inner, &work))?;
+    Ok((queue, thread))
 }
 
 fn run(inner: &Inner, queue: &Receiver<Write>) {
@@ -83,16 +61,18 @@ fn run(inner: &Inner, queue: &Receiver<Write>) {
                 Ok(()) => {
                     content.mark(piece);
                     unflushed += payload.len();
-                    let stream = content.layout.stream_of(piece);
-                    if unflushed >= FLUSH_BYTES && flushes.try_send((content, stream)).is_ok() {
-                        unflushed = 0;
+                    if unflushed >= FLUSH_BYTES {
+                        let stream = content.layout.stream_of(piece);
+                        if flushes.try_send((content, stream)).is_ok() {
+                            unflushed = 0;
+                        }
                     }
                 }
                 Err(error) => {
                     inner.tell(StoreEvent::WriteFailed { content: content.id, error: error.to_string() });
                 }
             }
-            inner.hot_written(payload.len());
+            inner.hot.written(payload.len());
         }
     });
 }

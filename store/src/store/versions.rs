@@ -44,7 +44,7 @@ impl Store {
         self.inner.content(id).is_some_and(|content| whole(&content))
     }
 
-    /// Waits until the store's threads have done all it was given so far.
+    /// Waits until the store's threads have done all they were given so far.
     pub(super) fn settle(&self) {
         let (done, wait) = sync_channel(0);
         let _ = self.queue.send(crate::verify::Work::Barrier(done));
