@@ -190,11 +190,8 @@ pub struct State {
     /// Who has failed, as last seen.
     #[n(14)]
     pub failed: Bitmap,
-    /// The last attempt that went back; 0 when none did.
-    #[n(15)]
-    pub went_back: u16,
     /// The hosts as they last were.
-    #[n(16)]
+    #[n(15)]
     pub tally: Tally,
 }
 
@@ -266,7 +263,6 @@ impl Machine {
             began_ms: now,
             events: Vec::new(),
             failed: Bitmap::default(),
-            went_back: 0,
             tally: Tally::default(),
         };
         Self::resume(spec, state)
@@ -370,9 +366,10 @@ impl Machine {
             };
         }
         match host.report {
-            // One that was told to go back, and was not heard of since, may be doing that.
+            // One that is open and was not heard of in this attempt may be switching in it: it may have fallen ill since it
+            // was active, or have been told to go back.
             Some((attempt, HostState::Active | HostState::Held))
-                if attempt > state.went_back || !state.open.get(host.index) =>
+                if attempt >= state.attempt || !state.open.get(host.index) =>
             {
                 Standing::Active
             }
@@ -577,7 +574,6 @@ impl Machine {
 
     fn go_back(&mut self, now: u64, why: &str) {
         self.next_attempt(now);
-        self.state.went_back = self.state.attempt;
         self.state.paused = false;
         self.state.why = why.to_string();
         self.enter(now, Phase::RollingBack, &format!("rolling back: {why}"));

@@ -250,6 +250,28 @@ fn an_ill_host_in_the_hold_breaches() {
 }
 
 #[test]
+fn one_that_may_begin_again_keeps_its_place_in_the_rack() {
+    let mut world = World::new(1, 3, spec("50%", 1, 0, RollbackMode::Auto));
+    world.hosts[1].up = false;
+    (0..3).for_each(|at| world.report(at));
+    world.facts();
+    world.hear(0);
+    world.begin(0);
+    world.end(0, true);
+    world.report(0);
+    // Asked for before the facts were looked at: host 0 stays open, in the new attempt.
+    world.tell(Input::Command(Command::RetryFailed));
+    world.hear(0);
+    world.facts();
+    world.hear(2);
+    world.begin(2);
+    world.sicken(0);
+    // Panics when it begins while host 2 is switching.
+    world.begin(0);
+    world.settle(|_| true);
+}
+
+#[test]
 fn gates_must_hold_for_the_whole_time() {
     let mut gated = spec("1,100%", 1, 0, RollbackMode::Auto);
     (gated.verify, gated.prometheus) = (vec!["up == 1".into()], Some("http://127.0.0.1:9".into()));
