@@ -5,7 +5,7 @@ mod image_lab;
 
 use common::{Region, get, noise, until};
 use image_lab::{
-    Ending, Fake, Image, Layer, OCI_MANIFEST, Registry, Reply, Seen, serve, sha256, skopeo, tar, write_index,
+    Ending, Fake, Image, Layer, OCI_MANIFEST, Packing, Registry, Reply, Seen, serve, sha256, skopeo, tar, write_index,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +14,12 @@ use std::fs;
 const NAME: &str = "registry.example:5000";
 
 fn plain(tar: Vec<u8>) -> Layer {
-    Layer { tar, gzip: false }
+    Layer { tar, packing: Packing::Plain }
 }
 
 /// A layer of one file of noise, compressed.
 fn packed(name: &str, len: usize, seed: u64) -> Layer {
-    Layer { tar: tar(&[(name, &noise(len, seed))]), gzip: true }
+    Layer { tar: tar(&[(name, &noise(len, seed))]), packing: Packing::Gzip }
 }
 
 /// A region whose seeder reaches `registry.example:5000` at this address.
@@ -141,6 +141,49 @@ fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common(
     let again = prewarm(&region, "lab/app:v3");
     assert!(imports(&again).iter().all(|rack| *rack == 0), "{again:#}");
     assert_eq!(registry.served(), served);
+}
+
+/// Layers of a program that is at hand: five in a hundred of it change, in two of twenty files. What then comes into a rack
+/// depends on how far a compressor lets a change reach. Prints the table of `docs/BENCHMARKS.md`.
+#[test]
+fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
+    const FILE: usize = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(&folder.path().join("registry"));
+    let region = region(1, 2, &registry.addr);
+    let program = fs::read(env!("CARGO_BIN_EXE_shoal")).unwrap();
+    let mut files: Vec<(String, Vec<u8>)> =
+        program.chunks_exact(FILE).take(20).enumerate().map(|(at, part)| (format!("f{at}"), part.to_vec())).collect();
+    assert_eq!(files.len(), 20);
+    let archive = |files: &[(String, Vec<u8>)]| {
+        tar(&files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect::<Vec<_>>())
+    };
+    let before = archive(&files);
+    for at in [7, 13] {
+        files[at].1[..FILE / 2].copy_from_slice(&noise(FILE / 2, at as u64));
+    }
+    let after = archive(&files);
+    let all = [Packing::Plain, Packing::Gzip, Packing::GzipRsyncable, Packing::Zstd, Packing::ZstdRsyncable];
+    for packing in all {
+        let name = format!("{packing:?}").to_lowercase();
+        let [first, second] = [&before, &after].map(|tar| Image::new(&[Layer { tar: tar.clone(), packing }]));
+        for (tag, image) in [("v1", &first), ("v2", &second)] {
+            registry.put(image, &folder.path().join(format!("{name}-{tag}")), &format!("lab/{name}:{tag}"));
+        }
+        prewarm(&region, &format!("lab/{name}:v1"));
+        let moved = imports(&prewarm(&region, &format!("lab/{name}:v2")))[0];
+        assert_everywhere(&region, &second);
+        let (size, changed) = (second.size(), FILE as u64);
+        println!("{name}: {moved} of {size} bytes, {:.2} of the change", moved as f64 / changed as f64);
+        assert!(moved as f64 <= 1.03 * size as f64, "{name}: {moved} of {size}");
+        // None of these lets a change reach far; a plain gzip may let it reach the end.
+        if !matches!(packing, Packing::Gzip | Packing::Zstd) {
+            assert!(moved < size / 4, "{name}: {moved} of {size}");
+        }
+        if matches!(packing, Packing::Plain) {
+            assert!(moved as f64 <= 1.2 * changed as f64, "{name}: {moved} moved, {changed} changed");
+        }
+    }
 }
 
 #[test]

@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 use tonic::{Code, Status};
 
+/// How containerd says that bytes are not what a digest names: as they arrive, and once they are unpacked.
+const MISMATCHES: [&str; 4] =
+    ["unexpected commit digest", "unexpected commit size", "failed size validation", "wrong diff id"];
+
 /// Why containerd did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -60,9 +64,7 @@ impl RuntimeError {
         let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
         match status.code() {
             _ if says(&["no space left on device"]) => Self::NoSpace { what },
-            _ if says(&["unexpected commit digest", "unexpected commit size", "failed size validation"]) => {
-                Self::Mismatch { what, why }
-            }
+            _ if says(&MISMATCHES) => Self::Mismatch { what, why },
             // `Unknown` with a transport's words, and `Cancelled`, are how a killed containerd shows.
             Code::Unavailable | Code::Cancelled => Self::Away { socket: socket.to_path_buf(), why },
             Code::Unknown if says(&["transport error", "h2 protocol error", "connection error", "broken pipe"]) => {

@@ -48,6 +48,9 @@ pub struct NodeSettings {
     /// Memory for payload until it is on the disk; links are not read beyond it. Half of it may be verified and wait for a
     /// disk that stands still, and is sent on meanwhile. Default 96 MiB, at least twice `hot_cache`.
     pub receive_memory: ByteSize,
+    /// What is received is written around the page cache, which stays the customers'. Default true; false for spinning
+    /// disks, whose writes the cache puts in order.
+    pub direct_io: bool,
     /// What its links keep to. Default: no limits.
     pub limits: LimitSettings,
 }
@@ -68,6 +71,7 @@ impl Default for NodeSettings {
             min_free: ByteSize(1 << 30),
             hot_cache: ByteSize(12 << 20),
             receive_memory: ByteSize(96 << 20),
+            direct_io: true,
             limits: LimitSettings::default(),
         }
     }

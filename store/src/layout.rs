@@ -1,29 +1,44 @@
 //! Where a content's bytes lie: one preallocated file a stream, pieces end to end.
 
-use rustix::fs::{FallocateFlags, fallocate};
+use crate::direct::{self, Bounce, Edges, floor};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::io::Errno;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::PieceIndex;
 use shoal_proto::manifest::Manifest;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Files kept open, of those read or written of late: a store of thousands of contents does not need thousands of
 /// descriptors, nor does an image of a thousand layers.
 const OPEN_MAX: usize = 256;
 
-/// A layout's number, and a stream's in it.
-type FileKey = (u64, usize);
+/// Bytes of a stream from which on it is written around the page cache. Shorter ones are read soon, or were never worth it.
+const DIRECT_MIN: u64 = 4 * 1024 * 1024;
+
+/// How a file was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Cached,
+    /// Around the page cache.
+    Direct,
+}
+
+/// A layout's number, a stream's in it, and the way.
+type FileKey = (u64, usize, Way);
 
 /// Stream files used of late, the latest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct OpenFiles {
+    /// Whether the page cache is gone around where it is worth it.
+    direct: AtomicBool,
     rows: Mutex<VecDeque<(FileKey, Arc<File>)>>,
     layouts: AtomicU64,
 }
@@ -33,6 +48,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl OpenFiles {
+    /// None yet. `direct` has long streams written around the page cache, if the file system can.
+    pub(crate) fn new(direct: bool) -> Self {
+        Self { direct: AtomicBool::new(direct), rows: Mutex::default(), layouts: AtomicU64::default() }
+    }
+
     fn get(&self, key: FileKey, open: impl FnOnce() -> io::Result<File>) -> io::Result<Arc<File>> {
         let mut rows = lock(&self.rows);
         let found = rows.iter().position(|(row, _)| *row == key).and_then(|place| rows.remove(place));
@@ -48,7 +68,7 @@ impl OpenFiles {
 
     /// Closes a layout's files.
     fn forget(&self, layout: u64) {
-        lock(&self.rows).retain(|((row, _), _)| *row != layout);
+        lock(&self.rows).retain(|((row, _, _), _)| *row != layout);
     }
 }
 
@@ -63,6 +83,8 @@ pub(crate) struct Layout {
     held: Mutex<bool>,
     /// The files' inodes, once they are there: contents that share a file take its room once.
     inodes: Mutex<Vec<u64>>,
+    /// Blocks between pieces, by stream. Held by whoever writes.
+    edges: Mutex<BTreeMap<usize, Edges>>,
     opened: Arc<OpenFiles>,
     /// First piece of each stream.
     first_piece: Vec<u32>,
@@ -98,9 +120,9 @@ impl Layout {
             }
         }
         let (dir, sizes) = (dir.to_path_buf(), manifest.streams.clone());
-        let (held, inodes) = (Mutex::default(), Mutex::default());
+        let (held, inodes, edges) = (Mutex::default(), Mutex::default(), Mutex::default());
         let number = opened.layouts.fetch_add(1, Ordering::Relaxed);
-        Self { number, dir, sizes, held, inodes, opened, first_piece, offsets: offsets.into(), lens }
+        Self { number, dir, sizes, held, inodes, edges, opened, first_piece, offsets: offsets.into(), lens }
     }
 
     /// Whether every stream file is there and as long as it should be.
@@ -139,6 +161,7 @@ impl Layout {
     /// The content is complete: its files are only read from now on.
     pub(crate) fn release(&self) {
         *lock(&self.held) = false;
+        lock(&self.edges).clear();
         self.opened.forget(self.number);
     }
 
@@ -171,27 +194,69 @@ impl Layout {
         self.first_piece.partition_point(|first| *first <= piece.0) - 1
     }
 
-    fn file(&self, stream: usize) -> io::Result<Arc<File>> {
+    fn file(&self, stream: usize, way: Way) -> io::Result<Arc<File>> {
         let write = *lock(&self.held);
-        self.opened.get((self.number, stream), || {
-            OpenOptions::new().read(true).write(write).open(stream_path(&self.dir, stream))
+        let flags = if way == Way::Direct { OFlags::DIRECT.bits() as i32 } else { 0 };
+        self.opened.get((self.number, stream, way), || {
+            OpenOptions::new().read(true).write(write).custom_flags(flags).open(stream_path(&self.dir, stream))
         })
     }
 
     pub(crate) fn read(&self, piece: PieceIndex) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.lens[piece.index()] as usize];
-        self.file(self.stream_of(piece))?.read_exact_at(&mut bytes, self.offsets[piece.index()])?;
+        self.file(self.stream_of(piece), Way::Cached)?.read_exact_at(&mut bytes, self.offsets[piece.index()])?;
         Ok(bytes)
     }
 
+    /// Writes a piece. What is written for one of its neighbours meanwhile waits.
     pub(crate) fn write(&self, piece: PieceIndex, bytes: &[u8]) -> io::Result<()> {
         self.hold()?;
-        self.file(self.stream_of(piece))?.write_all_at(bytes, self.offsets[piece.index()])
+        let (stream, offset) = (self.stream_of(piece), self.offsets[piece.index()]);
+        let mut edges = lock(&self.edges);
+        if let Some(edges) = edges.get_mut(&stream) {
+            edges.forget(offset, bytes.len());
+        }
+        self.file(stream, Way::Cached)?.write_all_at(bytes, offset)
+    }
+
+    /// Writes a piece around the page cache where that can be; gives the bytes that are in it all the same.
+    pub(crate) fn write_direct(&self, piece: PieceIndex, bytes: &[u8], bounce: &mut Bounce) -> io::Result<usize> {
+        let (stream, offset) = (self.stream_of(piece), self.offsets[piece.index()]);
+        let size = self.sizes[stream];
+        if size < DIRECT_MIN || !self.opened.direct.load(Ordering::Relaxed) {
+            self.write(piece, bytes)?;
+            return Ok(bytes.len());
+        }
+        self.hold()?;
+        // The file ends within a block, which only the page cache can write.
+        let whole = floor(size).saturating_sub(offset).min(bytes.len() as u64) as usize;
+        let (around, rest) = bytes.split_at(whole);
+        if !around.is_empty() {
+            let mut edges = lock(&self.edges);
+            let edges = edges.entry(stream).or_default();
+            let written =
+                self.file(stream, Way::Direct).and_then(|file| direct::write(&file, edges, bounce, offset, around));
+            match written {
+                Ok(()) => {}
+                // Not every file system can.
+                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                    tracing::debug!(dir = %self.dir.display(), "the page cache cannot be gone around here");
+                    self.opened.direct.store(false, Ordering::Relaxed);
+                    self.file(stream, Way::Cached)?.write_all_at(bytes, offset)?;
+                    return Ok(bytes.len());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if !rest.is_empty() {
+            self.file(stream, Way::Cached)?.write_all_at(rest, offset + whole as u64)?;
+        }
+        Ok(rest.len())
     }
 
     /// Has the disk take what was written to a stream so far, if it is still written to.
     pub(crate) fn flush(&self, stream: usize) -> io::Result<()> {
-        if *lock(&self.held) { self.file(stream)?.sync_data() } else { Ok(()) }
+        if *lock(&self.held) { self.file(stream, Way::Cached)?.sync_data() } else { Ok(()) }
     }
 
     /// Writes files with these pieces and holes between them beside the streams, durable; gives them, and the streams they
@@ -213,12 +278,12 @@ impl Layout {
     /// Gives sparse streams all their blocks, so that a full disk shows now.
     pub(crate) fn reserve(&self) -> io::Result<()> {
         self.hold()?;
-        (0..self.sizes.len()).try_for_each(|stream| reserve(&*self.file(stream)?, self.sizes[stream]))
+        (0..self.sizes.len()).try_for_each(|stream| reserve(&*self.file(stream, Way::Cached)?, self.sizes[stream]))
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.hold()?;
-        (0..self.sizes.len()).try_for_each(|stream| self.file(stream)?.sync_data())
+        (0..self.sizes.len()).try_for_each(|stream| self.file(stream, Way::Cached)?.sync_data())
     }
 }
 
@@ -227,7 +292,7 @@ fn reserve(file: &File, size: u64) -> io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), 0, size) {
         Ok(()) => {}
         // Not every file system can; then the writes will tell.
-        Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Err(Errno::OPNOTSUPP) => {}
         Err(error) => return Err(error.into()),
     }
     file.set_len(size)

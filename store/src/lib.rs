@@ -12,6 +12,7 @@
 pub mod backup;
 pub mod codec;
 pub mod cut;
+mod direct;
 mod hot;
 mod image_ingest;
 pub mod images;

@@ -60,6 +60,9 @@ pub struct StoreConfig {
     pub hot: usize,
     /// Bytes that were verified and wait for the disk, at most; further ones wait before they are verified.
     pub unwritten: usize,
+    /// Long streams are written around the page cache, where the file system can. Faster but on spinning disks, whose
+    /// writes the cache puts in order.
+    pub direct: bool,
 }
 
 /// What the store's threads have to say. Told on those threads: do not block for long.
@@ -376,7 +379,7 @@ impl Store {
         let folder = config.dir.join("contents");
         fs::create_dir_all(&folder).map_err(io)?;
         let index = SledIndex::open(&config.dir.join("index"))?;
-        let opened = Arc::default();
+        let opened = Arc::new(OpenFiles::new(config.direct));
         let mut contents = BTreeMap::new();
         for item in fs::read_dir(&folder).map_err(io)? {
             let path = item.map_err(io)?.path();

@@ -1,10 +1,11 @@
 //! The thread that writes verified pieces, and one that has the disk take them early.
 //!
-//! The second has the disk take what was written while the rest still arrives: left to the end, a whole content would
-//! wait for the disk at once, on every host at the same moment. Both are apart from verifying, which must go on while the
+//! The second has the disk take what is in the page cache while the rest still arrives: left to the end, a whole content
+//! would wait for the disk at once, on every host at the same moment. Both are apart from verifying, which must go on while the
 //! disk stands still: whoever does not forward is taken for gone.
 //! Invariant: a piece is counted as here only once it is written; until then it is in the hot cache.
 
+use crate::direct::Bounce;
 use crate::store::{Content, Inner, StoreEvent};
 use bytes::Bytes;
 use shoal_proto::ids::PieceIndex;
@@ -47,7 +48,8 @@ fn run(inner: &Inner, queue: &Receiver<Write>) {
         if let Err(error) = flusher.spawn_scoped(scope, move || flush(&due)) {
             tracing::warn!(%error, "no thread to write out early; contents are flushed when they are complete");
         }
-        // Bytes written that no flush was asked for.
+        let mut bounce = Bounce::default();
+        // Bytes in the page cache that no flush was asked for.
         let mut unflushed = 0;
         for write in queue {
             let (content, piece, payload) = match write {
@@ -57,10 +59,10 @@ fn run(inner: &Inner, queue: &Receiver<Write>) {
                     continue;
                 }
             };
-            match content.layout.write(piece, &payload) {
-                Ok(()) => {
+            match content.layout.write_direct(piece, &payload, &mut bounce) {
+                Ok(cached) => {
                     content.mark(piece);
-                    unflushed += payload.len();
+                    unflushed += cached;
                     if unflushed >= FLUSH_BYTES {
                         let stream = content.layout.stream_of(piece);
                         if flushes.try_send((content, stream)).is_ok() {

@@ -13,7 +13,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 fn open_with(dir: &Path, quota: Option<u64>) -> (Store, Receiver<StoreEvent>) {
     let (sender, receiver) = sync_channel(10_000);
-    let config = StoreConfig { dir: dir.to_path_buf(), quota, min_free: 0, hot: 1 << 20, unwritten: 1 << 20 };
+    let config =
+        StoreConfig { dir: dir.to_path_buf(), quota, min_free: 0, hot: 1 << 20, unwritten: 1 << 20, direct: true };
     let store = Store::open(config, Box::new(move |event| sender.send(event).unwrap())).unwrap();
     (store, receiver)
 }
@@ -54,7 +55,7 @@ fn fetch(from: &Store, to: &Store, events: &Receiver<StoreEvent>, id: &ContentId
 #[test]
 fn what_is_taken_in_can_be_fetched_and_finished() {
     let dir = tempfile::tempdir().unwrap();
-    for len in [1usize, 4096, 100_000, 3_000_000] {
+    for len in [1usize, 4096, 100_000, 3_000_000, 6_000_000, 6_000_640] {
         let (seeder, id) = seeded(dir.path(), len, len as u64);
         let (peer, events) = open(&dir.path().join(format!("peer-{len}")));
         let begun = peer.begin(&seeder.read_manifest(&id).unwrap()).unwrap();
@@ -99,6 +100,27 @@ fn a_stop_at_any_moment_keeps_what_was_written() {
     drop(peer);
     let (peer, _events) = open(&path);
     assert!(peer.is_complete(&id));
+}
+
+#[test]
+fn a_long_stream_is_written_in_any_order_and_over_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let (seeder, id) = seeded(dir.path(), 9_000_001, 11);
+    let manifest = seeder.read_manifest(&id).unwrap();
+    let count = seeder.manifest(&id).unwrap().piece_count();
+    let path = dir.path().join("peer");
+    // Neighbours never come together, and most of them come after a stop.
+    for round in 0..5 {
+        let (peer, events) = open(&path);
+        let begun = peer.begin(&manifest).unwrap();
+        let wanted: Bitmap = (0..count).filter(|piece| piece * 3 % 5 == round).collect();
+        assert!(begun.have.iter().all(|piece| piece * 3 % 5 < round));
+        assert_eq!(begun.have.count(), (0..count).filter(|piece| piece * 3 % 5 < round).count() as u32);
+        fetch(&seeder, &peer, &events, &id, &wanted);
+    }
+    let (peer, _events) = open(&path);
+    peer.finish(&id).unwrap();
+    assert!(fs::read(peer.stream_path(&id, 0)).unwrap() == noise(9_000_001, 11));
 }
 
 #[test]

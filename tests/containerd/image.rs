@@ -78,6 +78,12 @@ fn blob(layout: &Path, kind: &str, bytes: &[u8]) -> Value {
 
 /// Writes an image of these layers as an OCI layout; the first is compressed. Gives the folder.
 pub(crate) fn layout(at: &Path, reference: &str, layers: &[Vec<u8>]) -> PathBuf {
+    let ids: Vec<String> = layers.iter().map(|tar| shoal_containerd::sha256(tar)).collect();
+    layout_saying(at, reference, layers, &ids)
+}
+
+/// The same, its configuration saying that the layers unpack to these.
+pub(crate) fn layout_saying(at: &Path, reference: &str, layers: &[Vec<u8>], ids: &[String]) -> PathBuf {
     fs::create_dir_all(at.join("blobs/sha256")).unwrap();
     let mut described = Vec::new();
     for (place, tar) in layers.iter().enumerate() {
@@ -87,7 +93,6 @@ pub(crate) fn layout(at: &Path, reference: &str, layers: &[Vec<u8>]) -> PathBuf 
             blob(at, "application/vnd.oci.image.layer.v1.tar", tar)
         });
     }
-    let ids: Vec<String> = layers.iter().map(|tar| shoal_containerd::sha256(tar)).collect();
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",

@@ -6,6 +6,8 @@
 mod common;
 mod direct;
 mod image;
+mod lab;
+mod odd;
 mod registry;
 mod runtime;
 mod through;

@@ -1,89 +1,12 @@
 //! Pushed images become warm on every host, and nothing but peers is asked for them.
 
-use crate::common::{Region, get, noise, ok, until};
-use crate::image::{Item, layer, layout, shell};
+use crate::common::{Region, get, ok, until};
+use crate::lab::{Lab, REGISTRY, line, run_in};
 use crate::registry::Registry;
-use crate::runtime::{Runtime, require_packages};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// A registry that was never there.
-const REGISTRY: &str = "registry.example:5000";
-
-/// A region, each host with a containerd of its own that is told of the host's mirror.
-struct Lab {
-    region: Region,
-    runtimes: Vec<Runtime>,
-    // Last: it holds what the runtimes run in.
-    folder: tempfile::TempDir,
-}
-
-impl Lab {
-    /// Starts it. `cri` says which hosts' containerds serve CRI.
-    fn start(racks: usize, hosts: usize, cri: impl Fn(usize) -> bool, extra: impl Fn(usize) -> Vec<String>) -> Self {
-        require_packages();
-        let folder = tempfile::tempdir().unwrap();
-        let mut runtimes: Vec<Runtime> =
-            (0..racks * hosts).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), cri(host))).collect();
-        runtimes.iter_mut().for_each(Runtime::start);
-        let region = Region::start(racks, hosts, |host| {
-            let socket = runtimes[host].socket();
-            let mut set = vec![
-                "mirror.listen='127.0.0.1:0'".to_string(),
-                format!("containerd.socket='{}'", socket.display()),
-                "containerd.min_free=0".into(),
-            ];
-            set.extend(extra(host));
-            set
-        });
-        let lab = Self { region, runtimes, folder };
-        (0..racks * hosts).for_each(|host| lab.set_up(host, &[]));
-        lab
-    }
-
-    fn mirror(&self, host: usize) -> &str {
-        self.region.peers[host].addrs["mirror"].as_str().unwrap()
-    }
-
-    fn set_up(&self, host: usize, more: &[&str]) {
-        let dir = self.runtimes[host].hosts_dir();
-        let mut args = vec!["containerd", "setup", REGISTRY, "--mirror", self.mirror(host), "--hosts-dir"];
-        args.push(dir.to_str().unwrap());
-        args.extend(more);
-        ok(&args);
-    }
-
-    /// Makes an image with a shell and so many bytes of noise.
-    fn image(&self, tag: &str, len: usize, seed: u64) -> (String, PathBuf, Vec<u8>) {
-        let data = noise(len, seed);
-        let layers = [shell(), layer(&[Item::Folder("data"), Item::File("data/noise", 0o644, &data)])];
-        let reference = format!("{REGISTRY}/lab/app:{tag}");
-        let at = layout(&self.folder.path().join(tag), &reference, &layers);
-        (reference, at, data)
-    }
-
-    fn push(&self, layout: &Path, reference: &str) -> String {
-        let args = ["push", layout.to_str().unwrap(), "--kind", "image", "--ref", reference, "--to", "all", "--json"];
-        let pushed = self.region.cli_json(&args).expect("the push is accepted");
-        pushed["job"].as_str().unwrap().to_string()
-    }
-
-    fn metric(&self, host: usize, name: &str) -> u64 {
-        self.region.peers[host].metric(name)
-    }
-}
-
-fn line<'a>(status: &'a Value, host: &str) -> &'a Value {
-    let lines = status["lines"].as_array().unwrap();
-    lines.iter().find(|line| line["host"].as_str().unwrap().ends_with(host)).unwrap_or_else(|| panic!("{status:#}"))
-}
-
-fn run_in(runtime: &Runtime, reference: &str, data: &[u8]) {
-    let said = runtime.ok(&["run", "--rm", reference, "one", "/bin/sh", "-c", "sha256sum < /data/noise"]);
-    assert!(said.contains(&shoal_containerd::sha256(data)["sha256:".len()..]), "{said}");
-}
 
 #[test]
 fn an_image_is_warm_on_every_host_from_peers_alone() {
@@ -214,7 +137,7 @@ fn hosts_that_cannot_say_why() {
     let hosts = lab.runtimes[2].hosts_dir();
     let undone = ok(&["containerd", "setup", "--undo", "--hosts-dir", hosts.to_str().unwrap()]);
     assert!(undone.contains("removed"), "{undone}");
-    let (reference, at, _) = lab.image("v1", 30_000_000, 3);
+    let (reference, at, data) = lab.image("v1", 30_000_000, 3);
     let job = lab.push(&at, &reference);
     let status = until("the job ends", || {
         let status = lab.region.status(&job);
@@ -235,6 +158,19 @@ fn hosts_that_cannot_say_why() {
         (said == [true; 3]).then_some(())
     });
     assert_eq!(lab.region.cli(&["status", &job, "--wait"]).status.code(), Some(3));
+
+    // All is put right, and the image asked for again: no peer is restarted, nothing is sent a second time.
+    let grown = Command::new("mount").args(["-o", "remount,size=400m"]).arg(&small.0).status().unwrap();
+    assert!(grown.success());
+    lab.runtimes[1].start();
+    lab.set_up(2, &[]);
+    let again = lab.push(&at, &reference);
+    lab.region.wait_active(&again, 4);
+    let status = lab.region.status(&again);
+    for rack in status["racks"].as_array().unwrap() {
+        assert!(rack["tiers"].as_object().unwrap().values().all(|bytes| bytes == 0), "{rack}");
+    }
+    lab.runtimes.iter().for_each(|runtime| run_in(runtime, &reference, &data));
 }
 
 #[test]

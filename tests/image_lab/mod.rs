@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 /// The Debian packages these tests need.
-const PACKAGES: &str = "docker-registry skopeo";
+const PACKAGES: &str = "docker-registry skopeo zstd";
 
 /// A program that must be there.
 fn program(name: &str) -> Command {
@@ -42,9 +42,35 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     archive.into_inner().unwrap()
 }
 
-/// Gzip without a time in it.
-pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut child = program("gzip").args(["-n1", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+/// How a layer goes into its image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Packing {
+    /// As it is.
+    Plain,
+    /// Without a time in it.
+    Gzip,
+    /// Begun anew at places the content says, for tools that send only what changed.
+    GzipRsyncable,
+    Zstd,
+    ZstdRsyncable,
+}
+
+impl Packing {
+    /// The packed bytes, and what is said after `tar` in a media type.
+    fn pack(self, bytes: &[u8]) -> (Vec<u8>, &'static str) {
+        match self {
+            Self::Plain => (bytes.to_vec(), ""),
+            Self::Gzip => (filter("gzip", &["-n1"], bytes), "+gzip"),
+            Self::GzipRsyncable => (filter("gzip", &["-n1", "--rsyncable"], bytes), "+gzip"),
+            Self::Zstd => (filter("zstd", &["-q3"], bytes), "+zstd"),
+            Self::ZstdRsyncable => (filter("zstd", &["-q3", "--rsyncable"], bytes), "+zstd"),
+        }
+    }
+}
+
+/// What a program that packs makes of bytes.
+fn filter(name: &str, args: &[&str], bytes: &[u8]) -> Vec<u8> {
+    let mut child = program(name).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || input.write_all(bytes).unwrap());
@@ -55,11 +81,11 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     })
 }
 
-/// A layer: a plain archive, and whether it goes into the image compressed.
+/// A layer: a plain archive, and how it goes into the image.
 #[derive(Clone)]
 pub(crate) struct Layer {
     pub(crate) tar: Vec<u8>,
-    pub(crate) gzip: bool,
+    pub(crate) packing: Packing,
 }
 
 /// An image: its blobs by digest, and the manifest's.
@@ -81,7 +107,7 @@ impl Image {
         let mut digests = Vec::new();
         let diff_ids: Vec<String> = layers.iter().map(|layer| format!("\"{}\"", sha256(&layer.tar))).collect();
         for layer in layers {
-            let (bytes, kind) = if layer.gzip { (gzip(&layer.tar), "+gzip") } else { (layer.tar.clone(), "") };
+            let (bytes, kind) = layer.packing.pack(&layer.tar);
             let digest = sha256(&bytes);
             rows.push(format!(
                 r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar{kind}","digest":"{digest}","size":{}}}"#,

@@ -133,6 +133,7 @@ pub async fn start(
         min_free: settings.min_free.0,
         hot: usize::try_from(settings.hot_cache.0).unwrap_or(usize::MAX),
         unwritten: usize::try_from(settings.receive_memory.0 / 2).unwrap_or(usize::MAX),
+        direct: settings.direct_io,
     };
     let store = tokio::task::spawn_blocking(move || {
         Store::open(config, Box::new(move |event| drop(store_sink.blocking_send(event))))

@@ -1,0 +1,145 @@
+//! Writing pieces around the page cache.
+//!
+//! What a host receives is read from memory while it is passed on, and hardly again for a while: in the page cache it would
+//! push out what the host serves its customers from, at the price of filling each page. Pieces begin and end in the middle
+//! of a disk's blocks, so the first and the last block are written together with what their neighbours have in them.
+//! Invariant: whoever writes holds the stream's [`Edges`], and a block is written with all that was ever written to it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// What such writes are aligned to, in memory and on the disk, bytes. No disk or file system in use asks for more.
+pub(crate) const BLOCK: usize = 4096;
+/// Blocks remembered, of those at pieces' edges. Neighbours arrive within a stripe or two of each other, nearly always.
+const EDGES_MAX: usize = 128;
+
+/// Where writes start from: memory that is aligned, used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Bounce(Vec<u8>);
+
+impl Bounce {
+    /// So many bytes of it; what is in them is left from before.
+    fn aligned(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len + BLOCK {
+            self.0.resize(len + BLOCK, 0);
+        }
+        let start = self.0.as_ptr().align_offset(BLOCK);
+        &mut self.0[start..start + len]
+    }
+}
+
+/// Blocks of a file that belong to more than one piece, as they were written last. First in, first out.
+#[derive(Debug, Default)]
+pub(crate) struct Edges {
+    blocks: BTreeMap<u64, Box<[u8]>>,
+    order: VecDeque<u64>,
+}
+
+impl Edges {
+    fn keep(&mut self, at: u64, block: &[u8]) {
+        if self.blocks.insert(at, block.into()).is_none() {
+            self.order.push_back(at);
+            if self.order.len() > EDGES_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.blocks.remove(&oldest);
+            }
+        }
+    }
+
+    /// Bytes were written in another way: the blocks at their ends are not what they were.
+    pub(crate) fn forget(&mut self, offset: u64, len: usize) {
+        for at in [floor(offset), floor(offset + len as u64)] {
+            if self.blocks.remove(&at).is_some() {
+                self.order.retain(|kept| *kept != at);
+            }
+        }
+    }
+
+    /// Fills a block with what is in the file.
+    fn load(&self, file: &File, at: u64, block: &mut [u8]) -> io::Result<()> {
+        match self.blocks.get(&at) {
+            Some(kept) => block.copy_from_slice(kept),
+            None => file.read_exact_at(block, at)?,
+        }
+        Ok(())
+    }
+}
+
+/// The start of the block that an offset is in.
+pub(crate) fn floor(offset: u64) -> u64 {
+    offset - offset % BLOCK as u64
+}
+
+/// Writes bytes that end within the file's last whole block, through a descriptor that goes around the page cache.
+pub(crate) fn write(file: &File, edges: &mut Edges, bounce: &mut Bounce, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let end = offset + bytes.len() as u64;
+    let (first, last) = (floor(offset), end.next_multiple_of(BLOCK as u64));
+    let buffer = bounce.aligned((last - first) as usize);
+    let tail = buffer.len() - BLOCK;
+    let (head_shared, tail_shared) = (first != offset, last != end);
+    if head_shared {
+        edges.load(file, first, &mut buffer[..BLOCK])?;
+    }
+    if tail_shared && !(head_shared && tail == 0) {
+        edges.load(file, last - BLOCK as u64, &mut buffer[tail..])?;
+    }
+    buffer[(offset - first) as usize..][..bytes.len()].copy_from_slice(bytes);
+    file.write_all_at(buffer, first)?;
+    if head_shared {
+        edges.keep(first, &buffer[..BLOCK]);
+    }
+    if tail_shared {
+        edges.keep(last - BLOCK as u64, &buffer[tail..]);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs::OpenOptions;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Any pieces, in any order, some written in the other way: the file holds their bytes. The file here is one with
+        /// a page cache, which makes no difference to what is written.
+        #[test]
+        fn every_byte_ends_where_it_belongs(
+            lens in prop::collection::vec(1usize..40_000, 1..60),
+            seed in any::<u64>(),
+        ) {
+            let total: usize = lens.iter().sum::<usize>().next_multiple_of(BLOCK);
+            let wanted: Vec<u8> = (0..total).map(|at| (at as u64 ^ seed).wrapping_mul(0x9E37_79B9).to_le_bytes()[3]).collect();
+            let mut pieces: Vec<(usize, usize)> = lens
+                .iter()
+                .scan(0, |at, len| { let row = (*at, *len); *at += len; Some(row) })
+                .collect();
+            let used = pieces.last().map_or(0, |(at, len)| at + len);
+            if used < total {
+                pieces.push((used, total - used));
+            }
+            pieces.sort_by_key(|(at, _)| (*at as u64 ^ seed).wrapping_mul(0xD134_2543_DE82_EF95));
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("stream");
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+            file.set_len(total as u64).unwrap();
+            let (mut edges, mut bounce) = (Edges::default(), Bounce::default());
+            for (turn, (at, len)) in pieces.into_iter().enumerate() {
+                let bytes = &wanted[at..at + len];
+                if turn % 5 == 4 {
+                    file.write_all_at(bytes, at as u64).unwrap();
+                    edges.forget(at as u64, len);
+                } else {
+                    write(&file, &mut edges, &mut bounce, at as u64, bytes).unwrap();
+                }
+                prop_assert!(edges.blocks.len() <= EDGES_MAX && edges.blocks.len() == edges.order.len());
+            }
+            prop_assert!(std::fs::read(&path).unwrap() == wanted);
+        }
+    }
+}

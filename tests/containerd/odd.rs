@@ -1,0 +1,77 @@
+//! Images that are wrong in themselves, and hosts that are too slow: each has a clear outcome, and harms nobody.
+
+use crate::common::{Region, until};
+use crate::image::{Item, layer, layout, layout_saying, shell};
+use crate::lab::{Lab, REGISTRY, line};
+use serde_json::Value;
+use std::fs;
+
+/// The job's last status.
+fn ended(lab: &Lab, job: &str) -> Value {
+    until("the job ends", || Some(lab.region.status(job)).filter(|status| status["phase"] == "done"))
+}
+
+/// What a host says of itself: its state, and the reason in words.
+fn says(status: &Value, host: &str) -> (String, String) {
+    let line = line(status, host);
+    let text = |key: &str| line[key].as_str().unwrap_or_default().to_string();
+    (text("state"), text("detail"))
+}
+
+#[test]
+fn layers_that_unpack_to_something_else_are_told_as_such() {
+    // By CRI, and by the peer itself.
+    let lab = Lab::start(1, 2, |host| host == 0, |_| Vec::new());
+    let layers = [shell(), layer(&[Item::File("one", 0o644, b"one")])];
+    let wrong = format!("sha256:{}", "5".repeat(64));
+    let ids = [shoal_containerd::sha256(&layers[0]), wrong.clone()];
+    let reference = format!("{REGISTRY}/lab/odd:v1");
+    let at = layout_saying(&lab.folder.path().join("odd"), &reference, &layers, &ids);
+    let job = lab.push(&at, &reference);
+    let status = ended(&lab, &job);
+    for host in ["host0", "host1"] {
+        let (state, detail) = says(&status, host);
+        assert_eq!(state, "failed: digest-mismatch", "{host}: {detail}");
+        assert!(detail.contains(&wrong), "{host}: {detail}");
+    }
+}
+
+#[test]
+fn layers_cannot_write_outside_of_their_image() {
+    let lab = Lab::start(1, 2, |host| host == 0, |_| Vec::new());
+    let outside = lab.folder.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let at = outside.to_str().unwrap();
+    let up = format!("{}{at}/up", "../".repeat(12));
+    let (absolute, through) = (format!("{at}/absolute"), "way/through");
+    let tricks = layer(&[
+        Item::File(&up, 0o644, b"up"),
+        Item::File(&absolute, 0o644, b"absolute"),
+        Item::Link("way", at),
+        Item::File(through, 0o644, b"through"),
+    ]);
+    let reference = format!("{REGISTRY}/lab/tricks:v1");
+    let image = layout(&lab.folder.path().join("tricks"), &reference, &[shell(), tricks]);
+    let job = lab.push(&image, &reference);
+    let status = ended(&lab, &job);
+    // containerd takes such names as if the image were the whole disk.
+    assert_eq!(Region::total(&status, "active"), 2, "{status:#}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "something was written outside of the image");
+    for runtime in &lab.runtimes {
+        let inside = runtime.ok(&["run", "--rm", &reference, "one", "/bin/sh", "-c", &format!("cat {at}/up")]);
+        assert_eq!(inside, "up");
+    }
+}
+
+#[test]
+fn a_host_that_takes_too_long_says_so() {
+    let lab = Lab::start(1, 2, |host| host == 0, |_| vec!["containerd.timeout='1ms'".into()]);
+    let (reference, at, _) = lab.image("v1", 3_000_000, 7);
+    let job = lab.push(&at, &reference);
+    let status = ended(&lab, &job);
+    for host in ["host0", "host1"] {
+        let (state, detail) = says(&status, host);
+        assert_eq!(state, "failed: timeout", "{host}: {detail}");
+        assert!(detail.contains(&reference), "{host}: {detail}");
+    }
+}
