@@ -5,7 +5,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::feeds::{Publisher, Reader, numbered, quantile};
+use common::feeds::{Reader, numbered, quantile};
 use common::{Region, noise, until};
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ fn main() {
     let (restarts, push) = (std::env::args().any(|arg| arg == "--restarts"), flag("--push-mib", 0));
 
     let mut region = Region::start(racks as usize, hosts as usize, |_| Vec::new());
-    let readers: Vec<Reader> = region.peers.iter().map(|peer| Reader::start(peer, "gslb/main")).collect();
-    let mut publisher = Publisher::new(&region);
+    let readers: Vec<Reader> = region.peers.iter().map(|peer| Reader::start(peer.http(), "gslb/main", || {})).collect();
+    let mut publisher = region.publisher();
     until("the first version is there", || {
         publisher.publish("gslb/main", &numbered(0, bytes as usize))?;
         readers.iter().all(|reader| reader.last().is_some()).then_some(())

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::feeds::{Publisher, Reader, numbered, quantile};
+use common::feeds::{Reader, numbered, quantile};
 use common::{Process, Region, get, noise, until};
 use serde_json::Value;
 use shoal_net::admission::{Admission, system_clock};
@@ -110,8 +110,8 @@ fn report(took: &[u64]) {
 #[test]
 fn fast_versions_are_never_reordered_and_the_last_is_never_lost() {
     let mut region = Region::start(4, 4, |_| Vec::new());
-    let readers: Vec<Reader> = region.peers.iter().map(|peer| Reader::start(peer, "gslb/main")).collect();
-    let mut publisher = Publisher::new(&region);
+    let readers: Vec<Reader> = region.peers.iter().map(|peer| Reader::start(peer.http(), "gslb/main", || {})).collect();
+    let mut publisher = region.publisher();
     let began = Instant::now();
     let (mut number, mut last) = (0, 0);
     let rounds = 600;
@@ -179,7 +179,7 @@ fn imported(region: &Region, rack: usize) -> u64 {
 fn a_large_table_moves_only_what_changed() {
     const SIZE: usize = 4 << 20;
     let mut region = Region::start(4, 2, |_| Vec::new());
-    let mut publisher = Publisher::new(&region);
+    let mut publisher = region.publisher();
     let mut table = noise(SIZE, 1);
     let mut last = until("the version is taken", || publisher.publish("gslb/table", &table));
     let arrived = |region: &Region, sequence: u64, table: &[u8]| {

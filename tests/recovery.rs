@@ -2,7 +2,6 @@
 
 mod common;
 
-use common::feeds::Publisher;
 use common::{Process, Region, files, issue, node, noise, ok, run, until};
 use serde_json::Value;
 use std::fs;
@@ -55,7 +54,7 @@ fn a_region_moves_to_other_machines_under_the_same_names() {
     let job = region.push(&file, "edge", "1");
     region.wait_active(&job, 2);
     until("the hub knows", || (region.hub_active(&job)? == 2).then_some(()));
-    let mut publisher = Publisher::new(&region);
+    let mut publisher = region.publisher();
     publisher.publish("gslb/main", b"before").unwrap();
 
     // Backups of all three while they run.
@@ -148,7 +147,7 @@ fn a_region_moves_to_other_machines_under_the_same_names() {
         assert_eq!(shown(&region, peer).unwrap(), b"after");
     }
     // And all goes on: newer versions count as newer, pushes reach everybody.
-    let mut publisher = Publisher::new(&region);
+    let mut publisher = region.publisher();
     let sequence = until("the seeder publishes", || publisher.publish("gslb/main", b"moved"));
     assert!(sequence > after, "{sequence} follows {after}");
     for peer in 0..3 {

@@ -6,9 +6,11 @@
 //!
 //! Where to look: what is run in [`scenario`]; racks and rates in [`namespaces`]; processes, their CPU time and memory in [`processes`];
 //! one run from start to figures in [`measure`]; each system in [`systems`]; the simulator on the same region in
-//! [`simulate`]; what is printed in [`table`].
+//! [`simulate`]; feeds beside the content in [`traffic`]; what is printed in [`table`].
 
 mod content;
+#[path = "../../tests/common/feeds.rs"]
+mod feeds;
 mod interrupt;
 mod measure;
 mod namespaces;
@@ -17,6 +19,7 @@ mod scenario;
 mod simulate;
 mod systems;
 mod table;
+mod traffic;
 
 use anyhow::{Context, bail};
 use clap::Parser;

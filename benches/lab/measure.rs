@@ -7,6 +7,7 @@ use super::namespaces::{Counters, Place, Racks};
 use super::processes::{LOOK, Processes, made_at};
 use super::scenario::{SEED, Scenario};
 use super::systems::{Kind, System};
+use super::traffic::{Feed, FeedFigures, Traffic};
 use super::{interrupt, note};
 use anyhow::Context;
 use serde::Serialize;
@@ -60,6 +61,9 @@ pub(super) struct Figures {
     pub(super) take_in_s: f64,
     /// Pieces the content was cut into; 0 when the system does not say.
     pub(super) pieces: u32,
+    /// Of what was published meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) feed: Option<FeedFigures>,
 }
 
 /// All that one run has.
@@ -133,6 +137,8 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
     let window = if setting.kind == Kind::Shoal { scenario.window } else { Duration::ZERO };
     // What starting up says is over before silence is measured.
     rest(window)?;
+    let start = |feed: Feed| Traffic::start(&stage, feed, &system.feed_token(&stage)?);
+    let traffic = scenario.feed.map(start).transpose().context("cannot publish")?;
     let idle = stage.racks.counters()?;
     rest(window)?;
     let before = stage.racks.counters()?;
@@ -143,6 +149,7 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
     let took = clock().saturating_sub(began);
     let cpu = stage.processes.look() - cpu_before;
     let after = stage.racks.counters()?;
+    let feed = traffic.map(|traffic| traffic.finish(&stage)).transpose().context("cannot look at the feed")?;
     rest(window)?;
     let settled = stage.racks.counters()?;
 
@@ -178,6 +185,7 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
         seeder_rss_bytes: peaks.seeder,
         take_in_s: system.take_in_s(),
         pieces: system.pieces(),
+        feed,
     })
 }
 

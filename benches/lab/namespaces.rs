@@ -5,9 +5,12 @@
 //! process that lives, is ever touched.
 
 use anyhow::{Context, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 use shoal_sim::layout::{Layout, UNLIMITED};
 use std::fmt;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -179,6 +182,16 @@ impl Racks {
         command
     }
 
+    /// What brings the thread that calls it onto a machine of the lab, for as long as it lives.
+    pub(super) fn entrance(&self, place: Place) -> anyhow::Result<impl FnOnce() + Send + use<>> {
+        let path = Path::new("/run/netns").join(self.name(&place.to_string()));
+        let file = File::open(&path).with_context(|| path.display().to_string())?;
+        Ok(move || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .expect("root may enter what it made");
+        })
+    }
+
     /// Changes the rate of a host's link, bytes/s each way.
     pub(super) fn set_nic(&self, place: Place, rate: u64) -> anyhow::Result<()> {
         let Place::Host { rack, host } = place else { bail!("{place} is no host") };
@@ -188,8 +201,10 @@ impl Racks {
 
     /// Changes the rate of a rack's uplink, bytes/s each way; 0 cuts it.
     pub(super) fn set_uplink(&self, rack: usize, rate: u64) -> anyhow::Result<()> {
-        let state = if rate == 0 { "down" } else { "up" };
-        words("ip", &format!("-n {} link set up0 {state}", self.name(&format!("rack{rack}"))))?;
+        // Its ports no longer forward. Taken down, a switch would forget who is behind it and flood what is sent there.
+        let state = if rate == 0 { 0 } else { 3 };
+        words("bridge", &format!("-n {} link set dev up0 state {state}", self.name(&format!("rack{rack}"))))?;
+        words("bridge", &format!("-n {} link set dev dn{rack} state {state}", self.name("core")))?;
         if rate > 0 {
             self.limit(&format!("rack{rack}"), "up0", rate)?;
             self.limit("core", &format!("dn{rack}"), rate)?;

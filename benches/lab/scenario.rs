@@ -3,6 +3,7 @@
 //! Faults are written as the simulator's are ([`shoal_sim::faults`]), and the same hosts are hit, so that both can be compared.
 
 use super::systems::Kind;
+use super::traffic::Feed;
 use shoal_ops::units::ByteSize;
 use shoal_sim::faults::{self, Fault, When};
 use shoal_sim::layout::{Layout, MBIT, UNLIMITED};
@@ -25,10 +26,12 @@ pub(super) struct Scenario {
     pub(super) faults: Vec<Fault>,
     /// How long control traffic is watched before and after: several beats.
     pub(super) window: Duration,
+    /// What is published meanwhile.
+    pub(super) feed: Option<Feed>,
 }
 
 /// Every scenario, in order.
-pub(super) const ALL: [fn() -> Scenario; 11] = [
+pub(super) const ALL: [fn() -> Scenario; 12] = [
     || push("healthy", "4 racks of 4, uplinks 200 Mbit/s, seeder 400", 4, 4, 400, ""),
     || push("2x8", "2 racks of 8", 2, 8, 400, ""),
     || push("8x2", "8 racks of 2", 8, 2, 400, ""),
@@ -48,6 +51,7 @@ pub(super) const ALL: [fn() -> Scenario; 11] = [
     || push("seeder-lost", "the seeder killed once every shard is out", 4, 4, 400, "seeder@out"),
     || push("uplink-cut", "a rack's uplink cut for 10 s at 30 % of the bound", 4, 4, 400, "uplink:1=0%@30%+10s"),
     || push("late", "a quarter of the hosts come 6 s late", 4, 4, 400, "crash:25%@0s+6s"),
+    feeds,
     unshaped,
 ];
 
@@ -61,7 +65,15 @@ fn push(
 ) -> Scenario {
     let faults = faults::parse(faults).expect("the table above holds faults");
     let layout = Layout { seeder: seeder_mbit * MBIT, ..Layout::even(racks, hosts) };
-    Scenario { name, about, layout, bytes: 256 << 20, faults, window: Duration::from_secs(4) }
+    Scenario { name, about, layout, bytes: 256 << 20, faults, window: Duration::from_secs(4), feed: None }
+}
+
+/// Every host's readers hear of a feed 25 times a second while bulk fills the uplinks.
+fn feeds() -> Scenario {
+    let mut scenario = push("feeds", "16 KiB of a feed 25 times a second beside the content", 4, 4, 400, "");
+    scenario.bytes = 512 << 20;
+    scenario.feed = Some(Feed { bytes: 16 << 10, every: Duration::from_millis(40) });
+    scenario
 }
 
 /// What the machine itself can do: nothing is shaped.
@@ -90,9 +102,9 @@ impl Scenario {
         format!("{:<12} {}, {}", self.name, self.about, ByteSize(self.bytes).rounded())
     }
 
-    /// Whether a system can be held to it: others do not say when every piece has left their seeder.
+    /// Whether a system can be held to it: others have no feeds, and do not say when every piece has left their seeder.
     pub(super) fn suits(&self, kind: Kind) -> bool {
-        kind == Kind::Shoal || self.faults.iter().all(|fault| fault.when != When::Out)
+        kind == Kind::Shoal || self.feed.is_none() && self.faults.iter().all(|fault| fault.when != When::Out)
     }
 
     /// The region with the rates that are left for payload.

@@ -14,6 +14,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Where shoal's seeder takes versions of feeds, on its own machine.
+pub(super) const FEED_API: &str = "127.0.0.1:7721";
+/// Where readers of feeds ask shoal's peer, on the peer's machine.
+pub(super) const READ_API: &str = "127.0.0.1:7701";
+
 /// A system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -55,6 +60,11 @@ pub(super) trait System {
     /// Whether every piece has left the seeder.
     fn all_out(&mut self, _: &mut Stage) -> anyhow::Result<bool> {
         anyhow::bail!("only shoal's seeder says when every piece has left it")
+    }
+
+    /// What lets one publish feeds at [`FEED_API`].
+    fn feed_token(&self, _: &Stage) -> anyhow::Result<String> {
+        anyhow::bail!("only shoal has feeds")
     }
 
     /// How long the seeder took to take the content in, before the start, seconds.

@@ -55,6 +55,10 @@ impl Row {
             if !run.wrong.is_empty() {
                 return Some(format!("{name}: {system} left wrong copies on {}", run.wrong.join(", ")));
             }
+            if let Some(feed) = run.feed.as_ref().filter(|feed| feed.lost + feed.out_of_order > 0) {
+                let (lost, late) = (feed.lost, feed.out_of_order);
+                return Some(format!("{name}: {lost} readings of the feed were lost, {late} out of order"));
+            }
             let short = system == Kind::Shoal && run.finished < run.expected;
             short.then(|| format!("{name}: {} of {} hosts finished with {system}", run.finished, run.expected))
         })
@@ -124,6 +128,16 @@ pub(super) fn print(rows: &[Row]) {
         if number == 0 {
             let rules: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
             say(&format!("| {} |", rules.join(" | ")));
+        }
+    }
+    for row in rows {
+        for feed in row.runs.iter().filter_map(|run| run.feed.as_ref()) {
+            let copies = feed.rack_copies.iter().copied().fold(0.0, f64::max);
+            say(&format!(
+                "{}: {} versions of a feed, read after p50 {:.1}, p99 {:.1}, at most {:.1} ms; {} lost, {} out of order; \
+                 into a rack {copies:.3} copies",
+                row.scenario, feed.versions, feed.p50_ms, feed.p99_ms, feed.max_ms, feed.lost, feed.out_of_order
+            ));
         }
     }
 }

@@ -134,6 +134,11 @@ impl Selector {
         Self { any: vec![Vec::new()] }
     }
 
+    /// Whether it asks nothing of a host.
+    pub fn is_everyone(&self) -> bool {
+        self.any.iter().any(Vec::is_empty)
+    }
+
     /// Reads one selector per flag; the flags are alternatives, commas within one mean "and". ` or ` within a flag does
     /// what two flags do, so that a printed selector reads back.
     pub fn parse<S: AsRef<str>>(flags: &[S]) -> Result<Self, ParseLocalityError> {

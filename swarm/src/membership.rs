@@ -80,6 +80,8 @@ pub struct Membership {
     by_node: BTreeMap<NodeId, HostIndex>,
     /// Made on first use, dropped on change.
     topology: OnceLock<Arc<Topology>>,
+    /// All peers; the same.
+    everyone: OnceLock<Bitmap>,
 }
 
 impl PartialEq for Membership {
@@ -163,6 +165,7 @@ impl Membership {
         }
         self.epoch = update.epoch;
         self.topology = OnceLock::new();
+        self.everyone = OnceLock::new();
         Ok(())
     }
 
@@ -193,11 +196,18 @@ impl Membership {
 
     /// The peers a selector names, whether up or away, by roster index.
     pub fn select(&self, selector: &Selector) -> Bitmap {
+        if selector.is_everyone() { self.everyone().clone() } else { self.peers(|member| selector.matches(&member.locality, &member.labels)) }
+    }
+
+    /// All peers, whether up or away, by roster index: made once a membership.
+    pub fn everyone(&self) -> &Bitmap {
+        self.everyone.get_or_init(|| self.peers(|_| true))
+    }
+
+    fn peers(&self, wanted: impl Fn(&Member) -> bool) -> Bitmap {
         let mut hosts = Bitmap::new(self.index_space());
-        for member in self.iter().filter(|member| member.role == Role::Peer) {
-            if selector.matches(&member.locality, &member.labels) {
-                hosts.set(member.index.0);
-            }
+        for member in self.iter().filter(|member| member.role == Role::Peer && wanted(member)) {
+            hosts.set(member.index.0);
         }
         hosts
     }

@@ -1,6 +1,7 @@
 //! Publishing to a feed fast, and reading it on hosts, with the time each version took.
 
-use super::{Process, Region};
+#![allow(dead_code, reason = "each user has its own part")]
+
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -22,9 +23,9 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new(region: &Region) -> Self {
-        let token = std::fs::read_to_string(region.folder.path().join("cluster/admin.token")).unwrap();
-        Self { addr: region.seeder.http().to_string(), token: token.trim().to_string(), stream: None }
+    /// At a seeder's API.
+    pub(crate) fn new(addr: &str, token: &str) -> Self {
+        Self { addr: addr.to_string(), token: token.trim().to_string(), stream: None }
     }
 
     /// Gives the version's sequence; `None` when the seeder is not there.
@@ -98,12 +99,14 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn start(peer: &Process, feed: &str) -> Self {
-        let (addr, feed) = (peer.http().to_string(), feed.to_string());
+    /// Of the peer at `addr`, once `enter` has brought its thread to where that can be reached.
+    pub(crate) fn start(addr: &str, feed: &str, enter: impl FnOnce() + Send + 'static) -> Self {
+        let (addr, feed) = (addr.to_string(), feed.to_string());
         let (stop, seen) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Seen>>>::default());
         let thread = std::thread::spawn({
             let (stop, seen) = (stop.clone(), seen.clone());
             move || {
+                enter();
                 while !stop.load(Ordering::Relaxed) {
                     if read_stream(&addr, &feed, &stop, &seen).is_none() {
                         std::thread::park_timeout(Duration::from_millis(20));

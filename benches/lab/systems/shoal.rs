@@ -231,6 +231,11 @@ impl System for Shoal {
         Ok(now > at && out - sent < SILENT_BYTES)
     }
 
+    fn feed_token(&self, stage: &Stage) -> anyhow::Result<String> {
+        let path = cluster(stage).join("admin.token");
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
     fn take_in_s(&self) -> f64 {
         self.take_in.as_secs_f64()
     }

@@ -29,10 +29,22 @@ struct TierLabels {
     tier: TierLabel,
 }
 
+fn labels(tier: Option<Tier>) -> TierLabels {
+    let tier = match tier {
+        None => TierLabel::Local,
+        Some(Tier::Rack) => TierLabel::Rack,
+        Some(Tier::Site) => TierLabel::Site,
+        Some(Tier::Region) => TierLabel::Region,
+        Some(Tier::Seeder) => TierLabel::Seeder,
+    };
+    TierLabels { tier }
+}
+
 /// A node's counters.
 #[derive(Clone)]
 pub struct NodeMetrics {
     received: Family<TierLabels, Counter>,
+    feeds: Family<TierLabels, Counter>,
     pub(super) sent: Counter,
     pub(super) surplus: Counter,
     pub(super) duplicate_bytes: Counter,
@@ -59,6 +71,7 @@ impl NodeMetrics {
         });
         Self {
             received: metrics.counters("shoal_payload_received_bytes", "Payload bytes received, by source"),
+            feeds: metrics.counters("shoal_feed_received_bytes", "Bytes of small versions received, by source"),
             sent: metrics.counter("shoal_payload_sent_bytes", "Payload bytes sent"),
             surplus: metrics.counter("shoal_shards_surplus", "Shards of contents that are not here or not wanted"),
             duplicate_bytes: metrics.counter("shoal_payload_duplicate_bytes", "Payload received that was here already"),
@@ -160,17 +173,11 @@ impl Book {
     /// Counts payload in that belongs to no job: a feed's, of which a version may be gone in a moment.
     pub(super) fn received_feed(&mut self, tier: Tier, bytes: u64) {
         self.count_received(Some(tier), bytes);
+        self.metrics.feeds.get_or_create(&labels(Some(tier))).inc_by(bytes);
     }
 
     fn count_received(&self, tier: Option<Tier>, bytes: u64) {
-        let tier = match tier {
-            None => TierLabel::Local,
-            Some(Tier::Rack) => TierLabel::Rack,
-            Some(Tier::Site) => TierLabel::Site,
-            Some(Tier::Region) => TierLabel::Region,
-            Some(Tier::Seeder) => TierLabel::Seeder,
-        };
-        self.metrics.received.get_or_create(&TierLabels { tier }).inc_by(bytes);
+        self.metrics.received.get_or_create(&labels(tier)).inc_by(bytes);
     }
 
     pub(super) fn count_sent(&mut self, content: ContentId, bytes: u64) {

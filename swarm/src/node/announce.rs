@@ -72,7 +72,7 @@ impl Node {
             return;
         }
         let origin = self.membership.by_node(&announcement.origin);
-        let content = self.contents.entry(id).or_insert_with(|| Content::new(&announcement, origin));
+        let content = self.contents.entry(id).or_insert_with(|| Box::new(Content::new(&announcement, origin)));
         content.jobs.insert(job);
         if self.is_demoted(id) {
             // Older words on it are passed on all the same.

@@ -348,6 +348,11 @@ impl Body {
         limits::SILENT.max(Duration::from_millis(limits::SILENT_PIECES * 1_000_000 / self.typical.max(1)))
     }
 
+    /// Whether a lane has come no further than others are when they have come far; see [`limits::BEHIND`].
+    pub(super) fn is_behind(&self, lane: &Lane) -> bool {
+        lane.missing * self.lanes.len() as u32 * limits::BEHIND >= self.geometry.piece_count()
+    }
+
     /// Counts a piece in; false when it was here.
     pub(super) fn take(&mut self, piece: PieceIndex) -> bool {
         if !self.have.set(piece.0) {

@@ -124,7 +124,7 @@ impl Node {
     /// Late to a content: lanes we should import are taken from a rack-mate that has told us it has what is missing.
     pub(super) fn prefer_mates(&mut self, id: ContentId) {
         let (links, me, now) = (&self.links, self.config.me, self.now);
-        let wanted = |content: &&mut super::Content| content.late && content.warm.is_none();
+        let wanted = |content: &&mut Box<super::Content>| content.late && content.warm.is_none();
         let Some(content) = self.contents.get_mut(&id).filter(wanted) else { return };
         let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
         for (number, lane) in body.lanes.iter_mut().enumerate() {

@@ -52,6 +52,9 @@ pub const SILENT_DEPTH: u32 = 3;
 pub const SILENT_ALONE: u32 = 4;
 /// When one lane in this many is still awaited, the end is near.
 pub const ENDING: usize = 4;
+/// A lane that lacks one piece in so many by then, or more, is not merely the last one: links share a rate unevenly, and what
+/// is taken from elsewhere then only makes the others later.
+pub const BEHIND: u32 = 2;
 /// A rack is passed over when at least so many lanes come from it and all are silent.
 pub const SILENT_LANES: usize = 2;
 /// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.

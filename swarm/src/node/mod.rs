@@ -113,7 +113,8 @@ pub struct Node {
     feeds: BTreeMap<JobId, feeds::Feed>,
     /// Small ones whose newest data is for us and not here.
     feeds_wanted: BTreeSet<JobId>,
-    contents: BTreeMap<ContentId, Content>,
+    /// Boxed: they are large, and a map keeps room for eleven.
+    contents: BTreeMap<ContentId, Box<Content>>,
     /// Contents that want something: a manifest or pieces.
     active: BTreeSet<ContentId>,
     /// Contents whose demotion is being agreed on.

@@ -7,7 +7,6 @@ use crate::plan::PlanRequest;
 use crate::time::Instant;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::{ContentId, HostIndex, LaneIndex};
-use shoal_proto::locality::Selector;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -206,9 +205,8 @@ impl Node {
     /// Links to our parents on the announcement lanes of a plan for everybody stay up: announcements need no dialling
     /// and lists can be compared.
     pub(super) fn rewarm(&mut self) {
-        let everyone = self.membership.select(&Selector::all());
         let avoid = BTreeSet::new();
-        let request = PlanRequest { targets: &everyone, root: None, avoid: &avoid, lanes: self.config.lanes };
+        let request = PlanRequest { targets: self.membership.everyone(), root: None, avoid: &avoid, lanes: self.config.lanes };
         let plan = self.planner.plan(&self.membership, &request);
         let lanes = self.config.lanes;
         let spread = (0..limits::ANNOUNCE_LANES.min(lanes))

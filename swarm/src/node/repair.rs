@@ -6,7 +6,7 @@
 //! their rack-mates, who see the same silence, wait for them, or the rack would import the lane twice. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
 //! all arrived for a while, or a rack-mate has it already. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
 
-use super::content::{Trial, Want};
+use super::content::{Lane, Trial, Want};
 use super::{Node, limits};
 use crate::io::{AvoidReason, Notice};
 use crate::time::Instant;
@@ -89,7 +89,7 @@ impl Node {
         let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
         let patience = body.patience();
         let mut awaited = body.lanes.iter().filter(|lane| lane.is_awaited());
-        // Near the end there is room on the links: whoever brings little is not waited for.
+        // Near the end there is room on the links: whoever has brought little is not waited for.
         let ending = awaited.clone().count() * limits::ENDING <= body.lanes.len();
         // Before it, where nothing comes from anybody, nobody is to blame.
         if body.typical == 0 || !ending && awaited.all(|lane| lane.is_silent(now, patience)) {
@@ -103,9 +103,10 @@ impl Node {
                 *last = (*last).max(lane.since.max(lane.brought));
             }
         }
-        let alone = if ending { patience } else { patience * limits::SILENT_ALONE };
+        let alone =
+            |lane: &Lane| if ending && body.is_behind(lane) { patience } else { patience * limits::SILENT_ALONE };
         if heard.values().all(|last| now.since(*last) < patience)
-            && !body.lanes.iter().any(|lane| lane.is_awaited() && lane.is_silent(now, alone))
+            && !body.lanes.iter().any(|lane| lane.is_awaited() && lane.is_silent(now, alone(lane)))
         {
             return;
         }
@@ -125,7 +126,7 @@ impl Node {
             from.alive |= now.since(heard[&parent]) < patience;
             // Who is nearest to where it stops goes around first; those below it then get it as before.
             let depth = if ending { 1 } else { plan.depth(number, parent).unwrap_or(1).clamp(1, limits::SILENT_DEPTH) };
-            if now.since(heard[&parent]) >= patience * depth || lane.is_silent(now, alone * depth) {
+            if now.since(heard[&parent]) >= patience * depth || lane.is_silent(now, alone(lane) * depth) {
                 from.silent.push((number, parent));
             }
         }

@@ -1,0 +1,147 @@
+//! Small versions of a feed, published while the content is distributed, and what readers on every host saw of them.
+//!
+//! Invariant: publisher and readers are on the machines of the lab, so whatever they are told crosses its links; a version
+//! counts as lost on a host whose reader never saw it, also when a newer one took its place.
+
+use super::feeds::{Publisher, Reader, numbered, quantile};
+use super::measure::Stage;
+use super::namespaces::Place;
+use super::processes::until;
+use super::systems::{FEED_API, READ_API};
+use anyhow::Context;
+use serde::Serialize;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const FEED: &str = "lab/feed";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is published.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Feed {
+    /// Size of a version.
+    pub(super) bytes: usize,
+    /// Between two versions.
+    pub(super) every: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct FeedFigures {
+    pub(super) versions: usize,
+    /// From before the publication to after the reading, over all hosts, milliseconds.
+    pub(super) p50_ms: f64,
+    pub(super) p99_ms: f64,
+    pub(super) max_ms: f64,
+    /// Readings that never were.
+    pub(super) lost: usize,
+    /// Readings of an older version after a newer one.
+    pub(super) out_of_order: usize,
+    /// Bytes of versions into each rack by the bytes published.
+    pub(super) rack_copies: Vec<f64>,
+}
+
+/// A publisher and its readers.
+pub(super) struct Traffic {
+    feed: Feed,
+    readers: Vec<(Place, Reader)>,
+    stop: Arc<AtomicBool>,
+    publisher: Option<JoinHandle<usize>>,
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Traffic {
+    /// Starts publishing once every host has read a first version.
+    pub(super) fn start(stage: &Stage, feed: Feed, token: &str) -> anyhow::Result<Self> {
+        let mut readers = Vec::new();
+        for host in stage.racks.hosts() {
+            readers.push((host, Reader::start(READ_API, FEED, stage.racks.entrance(host)?)));
+        }
+        let stop = Arc::<AtomicBool>::default();
+        let (stopped, token) = (stop.clone(), token.to_string());
+        let enter = stage.racks.entrance(Place::Seeder)?;
+        let publisher = std::thread::spawn(move || {
+            enter();
+            publish(&mut Publisher::new(FEED_API, &token), feed, &stopped)
+        });
+        let traffic = Self { feed, readers, stop, publisher: Some(publisher) };
+        until("every host has read of the feed", PATIENCE, || {
+            traffic.readers.iter().all(|(_, reader)| reader.last().is_some()).then_some(())
+        })?;
+        Ok(traffic)
+    }
+
+    /// Ends it when all has been read.
+    pub(super) fn finish(mut self, stage: &Stage) -> anyhow::Result<FeedFigures> {
+        self.stop.store(true, Ordering::Relaxed);
+        let publisher = self.publisher.take().context("it was started")?;
+        let versions = publisher.join().map_err(|_| anyhow::anyhow!("the publisher failed; see above"))?;
+        let last = versions as u64 - 1;
+        until("every host has read the last version", PATIENCE, || {
+            let read = |(_, reader): &(Place, Reader)| reader.last().is_some_and(|seen| seen.number == last);
+            self.readers.iter().all(read).then_some(())
+        })?;
+        let (mut took, mut lost, mut out_of_order) = (Vec::new(), 0, 0);
+        for (_, reader) in &self.readers {
+            let seen = reader.seen();
+            out_of_order += seen.windows(2).filter(|pair| pair[1].number <= pair[0].number).count();
+            // Readers begin with what is newest then; from there on each is theirs to see.
+            let first = seen.first().map_or(0, |seen| seen.number);
+            lost += (last - first + 1) as usize - seen.len().min((last - first + 1) as usize);
+            took.extend(seen.iter().skip(1).map(|seen| seen.took_us));
+        }
+        took.sort_unstable();
+        let ms = |share: f64| quantile(&took, share) as f64 / 1000.0;
+        let published = (versions * self.feed.bytes) as f64;
+        let mut rack_copies = vec![0.0; stage.racks.layout().racks.len()];
+        for (place, _) in &self.readers {
+            if let Place::Host { rack, .. } = *place {
+                rack_copies[rack] += imported(stage, *place)? as f64 / published;
+            }
+        }
+        let (p50_ms, p99_ms, max_ms) = (ms(0.5), ms(0.99), ms(1.0));
+        Ok(FeedFigures { versions, p50_ms, p99_ms, max_ms, lost, out_of_order, rack_copies })
+    }
+}
+
+/// Publishes until told to stop; gives how many versions there were.
+fn publish(publisher: &mut Publisher, feed: Feed, stop: &AtomicBool) -> usize {
+    let began = Instant::now();
+    let mut versions = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let due = began + feed.every * versions as u32;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if publisher.publish(FEED, &numbered(versions as u64, feed.bytes)).is_some() {
+            versions += 1;
+        }
+    }
+    versions
+}
+
+/// Bytes of versions a host got from outside of its rack.
+fn imported(stage: &Stage, host: Place) -> anyhow::Result<u64> {
+    let enter = stage.racks.entrance(host)?;
+    let asked = std::thread::spawn(move || -> std::io::Result<String> {
+        enter();
+        let mut stream = TcpStream::connect(READ_API)?;
+        write!(stream, "GET /metrics HTTP/1.0\r\nhost: {READ_API}\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    });
+    let answer = asked.join().map_err(|_| anyhow::anyhow!("{host} could not be asked"))??;
+    let of = |line: &str| {
+        let (labels, value) = line.strip_prefix("shoal_feed_received_bytes_total")?.split_once(' ')?;
+        (!labels.contains("Rack") && !labels.contains("Local")).then(|| value.parse::<u64>().ok()).flatten()
+    };
+    Ok(answer.lines().filter_map(of).sum())
+}
