@@ -163,7 +163,7 @@ fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
         files[at].1[..FILE / 2].copy_from_slice(&noise(FILE / 2, at as u64));
     }
     let after = archive(&files);
-    let all = [Packing::Plain, Packing::Gzip, Packing::GzipRsyncable, Packing::Zstd, Packing::ZstdRsyncable];
+    let all = [Packing::Plain, Packing::Gzip, Packing::GzipRsyncable, Packing::Zstd];
     for packing in all {
         let name = format!("{packing:?}").to_lowercase();
         let [first, second] = [&before, &after].map(|tar| Image::new(&[Layer { tar: tar.clone(), packing }]));
@@ -176,8 +176,8 @@ fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
         let (size, changed) = (second.size(), FILE as u64);
         println!("{name}: {moved} of {size} bytes, {:.2} of the change", moved as f64 / changed as f64);
         assert!(moved as f64 <= 1.03 * size as f64, "{name}: {moved} of {size}");
-        // None of these lets a change reach far; a plain gzip may let it reach the end.
-        if !matches!(packing, Packing::Gzip | Packing::Zstd) {
+        // The others may let a change reach the end.
+        if matches!(packing, Packing::Plain | Packing::GzipRsyncable) {
             assert!(moved < size / 4, "{name}: {moved} of {size}");
         }
         if matches!(packing, Packing::Plain) {

@@ -90,7 +90,7 @@ fn a_host_that_was_slow_for_a_while_does_not_import_what_its_mates_import_instea
 
 #[test]
 fn latecomers_take_what_their_rack_has_from_it() {
-    over_seeds("crash:25%@0s+6s", 1.15, |seed, figures| {
+    over_seeds("crash:25%@0s+6s", 1.10, |seed, figures| {
         assert_eq!(figures.complete, 16, "seed {seed}");
         assert!(figures.rack_import_max <= 1.10, "seed {seed}: {figures:?}");
     });

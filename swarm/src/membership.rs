@@ -196,7 +196,11 @@ impl Membership {
 
     /// The peers a selector names, whether up or away, by roster index.
     pub fn select(&self, selector: &Selector) -> Bitmap {
-        if selector.is_everyone() { self.everyone().clone() } else { self.peers(|member| selector.matches(&member.locality, &member.labels)) }
+        if selector.is_everyone() {
+            self.everyone().clone()
+        } else {
+            self.peers(|member| selector.matches(&member.locality, &member.labels))
+        }
     }
 
     /// All peers, whether up or away, by roster index: made once a membership.

@@ -8,11 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// Size of the image that is warmed everywhere: `SHOAL_TEST_IMAGE_BYTES`, or what six hosts on one machine take in seconds.
+fn image_bytes() -> usize {
+    std::env::var("SHOAL_TEST_IMAGE_BYTES").map_or(24_000_000, |bytes| bytes.parse().expect("a number of bytes"))
+}
+
 #[test]
 fn an_image_is_warm_on_every_host_from_peers_alone() {
     // The last host of each rack serves no CRI: there the peer loads the image itself.
     let mut lab = Lab::start(2, 3, |host| host % 3 != 2, |_| Vec::new());
-    let (reference, at, data) = lab.image("v1", 24_000_000, 1);
+    let (reference, at, data) = lab.image("v1", image_bytes(), 1);
     let registry = Registry::start(lab.folder.path(), &at);
     lab.region.seeder.kill();
     let there = format!("{{ url = 'http://{}', plain_http = true }}", registry.addr);

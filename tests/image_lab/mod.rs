@@ -52,7 +52,6 @@ pub(crate) enum Packing {
     /// Begun anew at places the content says, for tools that send only what changed.
     GzipRsyncable,
     Zstd,
-    ZstdRsyncable,
 }
 
 impl Packing {
@@ -63,7 +62,6 @@ impl Packing {
             Self::Gzip => (filter("gzip", &["-n1"], bytes), "+gzip"),
             Self::GzipRsyncable => (filter("gzip", &["-n1", "--rsyncable"], bytes), "+gzip"),
             Self::Zstd => (filter("zstd", &["-q3"], bytes), "+zstd"),
-            Self::ZstdRsyncable => (filter("zstd", &["-q3", "--rsyncable"], bytes), "+zstd"),
         }
     }
 }

@@ -41,7 +41,7 @@ pub const JUDGE_PIECES: u64 = 8;
 pub const SLOW_FACTOR: u64 = 6;
 /// How many spans in a row. Its rack imports the lanes it owns a second time, so a host that lacked a processor for a second
 /// must not look like it.
-pub const SLOW_STRIKES: u8 = 3;
+pub const SLOW_STRIKES: u8 = 4;
 /// An imported lane is silent when nothing came for this long (a disk that writes back takes a second or two), and for as long as this many pieces usually take.
 pub const SILENT: Duration = Duration::from_millis(2000);
 /// See [`SILENT`].

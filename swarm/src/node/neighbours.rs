@@ -206,7 +206,8 @@ impl Node {
     /// and lists can be compared.
     pub(super) fn rewarm(&mut self) {
         let avoid = BTreeSet::new();
-        let request = PlanRequest { targets: self.membership.everyone(), root: None, avoid: &avoid, lanes: self.config.lanes };
+        let request =
+            PlanRequest { targets: self.membership.everyone(), root: None, avoid: &avoid, lanes: self.config.lanes };
         let plan = self.planner.plan(&self.membership, &request);
         let lanes = self.config.lanes;
         let spread = (0..limits::ANNOUNCE_LANES.min(lanes))
