@@ -24,7 +24,12 @@ fn packed(name: &str, len: usize, seed: u64) -> Layer {
 
 /// A region whose seeder reaches `registry.example:5000` at this address.
 fn region(racks: usize, hosts: usize, addr: &str) -> Region {
-    let mut region = Region::start(racks, hosts, |_| Vec::new());
+    region_with(racks, hosts, addr, &[])
+}
+
+/// The same, with further settings of the seeder.
+fn region_with(racks: usize, hosts: usize, addr: &str, seeder: &[&str]) -> Region {
+    let mut region = Region::start_with(racks, hosts, seeder, |_| Vec::new());
     let settings = format!("{{plain_http=true,url='http://{addr}'}}");
     region.seeder.configure(&format!("registries={{'{NAME}'={settings}}}"));
     region.seeder.restart();
@@ -184,6 +189,33 @@ fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
             assert!(moved as f64 <= 1.2 * changed as f64, "{name}: {moved} moved, {changed} changed");
         }
     }
+}
+
+#[test]
+fn a_demoted_image_comes_back_without_the_uplink() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::start(&folder.path().join("registry"));
+    // Any two of a rack's four hosts hold all of a version between them.
+    let region = region_with(2, 4, &registry.addr, &["data_shards=2", "parity_shards=2"]);
+    let base = packed("base", 1 << 20, 1);
+    let images = [1u64, 2].map(|at| Image::new(&[base.clone(), packed("app", 8 << 20, at + 10)]));
+    for (at, image) in images.iter().enumerate() {
+        let tag = format!("v{}", at + 1);
+        registry.put(image, &folder.path().join(&tag), &format!("lab/app:{tag}"));
+    }
+    let first = prewarm(&region, "lab/app:v1");
+    prewarm(&region, "lab/app:v2");
+    let what = format!("{}@{}", first["name"].as_str().unwrap(), first["version"].as_str().unwrap());
+    let used = |region: &Region| region.peers.iter().map(|peer| peer.metric("shoal_store_used_bytes")).sum::<u64>();
+    let before = used(&region);
+    let told = region.cli(&["demote", &what, "--wait", "--json"]);
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    until("the hosts let the first version go", || (used(&region) < before - 8 * (2 << 20)).then_some(()));
+    let again = prewarm(&region, "lab/app:v1");
+    assert_eq!((&again["phase"], Region::total(&again, "held")), (&"done".into(), 8), "{again:#}");
+    assert!(imports(&again).iter().all(|rack| *rack == 0), "{again:#}");
+    images.iter().for_each(|image| assert_everywhere(&region, image));
+    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
 }
 
 #[test]
