@@ -71,7 +71,7 @@ pub struct BulkConfig {
     /// Events queued for the driver. When full, links are not read. Default 256.
     pub events_max: usize,
     /// Unsent bytes the kernel may hold for a link (`TCP_NOTSENT_LOWAT`), so that urgent frames are not stuck behind
-    /// megabytes. Default 192 KiB.
+    /// megabytes. Default 64 KiB.
     pub kernel_unsent_bytes: u32,
     /// A connection must be up, admitted and confirmed within this. Default 5 s.
     pub handshake_timeout: Duration,
@@ -99,7 +99,7 @@ impl BulkConfig {
             parts_max: 64,
             messages_max: 1024,
             events_max: 256,
-            kernel_unsent_bytes: 192 << 10,
+            kernel_unsent_bytes: 64 << 10,
             handshake_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
             ping_after: Duration::from_secs(10),

@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 1024;
+/// Bytes a connection may have sealed and not yet handed to the kernel: they cannot be overtaken.
+const SEALED_BYTES: usize = 32 * 1024;
 /// Pause after the operating system refuses to accept (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A dial that lost to the other end's waits this long for that one to come up.
@@ -87,6 +89,7 @@ async fn welcome(shared: &Arc<Shared>, stream: TcpStream, remote: SocketAddr) {
     let handshake = async {
         set_options(shared, &stream)?;
         let mut tls = TlsAcceptor::from(shared.tls.server.clone()).accept(stream).await?;
+        tls.get_mut().1.set_buffer_limit(Some(SEALED_BYTES));
         let node = peer_node(tls.get_ref().1).map_err(io::Error::other)?;
         let greeted = greet(shared, &mut tls, node).await;
         Ok::<_, io::Error>((tls, node, greeted))
@@ -203,6 +206,7 @@ async fn introduce(shared: &Arc<Shared>, stream: TcpStream, node: NodeId, addr: 
     set_options(shared, &stream).map_err(other)?;
     let connector = TlsConnector::from(shared.tls.client.clone());
     let mut tls = connector.connect(server_name(), stream).await.map_err(other)?;
+    tls.get_mut().1.set_buffer_limit(Some(SEALED_BYTES));
     let found = peer_node(tls.get_ref().1).map_err(|error| Attempt::Other(error.to_string()))?;
     if found != node {
         return Err(Attempt::Other(format!("is {}, not {}", found.short(), node.short())));

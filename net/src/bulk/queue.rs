@@ -206,8 +206,8 @@ impl Queue {
         Class::ALL.into_iter().find(|class| !state.parts[*class as usize].is_empty())
     }
 
-    /// What goes next, if anything waits.
-    pub(super) fn pop(&self) -> Option<Outgoing> {
+    /// What goes next, if anything waits; of payload at most `slice` bytes.
+    pub(super) fn pop(&self, slice: usize) -> Option<Outgoing> {
         let mut state = self.state();
         let plain = |kind, class, body: Bytes, last| Outgoing {
             head: Head::frame(kind, class, body.len()),
@@ -232,7 +232,7 @@ impl Queue {
             }
             return Some(plain(FrameKind::Bye, Class::Control, Bytes::copy_from_slice(&[reason as u8]), true));
         }
-        Class::ALL.into_iter().find_map(|class| next_slice(&mut state.parts[class as usize], class))
+        Class::ALL.into_iter().find_map(|class| next_slice(&mut state.parts[class as usize], class, slice))
     }
 
     /// Returns once [`Queue::close`] was called.
@@ -246,10 +246,10 @@ impl Queue {
     }
 }
 
-fn next_slice(parts: &mut VecDeque<QueuedPart>, class: Class) -> Option<Outgoing> {
+fn next_slice(parts: &mut VecDeque<QueuedPart>, class: Class, len: usize) -> Option<Outgoing> {
     let front = parts.front_mut()?;
     let (offset, total) = (front.offset, front.payload.len());
-    let end = total.min(offset + limits::SLICE_BYTES_MAX);
+    let end = total.min(offset + len.min(limits::SLICE_BYTES_MAX));
     let slice = SliceHeader { content: front.content, part: front.part, offset: offset as u32, total: total as u32 };
     let body = front.payload.slice(offset..end);
     front.offset = end;

@@ -1,5 +1,6 @@
 //! Writes a link's queue: small frames gathered, slices straight from the payload.
 //!
+//! What is written cannot be overtaken, so a link that is slow is given short slices.
 //! Invariant: frames are written whole and in the order the queue gives them; `Bye` is the last.
 
 use super::link::Link;
@@ -9,7 +10,9 @@ use bytes::Buf;
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::Part;
 use shoal_proto::ids::ContentId;
+use shoal_proto::limits::SLICE_BYTES_MAX;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 /// Frames up to this many bytes are gathered before they are written.
@@ -17,10 +20,31 @@ const SMALL: usize = 2 * 1024;
 /// What is gathered goes out at this length, bytes: one TLS record.
 const GATHER: usize = 16 * 1024;
 
+/// How long a slice may keep what is more urgent waiting.
+const SLICE_TIME: Duration = Duration::from_millis(5);
+/// The shortest slices, bytes: one TLS record.
+const SLICE_MIN: usize = 16 * 1024;
+
+/// Length of a link's slices, by how fast it takes them.
+struct Pace {
+    slice: usize,
+}
+
+impl Pace {
+    /// A slice of `len` bytes was taken after `time`, most of it spent waiting for those before.
+    fn took(&mut self, len: usize, time: Duration) {
+        let fits = len as u128 * SLICE_TIME.as_micros() / time.as_micros().max(1);
+        let fits = usize::try_from(fits).unwrap_or(usize::MAX);
+        // Waits vary: half of what was, half of what is.
+        self.slice = (self.slice / 2 + fits.min(SLICE_BYTES_MAX) / 2).clamp(SLICE_MIN, SLICE_BYTES_MAX);
+    }
+}
+
 /// Writes until `Bye` is out, or the connection fails.
 pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
     let mut gathered = Vec::new();
     let mut gathered_parts = Vec::new();
+    let mut pace = Pace { slice: SLICE_BYTES_MAX };
     loop {
         let class = link.queue.next_slice_class();
         if let Some(wait) = class.and_then(|class| link.limit.must_wait(class)) {
@@ -33,7 +57,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
             }
             continue;
         }
-        let Some(frame) = link.queue.pop() else {
+        let Some(frame) = link.queue.pop(pace.slice) else {
             flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
             io.flush().await?;
             link.queue.wait().await;
@@ -52,7 +76,9 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
             }
         } else {
             flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
+            let began = Instant::now();
             io.write_all_buf(&mut head.as_slice().chain(body)).await?;
+            pace.took(len, began.elapsed());
             if let Some((content, part)) = completes {
                 shared.emit(BulkEvent::Sent { node: link.node, content, part }).await;
             }
@@ -85,5 +111,24 @@ fn count(shared: &Shared, link: &Link, bytes: usize, payload: usize) {
     for counters in [&link.counters, &shared.counters.links] {
         counters.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
         counters.payload_out.fetch_add(payload as u64, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_follow_the_link() {
+        let mut pace = Pace { slice: SLICE_BYTES_MAX };
+        // 1 MB/s: 5 ms take 5 KB, less than the shortest.
+        (0..8).for_each(|_| pace.took(pace.slice, Duration::from_micros(pace.slice as u64)));
+        assert_eq!(pace.slice, SLICE_MIN);
+        // 10 MB/s.
+        (0..16).for_each(|_| pace.took(pace.slice, Duration::from_micros(pace.slice as u64 / 10)));
+        assert!((48_000..=52_000).contains(&pace.slice), "{}", pace.slice);
+        // At once.
+        (0..16).for_each(|_| pace.took(pace.slice, Duration::ZERO));
+        assert!(pace.slice > SLICE_BYTES_MAX * 9 / 10, "{}", pace.slice);
     }
 }
