@@ -151,6 +151,7 @@ fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common(
 /// Layers of a program that is at hand: five in a hundred of it change, in two of twenty files. What then comes into a rack
 /// depends on how far a compressor lets a change reach. Prints the table of `docs/BENCHMARKS.md`.
 #[test]
+#[allow(clippy::print_stdout, reason = "its result")]
 fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
     const FILE: usize = 1 << 20;
     let folder = tempfile::tempdir().unwrap();
