@@ -179,15 +179,14 @@ fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
         prewarm(&region, &format!("lab/{name}:v1"));
         let moved = imports(&prewarm(&region, &format!("lab/{name}:v2")))[0];
         assert_everywhere(&region, &second);
-        let (size, changed) = (second.size(), FILE as u64);
-        println!("{name}: {moved} of {size} bytes, {:.2} of the change", moved as f64 / changed as f64);
+        let size = second.size();
+        println!("{name}: {moved} of {size} bytes, {:.2} of the change", moved as f64 / FILE as f64);
         assert!(moved as f64 <= 1.03 * size as f64, "{name}: {moved} of {size}");
-        // The others may let a change reach the end.
-        if matches!(packing, Packing::GzipRsyncable) {
-            assert!(moved < size / 2, "{name}: {moved} of {size}");
-        }
-        if matches!(packing, Packing::Plain) {
-            assert!(moved as f64 <= 1.2 * changed as f64, "{name}: {moved} moved, {changed} changed");
+        // How far is the program's business; what may be expected of all of them is little. The others may let it reach the end.
+        match packing {
+            Packing::Plain => assert!(moved < size / 4, "{name}: {moved} of {size}"),
+            Packing::GzipRsyncable => assert!(moved < size / 2, "{name}: {moved} of {size}"),
+            Packing::Gzip | Packing::Zstd => {}
         }
     }
 }
