@@ -306,13 +306,13 @@ impl Region {
         output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?
     }
 
-    /// Pushes without waiting; gives the job.
     /// One who publishes feeds at its seeder.
     pub(crate) fn publisher(&self) -> feeds::Publisher {
         let token = fs::read_to_string(self.folder.path().join("cluster/admin.token")).unwrap();
         feeds::Publisher::new(self.seeder.http(), &token)
     }
 
+    /// Pushes without waiting; gives the job.
     pub(crate) fn push(&self, path: &Path, name: &str, version: &str) -> String {
         let args = ["push", path.to_str().unwrap(), "--name", name, "--version", version, "--to", "all", "--json"];
         let pushed = self.cli_json(&args).expect("the push is accepted");
