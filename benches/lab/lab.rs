@@ -11,6 +11,8 @@
 mod content;
 #[path = "../../tests/common/feeds.rs"]
 mod feeds;
+#[path = "../../tests/common/http.rs"]
+mod http;
 mod interrupt;
 mod measure;
 mod namespaces;

@@ -4,14 +4,13 @@
 //! counts as lost on a host whose reader never saw it, also when a newer one took its place.
 
 use super::feeds::{Publisher, Reader, numbered, quantile};
+use super::http::metric;
 use super::measure::Stage;
 use super::namespaces::Place;
 use super::processes::until;
 use super::systems::{FEED_API, READ_API};
 use anyhow::Context;
 use serde::Serialize;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -130,18 +129,11 @@ fn publish(publisher: &mut Publisher, feed: Feed, stop: &AtomicBool) -> usize {
 /// Bytes of versions a host got from outside of its rack.
 fn imported(stage: &Stage, host: Place) -> anyhow::Result<u64> {
     let enter = stage.racks.entrance(host)?;
-    let asked = std::thread::spawn(move || -> std::io::Result<String> {
+    let asked = std::thread::spawn(move || {
         enter();
-        let mut stream = TcpStream::connect(READ_API)?;
-        write!(stream, "GET /metrics HTTP/1.0\r\nhost: {READ_API}\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        let tiers = ["Site", "Region", "Seeder"];
+        let of = |tier| metric(READ_API, &format!("shoal_feed_received_bytes_total{{tier=\"{tier}\"}}"));
+        tiers.into_iter().map(of).sum::<Option<u64>>()
     });
-    let answer = asked.join().map_err(|_| anyhow::anyhow!("{host} could not be asked"))??;
-    let of = |line: &str| {
-        let (labels, value) = line.strip_prefix("shoal_feed_received_bytes_total")?.split_once(' ')?;
-        (!labels.contains("Rack") && !labels.contains("Local")).then(|| value.parse::<u64>().ok()).flatten()
-    };
-    Ok(answer.lines().filter_map(of).sum())
+    asked.join().ok().flatten().with_context(|| format!("{host} could not be asked"))
 }

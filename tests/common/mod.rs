@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub(crate) mod feeds;
+mod http;
+
+pub(crate) use http::get;
 
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -56,18 +58,16 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// GET by hand: status line and body.
-pub(crate) fn get(addr: &str, path: &str, token: Option<&str>) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(addr).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    let auth = token.map_or_else(String::new, |token| format!("authorization: Bearer {token}\r\n"));
-    // HTTP/1.0: the body comes as it is and ends with the connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: {addr}\r\n{auth}\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some((status, body.to_string()))
+/// What a program that packs, or does anything else with its input, makes of bytes.
+pub(crate) fn filter(program: &mut Command, bytes: &[u8]) -> Vec<u8> {
+    let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || input.write_all(bytes).unwrap());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{program:?}");
+        output.stdout
+    })
 }
 
 /// Bytes that do not compress or repeat, the same for the same seed.
@@ -177,9 +177,7 @@ impl Process {
 
     /// A metric's value.
     pub(crate) fn metric(&self, name: &str) -> u64 {
-        let (_, text) = get(self.http(), "/metrics", None).expect("metrics are served");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|number| number.parse::<f64>().ok()).unwrap_or(0.0) as u64
+        http::metric(self.http(), name).expect("metrics are served")
     }
 }
 

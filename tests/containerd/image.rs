@@ -1,10 +1,10 @@
 //! Images made from nothing but bytes at hand: tar layers, a configuration, a manifest, as an OCI layout on disk.
 
+use crate::common::filter;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// A file, folder or link of a layer.
 pub(crate) enum Item<'a> {
@@ -58,18 +58,6 @@ pub(crate) fn shell() -> Vec<u8> {
     layer(&items)
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut child =
-        Command::new("gzip").args(["-1", "-n"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let bytes = bytes.to_vec();
-    let feed = std::thread::spawn(move || input.write_all(&bytes).unwrap());
-    let output = child.wait_with_output().unwrap();
-    feed.join().unwrap();
-    assert!(output.status.success());
-    output.stdout
-}
-
 fn blob(layout: &Path, kind: &str, bytes: &[u8]) -> Value {
     let digest = shoal_containerd::sha256(bytes);
     fs::write(layout.join("blobs/sha256").join(&digest["sha256:".len()..]), bytes).unwrap();
@@ -88,7 +76,11 @@ pub(crate) fn layout_saying(at: &Path, reference: &str, layers: &[Vec<u8>], ids:
     let mut described = Vec::new();
     for (place, tar) in layers.iter().enumerate() {
         described.push(if place == 0 {
-            blob(at, "application/vnd.oci.image.layer.v1.tar+gzip", &gzip(tar))
+            blob(
+                at,
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+                &filter(Command::new("gzip").args(["-1", "-n"]), tar),
+            )
         } else {
             blob(at, "application/vnd.oci.image.layer.v1.tar", tar)
         });

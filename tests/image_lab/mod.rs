@@ -2,14 +2,14 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use crate::common::until;
+use crate::common::{filter, until};
 use aws_lc_rs::digest::{SHA256, digest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 /// The Debian packages these tests need.
@@ -59,24 +59,11 @@ impl Packing {
     fn pack(self, bytes: &[u8]) -> (Vec<u8>, &'static str) {
         match self {
             Self::Plain => (bytes.to_vec(), ""),
-            Self::Gzip => (filter("gzip", &["-n1"], bytes), "+gzip"),
-            Self::GzipRsyncable => (filter("gzip", &["-n1", "--rsyncable"], bytes), "+gzip"),
-            Self::Zstd => (filter("zstd", &["-q3"], bytes), "+zstd"),
+            Self::Gzip => (filter(program("gzip").arg("-n1"), bytes), "+gzip"),
+            Self::GzipRsyncable => (filter(program("gzip").args(["-n1", "--rsyncable"]), bytes), "+gzip"),
+            Self::Zstd => (filter(program("zstd").arg("-q3"), bytes), "+zstd"),
         }
     }
-}
-
-/// What a program that packs makes of bytes.
-fn filter(name: &str, args: &[&str], bytes: &[u8]) -> Vec<u8> {
-    let mut child = program(name).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(move || input.write_all(bytes).unwrap());
-        let mut out = Vec::new();
-        child.stdout.take().unwrap().read_to_end(&mut out).unwrap();
-        assert!(child.wait().unwrap().success());
-        out
-    })
 }
 
 /// A layer: a plain archive, and how it goes into the image.
