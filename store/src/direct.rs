@@ -5,7 +5,7 @@
 //! of a disk's blocks, so the first and the last block are written together with what their neighbours have in them.
 //! Invariant: whoever writes holds the stream's [`Edges`], and a block is written with all that was ever written to it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -35,10 +35,20 @@ impl Bounce {
 pub(crate) struct Edges {
     blocks: BTreeMap<u64, Box<[u8]>>,
     order: VecDeque<u64>,
+    /// Of a file that began empty: all such blocks that hold something.
+    written: Option<HashSet<u64>>,
 }
 
 impl Edges {
+    /// Of a file that has nothing in it yet: its blocks need not be read before they are first written.
+    pub(crate) fn of_empty() -> Self {
+        Self { written: Some(HashSet::new()), ..Self::default() }
+    }
+
     fn keep(&mut self, at: u64, block: &[u8]) {
+        if let Some(written) = &mut self.written {
+            written.insert(at);
+        }
         if self.blocks.insert(at, block.into()).is_none() {
             self.order.push_back(at);
             if self.order.len() > EDGES_MAX
@@ -52,6 +62,9 @@ impl Edges {
     /// Bytes were written in another way: the blocks at their ends are not what they were.
     pub(crate) fn forget(&mut self, offset: u64, len: usize) {
         for at in [floor(offset), floor(offset + len as u64)] {
+            if let Some(written) = &mut self.written {
+                written.insert(at);
+            }
             if self.blocks.remove(&at).is_some() {
                 self.order.retain(|kept| *kept != at);
             }
@@ -62,6 +75,7 @@ impl Edges {
     fn load(&self, file: &File, at: u64, block: &mut [u8]) -> io::Result<()> {
         match self.blocks.get(&at) {
             Some(kept) => block.copy_from_slice(kept),
+            None if self.written.as_ref().is_some_and(|written| !written.contains(&at)) => block.fill(0),
             None => file.read_exact_at(block, at)?,
         }
         Ok(())
@@ -112,6 +126,7 @@ mod tests {
         fn every_byte_ends_where_it_belongs(
             lens in prop::collection::vec(1usize..40_000, 1..60),
             seed in any::<u64>(),
+            known in any::<bool>(),
         ) {
             let total: usize = lens.iter().sum::<usize>().next_multiple_of(BLOCK);
             let wanted: Vec<u8> = (0..total).map(|at| (at as u64 ^ seed).wrapping_mul(0x9E37_79B9).to_le_bytes()[3]).collect();
@@ -128,7 +143,7 @@ mod tests {
             let path = dir.path().join("stream");
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
             file.set_len(total as u64).unwrap();
-            let (mut edges, mut bounce) = (Edges::default(), Bounce::default());
+            let (mut edges, mut bounce) = (if known { Edges::of_empty() } else { Edges::default() }, Bounce::default());
             for (turn, (at, len)) in pieces.into_iter().enumerate() {
                 let bytes = &wanted[at..at + len];
                 if turn % 5 == 4 {

@@ -1,8 +1,9 @@
 //! Where a content's bytes lie: one preallocated file a stream, pieces end to end.
 
 use crate::direct::{self, Bounce, Edges, floor};
+use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::PieceIndex;
@@ -138,21 +139,29 @@ impl Layout {
 
     /// Makes the files that are not there, each with its length and its room. They may be written to from now on.
     pub(crate) fn hold(&self) -> io::Result<()> {
+        if *lock(&self.held) {
+            return Ok(());
+        }
+        // In the order in which writers take them.
+        let mut edges = lock(&self.edges);
         let mut held = lock(&self.held);
         if *held {
             return Ok(());
         }
         self.opened.forget(self.number);
-        let make = |(stream, size): (usize, &u64)| {
+        let mut make = |(stream, size): (usize, &u64)| {
             let path = stream_path(&self.dir, stream);
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
             let meta = file.metadata()?;
             if meta.len() != *size {
                 reserve(&file, *size)?;
             }
+            if meta.len() == 0 {
+                edges.insert(stream, Edges::of_empty());
+            }
             Ok(meta.ino())
         };
-        let inodes: io::Result<Vec<u64>> = self.sizes.iter().enumerate().map(make).collect();
+        let inodes: io::Result<Vec<u64>> = self.sizes.iter().enumerate().map(&mut make).collect();
         *lock(&self.inodes) = inodes?;
         *held = true;
         Ok(())
@@ -203,8 +212,19 @@ impl Layout {
     }
 
     pub(crate) fn read(&self, piece: PieceIndex) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.lens[piece.index()] as usize];
-        self.file(self.stream_of(piece), Way::Cached)?.read_exact_at(&mut bytes, self.offsets[piece.index()])?;
+        let (len, offset) = (self.lens[piece.index()] as usize, self.offsets[piece.index()]);
+        let file = self.file(self.stream_of(piece), Way::Cached)?;
+        // Not filled with zeros first.
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            match pread(&*file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bytes.truncate(len);
         Ok(bytes)
     }
 
