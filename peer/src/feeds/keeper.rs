@@ -1,7 +1,7 @@
 //! Writes feeds' versions to the disk, behind whoever is told of them.
 //!
 //! Invariant: of each feed at most one version waits, the newest; so a disk that is slow costs memory for none but that,
-//! and delays nobody.
+//! and delays nobody. Nor does a feed that changes all the time keep the disk busy all the time.
 
 use super::files::Kept;
 use super::{Data, FeedFiles, Version};
@@ -10,7 +10,11 @@ use shoal_proto::ids::JobId;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// Between two versions of a feed on the disk, unless somebody waits for the later. A version takes some fifteen calls.
+const WRITE_EVERY: Duration = Duration::from_millis(100);
 
 /// A version to be written.
 pub(crate) struct Keep {
@@ -27,6 +31,8 @@ pub(crate) struct Keep {
 #[derive(Default)]
 struct Queue {
     waiting: BTreeMap<JobId, Waiting>,
+    /// When feeds may be written again; those that may be are not here.
+    resting: BTreeMap<JobId, Instant>,
     stopping: bool,
 }
 
@@ -50,13 +56,23 @@ impl Shared {
     fn next(&self) -> Option<(JobId, Waiting)> {
         let mut queue = self.queue();
         loop {
-            if let Some(next) = queue.waiting.pop_first() {
+            let now = Instant::now();
+            let Queue { waiting, resting, stopping } = &mut *queue;
+            resting.retain(|_, until| *until > now);
+            let ready = |(feed, row): (&JobId, &Waiting)| {
+                (*stopping || !row.told.is_empty() || !resting.contains_key(feed)).then_some(*feed)
+            };
+            if let Some(next) = waiting.iter().find_map(ready).and_then(|feed| waiting.remove_entry(&feed)) {
+                resting.insert(next.0, now + WRITE_EVERY);
                 return Some(next);
             }
-            if queue.stopping {
+            if *stopping {
                 return None;
             }
-            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            // Everything that waits rests.
+            let rest = resting.values().min().filter(|_| !waiting.is_empty()).map(|until| *until - now);
+            let rest = rest.unwrap_or(Duration::MAX);
+            queue = self.wake.wait_timeout(queue, rest).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
