@@ -9,7 +9,7 @@ use shoal_proto::locality::{Labels, Locality};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::trust::Role;
 use shoal_swarm::membership::Membership;
-use shoal_swarm::plan::{Plan, PlanRequest};
+use shoal_swarm::plan::{Plan, PlanRequest, Shape};
 use std::collections::BTreeSet;
 use std::hint::black_box;
 
@@ -46,7 +46,8 @@ fn large(c: &mut Criterion) {
     let membership = region(1250, 40);
     let targets = all(&membership);
     let avoid = BTreeSet::new();
-    let request = PlanRequest { targets: &targets, root: Some(HostIndex(0)), avoid: &avoid, lanes: LANES };
+    let request =
+        PlanRequest { targets: &targets, root: Some(HostIndex(0)), avoid: &avoid, lanes: LANES, shape: Shape::NARROW };
     c.bench_function("membership/clone_50k", |b| b.iter(|| membership.clone()));
     c.bench_function("topology/50k", |b| {
         let touch = || {
@@ -82,7 +83,7 @@ fn one_rack(c: &mut Criterion) {
     let membership = region(1, 40);
     let targets = all(&membership);
     let avoid = BTreeSet::from([HostIndex(7)]);
-    let request = PlanRequest { targets: &targets, root: None, avoid: &avoid, lanes: LANES };
+    let request = PlanRequest { targets: &targets, root: None, avoid: &avoid, lanes: LANES, shape: Shape::NARROW };
     c.bench_function("owners/40_hosts_64_lanes", |b| {
         let fresh = || Plan::new(&membership, &request);
         b.iter_batched_ref(fresh, |plan| plan.owner(LaneIndex(0), HostIndex(1)), BatchSize::SmallInput);

@@ -7,7 +7,7 @@
 use super::content::announce_offset;
 use super::{Job, Node, limits};
 use crate::io::Output;
-use crate::plan::{Plan, PlanRequest};
+use crate::plan::{Plan, PlanRequest, Shape};
 use crate::time::Instant;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
@@ -106,6 +106,9 @@ impl Node {
         } else if ours {
             self.take_job(id, from, lane, false);
         }
+        if former.is_none() {
+            self.rewarm();
+        }
         if let Some(former) = former.filter(|former| former.content != content) {
             self.leave_version(id, &former);
         }
@@ -188,8 +191,16 @@ impl Node {
         let (_, targets) = feed.targets.as_ref()?;
         let avoid: BTreeSet<HostIndex> = self.avoid.keys().copied().collect();
         let root = self.membership.by_node(&announcement.origin);
-        let request = PlanRequest { targets, root, avoid: &avoid, lanes: self.config.lanes };
+        let request = PlanRequest { targets, root, avoid: &avoid, lanes: self.config.lanes, shape: Shape::WIDE };
         Some(self.planner.plan(&self.membership, &request))
+    }
+
+    /// Who may tell us of a feed's versions.
+    pub(super) fn feed_parents(&mut self, id: JobId) -> Vec<HostIndex> {
+        let Some(plan) = self.feed_plan(id) else { return Vec::new() };
+        let offset = announce_offset(&self.jobs[&id].announcement.name);
+        let lanes = super::announce::lanes_of(offset, plan.lanes());
+        lanes.filter_map(|(_, lane)| plan.parent(lane, self.config.me)).collect()
     }
 
     /// Notes who knows of a small version whose data is not here. It is likely on its way down the first lane.
@@ -211,12 +222,11 @@ impl Node {
     /// Asks for the data of a small version, of another host each time.
     fn hunt_feed(&mut self, id: JobId) {
         let Some(plan) = self.feed_plan(id) else { return };
-        let offset = announce_offset(&self.jobs[&id].announcement.name);
+        let above = self.feed_parents(id);
         let Some(feed) = self.feeds.get(&id).filter(|feed| feed.ask_at.is_some_and(|at| at <= self.now)) else {
             return;
         };
         let me = self.config.me;
-        let above = super::announce::lanes_of(offset, plan.lanes()).filter_map(|(_, lane)| plan.parent(lane, me));
         let mut hosts: Vec<HostIndex> = Vec::new();
         for host in feed.sources.iter().copied().chain(above).chain(plan.mates(me).take(8)).chain(plan.root()) {
             if host != me && self.is_linked(host) && !hosts.contains(&host) {

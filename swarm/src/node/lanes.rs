@@ -2,7 +2,7 @@
 
 use super::{Node, limits};
 use crate::io::Output;
-use crate::plan::PlanRequest;
+use crate::plan::{PlanRequest, Shape};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex, StripeIndex};
 use shoal_proto::message::{LaneSet, Message};
@@ -21,7 +21,8 @@ impl Node {
         avoid.extend(content.useless.keys());
         avoid.remove(&me);
         let lanes = content.body.as_ref().map_or(self.config.lanes, |body| body.geometry.lanes());
-        let request = PlanRequest { targets: &content.targets, root: content.origin, avoid: &avoid, lanes };
+        let request =
+            PlanRequest { targets: &content.targets, root: content.origin, avoid: &avoid, lanes, shape: Shape::NARROW };
         let plan = self.planner.plan(&self.membership, &request);
         self.counters.replans += 1;
         content.plan = Some(plan.clone());

@@ -15,6 +15,8 @@ pub const JOBS_MAX: usize = 4096;
 pub const CONTENTS_MAX: usize = 4096;
 /// Trees an announcement goes down, so that one lost host does not cut it off.
 pub const ANNOUNCE_LANES: u8 = 3;
+/// Feeds whose parents' links are kept up though nothing comes.
+pub const WARM_FEEDS_MAX: usize = 16;
 /// The `lane` of an announcement that came by anti-entropy.
 pub const ENTROPY_LANE: u8 = u8::MAX;
 /// How long to wait for the manifest's own lane when another lane was faster.

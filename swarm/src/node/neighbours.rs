@@ -3,10 +3,10 @@
 use super::link::{Link, State};
 use super::{Node, limits};
 use crate::io::{AvoidReason, Notice, Output};
-use crate::plan::PlanRequest;
+use crate::plan::{PlanRequest, Shape};
 use crate::time::Instant;
 use shoal_proto::frame::CloseReason;
-use shoal_proto::ids::{ContentId, HostIndex, LaneIndex};
+use shoal_proto::ids::{ContentId, HostIndex, JobId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -202,25 +202,28 @@ impl Node {
             || self.active.iter().any(|id| self.avoid.contains_key(&host) && self.contents[id].targets.get(host.0))
     }
 
-    /// Links to our parents on the announcement lanes of a plan for everybody stay up: announcements need no dialling
-    /// and lists can be compared.
+    /// Links to our parents on the announcement lanes of a plan for everybody, and of each feed, stay up: announcements
+    /// need no dialling and lists can be compared.
     pub(super) fn rewarm(&mut self) {
         let avoid = BTreeSet::new();
-        let request =
-            PlanRequest { targets: self.membership.everyone(), root: None, avoid: &avoid, lanes: self.config.lanes };
+        let (me, lanes) = (self.config.me, self.config.lanes);
+        let targets = self.membership.everyone();
+        let request = PlanRequest { targets, root: None, avoid: &avoid, lanes, shape: Shape::NARROW };
         let plan = self.planner.plan(&self.membership, &request);
-        let lanes = self.config.lanes;
-        let spread = (0..limits::ANNOUNCE_LANES.min(lanes))
-            .map(|number| (u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES)) as u8);
-        let me = self.config.me;
         let seeder = self
             .membership
             .iter()
             .find(|member| member.role == shoal_proto::trust::Role::Seeder && self.membership.is_up(member.index));
-        self.warm = spread
-            .filter_map(|lane| plan.parent(LaneIndex(lane), me).or(seeder.map(|member| member.index)))
-            .filter(|host| *host != me && plan.targets(me))
+        let mut warm: BTreeSet<HostIndex> = super::announce::lanes_of(0, lanes)
+            .filter_map(|(_, lane)| plan.parent(lane, me).or(seeder.map(|member| member.index)))
+            .filter(|_| plan.targets(me))
             .collect();
+        let feeds: Vec<JobId> = self.feeds.keys().take(limits::WARM_FEEDS_MAX).copied().collect();
+        for id in feeds {
+            warm.extend(self.feed_parents(id));
+        }
+        warm.remove(&me);
+        self.warm = warm;
         let wanted: Vec<HostIndex> = self.warm.iter().copied().collect();
         for host in wanted {
             self.connect(host);

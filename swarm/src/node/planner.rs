@@ -1,7 +1,7 @@
 //! Where a node gets its plans from. Plans depend on nothing but their inputs, so they can be cached and shared.
 
 use crate::membership::Membership;
-use crate::plan::{Plan, PlanRequest};
+use crate::plan::{Plan, PlanRequest, Shape};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{Epoch, HostIndex};
 use std::collections::{BTreeSet, VecDeque};
@@ -21,6 +21,7 @@ struct Key {
     root: Option<HostIndex>,
     avoid: BTreeSet<HostIndex>,
     lanes: u8,
+    shape: Shape,
 }
 
 /// Plans kept: contents in flight mostly share their targets.
@@ -55,6 +56,7 @@ impl Planner for CachingPlanner {
             key.epoch == membership.epoch()
                 && key.root == request.root
                 && key.lanes == request.lanes
+                && key.shape == request.shape
                 && key.avoid == *request.avoid
                 && key.targets == *request.targets
         };
@@ -69,6 +71,7 @@ impl Planner for CachingPlanner {
             root: request.root,
             avoid: request.avoid.clone(),
             lanes: request.lanes,
+            shape: request.shape,
         };
         plans.push_front((key, plan.clone()));
         plans.truncate(self.kept);

@@ -43,6 +43,8 @@ pub struct PlanRequest<'a> {
     pub avoid: &'a BTreeSet<HostIndex>,
     /// Distribution trees, 1 to [`limits::LANES_MAX`]; brought into this range.
     pub lanes: u8,
+    /// Their branching.
+    pub shape: Shape,
 }
 
 /// The trees' branching.
@@ -55,10 +57,11 @@ pub struct Shape {
     pub fanout: u8,
 }
 
-impl Default for Shape {
-    fn default() -> Self {
-        Self { roots: 1, fanout: 2 }
-    }
+impl Shape {
+    /// For contents: what counts is that nobody sends more than it must.
+    pub const NARROW: Self = Self { roots: 1, fanout: 2 };
+    /// For versions of feeds: what counts is the time, and each step costs more of it than sending a few KB eight times.
+    pub const WIDE: Self = Self { roots: 8, fanout: 8 };
 }
 
 /// The trees. Immutable and the same for every host that asks, so one can be shared.
@@ -80,17 +83,12 @@ struct Patch {
 }
 
 impl Plan {
-    /// Computes the plan with the usual [`Shape`]. O(hosts), well under a millisecond for 50,000 once the membership's
-    /// topology is made; owners are filled in rack by rack as they are asked for.
+    /// Computes the plan. O(hosts), well under a millisecond for 50,000 once the membership's topology is made; owners are
+    /// filled in rack by rack as they are asked for.
     pub fn new(membership: &Membership, request: &PlanRequest<'_>) -> Self {
-        Self::with_shape(membership, request, Shape::default())
-    }
-
-    /// Computes the plan.
-    pub fn with_shape(membership: &Membership, request: &PlanRequest<'_>, shape: Shape) -> Self {
         let lanes = request.lanes.clamp(1, limits::LANES_MAX);
         let root = request.root.filter(|root| membership.is_up(*root));
-        let base = Base::new(membership.topology().clone(), request.targets, request.root, root, lanes, shape);
+        let base = Base::new(membership.topology().clone(), request.targets, request.root, root, lanes, request.shape);
         let plan = Self {
             base: Arc::new(base),
             root: None,

@@ -66,12 +66,12 @@ impl Region {
     }
 
     fn plan(&self, lanes: u8) -> Plan {
-        self.shaped(lanes, Shape::default())
+        self.shaped(lanes, Shape::NARROW)
     }
 
     fn shaped(&self, lanes: u8, shape: Shape) -> Plan {
-        let request = PlanRequest { targets: &self.targets, root: Some(ROOT), avoid: &self.avoid, lanes };
-        Plan::with_shape(&self.membership(), &request, shape)
+        let request = PlanRequest { targets: &self.targets, root: Some(ROOT), avoid: &self.avoid, lanes, shape };
+        Plan::new(&self.membership(), &request)
     }
 
     fn live(&self) -> Vec<&Member> {
@@ -177,7 +177,7 @@ fn every_state_of_three_racks_of_two() {
                     [State::Absent, State::Up, State::Away, State::Avoided][(code >> (2 * (host - 1)) & 3) as usize];
                 region.set(HostIndex(host), state);
             }
-            check(&region, &region.plan(5), Shape::default());
+            check(&region, &region.plan(5), Shape::NARROW);
         }
     }
 }
@@ -191,7 +191,7 @@ fn every_subset_of_eight_single_host_racks_slow_ones_too() {
                 region.members[host as usize].uplink_mbit = if host <= slow { 10 } else { 1000 };
                 region.set(HostIndex(host), if live >> (host - 1) & 1 == 1 { State::Up } else { State::Away });
             }
-            check(&region, &region.plan(8), Shape::default());
+            check(&region, &region.plan(8), Shape::NARROW);
         }
     }
 }
@@ -208,7 +208,7 @@ fn a_site_of_mostly_slow_racks() {
             }
         }
         let plan = region.plan(8);
-        check(&region, &plan, Shape::default());
+        check(&region, &plan, Shape::NARROW);
         if live == (1 << 9) - 1 {
             // Two carry seven in one lane: neither has more than half of them, rounded up, and the other's subtree.
             let most = region.peers().map(|host| plan.children(LaneIndex(0), host).len()).max();
@@ -384,7 +384,7 @@ fn nobody_to_reach_and_lanes_out_of_range() {
 fn large_racks_relay_over_mates() {
     let region = Region::new(&[vec![RACK_FANOUT * 3]]);
     let plan = region.plan(4);
-    check(&region, &plan, Shape::default());
+    check(&region, &plan, Shape::NARROW);
     for lane in lanes_of(&plan) {
         let most = region.peers().map(|host| plan.children(lane, host).len()).max();
         assert_eq!(most, Some(RACK_FANOUT));

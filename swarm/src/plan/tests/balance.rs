@@ -105,7 +105,7 @@ fn slow_racks_are_leaves_in_every_lane() {
             m.uplink_mbit = if slow.contains(&m.locality.rack_path()) { 499 } else { 1000 };
         }
         let plan = region.plan(64);
-        check(&region, &plan, Shape::default());
+        check(&region, &plan, Shape::NARROW);
         for (rack, sent) in exports(&region, &plan) {
             // A site of slow racks only has to take its lanes in somewhere, but exports nothing.
             let alone = racks.iter().filter(|other| other.starts_with(&rack[..5])).all(|other| slow.contains(other));
