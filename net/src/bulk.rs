@@ -8,6 +8,7 @@
 //! `Bye(Duplicate)` on any other. The greater admits and confirms with a `Pong`, from which on both may send.
 
 mod bucket;
+mod calm;
 mod connect;
 mod greet;
 mod limit;

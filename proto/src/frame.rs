@@ -3,12 +3,13 @@
 //! Invariant: a header is refused by its kind's own limit before a body is read.
 //!
 //! ```text
-//! header  kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | reserved u64 = 0
+//! header  kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | stamp u64 LE, 0 but for Ping and Pong
 //! Hello   protocol version u8, then the sender's signed credential
 //! Control one CBOR Message
 //! Announce one CBOR AnnounceFrame
 //! Slice   content [32] | index u32 LE | offset u32 LE | total u32 LE | bytes     index: shard, or u32::MAX = manifest
-//! Ping, Pong: empty      Bye: a CloseReason byte
+//! Ping, Pong: empty; stamp of a Ping: the sender's clock, of its Pong: the receiver's clock less that, both us, mod 2^64
+//! Bye     a CloseReason byte
 //! ```
 
 use crate::announcement::Class;
@@ -118,6 +119,9 @@ pub struct Header {
     pub class: Class,
     /// Length of the body, bytes.
     pub body_len: u32,
+    /// Of a `Ping` the sender's clock, microseconds since some moment; of the `Pong` that answers it the receiver's
+    /// clock less that, modulo 2^64: the time it took, plus what the clocks differ. Of others 0.
+    pub stamp: u64,
 }
 
 impl Header {
@@ -127,6 +131,7 @@ impl Header {
         out[0] = self.kind as u8;
         out[1] = self.class as u8;
         out[4..8].copy_from_slice(&self.body_len.to_le_bytes());
+        out[8..].copy_from_slice(&self.stamp.to_le_bytes());
         out
     }
 
@@ -136,14 +141,16 @@ impl Header {
             FrameKind::from_wire(bytes[0]).ok_or_else(|| DecodeError::invalid("frame kind", bytes[0].to_string()))?;
         let class =
             Class::from_wire(bytes[1]).ok_or_else(|| DecodeError::invalid("frame class", bytes[1].to_string()))?;
-        if bytes[2..4] != [0; 2] || bytes[8..] != [0; 8] {
+        let stamp = u64::from_le_bytes(bytes[8..].try_into().expect("eight of them"));
+        let stamped = matches!(kind, FrameKind::Ping | FrameKind::Pong);
+        if bytes[2..4] != [0; 2] || stamp != 0 && !stamped {
             return Err(DecodeError::invalid("frame header", "reserved bytes are not zero"));
         }
         let body_len = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
         if body_len as usize > kind.body_max() {
             return Err(DecodeError::TooLong { len: body_len as usize, max: kind.body_max() });
         }
-        Ok(Self { kind, class, body_len })
+        Ok(Self { kind, class, body_len, stamp })
     }
 }
 

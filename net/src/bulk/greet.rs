@@ -193,7 +193,7 @@ async fn read_reason<S: AsyncRead + Unpin>(io: &mut S, header: Header) -> Result
 }
 
 async fn write_frame<S: AsyncWrite + Unpin>(io: &mut S, kind: FrameKind, body: &[u8]) -> std::io::Result<()> {
-    let header = Header { kind, class: Class::Control, body_len: body.len() as u32 };
+    let header = Header { kind, class: Class::Control, body_len: body.len() as u32, stamp: 0 };
     let mut frame = header.to_bytes().to_vec();
     frame.extend_from_slice(body);
     io.write_all(&frame).await?;

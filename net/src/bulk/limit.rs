@@ -215,6 +215,11 @@ pub(super) struct LinkLimit {
 }
 
 impl LinkLimit {
+    /// Whether the link passes the uplink.
+    pub(super) fn through_uplink(&self) -> bool {
+        self.reach == Reach::Uplink
+    }
+
     /// Whether a slice of this class must wait before it is sent; if so, what for.
     pub(super) fn must_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
         let waits = self.inner.out.gates(self.reach, class).find_map(|gate| Some((gate, gate.opens_at(class)?)));

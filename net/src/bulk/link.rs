@@ -4,6 +4,7 @@
 //! seat in the table is still taken.
 
 use super::BulkEvent;
+use super::calm::Pacer;
 use super::limit::LinkLimit;
 use super::queue::Queue;
 use super::reader::{ReadEnd, Reader};
@@ -15,7 +16,7 @@ use shoal_proto::trust::Credential;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
@@ -50,6 +51,11 @@ impl Clock {
             open_parts: zero(),
             blocked: AtomicBool::new(false),
         }
+    }
+
+    /// Since the link came up.
+    pub(super) fn now(&self) -> Duration {
+        self.born.elapsed()
     }
 
     fn now_ms(&self) -> u64 {
@@ -113,6 +119,7 @@ pub(super) struct Link {
     pub(super) credential: Arc<Credential>,
     pub(super) queue: Queue,
     pub(super) limit: LinkLimit,
+    pacer: Mutex<Pacer>,
     pub(super) clock: Clock,
     pub(super) counters: LinkCounters,
     /// Woken by each `Pong`.
@@ -128,12 +135,18 @@ impl Link {
             credential,
             queue,
             limit,
+            pacer: Mutex::new(Pacer::new()),
             clock: Clock::new(),
             counters: LinkCounters::default(),
             answered: Notify::new(),
             expected: Mutex::default(),
             cut: watch::Sender::new(None),
         }
+    }
+
+    /// What its bulk keeps to while something urgent is about.
+    pub(super) fn pacer(&self) -> MutexGuard<'_, Pacer> {
+        self.pacer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the link without a word to the other end, which has forgotten it.

@@ -20,6 +20,8 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A frame ready to be written: its head, and a body that may be empty.
 pub(super) struct Outgoing {
+    /// Its urgency.
+    pub(super) class: Class,
     /// Header, and slice header if it is one.
     pub(super) head: Head,
     /// What follows.
@@ -40,8 +42,12 @@ pub(super) struct Head {
 
 impl Head {
     fn frame(kind: FrameKind, class: Class, body_len: usize) -> Self {
+        Self::stamped(kind, class, body_len, 0)
+    }
+
+    fn stamped(kind: FrameKind, class: Class, body_len: usize, stamp: u64) -> Self {
         let mut bytes = [0; HEADER_BYTES + SLICE_HEADER_BYTES];
-        let header = Header { kind, class, body_len: body_len as u32 };
+        let header = Header { kind, class, body_len: body_len as u32, stamp };
         bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
         Self { bytes, len: HEADER_BYTES }
     }
@@ -78,7 +84,8 @@ struct State {
     message_bytes: usize,
     parts: [VecDeque<QueuedPart>; 4],
     ping: bool,
-    pong: bool,
+    /// With the stamp it is to have.
+    pong: Option<u64>,
     closing: Option<CloseReason>,
     said_bye: bool,
 }
@@ -170,9 +177,9 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// Has a `Pong` sent.
-    pub(super) fn pong(&self) {
-        self.state().pong = true;
+    /// Has a `Pong` sent, with this stamp.
+    pub(super) fn pong(&self, stamp: u64) {
+        self.state().pong = Some(stamp);
         self.wake.notify_one();
     }
 
@@ -200,37 +207,37 @@ impl Queue {
     /// The class of what goes next, if that is a slice.
     pub(super) fn next_slice_class(&self) -> Option<Class> {
         let state = self.state();
-        if state.pong || state.ping || !state.messages.is_empty() || state.closing.is_some() {
+        if state.pong.is_some() || state.ping || !state.messages.is_empty() || state.closing.is_some() {
             return None;
         }
         Class::ALL.into_iter().find(|class| !state.parts[*class as usize].is_empty())
     }
 
-    /// What goes next, if anything waits; of payload at most `slice` bytes.
-    pub(super) fn pop(&self, slice: usize) -> Option<Outgoing> {
+    /// What goes next, if anything waits; of payload at most `slice` bytes. A `Ping` is stamped with `now`.
+    pub(super) fn pop(&self, slice: usize, now: u64) -> Option<Outgoing> {
         let mut state = self.state();
-        let plain = |kind, class, body: Bytes, last| Outgoing {
-            head: Head::frame(kind, class, body.len()),
-            body,
-            slice: false,
-            completes: None,
-            last,
-        };
-        if std::mem::take(&mut state.pong) {
-            return Some(plain(FrameKind::Pong, Class::Control, Bytes::new(), false));
+        let plain = |class, head, body, last| Outgoing { class, head, body, slice: false, completes: None, last };
+        let stamped =
+            |kind, stamp| plain(Class::Control, Head::stamped(kind, Class::Control, 0, stamp), Bytes::new(), false);
+        if let Some(stamp) = state.pong.take() {
+            return Some(stamped(FrameKind::Pong, stamp));
         }
         if std::mem::take(&mut state.ping) {
-            return Some(plain(FrameKind::Ping, Class::Control, Bytes::new(), false));
+            return Some(stamped(FrameKind::Ping, now));
         }
-        if let Some(QueuedMessage { kind, body, .. }) = state.messages.pop_front() {
+        if let Some(QueuedMessage { kind, key, body }) = state.messages.pop_front() {
             state.message_bytes -= body.len();
-            return Some(plain(kind, Class::Control, body, false));
+            // Of feeds only the latest counts, and feeds are urgent.
+            let class = if key.is_some() { Class::Urgent } else { Class::Control };
+            return Some(plain(class, Head::frame(kind, class, body.len()), body, false));
         }
         if let Some(reason) = state.closing {
             if std::mem::replace(&mut state.said_bye, true) {
                 return None;
             }
-            return Some(plain(FrameKind::Bye, Class::Control, Bytes::copy_from_slice(&[reason as u8]), true));
+            let body = Bytes::copy_from_slice(&[reason as u8]);
+            let head = Head::frame(FrameKind::Bye, Class::Control, body.len());
+            return Some(plain(Class::Control, head, body, true));
         }
         Class::ALL.into_iter().find_map(|class| next_slice(&mut state.parts[class as usize], class, slice))
     }
@@ -257,5 +264,5 @@ fn next_slice(parts: &mut VecDeque<QueuedPart>, class: Class, len: usize) -> Opt
     if completes.is_some() {
         parts.pop_front();
     }
-    Some(Outgoing { head: Head::slice(class, slice, end - offset), body, slice: true, completes, last: false })
+    Some(Outgoing { class, head: Head::slice(class, slice, end - offset), body, slice: true, completes, last: false })
 }

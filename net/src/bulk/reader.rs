@@ -91,6 +91,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.link.clock.heard();
         let header = Header::from_bytes(&head)?;
         let len = header.body_len as usize;
+        if header.class == Class::Urgent {
+            self.shared.urgent.passes();
+        }
         self.count(HEADER_BYTES + len, 0);
         match header.kind {
             FrameKind::Slice => self.slice(header.class, len).await,
@@ -108,10 +111,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 Ok(())
             }
             FrameKind::Ping => {
-                self.link.queue.pong();
+                let now = self.link.clock.now().as_micros() as u64;
+                self.link.queue.pong(now.wrapping_sub(header.stamp));
                 Ok(())
             }
             FrameKind::Pong => {
+                self.link.pacer().answer(header.stamp, self.link.clock.now());
                 self.link.answered.notify_waiters();
                 Ok(())
             }

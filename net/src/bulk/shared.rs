@@ -2,6 +2,7 @@
 //!
 //! Invariant: no event is dropped while the endpoint is in use; once it shuts down, none holds a task up.
 
+use super::calm::Urgent;
 use super::limit::LinkLimits;
 use super::link::LinkCounters;
 use super::memory::{Budgets, Pool};
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) budgets: Budgets,
     pub(super) pool: Arc<Pool>,
     pub(super) limits: LinkLimits,
+    pub(super) urgent: Urgent,
     pub(super) counters: Counters,
     /// Links that may be.
     pub(super) slots: Arc<Semaphore>,
@@ -68,6 +70,7 @@ impl Shared {
             budgets: Budgets::new(config.receive_bytes, config.manifest_bytes),
             pool: Arc::default(),
             limits: LinkLimits::default(),
+            urgent: Urgent::new(),
             counters: Counters::default(),
             slots: Arc::new(Semaphore::new(config.links_max)),
             pending: Gate::new(config.pending_max, config.pending_per_ip_max),

@@ -8,7 +8,7 @@ use super::queue::Outgoing;
 use super::{BulkEvent, shared::Shared};
 use bytes::Buf;
 use shoal_proto::announcement::Class;
-use shoal_proto::frame::Part;
+use shoal_proto::frame::{HEADER_BYTES, Part, SLICE_HEADER_BYTES};
 use shoal_proto::ids::ContentId;
 use shoal_proto::limits::SLICE_BYTES_MAX;
 use std::sync::atomic::Ordering;
@@ -20,10 +20,14 @@ const SMALL: usize = 2 * 1024;
 /// What is gathered goes out at this length, bytes: one TLS record.
 const GATHER: usize = 16 * 1024;
 
+/// What of a slice fits into one TLS record together with what precedes it, bytes.
+pub(super) const RECORD_BYTES: usize = 16 * 1024 - HEADER_BYTES - SLICE_HEADER_BYTES;
+
 /// How long a slice may keep what is more urgent waiting.
 const SLICE_TIME: Duration = Duration::from_millis(5);
-/// The shortest slices, bytes: one TLS record.
-const SLICE_MIN: usize = 16 * 1024;
+/// The shortest slices, bytes, and the longest: whole TLS records.
+const SLICE_MIN: usize = RECORD_BYTES;
+const SLICE_MAX: usize = SLICE_BYTES_MAX - HEADER_BYTES - SLICE_HEADER_BYTES;
 
 /// Length of a link's slices, by how fast it takes them.
 struct Pace {
@@ -36,7 +40,7 @@ impl Pace {
         let fits = len as u128 * SLICE_TIME.as_micros() / time.as_micros().max(1);
         let fits = usize::try_from(fits).unwrap_or(usize::MAX);
         // Waits vary: half of what was, half of what is.
-        self.slice = (self.slice / 2 + fits.min(SLICE_BYTES_MAX) / 2).clamp(SLICE_MIN, SLICE_BYTES_MAX);
+        self.slice = (self.slice / 2 + fits.min(SLICE_MAX) / 2).clamp(SLICE_MIN, SLICE_MAX);
     }
 }
 
@@ -44,7 +48,7 @@ impl Pace {
 pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
     let mut gathered = Vec::new();
     let mut gathered_parts = Vec::new();
-    let mut pace = Pace { slice: SLICE_BYTES_MAX };
+    let mut pace = Pace { slice: SLICE_MAX };
     loop {
         let class = link.queue.next_slice_class();
         if let Some(wait) = class.and_then(|class| link.limit.must_wait(class)) {
@@ -57,15 +61,37 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
             }
             continue;
         }
-        let Some(frame) = link.queue.pop(pace.slice) else {
+        let calm = match class {
+            Some(class) => keep_calm(shared, link, class),
+            None => Calm::Free,
+        };
+        if let Calm::Until(opens) = calm {
+            flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
+            io.flush().await?;
+            tokio::select! {
+                () = tokio::time::sleep_until(opens) => {}
+                () = link.queue.wait() => {}
+            }
+            continue;
+        }
+        let (paced, slice) = match calm {
+            Calm::Slices(calm) => (true, calm.min(pace.slice)),
+            _ => (false, pace.slice),
+        };
+        let Some(frame) = link.queue.pop(slice, link.clock.now().as_micros() as u64) else {
             flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
             io.flush().await?;
             link.queue.wait().await;
             continue;
         };
-        let Outgoing { head, body, slice, completes, last } = frame;
+        let Outgoing { class, head, body, slice, completes, last } = frame;
         let len = head.as_slice().len() + body.len();
-        link.limit.sent(class.unwrap_or(Class::Control), len);
+        link.limit.sent(class, len);
+        if class == Class::Urgent {
+            shared.urgent.passes();
+        } else if slice && paced {
+            link.pacer().spend(len, link.clock.now());
+        }
         count(shared, link, len, if slice { body.len() } else { 0 });
         if len <= SMALL {
             gathered.extend_from_slice(head.as_slice());
@@ -87,6 +113,34 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
             return io.flush().await;
         }
     }
+}
+
+/// What the next slice must keep to.
+enum Calm {
+    /// Nothing urgent is about, or there is no queue to share.
+    Free,
+    /// It may go, but have at most so many bytes.
+    Slices(usize),
+    /// It may not go yet.
+    Until(tokio::time::Instant),
+}
+
+fn keep_calm(shared: &Shared, link: &Link, class: Class) -> Calm {
+    if class <= Class::Urgent || !link.limit.through_uplink() || !shared.urgent.about() {
+        return Calm::Free;
+    }
+    let now = link.clock.now();
+    let mut pacer = link.pacer();
+    if let Some(opens) = pacer.opens_at(now) {
+        return Calm::Until(tokio::time::Instant::now() + (opens - now));
+    }
+    let (slice, asks) = (pacer.slice(), pacer.asks(now));
+    drop(pacer);
+    if asks {
+        // It goes before the slice, and measures what was there without it.
+        link.queue.ping();
+    }
+    Calm::Slices(slice)
 }
 
 async fn flush_gathered(
@@ -120,7 +174,7 @@ mod tests {
 
     #[test]
     fn slices_follow_the_link() {
-        let mut pace = Pace { slice: SLICE_BYTES_MAX };
+        let mut pace = Pace { slice: SLICE_MAX };
         // 1 MB/s: 5 ms take 5 KB, less than the shortest.
         (0..8).for_each(|_| pace.took(pace.slice, Duration::from_micros(pace.slice as u64)));
         assert_eq!(pace.slice, SLICE_MIN);
@@ -129,6 +183,6 @@ mod tests {
         assert!((48_000..=52_000).contains(&pace.slice), "{}", pace.slice);
         // At once.
         (0..16).for_each(|_| pace.took(pace.slice, Duration::ZERO));
-        assert!(pace.slice > SLICE_BYTES_MAX * 9 / 10, "{}", pace.slice);
+        assert!(pace.slice > SLICE_MAX * 9 / 10, "{}", pace.slice);
     }
 }

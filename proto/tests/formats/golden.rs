@@ -100,7 +100,7 @@ fn bitmaps() {
 
 #[test]
 fn frame_and_slice_headers() {
-    let header = Header { kind: FrameKind::Slice, class: Class::Bulk, body_len: 0x0001_0203 };
+    let header = Header { kind: FrameKind::Slice, class: Class::Bulk, body_len: 0x0001_0203, stamp: 0 };
     check("frame_header", &header.to_bytes());
     assert_eq!(Header::from_bytes(&header.to_bytes()).unwrap(), header);
     let shard = SliceHeader {
@@ -128,8 +128,10 @@ fn numbers_on_the_wire() {
         (FrameKind::Bye, 7),
     ];
     for (kind, number) in kinds {
-        assert_eq!(Header { kind, class: Class::Control, body_len: 0 }.to_bytes()[0], number);
+        assert_eq!(Header { kind, class: Class::Control, body_len: 0, stamp: 0 }.to_bytes()[0], number);
     }
+    let ping = Header { kind: FrameKind::Ping, class: Class::Control, body_len: 0, stamp: 0x0102 };
+    assert_eq!(ping.to_bytes()[8..], [2, 1, 0, 0, 0, 0, 0, 0]);
     for number in 0..=u8::MAX {
         assert_eq!(CloseReason::from_wire(number).is_some(), (1..=7).contains(&number));
         assert_eq!(Class::from_wire(number).is_some(), number < 4);

@@ -419,11 +419,12 @@ proptest! {
     }
 
     #[test]
-    fn headers(kind in 1u8..=7, class in 0u8..4, len in any::<u32>(), content in content(), index in any::<u32>(), at in 0u32..1 << 23) {
+    fn headers(kind in 1u8..=7, class in 0u8..4, len in any::<u32>(), stamp in any::<u64>(), content in content(), index in any::<u32>(), at in 0u32..1 << 23) {
         let kinds = [FrameKind::Hello, FrameKind::Control, FrameKind::Announce, FrameKind::Slice, FrameKind::Ping, FrameKind::Pong, FrameKind::Bye];
         let kind = kinds[usize::from(kind) - 1];
         let body_len = len % (kind.body_max() as u32 + 1);
-        let header = Header { kind, class: Class::ALL[usize::from(class)], body_len };
+        let stamp = if matches!(kind, FrameKind::Ping | FrameKind::Pong) { stamp } else { 0 };
+        let header = Header { kind, class: Class::ALL[usize::from(class)], body_len, stamp };
         prop_assert_eq!(Header::from_bytes(&header.to_bytes()).unwrap(), header);
         let part = if index == u32::MAX { Part::Manifest } else { Part::Shard(ShardIndex(index)) };
         let slice = SliceHeader { content, part, offset: at, total: limits::PIECE_BYTES_MAX };

@@ -76,7 +76,7 @@ async fn connect(node: &Node, number: u8) -> TlsStream<TcpStream> {
 }
 
 pub(super) fn frame(kind: FrameKind, class: Class, body: &[u8]) -> Vec<u8> {
-    let mut out = Header { kind, class, body_len: body.len() as u32 }.to_bytes().to_vec();
+    let mut out = Header { kind, class, body_len: body.len() as u32, stamp: 0 }.to_bytes().to_vec();
     out.extend_from_slice(body);
     out
 }
@@ -125,7 +125,7 @@ fn violations() -> Vec<(&'static str, Vec<u8>)> {
     oversized[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
     let mut unknown = frame(FrameKind::Ping, Class::Control, &[]);
     unknown[0] = 99;
-    let mut reserved = frame(FrameKind::Ping, Class::Control, &[]);
+    let mut reserved = frame(FrameKind::Control, Class::Control, &[]);
     reserved[9] = 1;
     let started = slice(Class::Bulk, 1, 0, 100, 10);
     vec![

@@ -23,7 +23,7 @@ fn a_more_urgent_frame_goes_between_two_slices() {
     let three = 3 * limits::SLICE_BYTES_MAX;
     queue.push(part(1, Class::Bulk, pattern(three, 0))).unwrap();
     let mut seen = Vec::new();
-    let mut pop = |queue: &Queue| seen.push(header(&queue.pop(limits::SLICE_BYTES_MAX).unwrap()));
+    let mut pop = |queue: &Queue| seen.push(header(&queue.pop(limits::SLICE_BYTES_MAX, 0).unwrap()));
     pop(&queue);
     queue.push(part(2, Class::Normal, pattern(three, 0))).unwrap();
     pop(&queue);
@@ -31,7 +31,7 @@ fn a_more_urgent_frame_goes_between_two_slices() {
     queue.push(OutFrame::Message(done(1))).unwrap();
     queue.ping();
     (0..7).for_each(|_| pop(&queue));
-    assert!(queue.pop(limits::SLICE_BYTES_MAX).is_none());
+    assert!(queue.pop(limits::SLICE_BYTES_MAX, 0).is_none());
     let order: Vec<_> = seen
         .iter()
         .map(|(header, slice)| match (header.kind, slice.map(|slice| slice.part)) {
@@ -54,7 +54,7 @@ fn of_a_feed_only_the_latest_waits() {
     assert_eq!(latest(1, 1, b"another lane"), Err(SendError::Full));
     latest(1, 0, b"newest").unwrap();
     let bodies: Vec<Bytes> =
-        std::iter::from_fn(|| queue.pop(limits::SLICE_BYTES_MAX)).map(|frame| frame.body).collect();
+        std::iter::from_fn(|| queue.pop(limits::SLICE_BYTES_MAX, 0)).map(|frame| frame.body).collect();
     assert_eq!(bodies, [&b"newest"[..], b"other"]);
 }
 
@@ -71,7 +71,7 @@ proptest! {
         let mut next: [u32; 4] = [0; 4];
         let mut number = [0u32; 4];
         let mut take = |waiting: &mut [usize; 4]| {
-            let Some(frame) = queue.pop(limits::SLICE_BYTES_MAX) else { return waiting.iter().all(|left| *left == 0) };
+            let Some(frame) = queue.pop(limits::SLICE_BYTES_MAX, 0) else { return waiting.iter().all(|left| *left == 0) };
             let (header, slice) = header(&frame);
             let (class, slice) = (header.class as usize, slice.unwrap());
             if waiting[..class].iter().any(|left| *left > 0) {
@@ -101,7 +101,7 @@ proptest! {
         while waiting.iter().any(|left| *left > 0) {
             prop_assert!(take(&mut waiting));
         }
-        prop_assert!(queue.pop(limits::SLICE_BYTES_MAX).is_none());
+        prop_assert!(queue.pop(limits::SLICE_BYTES_MAX, 0).is_none());
     }
 }
 
@@ -120,7 +120,7 @@ fn queues_are_bounded_and_closing_drops_what_waits() {
     assert!(queue.close(CloseReason::Shutdown));
     assert!(!queue.close(CloseReason::Banned), "the first reason stands");
     assert_eq!(queue.push(OutFrame::Message(done(9))), Err(SendError::Gone));
-    let kinds: Vec<_> = std::iter::from_fn(|| queue.pop(limits::SLICE_BYTES_MAX))
+    let kinds: Vec<_> = std::iter::from_fn(|| queue.pop(limits::SLICE_BYTES_MAX, 0))
         .map(|frame| (header(&frame).0.kind, frame.last))
         .collect();
     // Shutting down, what was said still goes out; payload does not.
