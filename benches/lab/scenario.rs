@@ -68,11 +68,11 @@ fn push(
     Scenario { name, about, layout, bytes: 256 << 20, faults, window: Duration::from_secs(4), feed: None }
 }
 
-/// Every host's readers hear of a feed 25 times a second while bulk fills the uplinks.
+/// Every host's readers hear of a feed ten times a second while bulk fills the uplinks, for long enough to hear 500 times.
 fn feeds() -> Scenario {
-    let mut scenario = push("feeds", "16 KiB of a feed 25 times a second beside the content", 4, 4, 400, "");
-    scenario.bytes = 512 << 20;
-    scenario.feed = Some(Feed { bytes: 16 << 10, every: Duration::from_millis(40) });
+    let mut scenario = push("feeds", "16 KiB of a feed ten times a second beside the content", 4, 4, 400, "");
+    scenario.bytes = 1 << 30;
+    scenario.feed = Some(Feed { bytes: 16 << 10, every: Duration::from_millis(100) });
     scenario
 }
 

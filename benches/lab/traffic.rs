@@ -112,13 +112,13 @@ impl Traffic {
     }
 }
 
-/// Publishes until told to stop; gives how many versions there were.
+/// Publishes until told to stop, never sooner after a version than it should; gives how many versions there were.
 fn publish(publisher: &mut Publisher, feed: Feed, stop: &AtomicBool) -> usize {
-    let began = Instant::now();
+    let mut due = Instant::now();
     let mut versions = 0;
     while !stop.load(Ordering::Relaxed) {
-        let due = began + feed.every * versions as u32;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        due = due.max(Instant::now()) + feed.every;
         if publisher.publish(FEED, &numbered(versions as u64, feed.bytes)).is_some() {
             versions += 1;
         }
