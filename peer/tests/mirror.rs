@@ -25,8 +25,7 @@ use tokio::sync::{mpsc, watch};
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 fn open(dir: &Path) -> Store {
-    let config = StoreConfig { dir: dir.to_path_buf(), quota: None, min_free: 0, hot: 0, unwritten: 0, direct: true };
-    Store::open(config, Box::new(|_| {})).unwrap()
+    Store::open(StoreConfig::new(dir), Box::new(|_| {})).unwrap()
 }
 
 fn noise(len: usize, seed: u64) -> Vec<u8> {

@@ -48,8 +48,7 @@ pub(crate) fn write(
 
 /// Writes the state of a seeder that does not run.
 pub fn write_offline(config: &SeederConfig, contents: bool, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
-    let opened = StoreConfig { dir: config.dir.clone(), quota: None, min_free: 0, hot: 0, unwritten: 0, direct: true };
-    let store = Store::open(opened, Box::new(|_| ())).map_err(fault)?;
+    let store = Store::open(StoreConfig::new(&config.dir), Box::new(|_| ())).map_err(fault)?;
     write(&store, &config.dir, contents, out)
 }
 

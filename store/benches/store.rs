@@ -73,14 +73,7 @@ fn coding(c: &mut Criterion) {
 
 fn open(dir: &Path) -> (Store, Receiver<StoreEvent>) {
     let (sender, receiver) = sync_channel(1024);
-    let config = StoreConfig {
-        dir: dir.to_path_buf(),
-        quota: None,
-        min_free: 0,
-        hot: 12 << 20,
-        unwritten: 32 << 20,
-        direct: true,
-    };
+    let config = StoreConfig { hot: 12 << 20, unwritten: 32 << 20, ..StoreConfig::new(dir) };
     // The bench may be over before the last event.
     let sink = move |event| drop(sender.send(event));
     (Store::open(config, Box::new(sink)).expect("the store can be opened"), receiver)

@@ -65,6 +65,13 @@ pub struct StoreConfig {
     pub direct: bool,
 }
 
+impl StoreConfig {
+    /// In a folder, without quota or reserve, and with little memory: what tools and tests need.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), quota: None, min_free: 0, hot: 1 << 20, unwritten: 1 << 20, direct: true }
+    }
+}
+
 /// What the store's threads have to say. Told on those threads: do not block for long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreEvent {

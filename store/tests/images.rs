@@ -18,8 +18,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 fn open(dir: &Path, quota: Option<u64>) -> (Store, Receiver<StoreEvent>) {
     let (sender, receiver) = sync_channel(10_000);
-    let config =
-        StoreConfig { dir: dir.to_path_buf(), quota, min_free: 0, hot: 1 << 20, unwritten: 1 << 20, direct: true };
+    let config = StoreConfig { quota, ..StoreConfig::new(dir) };
     (Store::open(config, Box::new(move |event| sender.send(event).unwrap())).unwrap(), receiver)
 }
 

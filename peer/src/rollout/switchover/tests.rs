@@ -20,15 +20,7 @@ impl Host {
     /// there, and waits while `wait-HOOK` is.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = StoreConfig {
-            dir: dir.path().join("store"),
-            quota: None,
-            min_free: 0,
-            hot: 1 << 20,
-            unwritten: 1 << 20,
-            direct: true,
-        };
-        let store = Store::open(config, Box::new(|_| {})).unwrap();
+        let store = Store::open(StoreConfig::new(dir.path().join("store")), Box::new(|_| {})).unwrap();
         let folder = ContentDir::open(&dir.path().join("content"), 1).unwrap();
         let mut versions = Vec::new();
         for number in 1..=2u64 {
