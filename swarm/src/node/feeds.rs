@@ -106,8 +106,8 @@ impl Node {
         } else if ours {
             self.take_job(id, from, lane, false);
         }
-        if former.is_none() {
-            self.rewarm();
+        if former.is_none() && self.feeds.len() <= limits::WARM_FEEDS_MAX {
+            self.warm_feed(id);
         }
         if let Some(former) = former.filter(|former| former.content != content) {
             self.leave_version(id, &former);
@@ -195,12 +195,15 @@ impl Node {
         Some(self.planner.plan(&self.membership, &request))
     }
 
-    /// Who may tell us of a feed's versions.
-    pub(super) fn feed_parents(&mut self, id: JobId) -> Vec<HostIndex> {
-        let Some(plan) = self.feed_plan(id) else { return Vec::new() };
-        let offset = announce_offset(&self.jobs[&id].announcement.name);
-        let lanes = super::announce::lanes_of(offset, plan.lanes());
-        lanes.filter_map(|(_, lane)| plan.parent(lane, self.config.me)).collect()
+    /// Has the links to those who tell us of a feed's versions stay up.
+    pub(super) fn warm_feed(&mut self, id: JobId) {
+        let Some(plan) = self.feed_plan(id) else { return };
+        let me = self.config.me;
+        let hosts: Vec<HostIndex> = parents(&plan, &self.jobs[&id].announcement, me).collect();
+        for host in hosts.into_iter().filter(|host| *host != me) {
+            self.warm.insert(host);
+            self.connect(host);
+        }
     }
 
     /// Notes who knows of a small version whose data is not here. It is likely on its way down the first lane.
@@ -222,11 +225,12 @@ impl Node {
     /// Asks for the data of a small version, of another host each time.
     fn hunt_feed(&mut self, id: JobId) {
         let Some(plan) = self.feed_plan(id) else { return };
-        let above = self.feed_parents(id);
+        let announcement = self.jobs[&id].announcement.clone();
         let Some(feed) = self.feeds.get(&id).filter(|feed| feed.ask_at.is_some_and(|at| at <= self.now)) else {
             return;
         };
         let me = self.config.me;
+        let above = parents(&plan, &announcement, me);
         let mut hosts: Vec<HostIndex> = Vec::new();
         for host in feed.sources.iter().copied().chain(above).chain(plan.mates(me).take(8)).chain(plan.root()) {
             if host != me && self.is_linked(host) && !hosts.contains(&host) {
@@ -312,4 +316,10 @@ impl Node {
             }
         }
     }
+}
+
+/// Our parents on the announcement lanes of a feed.
+fn parents(plan: &Plan, announcement: &Announcement, me: HostIndex) -> impl Iterator<Item = HostIndex> {
+    let lanes = super::announce::lanes_of(announce_offset(&announcement.name), plan.lanes());
+    lanes.filter_map(move |(_, lane)| plan.parent(lane, me))
 }

@@ -214,19 +214,17 @@ impl Node {
             .membership
             .iter()
             .find(|member| member.role == shoal_proto::trust::Role::Seeder && self.membership.is_up(member.index));
-        let mut warm: BTreeSet<HostIndex> = super::announce::lanes_of(0, lanes)
+        self.warm = super::announce::lanes_of(0, lanes)
             .filter_map(|(_, lane)| plan.parent(lane, me).or(seeder.map(|member| member.index)))
-            .filter(|_| plan.targets(me))
+            .filter(|host| *host != me && plan.targets(me))
             .collect();
-        let feeds: Vec<JobId> = self.feeds.keys().take(limits::WARM_FEEDS_MAX).copied().collect();
-        for id in feeds {
-            warm.extend(self.feed_parents(id));
-        }
-        warm.remove(&me);
-        self.warm = warm;
         let wanted: Vec<HostIndex> = self.warm.iter().copied().collect();
         for host in wanted {
             self.connect(host);
+        }
+        let feeds: Vec<JobId> = self.feeds.keys().take(limits::WARM_FEEDS_MAX).copied().collect();
+        for id in feeds {
+            self.warm_feed(id);
         }
     }
 
