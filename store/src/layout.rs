@@ -149,7 +149,7 @@ impl Layout {
             return Ok(());
         }
         self.opened.forget(self.number);
-        let mut make = |(stream, size): (usize, &u64)| {
+        let make = |(stream, size): (usize, &u64)| {
             let path = stream_path(&self.dir, stream);
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
             let meta = file.metadata()?;
@@ -161,7 +161,7 @@ impl Layout {
             }
             Ok(meta.ino())
         };
-        let inodes: io::Result<Vec<u64>> = self.sizes.iter().enumerate().map(&mut make).collect();
+        let inodes: io::Result<Vec<u64>> = self.sizes.iter().enumerate().map(make).collect();
         *lock(&self.inodes) = inodes?;
         *held = true;
         Ok(())

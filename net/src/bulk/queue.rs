@@ -41,11 +41,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    fn frame(kind: FrameKind, class: Class, body_len: usize) -> Self {
-        Self::stamped(kind, class, body_len, 0)
-    }
-
-    fn stamped(kind: FrameKind, class: Class, body_len: usize, stamp: u64) -> Self {
+    fn frame(kind: FrameKind, class: Class, body_len: usize, stamp: u64) -> Self {
         let mut bytes = [0; HEADER_BYTES + SLICE_HEADER_BYTES];
         let header = Header { kind, class, body_len: body_len as u32, stamp };
         bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
@@ -53,7 +49,7 @@ impl Head {
     }
 
     fn slice(class: Class, slice: SliceHeader, payload_len: usize) -> Self {
-        let mut head = Self::frame(FrameKind::Slice, class, SLICE_HEADER_BYTES + payload_len);
+        let mut head = Self::frame(FrameKind::Slice, class, SLICE_HEADER_BYTES + payload_len, 0);
         head.bytes[HEADER_BYTES..].copy_from_slice(&slice.to_bytes());
         head.len = HEADER_BYTES + SLICE_HEADER_BYTES;
         head
@@ -216,28 +212,31 @@ impl Queue {
     /// What goes next, if anything waits; of payload at most `slice` bytes. A `Ping` is stamped with `now`.
     pub(super) fn pop(&self, slice: usize, now: u64) -> Option<Outgoing> {
         let mut state = self.state();
-        let plain = |class, head, body, last| Outgoing { class, head, body, slice: false, completes: None, last };
-        let stamped =
-            |kind, stamp| plain(Class::Control, Head::stamped(kind, Class::Control, 0, stamp), Bytes::new(), false);
+        let plain = |kind, class, stamp, body: Bytes, last| Outgoing {
+            class,
+            head: Head::frame(kind, class, body.len(), stamp),
+            body,
+            slice: false,
+            completes: None,
+            last,
+        };
         if let Some(stamp) = state.pong.take() {
-            return Some(stamped(FrameKind::Pong, stamp));
+            return Some(plain(FrameKind::Pong, Class::Control, stamp, Bytes::new(), false));
         }
         if std::mem::take(&mut state.ping) {
-            return Some(stamped(FrameKind::Ping, now));
+            return Some(plain(FrameKind::Ping, Class::Control, now, Bytes::new(), false));
         }
         if let Some(QueuedMessage { kind, key, body }) = state.messages.pop_front() {
             state.message_bytes -= body.len();
             // Of feeds only the latest counts, and feeds are urgent.
             let class = if key.is_some() { Class::Urgent } else { Class::Control };
-            return Some(plain(class, Head::frame(kind, class, body.len()), body, false));
+            return Some(plain(kind, class, 0, body, false));
         }
         if let Some(reason) = state.closing {
             if std::mem::replace(&mut state.said_bye, true) {
                 return None;
             }
-            let body = Bytes::copy_from_slice(&[reason as u8]);
-            let head = Head::frame(FrameKind::Bye, Class::Control, body.len());
-            return Some(plain(Class::Control, head, body, true));
+            return Some(plain(FrameKind::Bye, Class::Control, 0, Bytes::copy_from_slice(&[reason as u8]), true));
         }
         Class::ALL.into_iter().find_map(|class| next_slice(&mut state.parts[class as usize], class, slice))
     }

@@ -52,13 +52,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
     loop {
         let class = link.queue.next_slice_class();
         if let Some(wait) = class.and_then(|class| link.limit.must_wait(class)) {
-            flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
-            io.flush().await?;
-            // Something more urgent may come meanwhile.
-            tokio::select! {
-                () = wait => {}
-                () = link.queue.wait() => {}
-            }
+            rest(shared, link, io, &mut gathered, &mut gathered_parts, wait).await?;
             continue;
         }
         let calm = match class {
@@ -66,12 +60,8 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
             None => Calm::Free,
         };
         if let Calm::Until(opens) = calm {
-            flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
-            io.flush().await?;
-            tokio::select! {
-                () = tokio::time::sleep_until(opens) => {}
-                () = link.queue.wait() => {}
-            }
+            let wait = tokio::time::sleep_until(opens);
+            rest(shared, link, io, &mut gathered, &mut gathered_parts, wait).await?;
             continue;
         }
         let (paced, slice) = match calm {
@@ -79,9 +69,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
             _ => (false, pace.slice),
         };
         let Some(frame) = link.queue.pop(slice, link.clock.now().as_micros() as u64) else {
-            flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
-            io.flush().await?;
-            link.queue.wait().await;
+            rest(shared, link, io, &mut gathered, &mut gathered_parts, std::future::pending()).await?;
             continue;
         };
         let Outgoing { class, head, body, slice, completes, last } = frame;
@@ -141,6 +129,24 @@ fn keep_calm(shared: &Shared, link: &Link, class: Class) -> Calm {
         link.queue.ping();
     }
     Calm::Slices(slice)
+}
+
+/// Writes out what was gathered, then waits for `until`, or for something to be queued: it may be more urgent.
+async fn rest(
+    shared: &Shared,
+    link: &Link,
+    io: &mut (impl AsyncWrite + Unpin),
+    gathered: &mut Vec<u8>,
+    parts: &mut Vec<(ContentId, Part)>,
+    until: impl Future<Output = ()>,
+) -> std::io::Result<()> {
+    flush_gathered(shared, link, io, gathered, parts).await?;
+    io.flush().await?;
+    tokio::select! {
+        () = until => {}
+        () = link.queue.wait() => {}
+    }
+    Ok(())
 }
 
 async fn flush_gathered(
