@@ -11,6 +11,7 @@
 //! | `tracker` | no news of who is up | |
 //! | `flap` | every 2 s all links of the hosts break | `5%` |
 //! | `corrupt` | hosts send broken shards | `1` |
+//! | `uneven` | where links meet, some get as little as `RATE` of what others get, by default `40%` | |
 //! | `stale` | hosts hear no news of who is up | `10%` |
 //!
 //! `WHO` is a number of hosts, a part of them, `owners`, or `RACK/HOST`; for `uplink` it is the number of a rack. `WHEN` is a
@@ -42,9 +43,11 @@ pub enum Kind {
     Corrupt,
     /// Hosts do not hear of membership.
     Stale,
+    /// Links share rates unevenly.
+    Uneven,
 }
 
-const KINDS: [(&str, Kind); 8] = [
+const KINDS: [(&str, Kind); 9] = [
     ("crash", Kind::Crash),
     ("slow", Kind::Slow),
     ("uplink", Kind::Uplink),
@@ -53,7 +56,12 @@ const KINDS: [(&str, Kind); 8] = [
     ("flap", Kind::Flap),
     ("corrupt", Kind::Corrupt),
     ("stale", Kind::Stale),
+    ("uneven", Kind::Uneven),
 ];
+
+/// What [`random`] draws from.
+const DRAWN: [Kind; 8] =
+    [Kind::Crash, Kind::Slow, Kind::Uplink, Kind::Seeder, Kind::Tracker, Kind::Flap, Kind::Corrupt, Kind::Stale];
 
 /// To whom.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -130,7 +138,7 @@ impl FromStr for Fault {
         let (kind, who) = cut(&rest, ':');
         let kind = KINDS.iter().find(|(name, _)| *name == kind).map(|(_, kind)| *kind);
         let kind = kind.ok_or_else(|| {
-            error("it begins with none of crash, slow, uplink, seeder, tracker, flap, corrupt, stale")
+            error("it begins with none of crash, slow, uplink, seeder, tracker, flap, corrupt, stale, uneven")
         })?;
         let who = match who.as_deref() {
             None => match kind {
@@ -154,6 +162,7 @@ impl FromStr for Fault {
         };
         let rate = match rate.as_deref() {
             None if kind == Kind::Uplink => 0.0,
+            None if kind == Kind::Uneven => 0.4,
             None => 0.01,
             Some(rate) => part(rate).ok_or_else(|| error("RATE is a part such as `1%`"))?,
         };
@@ -182,7 +191,7 @@ impl Fault {
     pub fn hosts(&self, layout: &Layout, rng: &mut Rng) -> Vec<HostIndex> {
         let all: Vec<HostIndex> = (1..=layout.hosts()).map(HostIndex).collect();
         match self.who {
-            _ if matches!(self.kind, Kind::Seeder | Kind::Tracker | Kind::Uplink) => Vec::new(),
+            _ if matches!(self.kind, Kind::Seeder | Kind::Tracker | Kind::Uplink | Kind::Uneven) => Vec::new(),
             Who::Count(count) => rng.sample(&all, count as usize),
             Who::Part(part) => rng.sample(&all, ((all.len() as f64 * part).round() as usize).max(1)),
             Who::Owners => {
@@ -212,7 +221,7 @@ pub fn random(layout: &Layout, rng: &mut Rng) -> Vec<Fault> {
     let count = 1 + rng.below(4);
     let mut faults: Vec<Fault> = Vec::new();
     for _ in 0..count {
-        let kind = KINDS[rng.below(KINDS.len() as u64) as usize].1;
+        let kind = DRAWN[rng.below(DRAWN.len() as u64) as usize];
         // Two of a kind would undo each other's ends.
         if faults.iter().any(|fault| fault.kind == kind) {
             continue;
@@ -242,6 +251,13 @@ pub fn random(layout: &Layout, rng: &mut Rng) -> Vec<Fault> {
         }
     }
     faults
+}
+
+/// In one region of two, links that share rates unevenly all the time.
+pub fn random_shares(rng: &mut Rng) -> Option<Fault> {
+    let rate = rng.pick(&[0.2, 0.4, 0.7]);
+    let when = When::At(Duration::ZERO);
+    (rng.below(2) == 0).then_some(Fault { kind: Kind::Uneven, who: Who::Count(1), rate, when, span: None })
 }
 
 #[cfg(test)]

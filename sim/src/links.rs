@@ -22,7 +22,7 @@ pub(crate) struct Port {
     pub(crate) awaited: bool,
     /// Waiting: tag, turn, transfer.
     waiting: BTreeSet<(u64, u64, u32)>,
-    /// Bytes each flow was served, had it been served all the time since the port was idle.
+    /// Bytes by weight each flow was served, had it been served all the time since the port was idle.
     served: BTreeMap<Flow, u64>,
     /// The tag of what is being served.
     virtual_now: u64,
@@ -49,15 +49,15 @@ impl Port {
         self.rate > 0 && self.free_at <= now && self.waiting.is_empty()
     }
 
-    /// Puts a transfer into its flow's queue.
-    pub(crate) fn wait(&mut self, flow: Flow, transfer: u32, bytes: u64) {
+    /// Puts a transfer into its flow's queue. A flow of weight `w` gets `w` times the share of one of weight 1.
+    pub(crate) fn wait(&mut self, flow: Flow, transfer: u32, bytes: u64, weight: f64) {
         if self.waiting.is_empty() {
             // Flows that were served before have no claim and no debt left.
             self.served.clear();
             self.virtual_now = 0;
         }
         let served = self.served.entry(flow).or_default();
-        *served = (*served).max(self.virtual_now) + bytes;
+        *served = (*served).max(self.virtual_now) + (bytes as f64 / weight) as u64;
         self.turn += 1;
         self.waiting.insert((*served, self.turn, transfer));
     }
@@ -82,14 +82,25 @@ mod tests {
     fn flows_share_and_the_small_overtakes_the_large() {
         let mut port = Port::new(1000);
         for transfer in 0..3 {
-            port.wait(1, transfer, 100);
-            port.wait(2, 10 + transfer, 100);
+            port.wait(1, transfer, 100, 1.0);
+            port.wait(2, 10 + transfer, 100, 1.0);
         }
         assert_eq!(port.next(), Some(0));
-        port.wait(3, 20, 10);
+        port.wait(3, 20, 10, 1.0);
         let order: Vec<u32> = std::iter::from_fn(|| port.next()).collect();
         assert_eq!(order, [10, 20, 1, 11, 2, 12]);
         assert!(!port.has_waiting());
         assert_eq!(port.span(500), 500_000_000);
+    }
+
+    #[test]
+    fn a_light_flow_gets_a_smaller_share() {
+        let mut port = Port::new(1000);
+        for transfer in 0..4 {
+            port.wait(1, transfer, 100, 0.5);
+            port.wait(2, 10 + transfer, 100, 1.0);
+        }
+        let order: Vec<u32> = std::iter::from_fn(|| port.next()).collect();
+        assert_eq!(order, [10, 0, 11, 12, 1, 13, 2, 3]);
     }
 }

@@ -102,6 +102,8 @@ struct Pending {
     begins: Option<Instant>,
     ends: Option<Instant>,
     running: bool,
+    /// For what it decides by chance while it runs.
+    seed: u64,
     next_flap: Instant,
 }
 
@@ -132,7 +134,7 @@ pub fn run_world(scenario: &Scenario, mut watch: impl FnMut(f64)) -> (Outcome, W
                 When::Out => None,
             };
             let hosts = fault.hosts(&scenario.layout, &mut rng);
-            Pending { fault: *fault, hosts, begins, ends: None, running: false, next_flap: start }
+            Pending { fault: *fault, hosts, begins, ends: None, running: false, seed: scenario.seed, next_flap: start }
         })
         .collect();
     let until = start + scenario.limit;
@@ -229,6 +231,7 @@ fn switch(world: &mut World, row: &Pending, begins: bool) {
         Kind::Corrupt => hosts.for_each(|host| world.set_corrupt(host, begins)),
         Kind::Stale => hosts.for_each(|host| world.set_deaf(host, begins)),
         Kind::Flap => {}
+        Kind::Uneven => world.set_uneven(begins.then_some(part), row.seed),
         Kind::Slow => hosts.for_each(|host| {
             let rack = world.rack_of(host).map_or(0, |rack| rack as usize);
             // What is left is a part of what is needed, not of a card that is hardly used.
@@ -302,7 +305,7 @@ pub fn random(seed: u64) -> Scenario {
         rack.site = format!("site{}", rng.below(2));
     }
     let faults = faults::random(&layout, &mut rng);
-    Scenario {
+    let mut scenario = Scenario {
         layout,
         pieces: 32 + rng.below(300) as u32,
         piece_bytes: rng.pick(&[16, 64, 256]) * 1024,
@@ -311,5 +314,7 @@ pub fn random(seed: u64) -> Scenario {
         seed,
         limit: Duration::from_secs(300),
         checked: true,
-    }
+    };
+    scenario.faults.extend(faults::random_shares(&mut rng));
+    scenario
 }

@@ -58,8 +58,8 @@ pub(crate) struct Args {
     topology: Option<PathBuf>,
     /// What goes wrong: `KIND[:WHO][=RATE][@WHEN][+SPAN]`, with commas between, for instance `crash:10%@40%,slow,seeder@out`
     ///
-    /// Kinds: crash, slow, uplink, seeder, tracker, flap, corrupt, stale. WHO: a number of hosts, a part such as 10%,
-    /// `owners` (one host of each rack), RACK/HOST; for uplink the rack. RATE: what is left of a rate, such as 1%.
+    /// Kinds: crash, slow, uplink, seeder, tracker, flap, corrupt, stale, uneven. WHO: a number of hosts, a part such as
+    /// 10%, `owners` (one host of each rack), RACK/HOST; for uplink the rack. RATE: what is left of a rate, such as 1%.
     /// WHEN: a time such as 2s, a part of the least possible makespan such as 40%, or `out` (all has left the seeder).
     #[arg(long, default_value = "", value_name = "SPEC", hide_default_value = true)]
     faults: String,

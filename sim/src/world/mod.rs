@@ -185,6 +185,8 @@ pub struct World {
     /// When a rate last changed.
     pub mended_at: u64,
     tracker_up: bool,
+    /// The least share a link gets where another gets 1, and what decides who gets what.
+    uneven: Option<(f64, u64)>,
     publishing: bool,
     changed: BTreeSet<HostIndex>,
     pushes: Vec<Pushed>,
@@ -230,6 +232,7 @@ impl World {
             held: Vec::new(),
             mended_at: 0,
             tracker_up: true,
+            uneven: None,
             publishing: false,
             changed: BTreeSet::new(),
             pushes: Vec::new(),

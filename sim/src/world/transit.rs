@@ -1,6 +1,7 @@
 //! Links between hosts, and payload on its way through ports.
 
 use super::{Cargo, DIAL_TIMEOUT, Event, STAGES, Transfer, World, port_of_host};
+use crate::Rng;
 use crate::layout::SEEDER;
 use crate::links::Flow;
 use shoal_proto::announcement::Class;
@@ -137,10 +138,11 @@ impl World {
             }
             if let Some(number) = self.port(stage, from, to) {
                 let now = self.now;
+                let weight = self.weight(from, to);
                 let port = &mut self.ports[number];
                 if !port.is_idle(now) {
                     let flow: Flow = u128::from(from.0) << 64 | u128::from(to.0) << 32 | class as u128;
-                    port.wait(flow, id, u64::from(bytes));
+                    port.wait(flow, id, u64::from(bytes), weight);
                     self.await_port(number);
                     return;
                 }
@@ -151,6 +153,14 @@ impl World {
             }
             self.transfers[id as usize].stage += 1;
         }
+    }
+
+    /// The share a link gets where it meets others.
+    fn weight(&self, from: HostIndex, to: HostIndex) -> f64 {
+        let Some((least, seed)) = self.uneven else { return 1.0 };
+        const STEPS: u64 = 1 << 16;
+        let mut rng = Rng::new(seed ^ u64::from(from.0) << 32 ^ u64::from(to.0));
+        least + (1.0 - least) * rng.below(STEPS + 1) as f64 / STEPS as f64
     }
 
     pub(super) fn await_port(&mut self, number: usize) {

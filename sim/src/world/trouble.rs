@@ -116,6 +116,11 @@ impl World {
         }
     }
 
+    /// Has links that meet get shares between `least` and 1 rather than equal ones; `None` makes them equal.
+    pub fn set_uneven(&mut self, least: Option<f64>, seed: u64) {
+        self.uneven = least.map(|least| (least.clamp(0.01, 1.0), seed));
+    }
+
     /// Stops or starts the tracker's news.
     pub fn set_tracker(&mut self, up: bool) {
         self.tracker_up = up;
