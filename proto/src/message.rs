@@ -127,7 +127,8 @@ pub enum Message {
         #[n(0)]
         content: ContentId,
     },
-    /// "I do not have that manifest" or "that content is not here": subscriptions to it are void too.
+    /// "I do not have that manifest", "that content is not here", or "it comes to me too slowly to be had from me":
+    /// subscriptions to it are void too.
     #[n(7)]
     Unknown {
         /// The content.

@@ -4,7 +4,7 @@ use shoal_proto::announcement::Kind;
 use shoal_proto::ids::HostIndex;
 use shoal_sim::check;
 use shoal_sim::faults;
-use shoal_sim::layout::{Layout, SEEDER};
+use shoal_sim::layout::{Layout, MBIT, SEEDER};
 use shoal_sim::run::{Figures, Outcome, Scenario, run};
 use shoal_sim::world::{Push, World};
 use shoal_swarm::io::Notice;
@@ -56,16 +56,16 @@ fn survivors_finish_when_hosts_die() {
     }
 }
 
-/// Runs a region of 4 x 4 with these faults from sixteen seeds; each is looked at, none is over 1.20 of the bound, and the
+/// Runs a region of 4 x 4 with these faults from sixteen seeds; each is looked at and within `most` of the bound, and the
 /// mean is within `mean`.
-fn over_seeds(faults: &str, mean: f64, look: impl Fn(u64, &Figures)) {
+fn over_seeds(faults: &str, mean: f64, most: f64, look: impl Fn(u64, &Figures)) {
     const SEEDS: u64 = 16;
     let mut sum = 0.0;
     for seed in 0..SEEDS {
         let mut options = scenario(4, 4, 1024, faults);
         options.seed = seed;
         let figures = finished(&options).figures;
-        assert!(figures.ratio <= 1.20, "seed {seed}: {figures:?}");
+        assert!(figures.ratio <= most, "seed {seed}: {figures:?}");
         sum += figures.ratio;
         look(seed, &figures);
     }
@@ -74,7 +74,23 @@ fn over_seeds(faults: &str, mean: f64, look: impl Fn(u64, &Figures)) {
 
 #[test]
 fn slow_owners_are_worked_around() {
-    over_seeds("slow", 1.10, |seed, figures| assert_eq!((figures.slow, figures.complete), (4, 12), "seed {seed}"));
+    over_seeds("slow", 1.08, 1.15, |seed, figures| {
+        assert_eq!((figures.slow, figures.complete), (4, 12), "seed {seed}")
+    });
+}
+
+/// What was seen of a kernel that shares one card between connections: some get a twentieth of what others get.
+#[test]
+fn a_thin_seeder_whose_links_share_it_unevenly_sends_hardly_anything_twice() {
+    const SEEDS: u64 = 16;
+    let mut sum = 0.0;
+    for seed in 0..SEEDS {
+        let mut thin = scenario(4, 4, 2048, "uneven=4%");
+        (thin.layout.seeder, thin.piece_bytes, thin.seed) = (100 * MBIT, PIECE / 2, seed);
+        sum += finished(&thin).figures.seeder_egress;
+    }
+    // 1.036 where nobody waits for anybody.
+    assert!(sum / SEEDS as f64 <= 1.015, "the mean is {}", sum / SEEDS as f64);
 }
 
 #[test]
@@ -90,7 +106,7 @@ fn a_host_that_was_slow_for_a_while_does_not_import_what_its_mates_import_instea
 
 #[test]
 fn latecomers_take_what_their_rack_has_from_it() {
-    over_seeds("crash:25%@0s+6s", 1.10, |seed, figures| {
+    over_seeds("crash:25%@0s+6s", 1.10, 1.20, |seed, figures| {
         assert_eq!(figures.complete, 16, "seed {seed}");
         assert!(figures.rack_import_max <= 1.10, "seed {seed}: {figures:?}");
     });

@@ -3,6 +3,7 @@
 //! Invariant: `missing` and every lane's `missing` agree with `have`, and what is pending for a child is had.
 
 use super::cold::Cold;
+use super::level::Level;
 use super::limits;
 use super::warm::Warm;
 use crate::plan::Plan;
@@ -108,6 +109,8 @@ pub(super) struct Body {
     pub(super) import_at: Instant,
     pub(super) last_arrival: Instant,
     pub(super) next_repair: Instant,
+    /// How evenly its children take it, at its origin.
+    pub(super) level: Level,
 }
 
 /// A lane, as its child.
@@ -212,7 +215,7 @@ impl Child {
             }
             return Some(shard);
         }
-        let piece = self.pending.next_set(self.cursor).map(PieceIndex)?;
+        let piece = self.place().map(PieceIndex)?;
         self.cursor = piece.0;
         self.mark(piece);
         Some(geometry.shard_of(piece))
@@ -222,8 +225,13 @@ impl Child {
     pub(super) fn peek_len(&self, geometry: &Geometry) -> Option<u32> {
         match self.wants.front() {
             Some(shard) => geometry.shard_len(*shard),
-            None => self.pending.next_set(self.cursor).map(|piece| geometry.piece_len(PieceIndex(piece))),
+            None => self.place().map(|piece| geometry.piece_len(PieceIndex(piece))),
         }
+    }
+
+    /// How far in the content the next piece for it is.
+    pub(super) fn place(&self) -> Option<u32> {
+        self.pending.next_set(self.cursor)
     }
 
     fn mark(&mut self, piece: PieceIndex) {
@@ -315,6 +323,7 @@ impl Body {
             trials: BTreeMap::new(),
             last_arrival: now,
             next_repair: now,
+            level: Level::default(),
         }
     }
 

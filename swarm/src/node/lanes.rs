@@ -118,7 +118,22 @@ impl Node {
         let imports = body.lanes.iter().any(|lane| lane.is_awaited() && !lane.parent.as_ref().is_some_and(near));
         if near(&from) && !taken && imports && !content.passed_over {
             content.passed_over = true;
+            self.turn_away(id);
             self.replan(id);
+        }
+    }
+
+    /// Our mates hold us to be slow, so other racks, who see less of us, must not wait for what we import: they ask those
+    /// who import it now.
+    fn turn_away(&mut self, id: ContentId) {
+        let me = self.config.me;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
+        let takers = body.children.iter().filter(|(_, child)| !child.lanes.is_empty()).map(|(host, _)| *host);
+        let far: Vec<HostIndex> = takers.filter(|host| !plan.same_rack(*host, me)).collect();
+        far.iter().for_each(|host| body.forget_child(*host));
+        for host in far {
+            self.send(host, Message::Unknown { content: id });
         }
     }
 

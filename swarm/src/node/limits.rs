@@ -7,6 +7,18 @@ pub const LINK_WINDOW_SHARDS: usize = 32;
 /// Bytes of these shards; two shards may always be outstanding, so that one follows the other. What is handed over can
 /// no longer be overtaken: where a dozen links share a rack's uplink of 200 Mbit/s, 512 KiB on each is a quarter second.
 pub const LINK_WINDOW_BYTES: u64 = 512 * 1024;
+/// Pieces of its own that a child may be ahead of those behind, where a content leaves its origin.
+pub const LEVEL_AHEAD: u32 = 16;
+/// One child in this many may be slow by itself, and nobody waits for it.
+pub const LEVEL_SLOW: usize = 4;
+/// With fewer children nobody can be told to be slow, and nobody waits.
+pub const LEVEL_LEAST: usize = 4;
+/// The span over which an origin's rate is taken.
+pub const LEVEL_SPAN: Duration = Duration::from_millis(500);
+/// An origin that has sent nothing for so many spans has rested: what its rate was before is forgotten.
+pub const LEVEL_REST: u32 = 4;
+/// How long nobody waits once waiting has cost the origin a quarter of its rate.
+pub const LEVEL_FREE: Duration = Duration::from_secs(2);
 /// Links, up or wanted.
 pub const LINKS_MAX: usize = 1024;
 /// Jobs remembered; the oldest go first.

@@ -82,10 +82,10 @@ impl Link {
         self.outstanding.push_back((content, shard, len, class));
     }
 
-    /// Takes a sent shard off the window; false when it was not on it.
-    pub(super) fn sent(&mut self, content: ContentId, shard: Option<ShardIndex>) -> bool {
+    /// Takes a sent shard off the window; gives its length, `None` when it was not on it.
+    pub(super) fn sent(&mut self, content: ContentId, shard: Option<ShardIndex>) -> Option<u32> {
         let place = self.outstanding.iter().position(|(of, sent, ..)| *of == content && *sent == shard);
-        place.and_then(|place| self.outstanding.remove(place)).is_some()
+        place.and_then(|place| self.outstanding.remove(place)).map(|(_, _, len, _)| len)
     }
 
     /// The next content to serve: the most urgent class, and within it the one after the last served.

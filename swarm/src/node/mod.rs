@@ -12,6 +12,7 @@ mod content;
 mod entropy;
 mod feeds;
 mod lanes;
+mod level;
 pub mod limits;
 mod link;
 mod neighbours;
@@ -127,6 +128,8 @@ pub struct Node {
     warm: BTreeSet<HostIndex>,
     /// Hosts to dial again.
     retry: BTreeSet<HostIndex>,
+    /// Contents of ours that some wait for because they are ahead of others.
+    uneven: BTreeSet<ContentId>,
     /// Links that may have room or work.
     dirty: BTreeSet<HostIndex>,
     outputs: VecDeque<Output>,
@@ -160,6 +163,7 @@ impl Node {
             avoid: BTreeMap::new(),
             warm: BTreeSet::new(),
             retry: BTreeSet::new(),
+            uneven: BTreeSet::new(),
             dirty: BTreeSet::new(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
@@ -196,10 +200,11 @@ impl Node {
             Input::Rebuilt { content, stripe, shards } => self.on_rebuilt(content, stripe, &shards),
             Input::Sent { to, content, shard } => {
                 if let Some(link) = self.links.get_mut(&to)
-                    && link.sent(content, shard)
+                    && let Some(len) = link.sent(content, shard)
                 {
                     link.last_used = now;
                     self.dirty.insert(to);
+                    self.count_sent(content, len);
                 }
             }
             Input::PieceLost { content, shard } => self.on_piece_lost(content, shard),
@@ -361,6 +366,7 @@ impl Node {
             || !self.cooling.is_empty()
             || !self.feeds_wanted.is_empty()
             || !self.parked.is_empty()
+            || !self.uneven.is_empty()
             || !self.retry.is_empty()
             || !self.avoid.is_empty();
         if busy && self.check_at.is_none() {

@@ -25,10 +25,16 @@ impl Node {
             self.send(from, Message::Unknown { content: id });
             return;
         }
+        let near = content.plan.as_ref().is_some_and(|plan| plan.same_rack(from, me));
+        content.passed_over &= !near;
         let Some(body) = content.body.as_mut() else {
             self.park(from, id, lanes, have);
             return;
         };
+        if content.passed_over {
+            self.send(from, Message::Unknown { content: id });
+            return;
+        }
         if have.len() != body.geometry.piece_count() {
             self.push(Output::Disconnect { host: from, reason: CloseReason::Protocol });
             return;
@@ -55,8 +61,6 @@ impl Node {
         body.set_lanes(from, taken);
         link.ready.insert((content.class, id));
         self.dirty.insert(from);
-        let near = content.plan.as_ref().is_some_and(|plan| plan.same_rack(from, me));
-        content.passed_over &= !near;
         // A rack-mate that comes late learns what it need not import.
         let mut ahead = body.have.clone();
         ahead.subtract(&known);
@@ -186,8 +190,14 @@ impl Node {
 
     /// Fills the windows of links that have room or work.
     pub(super) fn pump_dirty(&mut self) {
-        while let Some(host) = self.dirty.pop_first() {
-            self.pump(host);
+        loop {
+            while let Some(host) = self.dirty.pop_first() {
+                self.pump(host);
+            }
+            self.level();
+            if self.dirty.is_empty() {
+                return;
+            }
         }
     }
 
@@ -209,11 +219,19 @@ impl Node {
             link.hand_over(id, None, MANIFEST_LEN, class);
             self.outputs.push_back(Output::SendManifest { to: host, content: id, class });
         }
-        while let Some((class, id)) = link.next_ready() {
+        while let Some(link) = self.links.get_mut(&host)
+            && let Some((class, id)) = link.next_ready()
+        {
             // A manifest that has no room yet goes before what is less urgent.
             if waits.is_some_and(|waits| waits < class) {
                 break;
             }
+            if self.holds_back(id, host) {
+                let Some(link) = self.links.get_mut(&host) else { return };
+                link.ready.remove(&(class, id));
+                continue;
+            }
+            let Some(link) = self.links.get_mut(&host) else { return };
             let body = self.contents.get_mut(&id).and_then(|content| content.body.as_mut());
             let next = body.and_then(|body| {
                 let child = body.children.get_mut(&host)?;

@@ -1,0 +1,130 @@
+//! A content leaves its origin evenly: links that have got ahead wait for those behind.
+//!
+//! Where the origin's own link is the narrowest, its kernel shares it between connections, and by what was measured one
+//! can get twenty times what another gets for as long as a push lasts. Hosts then hear nothing for seconds on the lanes of
+//! the unlucky, take ways around them, and the origin sends pieces twice. Holding the lucky back costs nothing there: the
+//! others get what they leave. Where a link is slow by itself it would cost, so links that are behind a quarter of all count
+//! for nothing, and as soon as the origin sends less for it than before, nobody waits for a while.
+//! Invariant: whoever waits is looked at again whenever the origin has sent something, and at every check.
+
+use super::content::{Body, Child};
+use super::{Node, limits};
+use crate::time::Instant;
+use shoal_proto::ids::{ContentId, HostIndex};
+use std::collections::BTreeSet;
+
+/// What an origin knows of a content's pace.
+#[derive(Debug, Default)]
+pub(super) struct Level {
+    /// Children that are ahead and wait.
+    held: BTreeSet<HostIndex>,
+    /// Somebody waited in the span that runs.
+    waited: bool,
+    /// When that began; `None` before anything was sent.
+    since: Option<Instant>,
+    /// Bytes sent since then.
+    sent: u64,
+    /// Bytes/s of the best span, less the longer ago it is; `None` in the first, which fills buffers.
+    best: Option<u64>,
+    /// Nobody waits before this.
+    free_until: Instant,
+}
+
+impl Level {
+    fn count(&mut self, bytes: u64, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        self.sent += bytes;
+        let span = now.since(since);
+        if span < limits::LEVEL_SPAN {
+            return;
+        }
+        let rate = self.sent * 1000 / span.as_millis() as u64;
+        // After a rest, what was usual before it says nothing.
+        let rested = span >= limits::LEVEL_SPAN * limits::LEVEL_REST && !self.waited;
+        self.best = match self.best.filter(|_| !rested) {
+            _ if rested => None,
+            None => Some(0),
+            Some(best) => {
+                if self.waited && rate * 4 < best * 3 {
+                    self.free_until = now + limits::LEVEL_FREE;
+                }
+                Some(rate.max(best - best / 16))
+            }
+        };
+        (self.since, self.sent, self.waited) = (Some(now), 0, !self.held.is_empty());
+    }
+}
+
+impl Body {
+    /// The place in the content up to which its origin may send now; `None` when there is no limit.
+    fn level(&self, now: Instant, is_up: impl Fn(HostIndex) -> bool) -> Option<u32> {
+        if now < self.level.free_until {
+            return None;
+        }
+        let up = self.children.iter().filter(|(host, _)| is_up(**host));
+        // Who lacks nothing that is here is not behind.
+        let mut places: Vec<u32> = up.map(|(_, child)| child.place().unwrap_or(u32::MAX)).collect();
+        if places.len() < limits::LEVEL_LEAST {
+            return None;
+        }
+        let count = places.len();
+        let (_, place, _) = places.select_nth_unstable(count / limits::LEVEL_SLOW);
+        Some(place.saturating_add(count as u32 * limits::LEVEL_AHEAD))
+    }
+
+    /// Whether a child's next piece is beyond the level; what it asked for goes to it at any time.
+    fn is_ahead(&self, host: HostIndex, level: Option<u32>) -> bool {
+        let place = self.children.get(&host).filter(|child| child.wants.is_empty()).and_then(Child::place);
+        place.zip(level).is_some_and(|(place, level)| place > level)
+    }
+}
+
+impl Node {
+    /// Whether a child is to wait until others have come as far; notes it if so.
+    pub(super) fn holds_back(&mut self, id: ContentId, host: HostIndex) -> bool {
+        let (now, me, links) = (self.now, self.config.me, &self.links);
+        let content = self.contents.get_mut(&id).filter(|content| content.origin == Some(me));
+        let Some(body) = content.and_then(|content| content.body.as_mut()) else { return false };
+        let level = body.level(now, |host| links.get(&host).is_some_and(|link| link.is_up()));
+        let ahead = body.is_ahead(host, level);
+        if ahead {
+            body.level.held.insert(host);
+            body.level.waited = true;
+            self.uneven.insert(id);
+        }
+        ahead
+    }
+
+    /// The shell has sent a shard.
+    pub(super) fn count_sent(&mut self, id: ContentId, bytes: u32) {
+        let (now, me) = (self.now, self.config.me);
+        let content = self.contents.get_mut(&id).filter(|content| content.origin == Some(me));
+        if let Some(body) = content.and_then(|content| content.body.as_mut()) {
+            body.level.count(u64::from(bytes), now);
+        }
+    }
+
+    /// Lets those go on whom the others have caught up with; they are dirty then.
+    pub(super) fn level(&mut self) {
+        let now = self.now;
+        for id in std::mem::take(&mut self.uneven) {
+            let Some(content) = self.contents.get_mut(&id) else { continue };
+            let Some(body) = content.body.as_mut() else { continue };
+            body.level.count(0, now);
+            let level = body.level(now, |host| self.links.get(&host).is_some_and(|link| link.is_up()));
+            let held = std::mem::take(&mut body.level.held);
+            let (held, freed): (BTreeSet<_>, BTreeSet<_>) =
+                held.into_iter().partition(|host| body.is_ahead(*host, level));
+            if !held.is_empty() {
+                self.uneven.insert(id);
+            }
+            body.level.held = held;
+            for host in freed {
+                if let Some(link) = self.links.get_mut(&host) {
+                    link.ready.insert((content.class, id));
+                    self.dirty.insert(host);
+                }
+            }
+        }
+    }
+}
