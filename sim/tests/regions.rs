@@ -79,6 +79,17 @@ fn slow_owners_are_worked_around() {
     });
 }
 
+/// The bound for the rest of the region is the same however slow they are; the nearer to it they are, the longer it takes
+/// to tell.
+#[test]
+fn owners_of_any_slowness_are_worked_around() {
+    for (rate, mean, most) in [(5, 1.07, 1.10), (10, 1.07, 1.12), (20, 1.12, 1.20), (50, 1.30, 1.60)] {
+        over_seeds(&format!("slow:owners={rate}%"), mean, most, |seed, figures| {
+            assert_eq!(figures.complete, 12, "seed {seed}");
+        });
+    }
+}
+
 /// What was seen of a kernel that shares one card between connections: some get a twentieth of what others get.
 #[test]
 fn a_thin_seeder_whose_links_share_it_unevenly_sends_hardly_anything_twice() {

@@ -357,6 +357,13 @@ impl Body {
         limits::SILENT.max(Duration::from_millis(limits::SILENT_PIECES * 1_000_000 / self.typical.max(1)))
     }
 
+    /// Pieces that half of the lanes lack, or fewer.
+    pub(super) fn usually_missing(&self) -> u32 {
+        let mut missing: Vec<u32> = self.lanes.iter().map(|lane| lane.missing).collect();
+        let middle = missing.len() / 2;
+        if missing.is_empty() { 0 } else { *missing.select_nth_unstable(middle).1 }
+    }
+
     /// Whether a lane has come no further than others are when they have come far; see [`limits::BEHIND`].
     pub(super) fn is_behind(&self, lane: &Lane) -> bool {
         lane.missing * self.lanes.len() as u32 * limits::BEHIND >= self.geometry.piece_count()

@@ -53,6 +53,9 @@ pub const JUDGE_SPAN: Duration = Duration::from_millis(600);
 pub const JUDGE_PIECES: u64 = 8;
 /// A parent that delivers less than one part in this many of what all do, per lane, is slow.
 pub const SLOW_FACTOR: u64 = 6;
+/// A parent whose lanes lack what others bring in this time, and that still delivers less than two thirds of what is usual, is slow
+/// too: it would keep its rack waiting for as many times the push as it is slower.
+pub const LAG: Duration = Duration::from_secs(3);
 /// How many spans in a row. Its rack imports the lanes it owns a second time, so a host that lacked a processor for a second
 /// must not look like it.
 pub const SLOW_STRIKES: u8 = 4;

@@ -1,7 +1,7 @@
 //! When the lanes do not deliver: parents judged by what they deliver, single shards asked for elsewhere.
 //!
 //! A parent is slow only in comparison with the content's other parents, so a slow uplink, which slows all alike, blames
-//! nobody. Rack-mates, from whom many lanes come, are judged by what they deliver; a lane that is imported and silent takes
+//! nobody. Rack-mates, from whom many lanes come, are judged by what they deliver, and by how far their lanes lag; a lane that is imported and silent takes
 //! a way around its parent, or around the parent's rack when all that comes from there is silent. Only importers do that:
 //! their rack-mates, who see the same silence, wait for them, or the rack would import the lane twice. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
 //! all arrived for a while, or a rack-mate has it already. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
@@ -47,10 +47,14 @@ impl Node {
             parents.extend(lane.parent);
             (count + 1, parents)
         });
-        let mut lanes_of: BTreeMap<HostIndex, u64> = BTreeMap::new();
+        // How many lanes come from a rack-mate, and how many pieces more these lack than others do.
+        let usual = body.usually_missing();
+        let mut lanes_of: BTreeMap<HostIndex, (u64, u64)> = BTreeMap::new();
         for lane in body.lanes.iter().filter(|lane| lane.is_awaited()) {
             if let Some(parent) = lane.parent.filter(|parent| near(*parent)) {
-                *lanes_of.entry(parent).or_default() += 1;
+                let (lanes, lag) = lanes_of.entry(parent).or_default();
+                *lanes += 1;
+                *lag += u64::from(lane.missing.saturating_sub(usual));
             }
         }
         // A single parent left at the end is compared with what was usual before.
@@ -62,14 +66,16 @@ impl Node {
         body.judged_at = now;
         body.trials.retain(|host, _| lanes_of.contains_key(host));
         let mut slow = Vec::new();
-        for (host, lanes) in lanes_of {
+        for (host, (lanes, lag)) in lanes_of {
             let fresh = Trial { since: now, delivered: 0, strikes: 0 };
             let trial = body.trials.entry(host).or_insert(fresh);
             let expected = body.typical * lanes * now.since(trial.since).as_millis() as u64 / 1_000_000;
             if expected < limits::JUDGE_PIECES {
                 continue;
             }
-            let strikes = if trial.delivered * limits::SLOW_FACTOR < expected { trial.strikes + 1 } else { 0 };
+            let lags = lag * 1000 >= body.typical * lanes * limits::LAG.as_secs() && trial.delivered * 3 < expected * 2;
+            let crawls = trial.delivered * limits::SLOW_FACTOR < expected;
+            let strikes = if crawls || lags { trial.strikes + 1 } else { 0 };
             *trial = Trial { strikes, ..fresh };
             if strikes >= limits::SLOW_STRIKES {
                 slow.push(host);
