@@ -8,7 +8,7 @@ pub const LINK_WINDOW_SHARDS: usize = 32;
 /// no longer be overtaken: where a dozen links share a rack's uplink of 200 Mbit/s, 512 KiB on each is a quarter second.
 pub const LINK_WINDOW_BYTES: u64 = 512 * 1024;
 /// Pieces of its own that a child may be ahead of those behind, where a content leaves its origin.
-pub const LEVEL_AHEAD: u32 = 16;
+pub const LEVEL_AHEAD: u32 = 8;
 /// One child in this many may be slow by itself, and nobody waits for it.
 pub const LEVEL_SLOW: usize = 4;
 /// With fewer children nobody can be told to be slow, and nobody waits.
