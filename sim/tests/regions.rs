@@ -74,7 +74,7 @@ fn over_seeds(faults: &str, mean: f64, most: f64, look: impl Fn(u64, &Figures)) 
 
 #[test]
 fn slow_owners_are_worked_around() {
-    over_seeds("slow", 1.08, 1.15, |seed, figures| {
+    over_seeds("slow", 1.08, 1.18, |seed, figures| {
         assert_eq!((figures.slow, figures.complete), (4, 12), "seed {seed}")
     });
 }
@@ -83,7 +83,7 @@ fn slow_owners_are_worked_around() {
 /// to tell.
 #[test]
 fn owners_of_any_slowness_are_worked_around() {
-    for (rate, mean, most) in [(5, 1.07, 1.10), (10, 1.07, 1.12), (20, 1.12, 1.20), (50, 1.30, 1.60)] {
+    for (rate, mean, most) in [(5, 1.07, 1.10), (10, 1.07, 1.12), (20, 1.12, 1.20), (50, 1.40, 1.70)] {
         over_seeds(&format!("slow:owners={rate}%"), mean, most, |seed, figures| {
             assert_eq!(figures.complete, 12, "seed {seed}");
         });

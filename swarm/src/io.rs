@@ -70,6 +70,11 @@ pub enum Input {
         /// The content.
         content: ContentId,
     },
+    /// A manifest arrived and hashes to the content's id: it can be sent on. `ContentReady` follows, or `ContentRefused`.
+    ManifestVerified {
+        /// The content.
+        content: ContentId,
+    },
     /// A manifest arrived that does not hash to the content's id.
     ManifestCorrupt {
         /// The content.

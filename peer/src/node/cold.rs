@@ -32,7 +32,7 @@ impl Driver {
     /// A demotion for us came. Where nothing of the content is here, that is all there is to it.
     pub(super) fn demotion_came(&mut self, announcement: &Announcement) {
         let content = announcement.content;
-        if self.store.manifest(&content).is_none() && !self.beginning.contains(&content) {
+        if self.store.manifest(&content).is_none() && !self.beginning.contains_key(&content) {
             self.reach(&announcement.job, HostState::Active, "nothing of it is here");
         }
     }

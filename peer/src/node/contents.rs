@@ -26,8 +26,10 @@ pub(super) enum Done {
     Nothing,
     /// Payload to send.
     Read { to: HostIndex, content: ContentId, shard: Option<ShardIndex>, class: Class, read: Result<Bytes, String> },
-    /// A manifest was looked at and its space reserved.
-    Begun { content: ContentId, from: Option<HostIndex>, begun: Result<Begun, BeginFault> },
+    /// A manifest that came was hashed: it is here if it is the one announced.
+    Checked { content: ContentId, from: HostIndex, manifest: Option<Bytes> },
+    /// A content's space was reserved.
+    Begun { content: ContentId, begun: Result<Begun, Refusal> },
     /// A content is durable, or not.
     Finished { content: ContentId, result: Result<(), String> },
     /// Our share of a deal is durable, or not.
@@ -42,14 +44,6 @@ pub(super) enum Done {
     Placed { announcement: Arc<Announcement>, result: Result<Arc<std::fs::File>, String> },
     /// A small content's manifest and data were read, to be sent along with its announcement.
     Small { small: Option<(Bytes, Bytes)>, announcement: Arc<Announcement> },
-}
-
-/// Why a content was not begun.
-pub(super) enum BeginFault {
-    /// The manifest is not the one announced.
-    Corrupt,
-    /// The content cannot be had here.
-    Refused(Reason, String),
 }
 
 /// Manifests and data of small contents, newest first.
@@ -127,7 +121,7 @@ impl Driver {
         } else if self.store.manifest(&content).is_some() && self.progress(&content).total == 0 {
             // Its job was forgotten half-way.
             match self.store.read_manifest(&content) {
-                Ok(manifest) => self.begin(content, manifest, None),
+                Ok(manifest) => self.begin(content, manifest),
                 Err(error) => tracing::warn!(content = %content.short(), %error, "cannot read a manifest"),
             }
         }
@@ -144,40 +138,73 @@ impl Driver {
             self.book.metrics.corrupt.inc();
             return false;
         }
-        if !self.beginning.insert(content) {
+        let (manifest, data) = (Bytes::from(manifest), Bytes::from(data));
+        if !self.may_begin(content, Some(manifest.clone())) {
             return false;
         }
-        let (manifest, data) = (Bytes::from(manifest), Bytes::from(data));
         self.inlined.put(content, manifest.clone(), data.clone());
         let store = self.store.clone();
         self.done.run(Sort::Store, Class::from(announcement.kind) as u8, move || {
-            let begun = store.begin(&manifest).map_err(fault).and_then(|begun| {
-                store.fill(&content, &data).map_err(|error| BeginFault::Refused(Reason::Disk, error.to_string()))?;
+            let begun = store.begin(&manifest).map_err(refusal).and_then(|begun| {
+                store.fill(&content, &data).map_err(|error| (Reason::Disk, error.to_string()))?;
                 Ok(Begun { have: Bitmap::full(begun.geometry.piece_count()), ..begun })
             });
-            Done::Begun { content, from: None, begun }
+            Done::Begun { content, begun }
         });
         true
     }
 
-    /// A manifest arrived.
-    pub(super) fn begin(&mut self, content: ContentId, manifest: Bytes, from: Option<HostIndex>) {
-        if !self.beginning.insert(content) {
-            return;
+    /// Notes that a content is being begun, and its manifest once that is known to be right; false when it is already.
+    fn may_begin(&mut self, content: ContentId, manifest: Option<Bytes>) -> bool {
+        let fresh = !self.beginning.contains_key(&content);
+        if fresh {
+            self.beginning.insert(content, manifest);
         }
+        fresh
+    }
+
+    /// A manifest arrived.
+    pub(super) fn manifest_came(&mut self, content: ContentId, manifest: Bytes, from: HostIndex) {
+        if self.may_begin(content, None) {
+            self.done.run(Sort::Store, self.class_of(&content) as u8, move || {
+                let manifest = (Manifest::id(&manifest) == content).then_some(manifest);
+                Done::Checked { content, from, manifest }
+            });
+        }
+    }
+
+    /// It goes on to those below us before anything is begun here: reserving space and looking what is there already takes
+    /// a while, and would take it again at each step of the trees.
+    fn on_checked(&mut self, content: ContentId, from: HostIndex, manifest: Option<Bytes>) {
+        self.beginning.insert(content, manifest.clone());
+        match manifest {
+            Some(manifest) => {
+                self.tell(Input::ManifestVerified { content });
+                self.reserve(content, manifest);
+            }
+            None => {
+                self.beginning.remove(&content);
+                self.tell(Input::ManifestCorrupt { content, from });
+            }
+        }
+    }
+
+    /// Begins a content whose manifest was in the store.
+    pub(super) fn begin(&mut self, content: ContentId, manifest: Bytes) {
+        if self.may_begin(content, Some(manifest.clone())) {
+            self.reserve(content, manifest);
+        }
+    }
+
+    fn reserve(&mut self, content: ContentId, manifest: Bytes) {
         let store = self.store.clone();
         let feed = self.feed_of(&content).map(|(_, shown)| shown);
         self.done.run(Sort::Store, self.class_of(&content) as u8, move || {
-            let begun = if Manifest::id(&manifest) == content {
-                match feed {
-                    Some(former) => store.begin_version(&manifest, former),
-                    None => store.begin(&manifest),
-                }
-                .map_err(fault)
-            } else {
-                Err(BeginFault::Corrupt)
+            let begun = match feed {
+                Some(former) => store.begin_version(&manifest, former),
+                None => store.begin(&manifest),
             };
-            Done::Begun { content, from, begun }
+            Done::Begun { content, begun: begun.map_err(refusal) }
         });
     }
 
@@ -194,7 +221,8 @@ impl Driver {
                     }
                 }
             },
-            Done::Begun { content, from, begun } => self.on_begun(content, from, begun),
+            Done::Checked { content, from, manifest } => self.on_checked(content, from, manifest),
+            Done::Begun { content, begun } => self.on_begun(content, begun),
             Done::Finished { content, result: Ok(()) } => {
                 self.report_progress(&content);
                 self.reach_all(&content, HostState::Has, "");
@@ -217,7 +245,7 @@ impl Driver {
         }
     }
 
-    fn on_begun(&mut self, content: ContentId, from: Option<HostIndex>, begun: Result<Begun, BeginFault>) {
+    fn on_begun(&mut self, content: ContentId, begun: Result<Begun, Refusal>) {
         self.beginning.remove(&content);
         match begun {
             Ok(begun) => {
@@ -231,12 +259,7 @@ impl Driver {
                 }
                 self.report_progress(&content);
             }
-            Err(BeginFault::Corrupt) => {
-                if let Some(from) = from {
-                    self.tell(Input::ManifestCorrupt { content, from });
-                }
-            }
-            Err(BeginFault::Refused(reason, why)) => self.refuse(content, reason, &why),
+            Err((reason, why)) => self.refuse(content, reason, &why),
         }
     }
 
@@ -294,11 +317,6 @@ impl Driver {
             result: store.finish(&content).map_err(|error| error.to_string()),
         });
     }
-}
-
-fn fault(error: BeginError) -> BeginFault {
-    let (reason, why) = refusal(error);
-    BeginFault::Refused(reason, why)
 }
 
 pub(super) fn refusal(error: BeginError) -> Refusal {

@@ -29,6 +29,10 @@ impl Driver {
             Output::SendAnnounce { to, job, lane, inline } => self.send_announce(to, job, lane, inline),
             Output::SendShard { to, content, shard, class } => self.send_shard(to, content, shard, class),
             Output::SendManifest { to, content, class } => {
+                if let Some(Some(manifest)) = self.beginning.get(&content) {
+                    self.send_part(to, content, None, class, manifest.clone());
+                    return;
+                }
                 let store = self.store.clone();
                 self.done.run(Sort::Read, class as u8, move || Done::Read {
                     to,

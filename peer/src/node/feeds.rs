@@ -277,7 +277,7 @@ impl Driver {
             && self.store.is_whole(&content)
             && let Ok(manifest) = self.store.read_manifest(&content)
         {
-            self.begin(content, manifest, None);
+            self.begin(content, manifest);
         }
     }
 

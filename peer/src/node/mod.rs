@@ -251,8 +251,8 @@ pub struct Driver {
     inlined: Inlined,
     /// The announcement sent last, encoded: by job, sequence, lane and whether data is in it.
     encoded: Option<((JobId, u64, u8, bool), Bytes)>,
-    /// Contents whose manifest is being looked at.
-    beginning: HashSet<ContentId>,
+    /// Contents that are being begun, with their manifests where these are right.
+    beginning: HashMap<ContentId, Option<Bytes>>,
     /// The newest sequence switched in, by kind and name.
     activated: HashMap<(Kind, String), u64>,
     /// Names that are being switched, and what waits for them.
@@ -319,7 +319,7 @@ impl Driver {
             feeds: feeds::Feeds::new(parts.shelf, parts.feed_files, parts.keeper),
             inlined: Inlined::default(),
             encoded: None,
-            beginning: HashSet::new(),
+            beginning: HashMap::new(),
             activated: HashMap::new(),
             switching: HashSet::new(),
             to_switch: VecDeque::new(),

@@ -83,7 +83,7 @@ impl Driver {
                 match part {
                     Part::Manifest => {
                         tracing::debug!(content = %content.short(), %from, bytes = payload.len(), "manifest came");
-                        self.begin(content, payload, Some(from));
+                        self.manifest_came(content, payload, from);
                     }
                     Part::Shard(shard) => {
                         // The token brings back who sent it and how long it was.

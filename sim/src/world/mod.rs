@@ -31,6 +31,8 @@ use std::time::Duration;
 const SEEN_AFTER: Duration = Duration::from_millis(100);
 /// When a dial that nobody answers is given up.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a host takes to reserve space for a content whose manifest it has.
+const BEGINNING: Duration = Duration::from_millis(20);
 /// Trees of every content.
 const LANES: u8 = 64;
 /// Data shards in a stripe.

@@ -1,6 +1,6 @@
 //! Links between hosts, and payload on its way through ports.
 
-use super::{Cargo, DIAL_TIMEOUT, Event, STAGES, Transfer, World, port_of_host};
+use super::{BEGINNING, Cargo, DIAL_TIMEOUT, Event, STAGES, Transfer, World, port_of_host};
 use crate::Rng;
 use crate::layout::SEEDER;
 use crate::links::Flow;
@@ -225,7 +225,9 @@ impl World {
             Cargo::Manifest => {
                 let none = geometry.no_pieces();
                 let have = self.disk_mut(to, number).get_or_insert(none).clone();
-                self.input(to, Input::ContentReady { content, geometry, have });
+                self.input(to, Input::ManifestVerified { content });
+                let at = self.now + BEGINNING.as_nanos() as u64;
+                self.later(at, to, Input::ContentReady { content, geometry, have });
                 self.input(from, Input::Sent { to, content, shard: None });
             }
             Cargo::Inline(lane) => {

@@ -208,7 +208,7 @@ impl Node {
     pub(super) fn hunt_manifest(&mut self, id: ContentId) {
         let (now, me) = (self.now, self.config.me);
         let Some(content) = self.contents.get_mut(&id) else { return };
-        if content.body.is_some() || content.refused || content.origin == Some(me) {
+        if content.body.is_some() || content.manifest.found || content.refused || content.origin == Some(me) {
             return;
         }
         let late = content.manifest.asked.filter(|(_, until)| *until <= now);
@@ -271,7 +271,7 @@ impl Node {
     pub(super) fn manifest_source_failed(&mut self, id: ContentId, host: HostIndex) {
         let now = self.now;
         let Some(content) = self.contents.get_mut(&id) else { return };
-        if content.body.is_some() {
+        if content.body.is_some() || content.manifest.found {
             return;
         }
         content.manifest.sources.retain(|source| *source != host);
@@ -290,7 +290,7 @@ impl Node {
             self.send(from, Message::Unknown { content: id });
             return;
         };
-        if content.body.is_none() {
+        if content.body.is_none() && !content.manifest.found {
             if content.manifest.waiters.len() < limits::MANIFEST_HOSTS_MAX {
                 content.manifest.waiters.insert(from);
             } else {
@@ -311,6 +311,25 @@ impl Node {
         }
     }
 
+    /// The manifest is here, though what it describes is not begun yet.
+    pub(super) fn on_manifest_verified(&mut self, id: ContentId) {
+        if let Some(content) = self.contents.get_mut(&id).filter(|content| !content.refused) {
+            content.manifest.found = true;
+            self.hand_on_manifest(id);
+        }
+    }
+
+    /// Nobody needs to be asked for the manifest any more; who waited for it gets it.
+    fn hand_on_manifest(&mut self, id: ContentId) {
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        content.manifest.asked = None;
+        content.manifest.ask_at = None;
+        content.manifest.sources.clear();
+        for host in std::mem::take(&mut content.manifest.waiters) {
+            self.queue_manifest(host, id);
+        }
+    }
+
     pub(super) fn on_content_ready(&mut self, id: ContentId, geometry: Geometry, have: Bitmap) {
         let now = self.now;
         let Some(content) = self.contents.get_mut(&id) else { return };
@@ -318,10 +337,6 @@ impl Node {
             return;
         }
         content.refused = false;
-        content.manifest.asked = None;
-        content.manifest.ask_at = None;
-        content.manifest.sources.clear();
-        let waiters = std::mem::take(&mut content.manifest.waiters);
         let mut body = Body::new(geometry, have, now);
         if content.late {
             let promoted = self
@@ -331,9 +346,7 @@ impl Node {
             body.import_at = now + if promoted { limits::COLD_PATIENCE } else { limits::MATES_PATIENCE };
         }
         content.body = Some(body);
-        for host in waiters {
-            self.queue_manifest(host, id);
-        }
+        self.hand_on_manifest(id);
         let parked: Vec<_> = {
             let (ours, rest) = std::mem::take(&mut self.parked).into_iter().partition(|parked| parked.content == id);
             self.parked = rest;
@@ -354,7 +367,11 @@ impl Node {
         self.cooling.remove(&id);
         self.warming.remove(&id);
         content.manifest.asked = None;
+        content.manifest.found = false;
         let waiters = std::mem::take(&mut content.manifest.waiters);
+        for link in self.links.values_mut() {
+            link.manifests.retain(|manifest| *manifest != id);
+        }
         self.active.remove(&id);
         for host in waiters {
             self.send(host, Message::Unknown { content: id });

@@ -67,6 +67,8 @@ pub(super) struct ManifestHunt {
     pub(super) doubled: bool,
     /// When to ask the first of `sources`.
     pub(super) ask_at: Option<Instant>,
+    /// It is here, and can be sent on.
+    pub(super) found: bool,
     /// Who waits for it from us.
     pub(super) waiters: BTreeSet<HostIndex>,
 }

@@ -31,8 +31,9 @@ pub const ANNOUNCE_LANES: u8 = 3;
 pub const WARM_FEEDS_MAX: usize = 16;
 /// The `lane` of an announcement that came by anti-entropy.
 pub const ENTROPY_LANE: u8 = u8::MAX;
-/// How long to wait for the manifest's own lane when another lane was faster.
-pub const MANIFEST_PATIENCE: Duration = Duration::from_millis(300);
+/// How long to wait for the manifest's own lane when another lane was faster, and for one asked for beyond the time it takes to
+/// send. A lost packet costs a quarter second; a manifest that comes twice is a few parts in ten thousand of its content.
+pub const MANIFEST_PATIENCE: Duration = Duration::from_millis(100);
 /// When a manifest asked for is late and another source is tried.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A host that sends a manifest slower than this (10 Mbit/s, after [`MANIFEST_PATIENCE`]) is not waited for alone.

@@ -191,6 +191,7 @@ impl Node {
             }
             Input::ContentReady { content, geometry, have } => self.on_content_ready(content, geometry, have),
             Input::ContentRefused { content } => self.on_content_refused(content),
+            Input::ManifestVerified { content } => self.on_manifest_verified(content),
             Input::ManifestCorrupt { content, from } => {
                 self.on_bad_shard(from);
                 self.manifest_source_failed(content, from);
