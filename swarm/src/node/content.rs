@@ -5,6 +5,7 @@
 use super::cold::Cold;
 use super::level::Level;
 use super::limits;
+use super::toll::Toll;
 use super::warm::Warm;
 use crate::plan::Plan;
 use crate::time::Instant;
@@ -113,6 +114,8 @@ pub(super) struct Body {
     pub(super) next_repair: Instant,
     /// How evenly its children take it, at its origin.
     pub(super) level: Level,
+    /// What it costs that lanes rest, in pieces.
+    pub(super) toll: Toll,
 }
 
 /// A lane, as its child.
@@ -123,6 +126,8 @@ pub(super) struct Lane {
     pub(super) subscribed: bool,
     /// We found ourselves in a circle and import the lane ourselves.
     pub(super) forced: bool,
+    /// It is ahead of others and waits for them.
+    pub(super) rests: bool,
     /// Pieces of this lane not here.
     pub(super) missing: u32,
     /// When its parent became that.
@@ -139,7 +144,7 @@ impl Lane {
 
     /// Whether its parent has had this long and brought nothing for as long.
     pub(super) fn is_silent(&self, now: Instant, patience: Duration) -> bool {
-        now.since(self.since.max(self.brought)) >= patience
+        !self.rests && now.since(self.since.max(self.brought)) >= patience
     }
 }
 
@@ -326,6 +331,7 @@ impl Body {
             last_arrival: now,
             next_repair: now,
             level: Level::default(),
+            toll: Toll::default(),
         }
     }
 

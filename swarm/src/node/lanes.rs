@@ -74,7 +74,9 @@ impl Node {
         let mut due: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
         let mut dial: BTreeSet<HostIndex> = BTreeSet::new();
         for (index, lane) in body.lanes.iter_mut().enumerate() {
-            let Some(parent) = lane.parent.filter(|_| lane.missing > 0 && !lane.subscribed) else { continue };
+            let Some(parent) = lane.parent.filter(|_| lane.missing > 0 && !lane.subscribed && !lane.rests) else {
+                continue;
+            };
             if waits && !near(&parent) {
                 continue;
             }
@@ -196,6 +198,7 @@ impl Node {
         self.counters.shards_taken += 1;
         body.last_arrival = now;
         body.delivered += 1;
+        body.toll.count(1, false, now);
         if let Some(piece) = body.geometry.piece_of(shard) {
             let lane = &mut body.lanes[body.geometry.lane_of_piece(piece).index()];
             lane.brought = now;

@@ -8,57 +8,25 @@
 //! Invariant: whoever waits is looked at again whenever the origin has sent something, and at every check.
 
 use super::content::{Body, Child};
+use super::toll::Toll;
 use super::{Node, limits};
 use crate::time::Instant;
 use shoal_proto::ids::{ContentId, HostIndex};
 use std::collections::BTreeSet;
 
-/// What an origin knows of a content's pace.
+/// What an origin knows of how evenly a content leaves it.
 #[derive(Debug, Default)]
 pub(super) struct Level {
     /// Children that are ahead and wait.
     held: BTreeSet<HostIndex>,
-    /// Somebody waited in the span that runs.
-    waited: bool,
-    /// When that began; `None` before anything was sent.
-    since: Option<Instant>,
-    /// Bytes sent since then.
-    sent: u64,
-    /// Bytes/s of the best span, less the longer ago it is; `None` in the first, which fills buffers.
-    best: Option<u64>,
-    /// Nobody waits before this.
-    free_until: Instant,
-}
-
-impl Level {
-    fn count(&mut self, bytes: u64, now: Instant) {
-        let since = *self.since.get_or_insert(now);
-        self.sent += bytes;
-        let span = now.since(since);
-        if span < limits::LEVEL_SPAN {
-            return;
-        }
-        let rate = self.sent * 1000 / span.as_millis() as u64;
-        // After a rest, what was usual before it says nothing.
-        let rested = span >= limits::LEVEL_SPAN * limits::LEVEL_REST && !self.waited;
-        self.best = match self.best.filter(|_| !rested) {
-            _ if rested => None,
-            None => Some(0),
-            Some(best) => {
-                if self.waited && rate * 4 < best * 3 {
-                    self.free_until = now + limits::LEVEL_FREE;
-                }
-                Some(rate.max(best - best / 16))
-            }
-        };
-        (self.since, self.sent, self.waited) = (Some(now), 0, !self.held.is_empty());
-    }
+    /// In bytes sent.
+    toll: Toll,
 }
 
 impl Body {
     /// The place in the content up to which its origin may send now; `None` when there is no limit.
     fn level(&self, now: Instant, is_up: impl Fn(HostIndex) -> bool) -> Option<u32> {
-        if now < self.level.free_until {
+        if self.level.toll.is_due(now) {
             return None;
         }
         let up = self.children.iter().filter(|(host, _)| is_up(**host));
@@ -89,7 +57,7 @@ impl Node {
         let ahead = body.is_ahead(host, level);
         if ahead {
             body.level.held.insert(host);
-            body.level.waited = true;
+            body.level.toll.count(0, true, now);
             self.uneven.insert(id);
         }
         ahead
@@ -100,7 +68,7 @@ impl Node {
         let (now, me) = (self.now, self.config.me);
         let content = self.contents.get_mut(&id).filter(|content| content.origin == Some(me));
         if let Some(body) = content.and_then(|content| content.body.as_mut()) {
-            body.level.count(u64::from(bytes), now);
+            body.level.toll.count(u64::from(bytes), !body.level.held.is_empty(), now);
         }
     }
 
@@ -110,7 +78,7 @@ impl Node {
         for id in std::mem::take(&mut self.uneven) {
             let Some(content) = self.contents.get_mut(&id) else { continue };
             let Some(body) = content.body.as_mut() else { continue };
-            body.level.count(0, now);
+            body.level.toll.count(0, true, now);
             let level = body.level(now, |host| self.links.get(&host).is_some_and(|link| link.is_up()));
             let held = std::mem::take(&mut body.level.held);
             let (held, freed): (BTreeSet<_>, BTreeSet<_>) =

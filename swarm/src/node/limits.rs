@@ -13,12 +13,18 @@ pub const LEVEL_AHEAD: u32 = 8;
 pub const LEVEL_SLOW: usize = 4;
 /// With fewer children nobody can be told to be slow, and nobody waits.
 pub const LEVEL_LEAST: usize = 4;
-/// The span over which an origin's rate is taken.
-pub const LEVEL_SPAN: Duration = Duration::from_millis(500);
-/// An origin that has sent nothing for so many spans has rested: what its rate was before is forgotten.
-pub const LEVEL_REST: u32 = 4;
-/// How long nobody waits once waiting has cost the origin a quarter of its rate.
-pub const LEVEL_FREE: Duration = Duration::from_secs(2);
+/// The span over which the rate is taken of what some are held back for.
+pub const TOLL_SPAN: Duration = Duration::from_millis(500);
+/// What has not been counted for so many spans has rested: what its rate was before is forgotten.
+pub const TOLL_REST: u32 = 4;
+/// How long nobody is held back once that has cost a quarter of the rate.
+pub const TOLL_FREE: Duration = Duration::from_secs(2);
+/// Pieces that a lane may be ahead of others, or as many as usually come on one in [`ABREAST_TIME`].
+pub const ABREAST: u32 = 2;
+/// A lane that has brought nothing for so long is not waited for.
+pub const ABREAST_MOVES: Duration = Duration::from_secs(1);
+/// See [`ABREAST`].
+pub const ABREAST_TIME: Duration = Duration::from_millis(300);
 /// Links, up or wanted.
 pub const LINKS_MAX: usize = 1024;
 /// Jobs remembered; the oldest go first.

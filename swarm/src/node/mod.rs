@@ -6,6 +6,7 @@
 //! [`warm`] brings it back, [`entropy`] compares job lists, [`neighbours`] keeps links.
 //! Invariant: `handle` never fails; whatever a peer does wrong becomes state and outputs.
 
+mod abreast;
 mod announce;
 mod cold;
 mod content;
@@ -19,6 +20,7 @@ mod neighbours;
 mod planner;
 mod push;
 mod repair;
+mod toll;
 mod warm;
 
 pub use limits::{LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
@@ -391,6 +393,7 @@ impl Node {
             self.judge(content);
             self.go_around(content);
             self.repair(content);
+            self.keep_abreast(content);
         }
     }
 }

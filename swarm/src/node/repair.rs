@@ -74,7 +74,7 @@ impl Node {
                 continue;
             }
             let lags = lag * 1000 >= body.typical * lanes * limits::LAG.as_secs() && trial.delivered * 3 < expected * 2;
-            let crawls = trial.delivered * limits::SLOW_FACTOR < expected;
+            let crawls = trial.delivered * limits::SLOW_FACTOR < expected && lag > lanes;
             let strikes = if crawls || lags { trial.strikes + 1 } else { 0 };
             *trial = Trial { strikes, ..fresh };
             if strikes >= limits::SLOW_STRIKES {
@@ -98,12 +98,12 @@ impl Node {
         // Near the end there is room on the links: whoever has brought little is not waited for.
         let ending = awaited.clone().count() * limits::ENDING <= body.lanes.len();
         // Before it, where nothing comes from anybody, nobody is to blame.
-        if body.typical == 0 || !ending && awaited.all(|lane| lane.is_silent(now, patience)) {
+        if body.typical == 0 || !ending && awaited.all(|lane| lane.rests || lane.is_silent(now, patience)) {
             return;
         }
         // A host that brings another lane is there: what it does not bring it lacks itself, and finds a way.
         let mut heard: BTreeMap<HostIndex, Instant> = BTreeMap::new();
-        for lane in body.lanes.iter().filter(|lane| lane.is_awaited()) {
+        for lane in body.lanes.iter().filter(|lane| lane.is_awaited() && !lane.rests) {
             if let Some(parent) = lane.parent {
                 let last = heard.entry(parent).or_default();
                 *last = (*last).max(lane.since.max(lane.brought));
@@ -119,7 +119,7 @@ impl Node {
         // By the rack they come from, the imported lanes: whether any brings anything, and those that are silent.
         let mut imports: BTreeMap<Vec<HostIndex>, Imports> = BTreeMap::new();
         for (number, lane) in body.lanes.iter().enumerate() {
-            let Some(parent) = lane.parent.filter(|_| lane.is_awaited()) else { continue };
+            let Some(parent) = lane.parent.filter(|_| lane.is_awaited() && !lane.rests) else { continue };
             if content.origin == Some(parent) || plan.same_rack(parent, me) {
                 continue;
             }

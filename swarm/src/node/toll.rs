@@ -1,0 +1,95 @@
+//! What holding some back costs: whether as much passes as did before.
+
+use super::limits;
+use crate::time::Instant;
+
+/// Compares the rate of each span with the best of late.
+#[derive(Debug, Default)]
+pub(super) struct Toll {
+    /// Somebody was held back in the span that runs.
+    held: bool,
+    /// When that began; `None` before anything passed.
+    since: Option<Instant>,
+    /// What passed since then, in any unit.
+    passed: u64,
+    /// What passed in a second of the best span, less the longer ago that is; `None` in the first, which fills buffers.
+    best: Option<u64>,
+    free_until: Instant,
+}
+
+impl Toll {
+    /// So much passed, while somebody was held back or nobody.
+    pub(super) fn count(&mut self, passed: u64, held: bool, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        self.passed += passed;
+        self.held |= held;
+        let span = now.since(since);
+        if span < limits::TOLL_SPAN {
+            return;
+        }
+        let rate = self.passed * 1000 / span.as_millis() as u64;
+        // After a rest, what was usual before it says nothing.
+        let rested = span >= limits::TOLL_SPAN * limits::TOLL_REST && !self.held;
+        self.best = match self.best {
+            _ if rested => None,
+            None => Some(0),
+            Some(best) => {
+                if self.held && rate * 4 < best * 3 {
+                    self.free_until = now + limits::TOLL_FREE;
+                }
+                Some(rate.max(best - best / 16))
+            }
+        };
+        (self.since, self.passed, self.held) = (Some(now), 0, held);
+    }
+
+    /// Whether it has cost a quarter of the rate of late: nobody is to be held back then.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now < self.free_until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Spans of this much each; whether it was due after the last.
+    fn due_after(spans: &[(u64, bool)]) -> bool {
+        let mut toll = Toll::default();
+        let mut now = Instant::ZERO;
+        toll.count(0, false, now);
+        for (passed, held) in spans {
+            now = now + limits::TOLL_SPAN;
+            toll.count(*passed, *held, now);
+        }
+        let due = toll.is_due(now);
+        assert!(!toll.is_due(now + limits::TOLL_FREE), "not for ever");
+        due
+    }
+
+    #[test]
+    fn a_rate_that_falls_while_some_are_held_is_due() {
+        assert!(due_after(&[(900, false), (100, false), (100, true), (70, true)]));
+        assert!(!due_after(&[(900, false), (100, false), (100, true), (80, true)]), "a little less is no sign");
+        assert!(!due_after(&[(900, false), (100, false), (100, false), (50, false)]), "nobody was held");
+        assert!(!due_after(&[(900, false), (100, true)]), "the first span fills buffers");
+    }
+
+    #[test]
+    fn after_a_rest_it_begins_anew() {
+        let mut toll = Toll::default();
+        let mut now = Instant::ZERO;
+        for _ in 0..4 {
+            toll.count(100, false, now);
+            now = now + limits::TOLL_SPAN;
+        }
+        now = now + Duration::from_secs(60);
+        toll.count(1, false, now);
+        for _ in 0..3 {
+            now = now + limits::TOLL_SPAN;
+            toll.count(10, true, now);
+        }
+        assert!(!toll.is_due(now));
+    }
+}
