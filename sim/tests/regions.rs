@@ -116,7 +116,7 @@ fn uplinks_are_full_to_the_end_though_links_share_them_unevenly() {
         sum += figures.ratio;
     }
     // 1.032 where lanes do not wait for others.
-    assert!(sum / SEEDS as f64 <= 1.028, "the mean is {}", sum / SEEDS as f64);
+    assert!(sum / SEEDS as f64 <= 1.027, "the mean is {}", sum / SEEDS as f64);
 }
 
 #[test]

@@ -17,7 +17,11 @@ pub const LEVEL_LEAST: usize = 4;
 pub const TOLL_SPAN: Duration = Duration::from_millis(500);
 /// What has not been counted for so many spans has rested: what its rate was before is forgotten.
 pub const TOLL_REST: u32 = 4;
-/// How long nobody is held back once that has cost a quarter of the rate.
+/// After so many spans in a row nobody is held back for one, to see what passes then.
+pub const TOLL_PROBE: u32 = 4;
+/// How often [`TOLL_FREE`] doubles.
+pub const TOLL_DOUBLINGS: u32 = 3;
+/// How long nobody is held back once that has cost a fifth of the rate; doubles with each repeat.
 pub const TOLL_FREE: Duration = Duration::from_secs(2);
 /// Pieces that a lane may be ahead of others, or as many as usually come on one in [`ABREAST_TIME`].
 pub const ABREAST: u32 = 2;

@@ -1,4 +1,6 @@
-//! What holding some back costs: whether as much passes as did before.
+//! What holding some back costs: whether as much passes as when nobody is held.
+//!
+//! Invariant: nobody is held for longer than [`limits::TOLL_PROBE`] spans on end, so there is always something to compare with.
 
 use super::limits;
 use crate::time::Instant;
@@ -15,6 +17,10 @@ pub(super) struct Toll {
     /// What passed in a second of the best span, less the longer ago that is; `None` in the first, which fills buffers.
     best: Option<u64>,
     free_until: Instant,
+    /// Spans in a row in which somebody was held back.
+    spans: u32,
+    /// Times in a row that it was found to cost rate.
+    costs: u32,
 }
 
 impl Toll {
@@ -34,8 +40,16 @@ impl Toll {
             _ if rested => None,
             None => Some(0),
             Some(best) => {
-                if self.held && rate * 4 < best * 3 {
-                    self.free_until = now + limits::TOLL_FREE;
+                self.spans = if self.held { self.spans + 1 } else { 0 };
+                if self.held && rate * 5 < best * 4 {
+                    self.free_until = now + limits::TOLL_FREE * (1 << self.costs.min(limits::TOLL_DOUBLINGS));
+                    self.costs += 1;
+                    self.spans = 0;
+                } else if self.spans >= limits::TOLL_PROBE {
+                    // What would pass if nobody were held?
+                    self.free_until = now + limits::TOLL_SPAN;
+                    self.spans = 0;
+                    self.costs = 0;
                 }
                 Some(rate.max(best - best / 16))
             }
@@ -43,7 +57,7 @@ impl Toll {
         (self.since, self.passed, self.held) = (Some(now), 0, held);
     }
 
-    /// Whether it has cost a quarter of the rate of late: nobody is to be held back then.
+    /// Whether it has cost a fifth of the rate of late, or that is to be seen: nobody is to be held back then.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         now < self.free_until
     }
@@ -64,16 +78,23 @@ mod tests {
             toll.count(*passed, *held, now);
         }
         let due = toll.is_due(now);
-        assert!(!toll.is_due(now + limits::TOLL_FREE), "not for ever");
+        assert!(!toll.is_due(now + limits::TOLL_FREE * (1 << limits::TOLL_DOUBLINGS)), "not for ever");
         due
     }
 
     #[test]
     fn a_rate_that_falls_while_some_are_held_is_due() {
         assert!(due_after(&[(900, false), (100, false), (100, true), (70, true)]));
-        assert!(!due_after(&[(900, false), (100, false), (100, true), (80, true)]), "a little less is no sign");
+        assert!(!due_after(&[(900, false), (100, false), (100, true), (85, true)]), "a little less is no sign");
         assert!(!due_after(&[(900, false), (100, false), (100, false), (50, false)]), "nobody was held");
         assert!(!due_after(&[(900, false), (100, true)]), "the first span fills buffers");
+    }
+
+    #[test]
+    fn now_and_then_nobody_is_held_to_see_what_passes() {
+        let held = |count: usize| vec![(100, true); count + 1];
+        assert!(!due_after(&held(limits::TOLL_PROBE as usize - 1)));
+        assert!(due_after(&held(limits::TOLL_PROBE as usize)));
     }
 
     #[test]
