@@ -17,7 +17,7 @@ pub const LEVEL_LEAST: usize = 4;
 pub const TOLL_SPAN: Duration = Duration::from_millis(500);
 /// What has not been counted for so many spans has rested: what its rate was before is forgotten.
 pub const TOLL_REST: u32 = 4;
-/// After so many spans in a row nobody is held back for one, to see what passes then.
+/// After so many spans in a row nobody is held back for one, to see what passes then; after twice as many when it was no more.
 pub const TOLL_PROBE: u32 = 4;
 /// How often [`TOLL_FREE`] doubles.
 pub const TOLL_DOUBLINGS: u32 = 3;

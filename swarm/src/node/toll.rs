@@ -1,6 +1,6 @@
 //! What holding some back costs: whether as much passes as when nobody is held.
 //!
-//! Invariant: nobody is held for longer than [`limits::TOLL_PROBE`] spans on end, so there is always something to compare with.
+//! Invariant: nobody is held for longer than twice [`limits::TOLL_PROBE`] spans on end.
 
 use super::limits;
 use crate::time::Instant;
@@ -19,6 +19,8 @@ pub(super) struct Toll {
     free_until: Instant,
     /// Spans in a row in which somebody was held back.
     spans: u32,
+    /// Nobody was held for a span, and no more passed then.
+    looked: bool,
     /// Times in a row that it was found to cost rate.
     costs: u32,
 }
@@ -44,12 +46,12 @@ impl Toll {
                 if self.held && rate * 5 < best * 4 {
                     self.free_until = now + limits::TOLL_FREE * (1 << self.costs.min(limits::TOLL_DOUBLINGS));
                     self.costs += 1;
-                    self.spans = 0;
-                } else if self.spans >= limits::TOLL_PROBE {
+                    (self.spans, self.looked) = (0, false);
+                } else if self.spans >= limits::TOLL_PROBE << u32::from(self.looked) {
                     // What would pass if nobody were held?
                     self.free_until = now + limits::TOLL_SPAN;
-                    self.spans = 0;
-                    self.costs = 0;
+                    self.looked = true;
+                    (self.spans, self.costs) = (0, 0);
                 }
                 Some(rate.max(best - best / 16))
             }
