@@ -56,20 +56,22 @@ fn survivors_finish_when_hosts_die() {
     }
 }
 
+/// Runs a region from sixteen seeds; the mean of what `of` makes of each.
+fn mean_over_seeds(region: &Scenario, of: impl Fn(u64, &Figures) -> f64) -> f64 {
+    const SEEDS: u64 = 16;
+    let run = |seed| of(seed, &finished(&Scenario { seed, ..region.clone() }).figures);
+    (0..SEEDS).map(run).sum::<f64>() / SEEDS as f64
+}
+
 /// Runs a region of 4 x 4 with these faults from sixteen seeds; each is looked at and within `most` of the bound, and the
 /// mean is within `mean`.
 fn over_seeds(faults: &str, mean: f64, most: f64, look: impl Fn(u64, &Figures)) {
-    const SEEDS: u64 = 16;
-    let mut sum = 0.0;
-    for seed in 0..SEEDS {
-        let mut options = scenario(4, 4, 1024, faults);
-        options.seed = seed;
-        let figures = finished(&options).figures;
+    let seen = mean_over_seeds(&scenario(4, 4, 1024, faults), |seed, figures| {
         assert!(figures.ratio <= most, "seed {seed}: {figures:?}");
-        sum += figures.ratio;
-        look(seed, &figures);
-    }
-    assert!(sum / SEEDS as f64 <= mean, "{faults}: the mean is {}", sum / SEEDS as f64);
+        look(seed, figures);
+        figures.ratio
+    });
+    assert!(seen <= mean, "{faults}: the mean is {seen}");
 }
 
 #[test]
@@ -93,30 +95,22 @@ fn owners_of_any_slowness_are_worked_around() {
 /// What was seen of a kernel that shares one card between connections: some get a twentieth of what others get.
 #[test]
 fn a_thin_seeder_whose_links_share_it_unevenly_sends_hardly_anything_twice() {
-    const SEEDS: u64 = 16;
-    let mut sum = 0.0;
-    for seed in 0..SEEDS {
-        let mut thin = scenario(4, 4, 2048, "uneven=4%");
-        (thin.layout.seeder, thin.piece_bytes, thin.seed) = (100 * MBIT, PIECE / 2, seed);
-        sum += finished(&thin).figures.seeder_egress;
-    }
+    let mut thin = scenario(4, 4, 2048, "uneven=4%");
+    (thin.layout.seeder, thin.piece_bytes) = (100 * MBIT, PIECE / 2);
+    let mean = mean_over_seeds(&thin, |_, figures| figures.seeder_egress);
     // 1.036 where nobody waits for anybody.
-    assert!(sum / SEEDS as f64 <= 1.015, "the mean is {}", sum / SEEDS as f64);
+    assert!(mean <= 1.015, "the mean is {mean}");
 }
 
 #[test]
 fn uplinks_are_full_to_the_end_though_links_share_them_unevenly() {
-    const SEEDS: u64 = 16;
-    let mut sum = 0.0;
-    for seed in 0..SEEDS {
-        let mut uneven = scenario(4, 4, 2048, "uneven=40%");
-        (uneven.piece_bytes, uneven.seed) = (PIECE / 2, seed);
-        let figures = finished(&uneven).figures;
+    let uneven = Scenario { piece_bytes: PIECE / 2, ..scenario(4, 4, 2048, "uneven=40%") };
+    let mean = mean_over_seeds(&uneven, |seed, figures| {
         assert!(figures.rack_import_max <= 1.01 && figures.seeder_egress <= 1.01, "seed {seed}: {figures:?}");
-        sum += figures.ratio;
-    }
+        figures.ratio
+    });
     // 1.032 where lanes do not wait for others.
-    assert!(sum / SEEDS as f64 <= 1.027, "the mean is {}", sum / SEEDS as f64);
+    assert!(mean <= 1.027, "the mean is {mean}");
 }
 
 #[test]

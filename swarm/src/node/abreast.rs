@@ -6,7 +6,7 @@
 //! it leaves goes to the others. Lanes are compared with all of the content's, for a rack's importers share its uplink.
 //! Invariant: at most half of what a host imports rests, and nothing for a while once resting has cost rate.
 
-use super::content::{Body, Lane};
+use super::content::{Body, Lane, middle};
 use super::{Node, limits};
 use crate::plan::Plan;
 use crate::time::Instant;
@@ -21,13 +21,9 @@ impl Body {
         let usual = (self.typical * limits::ABREAST_TIME.as_millis() as u64 / 1_000_000) as u32;
         let lead = usual.max(limits::ABREAST);
         let moves = |lane: &&Lane| lane.missing == 0 || lane.rests || now.since(lane.brought) < limits::ABREAST_MOVES;
-        let mut missing: Vec<u32> = self.lanes.iter().filter(moves).map(|lane| lane.missing).collect();
-        if missing.is_empty() {
-            return (lead, 0);
-        }
-        let middle = missing.len() / 2;
-        let reach = *missing.select_nth_unstable(middle).1 + lead;
-        (lead, missing.into_iter().filter(|missing| *missing <= reach).max().unwrap_or(0))
+        let missing = self.lanes.iter().filter(moves).map(|lane| lane.missing);
+        let reach = middle(missing.clone()) + lead;
+        (lead, missing.filter(|missing| *missing <= reach).max().unwrap_or(0))
     }
 
     /// How many more imported lanes may rest.

@@ -247,6 +247,13 @@ impl Child {
     }
 }
 
+/// The middle one; 0 of none.
+pub(super) fn middle(values: impl Iterator<Item = u32>) -> u32 {
+    let mut values: Vec<u32> = values.collect();
+    let place = values.len() / 2;
+    if values.is_empty() { 0 } else { *values.select_nth_unstable(place).1 }
+}
+
 /// Where the announcement lanes of a name begin: spreads names over a rack's hosts.
 pub(super) fn announce_offset(name: &str) -> u8 {
     (shoal_proto::ids::Hash::of(name.as_bytes()).prefix() % 256) as u8
@@ -367,9 +374,7 @@ impl Body {
 
     /// Pieces that half of the lanes lack, or fewer.
     pub(super) fn usually_missing(&self) -> u32 {
-        let mut missing: Vec<u32> = self.lanes.iter().map(|lane| lane.missing).collect();
-        let middle = missing.len() / 2;
-        if missing.is_empty() { 0 } else { *missing.select_nth_unstable(middle).1 }
+        middle(self.lanes.iter().map(|lane| lane.missing))
     }
 
     /// Whether a lane has come no further than others are when they have come far; see [`limits::BEHIND`].
