@@ -176,9 +176,9 @@ impl Driver {
     /// It goes on to those below us before anything is begun here: reserving space and looking what is there already takes
     /// a while, and would take it again at each step of the trees.
     fn on_checked(&mut self, content: ContentId, from: HostIndex, manifest: Option<Bytes>) {
-        self.beginning.insert(content, manifest.clone());
         match manifest {
             Some(manifest) => {
+                self.beginning.insert(content, Some(manifest.clone()));
                 self.tell(Input::ManifestVerified { content });
                 self.reserve(content, manifest);
             }
