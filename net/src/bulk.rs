@@ -82,6 +82,10 @@ pub struct BulkConfig {
     pub ping_after: Duration,
     /// A link that has brought nothing for this long, though asked, is dead. Default 30 s.
     pub dead_after: Duration,
+    /// A link that carried payload within ten seconds says something at least this often. Default 1 s.
+    pub busy_ping_after: Duration,
+    /// One that has brought nothing for this long is dead. Default 5 s.
+    pub busy_dead_after: Duration,
 }
 
 impl BulkConfig {
@@ -105,6 +109,8 @@ impl BulkConfig {
             connect_timeout: Duration::from_secs(2),
             ping_after: Duration::from_secs(10),
             dead_after: Duration::from_secs(30),
+            busy_ping_after: Duration::from_secs(1),
+            busy_dead_after: Duration::from_secs(5),
         }
     }
 }

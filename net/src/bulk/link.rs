@@ -30,11 +30,20 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Manifests a link may be expected to bring at a time.
 const EXPECTED_MAX: usize = 64;
 
-/// When a link last heard something, kept as milliseconds since it came up.
+/// How long after its last payload, either way, a link is still busy.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// When a link last heard and said something, kept as milliseconds since it came up.
 pub(super) struct Clock {
     born: Instant,
     heard_ms: AtomicU64,
+    said_ms: AtomicU64,
     slice_ms: AtomicU64,
+    /// It is busy from the one to the other.
+    busy_since_ms: AtomicU64,
+    busy_until_ms: AtomicU64,
+    /// Woken when it becomes busy.
+    stirred: Notify,
     /// Parts half received.
     open_parts: AtomicU64,
     /// The reader waits for us: for the driver or for memory.
@@ -47,7 +56,11 @@ impl Clock {
         Self {
             born: Instant::now(),
             heard_ms: zero(),
+            said_ms: zero(),
             slice_ms: zero(),
+            busy_since_ms: zero(),
+            busy_until_ms: zero(),
+            stirred: Notify::new(),
             open_parts: zero(),
             blocked: AtomicBool::new(false),
         }
@@ -64,6 +77,19 @@ impl Clock {
 
     pub(super) fn heard(&self) {
         self.heard_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    pub(super) fn said(&self) {
+        self.said_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Payload passed.
+    pub(super) fn carried(&self) {
+        let now = self.now_ms();
+        if self.busy_until_ms.swap(now + BUSY.as_millis() as u64, Ordering::Relaxed) <= now {
+            self.busy_since_ms.store(now, Ordering::Relaxed);
+            self.stirred.notify_one();
+        }
     }
 
     pub(super) fn slice_heard(&self, open_parts: usize) {
@@ -86,15 +112,23 @@ impl Clock {
         self.blocked.load(Ordering::Relaxed)
     }
 
+    fn since(&self, ms: &AtomicU64) -> Duration {
+        Duration::from_millis(self.now_ms().saturating_sub(ms.load(Ordering::Relaxed)))
+    }
+
     fn silent(&self) -> Duration {
-        Duration::from_millis(self.now_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed)))
+        self.since(&self.heard_ms)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.now_ms() < self.busy_until_ms.load(Ordering::Relaxed)
     }
 
     fn part_stalled(&self) -> Duration {
         if self.open_parts.load(Ordering::Relaxed) == 0 {
             return Duration::ZERO;
         }
-        Duration::from_millis(self.now_ms().saturating_sub(self.slice_ms.load(Ordering::Relaxed)))
+        self.since(&self.slice_ms)
     }
 }
 
@@ -284,23 +318,34 @@ where
 }
 
 /// Asks after a silent link; returns when it is dead.
+///
+/// A kernel whose packets are lost doubles its waits, so after a cut of ten seconds it may say nothing for five more, and it reports
+/// nothing for a quarter hour. So both ends of a busy link say something each second, however long what they carry takes, and soon give up one
+/// that brings nothing: a new connection begins at once.
 async fn keep_alive(shared: &Shared, link: &Link) -> String {
-    let (ping_after, dead_after) = (shared.config.ping_after, shared.config.dead_after);
+    let (config, clock) = (&shared.config, &link.clock);
     let mut asked = Instant::now();
     loop {
-        let silent = link.clock.silent();
-        let wait = ping_after.saturating_sub(silent).max(ping_after.saturating_sub(asked.elapsed()));
-        sleep(wait.min(ping_after).max(Duration::from_millis(1))).await;
-        let silent = link.clock.silent();
-        if !link.clock.is_blocked() {
-            if silent >= dead_after {
+        let busy = clock.is_busy();
+        let ping_after = if busy { config.busy_ping_after } else { config.ping_after };
+        // What we say shows the other end that we live.
+        let quiet = || if busy { clock.silent().max(clock.since(&clock.said_ms)) } else { clock.silent() };
+        let wait = ping_after.saturating_sub(quiet().min(asked.elapsed()));
+        tokio::select! {
+            () = sleep(wait.max(Duration::from_millis(1))) => {}
+            () = clock.stirred.notified() => continue,
+        }
+        let silent = clock.silent();
+        if !clock.is_blocked() {
+            let busy_silent = silent.min(clock.since(&clock.busy_since_ms));
+            if silent >= config.dead_after || busy && busy_silent >= config.busy_dead_after {
                 return format!("nothing heard for {} s", silent.as_secs());
             }
-            if link.clock.part_stalled() >= 2 * dead_after {
+            if clock.part_stalled() >= 2 * config.dead_after {
                 return "a part stalled half received".to_string();
             }
         }
-        if silent >= ping_after {
+        if quiet() >= ping_after {
             // Also while we do not read: it tells the other end that we live.
             link.queue.ping();
             asked = Instant::now();

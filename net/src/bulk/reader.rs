@@ -166,6 +166,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         assembly.filled += payload_len as u32;
         self.count(0, payload_len);
         self.link.clock.heard();
+        self.link.clock.carried();
         if assembly.filled < assembly.total {
             self.assemblies[class as usize] = Some(assembly);
             self.link.clock.slice_heard(self.open_parts());

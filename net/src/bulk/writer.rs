@@ -168,6 +168,10 @@ async fn flush_gathered(
 }
 
 fn count(shared: &Shared, link: &Link, bytes: usize, payload: usize) {
+    link.clock.said();
+    if payload > 0 {
+        link.clock.carried();
+    }
     for counters in [&link.counters, &shared.counters.links] {
         counters.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
         counters.payload_out.fetch_add(payload as u64, Ordering::Relaxed);

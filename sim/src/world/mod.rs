@@ -30,7 +30,9 @@ use std::time::Duration;
 /// How long the tracker takes to see that a host has gone or come, and to tell.
 const SEEN_AFTER: Duration = Duration::from_millis(100);
 /// When a dial that nobody answers is given up.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// When a link that brings nothing is dead. Links that carried nothing of late live on for longer; here they do not.
+const DEAD_AFTER: Duration = Duration::from_secs(5);
 /// How long a host takes to reserve space for a content whose manifest it has.
 const BEGINNING: Duration = Duration::from_millis(20);
 /// Trees of every content.
@@ -56,6 +58,8 @@ enum Event {
     /// The tracker looks at a host.
     Look(HostIndex),
     Publish,
+    /// Links through a rack's uplink that has been cut since then are dead.
+    Dead(u32, u64),
 }
 
 #[derive(Debug)]
@@ -186,6 +190,8 @@ pub struct World {
     held: Vec<(HostIndex, HostIndex, u32, Input)>,
     /// When a rate last changed.
     pub mended_at: u64,
+    /// Racks whose uplinks are cut, and since when.
+    cut_at: BTreeMap<usize, u64>,
     tracker_up: bool,
     /// The least share a link gets where another gets 1, and what decides who gets what.
     uneven: Option<(f64, u64)>,
@@ -233,6 +239,7 @@ impl World {
             membership: Arc::default(),
             held: Vec::new(),
             mended_at: 0,
+            cut_at: BTreeMap::new(),
             tracker_up: true,
             uneven: None,
             publishing: false,
@@ -448,6 +455,7 @@ impl World {
             Event::Arrive(transfer) => self.arrive(transfer),
             Event::Look(host) => self.look(host),
             Event::Publish => self.publish(),
+            Event::Dead(rack, since) => self.lose_links(rack, since),
             Event::Input(..) | Event::Tick(..) => {}
         }
     }

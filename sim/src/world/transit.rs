@@ -79,7 +79,7 @@ impl World {
         class: Class,
     ) {
         let Some(link) = self.hosts[from.index()].links.get(&to).copied() else { return };
-        let depth = self.count(from, to, number, cargo, bytes);
+        let depth = self.depth_of(from, number, cargo);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let transfer = Transfer {
             from,
@@ -107,24 +107,40 @@ impl World {
         self.pass(id);
     }
 
-    /// Counts payload that is sent; gives its depth.
-    pub(super) fn count(&mut self, from: HostIndex, to: HostIndex, number: usize, cargo: Cargo, bytes: u64) -> u8 {
+    /// How many links payload will have crossed when it arrives.
+    fn depth_of(&self, from: HostIndex, number: usize, cargo: Cargo) -> u8 {
         let Cargo::Shard(shard) = cargo else { return 1 };
-        let crosses = self.hosts[from.index()].rack != self.hosts[to.index()].rack;
-        let piece = self.pushes[number].geometry.piece_of(shard);
-        self.traffic.all += bytes;
-        if from == SEEDER {
-            self.traffic.seeder += bytes;
-        }
-        if let Some(rack) = self.hosts[to.index()].rack.filter(|_| crosses) {
-            self.traffic.imported[rack as usize] += bytes;
-            if piece.is_none() {
-                self.traffic.parity += bytes;
-            }
-        }
         let depths = self.hosts[from.index()].depths.get(number);
+        let piece = self.pushes[number].geometry.piece_of(shard);
         let before = piece.and_then(|piece| depths?.get(piece.0 as usize).copied()).unwrap_or(0);
         before.saturating_add(1)
+    }
+
+    /// Payload is through a stage; counts it where the host's card and the rack's uplink are.
+    fn advance(&mut self, id: u32) {
+        let transfer = &mut self.transfers[id as usize];
+        let stage = transfer.stage;
+        transfer.stage += 1;
+        let Transfer { from, to, content, cargo, bytes, .. } = *transfer;
+        let (Cargo::Shard(shard), bytes) = (cargo, u64::from(bytes)) else { return };
+        match stage {
+            0 => {
+                self.traffic.all += bytes;
+                if from == SEEDER {
+                    self.traffic.seeder += bytes;
+                }
+            }
+            4 => {
+                let (out, into) = (self.hosts[from.index()].rack, self.hosts[to.index()].rack);
+                if let Some(rack) = into.filter(|_| out != into) {
+                    self.traffic.imported[rack as usize] += bytes;
+                    if self.pushes[usize::from(content)].geometry.piece_of(shard).is_none() {
+                        self.traffic.parity += bytes;
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Takes a transfer through the ports that let it through at once, up to one where it waits.
@@ -151,7 +167,7 @@ impl World {
                 let transfer = &mut self.transfers[id as usize];
                 transfer.through = transfer.through.max(now + span);
             }
-            self.transfers[id as usize].stage += 1;
+            self.advance(id);
         }
     }
 
@@ -185,7 +201,7 @@ impl World {
             self.ports[number].free_at = now + span;
             let transfer = &mut self.transfers[id as usize];
             transfer.through = transfer.through.max(now + span);
-            transfer.stage += 1;
+            self.advance(id);
             self.pass(id);
         }
         if self.ports[number].has_waiting() {

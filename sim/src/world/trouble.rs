@@ -1,6 +1,6 @@
 //! What befalls hosts, links and rates from outside, and what the tracker makes of it.
 
-use super::{ContentNumber, Event, LANES, SEEN_AFTER, World, port_of_host};
+use super::{ContentNumber, DEAD_AFTER, Event, LANES, SEEN_AFTER, World, port_of_host};
 use crate::check::Seen;
 use crate::layout::SEEDER;
 use shoal_proto::bitmap::Bitmap;
@@ -87,6 +87,27 @@ impl World {
         let first = self.hosts.len() * 3 + rack * 2;
         self.set_rate(first, rate);
         self.set_rate(first + 1, rate);
+        self.cut_at.remove(&rack);
+        if rate == 0 {
+            self.cut_at.insert(rack, self.now);
+            self.enqueue(self.now + DEAD_AFTER.as_nanos() as u64, Event::Dead(rack as u32, self.now));
+        }
+    }
+
+    /// Ends the links through a rack's uplink, unless it is whole or was meanwhile.
+    pub(super) fn lose_links(&mut self, rack: u32, since: u64) {
+        if self.cut_at.get(&(rack as usize)) != Some(&since) {
+            return;
+        }
+        let pairs: Vec<(HostIndex, HostIndex)> = self
+            .peers()
+            .filter(|host| self.hosts[host.index()].rack == Some(rack))
+            .flat_map(|host| self.hosts[host.index()].links.keys().map(move |other| (host, *other)))
+            .filter(|(host, other)| !self.is_reachable(*host, *other))
+            .collect();
+        for (host, other) in pairs {
+            self.cut(host, other);
+        }
     }
 
     fn set_rate(&mut self, port: usize, rate: u64) {

@@ -187,11 +187,14 @@ pub(super) struct Child {
     pub(super) cursor: u32,
     /// Shards it asked for.
     pub(super) wants: VecDeque<ShardIndex>,
+    /// When it last took something or asked for it.
+    pub(super) took: Instant,
 }
 
 impl Child {
-    pub(super) fn new(pieces: u32) -> Self {
+    pub(super) fn new(pieces: u32, now: Instant) -> Self {
         Self {
+            took: now,
             lanes: LaneSet::NONE,
             has: Bitmap::new(pieces),
             pending: Bitmap::new(pieces),

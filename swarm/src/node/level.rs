@@ -4,15 +4,16 @@
 //! can get twenty times what another gets for as long as a push lasts. Hosts then hear nothing for seconds on the lanes of
 //! the unlucky, take ways around them, and the origin sends pieces twice. Holding the lucky back costs nothing there: the
 //! others get what they leave. Where a link is slow by itself it would cost, so links that are behind a quarter of all count
-//! for nothing, and as soon as the origin sends less for it than before, nobody waits for a while.
+//! for nothing nor do those that take nothing at all, and as soon as the origin sends less for it than before, nobody waits for a while.
 //! Invariant: whoever waits is looked at again whenever the origin has sent something, and at every check.
 
-use super::content::{Body, Child};
+use super::content::{Body, Child, middle};
 use super::toll::Toll;
 use super::{Node, limits};
 use crate::time::Instant;
 use shoal_proto::ids::{ContentId, HostIndex};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// What an origin knows of how evenly a content leaves it.
 #[derive(Debug, Default)]
@@ -29,15 +30,34 @@ impl Body {
         if self.level.toll.is_due(now) {
             return None;
         }
-        let up = self.children.iter().filter(|(host, _)| is_up(**host));
+        let stuck = self.stuck_after(now);
         // Who lacks nothing that is here is not behind.
-        let mut places: Vec<u32> = up.map(|(_, child)| child.place().unwrap_or(u32::MAX)).collect();
+        let place = |child: &Child| match child.place() {
+            Some(_) if now.since(child.took) >= stuck => None,
+            place => Some(place.unwrap_or(u32::MAX)),
+        };
+        let up = self.children.iter().filter(|(host, _)| is_up(**host));
+        let mut places: Vec<u32> = up.filter_map(|(_, child)| place(child)).collect();
         if places.len() < limits::LEVEL_LEAST {
             return None;
         }
         let count = places.len();
         let (_, place, _) = places.select_nth_unstable(count / limits::LEVEL_SLOW);
         Some(place.saturating_add(count as u32 * limits::LEVEL_AHEAD))
+    }
+
+    /// A child has taken something, or is held back: it is not stuck.
+    fn took(&mut self, host: HostIndex, now: Instant) {
+        if let Some(child) = self.children.get_mut(&host) {
+            child.took = now;
+        }
+    }
+
+    /// How long a child with something to take must have taken nothing to be stuck.
+    fn stuck_after(&self, now: Instant) -> Duration {
+        let takes = self.children.values().filter(|child| child.place().is_some());
+        let usual = middle(takes.map(|child| now.since(child.took).as_millis() as u32));
+        limits::LEVEL_STUCK.max(Duration::from_millis(u64::from(usual)) * limits::LEVEL_STUCK_FACTOR)
     }
 
     /// Whether a child's next piece is beyond the level; what it asked for goes to it at any time.
@@ -57,6 +77,7 @@ impl Node {
         let ahead = body.is_ahead(host, level);
         if ahead {
             body.level.held.insert(host);
+            body.took(host, now);
             body.level.toll.count(0, true, now);
             self.uneven.insert(id);
         }
@@ -64,11 +85,12 @@ impl Node {
     }
 
     /// The shell has sent a shard.
-    pub(super) fn count_sent(&mut self, id: ContentId, bytes: u32) {
+    pub(super) fn count_sent(&mut self, id: ContentId, to: HostIndex, bytes: u32) {
         let (now, me) = (self.now, self.config.me);
         let content = self.contents.get_mut(&id).filter(|content| content.origin == Some(me));
         if let Some(body) = content.and_then(|content| content.body.as_mut()) {
             body.level.toll.count(u64::from(bytes), !body.level.held.is_empty(), now);
+            body.took(to, now);
         }
     }
 
@@ -86,6 +108,7 @@ impl Node {
             if !held.is_empty() {
                 self.uneven.insert(id);
             }
+            held.iter().for_each(|host| body.took(*host, now));
             body.level.held = held;
             for host in freed {
                 if let Some(link) = self.links.get_mut(&host) {

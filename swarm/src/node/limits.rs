@@ -13,6 +13,10 @@ pub const LEVEL_AHEAD: u32 = 8;
 pub const LEVEL_SLOW: usize = 4;
 /// With fewer children nobody can be told to be slow, and nobody waits.
 pub const LEVEL_LEAST: usize = 4;
+/// A child that took nothing for so long, and for so many times as long as the middle one, is stuck and counts for nothing there.
+pub const LEVEL_STUCK: Duration = Duration::from_secs(2);
+/// See [`LEVEL_STUCK`].
+pub const LEVEL_STUCK_FACTOR: u32 = 4;
 /// The span over which the rate is taken of what some are held back for.
 pub const TOLL_SPAN: Duration = Duration::from_millis(500);
 /// What has not been counted for so many spans has rested: what its rate was before is forgotten.
@@ -70,6 +74,8 @@ pub const LAG: Duration = Duration::from_secs(3);
 /// How many spans in a row. Its rack imports the lanes it owns a second time, so a host that lacked a processor for a second
 /// must not look like it.
 pub const SLOW_STRIKES: u8 = 4;
+/// How long nobody is judged after a lost host has come back: others are still finding theirs.
+pub const JUDGE_GRACE: Duration = Duration::from_secs(3);
 /// An imported lane is silent when nothing came for this long (a disk that writes back takes a second or two), and for as long as this many pieces usually take.
 pub const SILENT: Duration = Duration::from_millis(2000);
 /// See [`SILENT`].
@@ -130,8 +136,12 @@ pub const LACKING_MAX: usize = 4096;
 pub const ENTROPY_EVERY: Duration = Duration::from_secs(5);
 /// A link with nothing to say for this long is closed.
 pub const IDLE: Duration = Duration::from_secs(120);
-/// First and longest wait before dialling again.
+/// Shortest wait before dialling again.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// A host that is back is found so after one part in this many of the time it was away, or sooner.
+pub const RETRY_SHARE: u32 = 4;
+/// Hosts that could not be reached from within so much of each other were lost to the same thing, and come back together.
+pub const LOST_TOGETHER: Duration = Duration::from_secs(5);
 /// Longest wait before dialling again.
 pub const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Jobs listed in a digest, the newest.

@@ -23,8 +23,8 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: State,
-    /// Times in a row it could not be reached.
-    pub(super) failures: u32,
+    /// Since when it could not be reached.
+    pub(super) lost_at: Option<Instant>,
     /// When it may be dialled again.
     pub(super) retry_at: Instant,
     pub(super) last_used: Instant,
@@ -46,7 +46,7 @@ impl Link {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             state: State::Down,
-            failures: 0,
+            lost_at: None,
             retry_at: now,
             last_used: now,
             outstanding: VecDeque::new(),

@@ -208,7 +208,7 @@ impl Node {
                 {
                     link.last_used = now;
                     self.dirty.insert(to);
-                    self.count_sent(content, len);
+                    self.count_sent(content, to, len);
                 }
             }
             Input::PieceLost { content, shard } => self.on_piece_lost(content, shard),
@@ -339,9 +339,7 @@ impl Node {
         // A host that the tracker sees again is worth another try.
         let back: Vec<HostIndex> =
             self.avoid.keys().copied().filter(|host| !former.is_up(*host) && self.membership.is_up(*host)).collect();
-        for host in back {
-            self.forgive_unreachable(host);
-        }
+        self.forgive_unreachable(back);
         self.reconsider_jobs();
         self.redeal();
         self.rewarm();

@@ -60,15 +60,19 @@ impl Node {
         let announcements = std::mem::take(&mut link.announcements);
         link.reset();
         link.state = State::Up;
-        link.failures = 0;
         link.last_used = self.now;
+        let lost_at = link.lost_at.take();
         self.retry.remove(&host);
         for (job, lane, inline) in announcements {
             self.push(Output::SendAnnounce { to: host, job, lane, inline });
         }
         self.send_digest(host);
         self.greet_mate(host);
-        if !self.forgive_unreachable(host) {
+        let back = lost_at.map_or(BTreeSet::new(), |at| self.lost_together(at));
+        if !back.is_empty() {
+            self.begin_anew();
+        }
+        if !self.forgive_unreachable(back.into_iter().chain([host])) {
             let active: Vec<ContentId> = self.active.iter().copied().collect();
             for content in active {
                 self.subscribe(content);
@@ -97,12 +101,33 @@ impl Node {
         }
         link.state = State::Down;
         link.reset();
-        link.failures = link.failures.saturating_add(1);
-        let wait = limits::RETRY_FIRST * 2u32.saturating_pow(link.failures.min(16));
+        let lost_at = *link.lost_at.get_or_insert(self.now);
+        let wait = (self.now.since(lost_at) / limits::RETRY_SHARE).clamp(limits::RETRY_FIRST, limits::RETRY_MAX);
         // Hosts that lost the same neighbour do not all dial it at once.
         let jitter = Duration::from_millis(u64::from(self.config.me.0.wrapping_mul(2_654_435_761) >> 24));
-        link.retry_at = self.now + wait.min(limits::RETRY_MAX) + jitter;
+        link.retry_at = self.now + wait + jitter;
         self.lost(host);
+        if self.is_needed(host) {
+            self.retry.insert(host);
+        }
+    }
+
+    /// Hosts that were lost at about this time: whatever kept one away kept the others away as well, and when it is back so are they.
+    fn lost_together(&self, at: Instant) -> BTreeSet<HostIndex> {
+        let near = |lost: Instant| lost.since(at).max(at.since(lost)) <= limits::LOST_TOGETHER;
+        let lost = self.links.iter().filter(|(_, link)| !link.is_up() && link.lost_at.is_some_and(near));
+        lost.map(|(host, _)| *host).collect()
+    }
+
+    /// What was asked for in vain meanwhile says nothing about who has it, and what did not come nothing about who is slow.
+    fn begin_anew(&mut self) {
+        for id in &self.active {
+            if let Some(body) = self.contents.get_mut(id).and_then(|content| content.body.as_mut()) {
+                body.tries.clear();
+                body.trials.clear();
+                body.judged_at = self.now + limits::JUDGE_GRACE;
+            }
+        }
     }
 
     /// What hung on `host` is looked for elsewhere.
@@ -146,17 +171,22 @@ impl Node {
         self.replan_all();
     }
 
-    /// Uses `host` again if it was only out of reach; true when that changed the plans.
-    pub(super) fn forgive_unreachable(&mut self, host: HostIndex) -> bool {
-        if self.avoid.get(&host).is_some_and(|avoid| avoid.why == AvoidReason::Unreachable && !avoid.banned) {
-            self.avoid.remove(&host);
-            if let Some(link) = self.links.get_mut(&host) {
-                link.retry_at = self.now;
+    /// Uses hosts again that were only out of reach; true when that changed the plans.
+    pub(super) fn forgive_unreachable(&mut self, hosts: impl IntoIterator<Item = HostIndex>) -> bool {
+        let mut changed = false;
+        for host in hosts {
+            if self.avoid.get(&host).is_some_and(|avoid| avoid.why == AvoidReason::Unreachable && !avoid.banned) {
+                self.avoid.remove(&host);
+                if let Some(link) = self.links.get_mut(&host) {
+                    link.retry_at = self.now;
+                }
+                changed = true;
             }
-            self.replan_all();
-            return true;
         }
-        false
+        if changed {
+            self.replan_all();
+        }
+        changed
     }
 
     pub(super) fn expire_avoided(&mut self) {

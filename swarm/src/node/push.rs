@@ -40,7 +40,8 @@ impl Node {
             return;
         }
         let Some(link) = self.links.get_mut(&from).filter(|link| link.is_up()) else { return };
-        let child = body.children.entry(from).or_insert_with(|| Child::new(body.geometry.piece_count()));
+        let child = body.children.entry(from).or_insert_with(|| Child::new(body.geometry.piece_count(), self.now));
+        child.took = self.now;
         child.has = have;
         for (of, shard, ..) in &link.outstanding {
             if let Some(piece) = shard.filter(|_| *of == id).and_then(|shard| body.geometry.piece_of(shard)) {
@@ -135,7 +136,7 @@ impl Node {
     pub(super) fn on_got(&mut self, from: HostIndex, id: ContentId, pieces: &Bitmap) {
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         let count = body.geometry.piece_count();
-        let child = body.children.entry(from).or_insert_with(|| Child::new(count));
+        let child = body.children.entry(from).or_insert_with(|| Child::new(count, self.now));
         child.has.union(pieces);
         child.pending.subtract(pieces);
         self.prefer_mates(id);
@@ -145,7 +146,7 @@ impl Node {
         self.parked.retain(|parked| parked.from != from || parked.content != id);
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         let pieces = body.geometry.piece_count();
-        let child = body.children.entry(from).or_insert_with(|| Child::new(pieces));
+        let child = body.children.entry(from).or_insert_with(|| Child::new(pieces, self.now));
         child.has = Bitmap::full(pieces);
         child.pending = Bitmap::new(pieces);
         child.wants.clear();
@@ -172,7 +173,7 @@ impl Node {
                 continue;
             }
             let under_way = link.outstanding.iter().any(|(of, sent, ..)| *of == id && *sent == Some(shard));
-            let child = body.children.entry(from).or_insert_with(|| Child::new(pieces));
+            let child = body.children.entry(from).or_insert_with(|| Child::new(pieces, self.now));
             if !under_way && !child.wants.contains(&shard) {
                 child.wants.push_back(shard);
             }

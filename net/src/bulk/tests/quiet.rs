@@ -103,6 +103,54 @@ async fn a_silent_link_is_asked_then_dead() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_busy_link_that_falls_silent_is_dead_soon() {
+    let mut node = deaf_node(1).await;
+    let mut far = by_hand(&mut node, 2).await;
+    // It has been quiet for longer than a busy link may be; that is not held against it.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    far.write_all(&slice(Class::Bulk, 1, 0, 1 << 20, 1000)).await.unwrap();
+    let begin = Instant::now();
+    let listening = async {
+        let mut pings = 0;
+        while let Ok((kind, _)) = read_frame(&mut far).await {
+            assert_eq!(kind, FrameKind::Ping);
+            pings += 1;
+        }
+        pings
+    };
+    let dying = async {
+        let event = node.events.recv().await.unwrap();
+        (error_of(event), begin.elapsed())
+    };
+    let (pings, (error, after)) = tokio::join!(listening, dying);
+    assert!(error.contains("nothing heard"), "{error}");
+    assert!((Duration::from_secs(5)..Duration::from_secs(7)).contains(&after), "{after:?}");
+    assert!((4..=7).contains(&pings), "{pings}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_ends_of_a_busy_link_say_each_second_that_they_live() {
+    let (mut a, mut b) = (deaf_node(1).await, deaf_node(2).await);
+    let (near, far) = duplex(WIRE);
+    let (one, two) = tokio::join!(adopt(&a, 2, near), adopt(&b, 1, far));
+    one.unwrap();
+    two.unwrap();
+    let (a_id, b_id) = (a.id, b.id);
+    tokio::join!(a.expect_up(b_id), b.expect_up(a_id));
+    a.endpoint.send(b.id, part(1, Class::Bulk, pattern(1000, 1))).unwrap();
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    for (node, other) in [(&a, b_id), (&b, a_id)] {
+        let frames = node.endpoint.link_stats(other).unwrap().bytes_in / HEADER_BYTES as u64;
+        assert!(frames >= 8, "{frames}");
+    }
+    // Then it is idle.
+    let before = a.endpoint.link_stats(b_id).unwrap().bytes_in;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let frames = (a.endpoint.link_stats(b_id).unwrap().bytes_in - before) / HEADER_BYTES as u64;
+    assert!(frames <= 14, "{frames}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn our_own_slowness_is_not_the_other_ends_silence() {
     let mut narrow = config(1);
     narrow.listen = vec![];
