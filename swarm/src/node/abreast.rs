@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 impl Body {
     /// Pieces a lane may be ahead, and how many a lane lacks that counts as behind. One that brings nothing, or lacks more still,
     /// is slow by itself, and nobody waits for it.
-    fn abreast(&self, now: Instant) -> (u32, u32) {
+    fn abreast(&self, plan: &Plan, now: Instant) -> (u32, u32) {
         let usual = (self.typical * limits::ABREAST_TIME.as_millis() as u64 / 1_000_000) as u32;
-        let lead = usual.max(limits::ABREAST);
+        // Each step down a tree takes the time of a piece: lanes that come from further down are behind by nature.
+        let lead = usual.max(limits::ABREAST).max(plan.height());
         let moves = |lane: &&Lane| lane.missing == 0 || lane.rests || now.since(lane.brought) < limits::ABREAST_MOVES;
         let missing = self.lanes.iter().filter(moves).map(|lane| lane.missing);
         let reach = middle(missing.clone()) + lead;
@@ -44,7 +45,7 @@ impl Node {
         body.toll.count(0, body.lanes.iter().any(|lane| lane.rests), now);
         // Who is late takes what its rack has, and all of it is there.
         let free = content.late || body.toll.is_due(now);
-        let (lead, behind) = body.abreast(now);
+        let (lead, behind) = body.abreast(plan, now);
         let mut room = body.may_rest(plan, me);
         let mut rests: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
         let mut goes_on = false;

@@ -27,7 +27,7 @@ pub const TOLL_PROBE: u32 = 4;
 pub const TOLL_DOUBLINGS: u32 = 3;
 /// How long nobody is held back once that has cost a fifth of the rate; doubles with each repeat.
 pub const TOLL_FREE: Duration = Duration::from_secs(2);
-/// Pieces that a lane may be ahead of others, or as many as usually come on one in [`ABREAST_TIME`].
+/// Pieces that a lane may be ahead of others, or as many as usually come on one in [`ABREAST_TIME`], or as the trees are high.
 pub const ABREAST: u32 = 2;
 /// A lane that has brought nothing for so long is not waited for.
 pub const ABREAST_MOVES: Duration = Duration::from_secs(1);

@@ -219,6 +219,11 @@ impl Plan {
         children
     }
 
+    /// About how many racks a piece passes on its way to the last one.
+    pub fn height(&self) -> u32 {
+        self.base.racks.len().max(1).ilog2()
+    }
+
     /// Links between the root (or the top, without one) and `host` in `lane`; `None` when it is not in the tree.
     pub fn depth(&self, lane: LaneIndex, host: HostIndex) -> Option<u32> {
         if !self.contains(host) || lane.0 >= self.lanes() {
