@@ -43,10 +43,11 @@ pub struct NodeSettings {
     pub quota: Option<ByteSize>,
     /// Bytes to leave free on the disk. Default 1 GiB.
     pub min_free: ByteSize,
-    /// Memory for shards that arrived a moment ago, from which they are sent on. Default 12 MiB.
-    pub hot_cache: ByteSize,
+    /// Memory for shards that arrived and are on the disk, until they are sent on. Default and at most: half of
+    /// `receive_memory`.
+    pub hot_cache: Option<ByteSize>,
     /// Memory for payload until it is on the disk; links are not read beyond it. Half of it may be verified and wait for a
-    /// disk that stands still, and is sent on meanwhile. Default 96 MiB, at least twice `hot_cache`.
+    /// disk that stands still, and is sent on meanwhile. Default 96 MiB.
     pub receive_memory: ByteSize,
     /// What is received is written around the page cache, which stays the customers'. Default true; false for spinning
     /// disks, whose writes the cache puts in order.
@@ -69,7 +70,7 @@ impl Default for NodeSettings {
             uplink_mbit: 0,
             quota: None,
             min_free: ByteSize(1 << 30),
-            hot_cache: ByteSize(12 << 20),
+            hot_cache: None,
             receive_memory: ByteSize(96 << 20),
             direct_io: true,
             limits: LimitSettings::default(),
@@ -78,6 +79,11 @@ impl Default for NodeSettings {
 }
 
 impl NodeSettings {
+    /// Memory for shards that are to be sent on, as set or by default.
+    pub fn hot_cache(&self) -> ByteSize {
+        self.hot_cache.unwrap_or(ByteSize(self.receive_memory.0 / 2))
+    }
+
     /// Checks what the types cannot.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
@@ -86,7 +92,11 @@ impl NodeSettings {
         check(self.advertise.len() <= limits::ADDRS_MAX, "node.advertise", "too many addresses")?;
         check(!self.trackers.is_empty(), "node.trackers", "at least one tracker is needed, as host:port")?;
         check(self.trackers.iter().all(|name| name.contains(':')), "node.trackers", "must be host:port")?;
-        check(self.receive_memory.0 >= 2 * self.hot_cache.0, "node.receive_memory", "at least twice node.hot_cache")?;
+        check(
+            self.hot_cache().0 <= self.receive_memory.0 / 2,
+            "node.hot_cache",
+            "at most half of node.receive_memory",
+        )?;
         check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "at least 16 MiB")?;
         self.limits.validate()?;
         validate_labels(&self.labels).map_err(|error| ConfigError::invalid("node.labels", error))

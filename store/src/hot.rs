@@ -1,12 +1,11 @@
-//! Shards that arrived a moment ago: most are sent on at once, from memory.
+//! Shards that arrived a moment ago and are to be sent on: they are, from memory.
 //!
-//! Invariant: never holds more than its bytes, but for one shard and for what is not yet written; what is not yet
-//! written stays.
+//! Invariant: what is not yet written stays; what is written stays while it is due, as far as there is room.
 
 use crate::store::lock;
 use bytes::Bytes;
 use shoal_proto::ids::{ContentId, ShardIndex};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 type Key = (ContentId, ShardIndex);
@@ -21,15 +20,26 @@ pub(crate) struct Hot {
     drained: Condvar,
 }
 
-/// First in, first out: what was sent on to all children is not asked for again. Shards are written in the same order, so
-/// those not yet written are the last ones in.
+/// Where there is no room for all that are due, the oldest go: those that came last are asked for next.
 #[derive(Debug, Default)]
 struct Shards {
     bytes: usize,
-    /// Bytes of the last ones that are not written.
+    /// Bytes that are not written.
     unwritten: usize,
-    shards: HashMap<Key, Bytes>,
-    order: VecDeque<Key>,
+    turn: u64,
+    shards: HashMap<Key, Shard>,
+    /// By when they came.
+    order: BTreeMap<u64, Key>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    bytes: Bytes,
+    turn: u64,
+    /// Times it is yet to be written.
+    writes: u32,
+    /// Somebody may ask for it.
+    due: bool,
 }
 
 impl Hot {
@@ -45,49 +55,73 @@ impl Hot {
         let shards = self.drained.wait_while(lock(&self.shards), full);
         let mut shards = shards.unwrap_or_else(PoisonError::into_inner);
         shards.unwritten += len;
-        if shards.shards.insert(key, bytes).is_none() {
-            shards.bytes += len;
-            shards.order.push_back(key);
-            shards.shrink(self.max);
+        if let Some(shard) = shards.shards.get_mut(&key) {
+            shard.writes += 1;
+            return;
         }
+        let turn = shards.turn;
+        shards.turn += 1;
+        shards.bytes += len;
+        shards.order.insert(turn, key);
+        shards.shards.insert(key, Shard { bytes, turn, writes: 1, due: true });
+        shards.shrink(self.max);
     }
 
-    /// So many bytes of the oldest that were not written are, or never will be.
-    pub(crate) fn written(&self, bytes: usize) {
+    /// A shard of so many bytes is written, or never will be.
+    pub(crate) fn written(&self, key: &Key, bytes: usize) {
         let mut shards = lock(&self.shards);
         shards.unwritten = shards.unwritten.saturating_sub(bytes);
+        if let Some(shard) = shards.shards.get_mut(key) {
+            shard.writes = shard.writes.saturating_sub(1);
+            shards.drop_if_done(key);
+        }
         shards.shrink(self.max);
         drop(shards);
         self.drained.notify_one();
     }
 
+    /// Nobody is to be sent this shard any more.
+    pub(crate) fn cool(&self, key: &Key) {
+        let mut shards = lock(&self.shards);
+        if let Some(shard) = shards.shards.get_mut(key) {
+            shard.due = false;
+            shards.drop_if_done(key);
+        }
+    }
+
     pub(crate) fn get(&self, key: &Key) -> Option<Bytes> {
-        lock(&self.shards).shards.get(key).cloned()
+        lock(&self.shards).shards.get(key).map(|shard| shard.bytes.clone())
     }
 
     pub(crate) fn forget(&self, content: &ContentId) {
-        let shards = &mut *lock(&self.shards);
-        shards.order.retain(|key| key.0 != *content);
-        let bytes = &mut shards.bytes;
-        shards.shards.retain(|key, shard| {
-            let stays = key.0 != *content;
-            *bytes -= if stays { 0 } else { shard.len() };
-            stays
-        });
+        let mut shards = lock(&self.shards);
+        let gone: Vec<Key> = shards.shards.keys().filter(|key| key.0 == *content).copied().collect();
+        gone.iter().for_each(|key| shards.remove(key));
     }
 }
 
 impl Shards {
+    fn remove(&mut self, key: &Key) {
+        if let Some(shard) = self.shards.remove(key) {
+            self.order.remove(&shard.turn);
+            self.bytes -= shard.bytes.len();
+        }
+    }
+
+    fn drop_if_done(&mut self, key: &Key) {
+        if self.shards.get(key).is_some_and(|shard| shard.writes == 0 && !shard.due) {
+            self.remove(key);
+        }
+    }
+
     fn shrink(&mut self, max: usize) {
         while self.bytes > max && self.order.len() > 1 {
-            let oldest = self.order[0];
-            let len = self.shards.get(&oldest).map_or(0, Bytes::len);
-            if self.bytes - len < self.unwritten {
+            let Some(oldest) = self.order.values().next().copied() else { return };
+            // They are written in the order they came.
+            if self.shards.get(&oldest).is_some_and(|shard| shard.writes > 0) {
                 return;
             }
-            self.bytes -= len;
-            self.shards.remove(&oldest);
-            self.order.pop_front();
+            self.remove(&oldest);
         }
     }
 }
@@ -115,11 +149,30 @@ mod tests {
             hot.insert(key(shard), Bytes::from_static(&[0; 10]));
         }
         assert_eq!(held(&hot), [0, 1, 2, 3, 4], "none is written");
-        hot.written(10);
+        hot.written(&key(0), 10);
         assert_eq!(held(&hot), [1, 2, 3, 4]);
-        hot.written(40);
+        (1..5).for_each(|shard| hot.written(&key(shard), 10));
         assert_eq!(held(&hot), [2, 3, 4]);
         assert_eq!(unwritten(&hot), 0);
+    }
+
+    #[test]
+    fn what_is_due_to_nobody_goes_once_it_is_written() {
+        let hot = Hot::new(30, 100);
+        for shard in 0..3 {
+            hot.insert(key(shard), Bytes::from_static(&[0; 10]));
+        }
+        hot.written(&key(0), 10);
+        hot.cool(&key(0));
+        hot.cool(&key(1));
+        assert_eq!(held(&hot), [1, 2]);
+        hot.written(&key(1), 10);
+        assert_eq!(held(&hot), [2]);
+        // There is room for three others again.
+        (3..5).for_each(|shard| hot.insert(key(shard), Bytes::from_static(&[0; 10])));
+        (2..5).for_each(|shard| hot.written(&key(shard), 10));
+        assert_eq!(held(&hot), [2, 3, 4]);
+        assert_eq!(lock(&hot.shards).order.len(), 3);
     }
 
     #[test]
@@ -129,7 +182,7 @@ mod tests {
         hot.insert(key(0), Bytes::from_static(&[0; 10]));
         hot.forget(&ContentId([7; 32]));
         assert_eq!(unwritten(&hot), 20);
-        hot.written(20);
+        (0..2).for_each(|_| hot.written(&key(0), 10));
         hot.insert(key(1), Bytes::from_static(&[0; 10]));
         assert_eq!((held(&hot), unwritten(&hot)), (vec![1], 10));
     }

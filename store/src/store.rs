@@ -56,7 +56,7 @@ pub struct StoreConfig {
     pub quota: Option<u64>,
     /// Bytes to leave free on the disk.
     pub min_free: u64,
-    /// Bytes of recently arrived shards kept in memory.
+    /// Bytes of arrived shards kept in memory until they are sent on.
     pub hot: usize,
     /// Bytes that were verified and wait for the disk, at most; further ones wait before they are verified.
     pub unwritten: usize,
@@ -533,6 +533,11 @@ impl Store {
     /// A shard that arrived a moment ago, without touching the disk.
     pub fn read_hot(&self, id: &ContentId, shard: ShardIndex) -> Option<Bytes> {
         self.inner.hot.get(&(*id, shard))
+    }
+
+    /// Nobody is to be sent this shard any more: it needs no memory once it is written.
+    pub fn cool(&self, id: &ContentId, shard: ShardIndex) {
+        self.inner.hot.cool(&(*id, shard));
     }
 
     /// A shard's bytes. A parity shard is made from its stripe. Blocks.

@@ -59,6 +59,7 @@ fn run(inner: &Inner, queue: &Receiver<Write>) {
                     continue;
                 }
             };
+            let key = (content.id, content.geometry.shard_of(piece));
             match content.layout.write_direct(piece, &payload, &mut bounce) {
                 Ok(cached) => {
                     content.mark(piece);
@@ -74,7 +75,7 @@ fn run(inner: &Inner, queue: &Receiver<Write>) {
                     inner.tell(StoreEvent::WriteFailed { content: content.id, error: error.to_string() });
                 }
             }
-            inner.hot.written(payload.len());
+            inner.hot.written(&key, payload.len());
         }
     });
 }

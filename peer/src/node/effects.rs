@@ -16,6 +16,12 @@ impl Driver {
         while let Some(output) = self.brain.as_mut().and_then(|brain| brain.poll_output()) {
             self.effect(output);
         }
+        // Now that what was due at once is on its way.
+        while let Some((content, shard)) = self.cooling.pop() {
+            if !self.brain.as_ref().is_some_and(|brain| brain.is_due(&content, shard)) {
+                self.store.cool(&content, shard);
+            }
+        }
     }
 
     fn effect(&mut self, output: Output) {
@@ -126,6 +132,7 @@ impl Driver {
 
     fn send_shard(&mut self, to: HostIndex, content: ContentId, shard: ShardIndex, class: Class) {
         if let Some(bytes) = self.store.read_hot(&content, shard) {
+            self.cooling.push((content, shard));
             self.send_part(to, content, Some(shard), class, bytes);
             return;
         }

@@ -42,7 +42,7 @@ use pool::{Pool, Sort};
 use rollouts::Rollouts;
 use shoal_net::bulk::{BulkEndpoint, BulkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
-use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
+use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId, ShardIndex};
 use shoal_proto::locality::Locality;
 use shoal_proto::membership::MembershipUpdate;
 use shoal_proto::report::{HostReport, TierBytes};
@@ -262,6 +262,8 @@ pub struct Driver {
     /// Switches that a kill cut, until they go on.
     rollouts_cut: Vec<(String, Record)>,
     puts: usize,
+    /// Shards that may be due to nobody any more.
+    cooling: Vec<(ContentId, ShardIndex)>,
     done: Pool<Done>,
     book: Book,
     /// Contents whose progress is not in the reports yet, and when it goes there.
@@ -326,6 +328,7 @@ impl Driver {
             rollouts_cut: Vec::new(),
             rollouts: Rollouts::new(parts.activations, Journal::new(&parts.journal_dir)),
             puts: 0,
+            cooling: Vec::new(),
             done: Pool::new(),
             book: Book::new(parts.metrics),
             progressed: BTreeSet::new(),

@@ -141,6 +141,7 @@ impl Driver {
                 let surplus = |driver: &Self| driver.brain.as_ref().map_or(0, |brain| brain.counters().shards_surplus);
                 let before = surplus(self);
                 self.tell(Input::ShardVerified { content, shard, from });
+                self.cooling.push((content, shard));
                 if surplus(self) > before {
                     self.book.metrics.duplicate_bytes.inc_by(token >> 32);
                 }
@@ -154,6 +155,7 @@ impl Driver {
                 self.tell(Input::ShardCorrupt { content, shard, from });
             }
             StoreEvent::Rebuilt { content, stripe, shards } => {
+                self.cooling.extend(shards.iter().map(|shard| (content, *shard)));
                 self.tell(Input::Rebuilt { content, stripe, shards });
             }
             StoreEvent::WriteFailed { content, error } => self.disk_failed(content, &error),

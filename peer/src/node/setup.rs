@@ -131,7 +131,7 @@ pub async fn start(
         dir: folders.store.to_path_buf(),
         quota: settings.quota.map(|quota| quota.0),
         min_free: settings.min_free.0,
-        hot: usize::try_from(settings.hot_cache.0).unwrap_or(usize::MAX),
+        hot: usize::try_from(settings.hot_cache().0).unwrap_or(usize::MAX),
         unwritten: usize::try_from(settings.receive_memory.0 / 2).unwrap_or(usize::MAX),
         direct: settings.direct_io,
     };

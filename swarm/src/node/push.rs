@@ -155,6 +155,14 @@ impl Node {
         self.warm_arrived(id);
     }
 
+    /// Whether a shard that is here is still to be sent to somebody.
+    pub fn is_due(&self, id: &ContentId, shard: ShardIndex) -> bool {
+        let Some(body) = self.contents.get(id).and_then(|content| content.body.as_ref()) else { return false };
+        let piece = body.geometry.piece_of(shard);
+        let mut children = body.children.values();
+        children.any(|child| piece.is_some_and(|piece| child.pending.get(piece.0)) || child.wants.contains(&shard))
+    }
+
     pub(super) fn on_want(&mut self, from: HostIndex, id: ContentId, shards: Vec<ShardIndex>) {
         let body = self.contents.get_mut(&id).and_then(|content| content.body.as_mut());
         let (Some(body), Some(link)) = (body, self.links.get_mut(&from)) else {
