@@ -76,6 +76,24 @@ fn a_rack_keeps_k_plus_m_of_k_and_comes_back_without_its_uplink_when_m_are_lost(
 }
 
 #[test]
+fn parity_saves_the_uplink_what_second_copies_would_not() {
+    let crossed = |parity| {
+        let (mut world, number) = demoted(3, 2, parity);
+        assert!((copies(&world, number, 0) - 2.0).abs() < 0.02, "the same room: {}", copies(&world, number, 0));
+        (0..2).for_each(|place| world.kill(world.host(0, place)));
+        world.run_for(Duration::from_secs(1));
+        let imported = world.traffic.imported[0];
+        world.promote(number);
+        let left = living(&world);
+        world.run_to_done(number, &left, Duration::from_secs(120)).expect("whole again");
+        (world.traffic.imported[0] - imported) as f64 / world.pushed(number).geometry.bytes() as f64
+    };
+    let (without, with) = (crossed(0), crossed(2));
+    assert!((0.1..=0.35).contains(&without), "what both held is imported: {without}");
+    assert_eq!(with, 0.0);
+}
+
+#[test]
 fn one_more_than_m_goes_up_the_lanes() {
     let (mut world, number) = demoted(3, 2, 2);
     for place in 0..3 {
