@@ -146,11 +146,16 @@ fn the_region_finishes_without_its_seeder_and_tracker() {
     assert!(figures.ratio <= 1.15, "{figures:?}");
 }
 
+/// When the last host of a rack was done, seconds.
+fn rack_took(outcome: &Outcome, rack: usize) -> f64 {
+    outcome.done[rack].iter().flatten().copied().fold(0.0, f64::max)
+}
+
 #[test]
 fn an_uplink_that_is_cut_delays_only_its_rack() {
     let cut = scenario(4, 4, 1024, "uplink:1@20%+10s");
     let outcome = finished(&cut);
-    let rack = |rack: usize| outcome.done[rack].iter().flatten().copied().fold(0.0, f64::max);
+    let rack = |rack| rack_took(&outcome, rack);
     let bound = outcome.figures.bound_s;
     assert!(rack(1) > bound + 5.0, "{:?}", outcome.figures);
     for other in [0, 2, 3] {
@@ -165,7 +170,7 @@ fn an_uplink_that_is_cut_delays_only_its_rack() {
 fn nobody_waits_for_racks_that_take_nothing() {
     let cut = scenario(4, 4, 980, "uplink:1=0%@30%+30s,uplink:2=0%@30%+30s");
     let outcome = finished(&cut);
-    let rack = |rack: usize| outcome.done[rack].iter().flatten().copied().fold(0.0, f64::max);
+    let rack = |rack| rack_took(&outcome, rack);
     for whole in [0, 3] {
         let (took, bound) = (rack(whole), outcome.figures.bound_s);
         assert!(took <= bound * 1.5, "rack {whole}: {took} of {bound}: {:?}", outcome.figures);

@@ -62,8 +62,8 @@ fn error_of(event: BulkEvent) -> String {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_idle_link_lives_on_pings() {
+/// Two nodes with a link between them.
+async fn linked_in_memory() -> (Node, Node) {
     let (mut a, mut b) = (deaf_node(1).await, deaf_node(2).await);
     let (near, far) = duplex(WIRE);
     let (one, two) = tokio::join!(adopt(&a, 2, near), adopt(&b, 1, far));
@@ -71,6 +71,32 @@ async fn an_idle_link_lives_on_pings() {
     two.unwrap();
     let (a_id, b_id) = (a.id, b.id);
     tokio::join!(a.expect_up(b_id), b.expect_up(a_id));
+    (a, b)
+}
+
+/// Says nothing until the link is dead; gives the pings it was asked with, and how long that took.
+async fn dies_silent(node: &mut Node, far: &mut DuplexStream) -> (u32, Duration) {
+    let begin = Instant::now();
+    let listening = async {
+        let mut pings = 0;
+        while let Ok((kind, _)) = read_frame(far).await {
+            assert_eq!(kind, FrameKind::Ping);
+            pings += 1;
+        }
+        pings
+    };
+    let dying = async {
+        let event = node.events.recv().await.unwrap();
+        (error_of(event), begin.elapsed())
+    };
+    let (pings, (error, after)) = tokio::join!(listening, dying);
+    assert!(error.contains("nothing heard"), "{error}");
+    (pings, after)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_link_lives_on_pings() {
+    let (a, mut b) = linked_in_memory().await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     a.endpoint.send(b.id, OutFrame::Message(done(1))).unwrap();
     assert!(matches!(b.next().await, BulkEvent::Message { .. }));
@@ -83,21 +109,7 @@ async fn an_idle_link_lives_on_pings() {
 async fn a_silent_link_is_asked_then_dead() {
     let mut node = deaf_node(1).await;
     let mut far = by_hand(&mut node, 2).await;
-    let begin = Instant::now();
-    let listening = async {
-        let mut pings = 0;
-        while let Ok((kind, _)) = read_frame(&mut far).await {
-            assert_eq!(kind, FrameKind::Ping);
-            pings += 1;
-        }
-        pings
-    };
-    let dying = async {
-        let event = node.events.recv().await.unwrap();
-        (error_of(event), begin.elapsed())
-    };
-    let (pings, (error, after)) = tokio::join!(listening, dying);
-    assert!(error.contains("nothing heard"), "{error}");
+    let (pings, after) = dies_silent(&mut node, &mut far).await;
     assert!((Duration::from_secs(30)..Duration::from_secs(41)).contains(&after), "{after:?}");
     assert!((2..=4).contains(&pings), "{pings}");
 }
@@ -109,44 +121,24 @@ async fn a_busy_link_that_falls_silent_is_dead_soon() {
     // It has been quiet for longer than a busy link may be; that is not held against it.
     tokio::time::sleep(Duration::from_secs(8)).await;
     far.write_all(&slice(Class::Bulk, 1, 0, 1 << 20, 1000)).await.unwrap();
-    let begin = Instant::now();
-    let listening = async {
-        let mut pings = 0;
-        while let Ok((kind, _)) = read_frame(&mut far).await {
-            assert_eq!(kind, FrameKind::Ping);
-            pings += 1;
-        }
-        pings
-    };
-    let dying = async {
-        let event = node.events.recv().await.unwrap();
-        (error_of(event), begin.elapsed())
-    };
-    let (pings, (error, after)) = tokio::join!(listening, dying);
-    assert!(error.contains("nothing heard"), "{error}");
+    let (pings, after) = dies_silent(&mut node, &mut far).await;
     assert!((Duration::from_secs(5)..Duration::from_secs(7)).contains(&after), "{after:?}");
     assert!((4..=7).contains(&pings), "{pings}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn both_ends_of_a_busy_link_say_each_second_that_they_live() {
-    let (mut a, mut b) = (deaf_node(1).await, deaf_node(2).await);
-    let (near, far) = duplex(WIRE);
-    let (one, two) = tokio::join!(adopt(&a, 2, near), adopt(&b, 1, far));
-    one.unwrap();
-    two.unwrap();
-    let (a_id, b_id) = (a.id, b.id);
-    tokio::join!(a.expect_up(b_id), b.expect_up(a_id));
+    let (a, b) = linked_in_memory().await;
     a.endpoint.send(b.id, part(1, Class::Bulk, pattern(1000, 1))).unwrap();
     tokio::time::sleep(Duration::from_secs(9)).await;
-    for (node, other) in [(&a, b_id), (&b, a_id)] {
+    for (node, other) in [(&a, b.id), (&b, a.id)] {
         let frames = node.endpoint.link_stats(other).unwrap().bytes_in / HEADER_BYTES as u64;
         assert!(frames >= 8, "{frames}");
     }
     // Then it is idle.
-    let before = a.endpoint.link_stats(b_id).unwrap().bytes_in;
+    let before = a.endpoint.link_stats(b.id).unwrap().bytes_in;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let frames = (a.endpoint.link_stats(b_id).unwrap().bytes_in - before) / HEADER_BYTES as u64;
+    let frames = (a.endpoint.link_stats(b.id).unwrap().bytes_in - before) / HEADER_BYTES as u64;
     assert!(frames <= 14, "{frames}");
 }
 
