@@ -27,6 +27,7 @@ use crate::identity::Identity;
 use bytes::Bytes;
 pub use limit::{LinkLimits, LinkRates, Reach};
 use link::Expected;
+pub use memory::Placement;
 use shared::Shared;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec;
@@ -43,7 +44,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
 /// How to run bulk links.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct BulkConfig {
     /// Where to listen; port 0 picks one. Empty: dial only.
     pub listen: Vec<SocketAddr>,
@@ -62,6 +63,8 @@ pub struct BulkConfig {
     /// Payload bytes in memory at a time, from a part's first byte until its `Bytes` are dropped, for each class.
     /// When they are used up, links are not read. At least 8 MiB; default 64 MiB for `Bulk`, 16 MiB for each other.
     pub receive_bytes: usize,
+    /// Where shards will lie on the disk. Default: not known.
+    pub placement: Option<Placement>,
     /// Bytes of expected manifests at a time. Default 256 MiB, the largest manifest there is.
     pub manifest_bytes: usize,
     /// Parts queued on a link, for each class; more are refused with [`SendError::Full`]. Default 64.
@@ -100,6 +103,7 @@ impl BulkConfig {
             pending_max: 128,
             pending_per_ip_max: 32,
             receive_bytes: 64 << 20,
+            placement: None,
             manifest_bytes: limits::MANIFEST_BYTES_MAX,
             parts_max: 64,
             messages_max: 1024,

@@ -3,11 +3,14 @@
 //! What a host receives is read from memory while it is passed on, and hardly again for a while: in the page cache it would
 //! push out what the host serves its customers from, at the price of filling each page. Pieces begin and end in the middle
 //! of a disk's blocks, so the first and the last block are written together with what their neighbours have in them.
+//! What lies in memory as it will in blocks is written from where it is; only those two blocks are copied.
 //! Invariant: whoever writes holds the stream's [`Edges`], and a block is written with all that was ever written to it.
 
+use rustix::io::{Errno, pwritev};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// What such writes are aligned to, in memory and on the disk, bytes. No disk or file system in use asks for more.
@@ -91,22 +94,54 @@ pub(crate) fn floor(offset: u64) -> u64 {
 pub(crate) fn write(file: &File, edges: &mut Edges, bounce: &mut Bounce, offset: u64, bytes: &[u8]) -> io::Result<()> {
     let end = offset + bytes.len() as u64;
     let (first, last) = (floor(offset), end.next_multiple_of(BLOCK as u64));
-    let buffer = bounce.aligned((last - first) as usize);
-    let tail = buffer.len() - BLOCK;
     let (head_shared, tail_shared) = (first != offset, last != end);
+    let inner = inner(offset, bytes);
+    let (before, after) = (&bytes[..inner.start], &bytes[inner.end..]);
+    let buffer = bounce.aligned((last - first) as usize - inner.len());
+    let tail = buffer.len().saturating_sub(BLOCK);
     if head_shared {
         edges.load(file, first, &mut buffer[..BLOCK])?;
     }
     if tail_shared && !(head_shared && tail == 0) {
         edges.load(file, last - BLOCK as u64, &mut buffer[tail..])?;
     }
-    buffer[(offset - first) as usize..][..bytes.len()].copy_from_slice(bytes);
-    file.write_all_at(buffer, first)?;
+    buffer[(offset - first) as usize..][..before.len()].copy_from_slice(before);
+    buffer[tail..][..after.len()].copy_from_slice(after);
+    // Without inner blocks both go out together, wherever they are parted.
+    let (head, rest) = buffer.split_at(before.len().next_multiple_of(BLOCK).min(buffer.len()));
+    write_all_at(file, &mut [head, &bytes[inner], rest].map(IoSlice::new), first)?;
     if head_shared {
         edges.keep(first, &buffer[..BLOCK]);
     }
     if tail_shared {
         edges.keep(last - BLOCK as u64, &buffer[tail..]);
+    }
+    Ok(())
+}
+
+/// The whole blocks among bytes that are aligned in memory as on the disk; nothing at their end if they are not.
+fn inner(offset: u64, bytes: &[u8]) -> Range<usize> {
+    let start = (offset.next_multiple_of(BLOCK as u64) - offset) as usize;
+    let end = floor(offset + bytes.len() as u64).saturating_sub(offset) as usize;
+    match bytes.get(start..end) {
+        Some(blocks) if !blocks.is_empty() && blocks.as_ptr().addr().is_multiple_of(BLOCK) => start..end,
+        _ => bytes.len()..bytes.len(),
+    }
+}
+
+fn write_all_at(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    // Empty ones would be taken for a disk that takes no more.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match pwritev(file, slices, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut slices, written);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }
@@ -145,7 +180,11 @@ mod tests {
             file.set_len(total as u64).unwrap();
             let (mut edges, mut bounce) = (if known { Edges::of_empty() } else { Edges::default() }, Bounce::default());
             for (turn, (at, len)) in pieces.into_iter().enumerate() {
-                let bytes = &wanted[at..at + len];
+                let mut memory = vec![0; len + BLOCK];
+                // As it lies on the disk, or not.
+                let start = (at % BLOCK + BLOCK - memory.as_ptr().addr() % BLOCK + usize::from(turn % 3 == 2)) % BLOCK;
+                memory[start..start + len].copy_from_slice(&wanted[at..at + len]);
+                let bytes = &memory[start..start + len];
                 if turn % 5 == 4 {
                     file.write_all_at(bytes, at as u64).unwrap();
                     edges.forget(at as u64, len);

@@ -1,6 +1,6 @@
 //! Where a content's bytes lie: one preallocated file a stream, pieces end to end.
 
-use crate::direct::{self, Bounce, Edges, floor};
+use crate::direct::{self, BLOCK, Bounce, Edges, floor};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::{Errno, pread};
@@ -226,6 +226,11 @@ impl Layout {
         }
         bytes.truncate(len);
         Ok(bytes)
+    }
+
+    /// How far into a block of the disk a piece begins, bytes.
+    pub(crate) fn phase(&self, piece: PieceIndex) -> usize {
+        (self.offsets[piece.index()] % BLOCK as u64) as usize
     }
 
     /// Writes a piece. What is written for one of its neighbours meanwhile waits.

@@ -522,6 +522,13 @@ impl Store {
         Ok(())
     }
 
+    /// How far into a block of the disk a shard's first byte lies, bytes: what begins there in memory is written without a
+    /// copy. 0 where that does not matter.
+    pub fn phase(&self, id: &ContentId, shard: ShardIndex) -> usize {
+        let Some(content) = self.inner.content(id) else { return 0 };
+        content.geometry.piece_of(shard).map_or(0, |piece| content.layout.phase(piece))
+    }
+
     /// Asks the store's thread to decode a stripe from the pieces and parity shards that are here.
     pub fn rebuild(&self, id: &ContentId, stripe: StripeIndex) {
         if let Some(content) = self.inner.content(id) {

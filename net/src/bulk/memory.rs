@@ -2,21 +2,28 @@
 //!
 //! Invariant: the permits a payload was read under are returned only when its last `Bytes` is dropped.
 //!
+//! A shard begins in memory where it will begin in a block of the disk ([`Placement`]), so that it can be written around the page
+//! cache from where it is.
+//!
 //! Each class has a budget of its own, and a link opens a part of a class only while no part of a more urgent class is
 //! open on it. So whoever waits for a budget holds only parts of less urgent classes, and waiting cannot go in a ring.
 
 use bytes::Bytes;
 use shoal_proto::announcement::Class;
+use shoal_proto::ids::{ContentId, ShardIndex};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Buffers below this are left to the allocator, bytes.
 const POOLED_MIN: usize = 16 * 1024;
-/// Bytes of idle buffers kept.
-const POOL_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What memory is aligned to for writes around the page cache, bytes.
+const BLOCK: usize = 4096;
 /// Capacities are rounded up to a multiple of this, bytes, so that pieces of about the same length share buffers.
 const ROUND: usize = POOLED_MIN;
+
+/// How far into a block of the disk, of 4096 bytes, a shard's first byte will lie; 0 if that is not known.
+pub type Placement = Arc<dyn Fn(&ContentId, ShardIndex) -> usize + Send + Sync>;
 
 #[derive(Default)]
 struct Idle {
@@ -25,18 +32,31 @@ struct Idle {
 }
 
 /// Idle buffers, and the count of bytes in use.
-#[derive(Default)]
 pub(super) struct Pool {
     idle: Mutex<Idle>,
+    /// Bytes of idle buffers kept.
+    idle_max: usize,
     held: AtomicU64,
 }
 
 impl Pool {
-    /// An empty buffer with room for `len` bytes, not zeroed.
-    pub(super) fn take(&self, len: usize) -> Vec<u8> {
+    /// Keeps up to `idle_max` bytes of idle buffers: fewer than are in use at times are faulted in again each time.
+    pub(super) fn new(idle_max: usize) -> Self {
+        Self { idle: Mutex::default(), idle_max, held: AtomicU64::new(0) }
+    }
+
+    /// A buffer with room for `len` bytes from `phase` bytes into a block on, not zeroed; filled up to there.
+    pub(super) fn take(&self, len: usize, phase: usize) -> Vec<u8> {
         if len < POOLED_MIN {
             return Vec::with_capacity(len);
         }
+        let mut buffer = self.take_empty(len + BLOCK);
+        let start = (phase % BLOCK + BLOCK - buffer.as_ptr().addr() % BLOCK) % BLOCK;
+        buffer.resize(start, 0);
+        buffer
+    }
+
+    fn take_empty(&self, len: usize) -> Vec<u8> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // Smallest that fits, but none of more than twice the size: memory in use must stay near the permits held.
         let fits = |buffer: &Vec<u8>| (len..=2 * len).contains(&buffer.capacity());
@@ -57,12 +77,12 @@ impl Pool {
 
     fn give_back(&self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        if !(POOLED_MIN..=POOL_BYTES_MAX).contains(&capacity) {
+        if !(POOLED_MIN..=self.idle_max).contains(&capacity) {
             return;
         }
         buffer.clear();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.bytes + capacity <= POOL_BYTES_MAX {
+        if idle.bytes + capacity <= self.idle_max {
             idle.bytes += capacity;
             idle.buffers.push(buffer);
         }
@@ -82,14 +102,17 @@ impl Pool {
 /// A payload being filled, with the permit that covers its whole length.
 pub(super) struct Payload {
     buffer: Vec<u8>,
+    /// Where it begins in the buffer.
+    start: usize,
     pool: Arc<Pool>,
     permit: OwnedSemaphorePermit,
 }
 
 impl Payload {
+    /// Begins where the buffer ends now.
     pub(super) fn new(pool: &Arc<Pool>, buffer: Vec<u8>, permit: OwnedSemaphorePermit) -> Self {
         pool.held.fetch_add(permit.num_permits() as u64, Ordering::Relaxed);
-        Self { buffer, pool: pool.clone(), permit }
+        Self { start: buffer.len(), buffer, pool: pool.clone(), permit }
     }
 
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
@@ -104,7 +127,7 @@ impl Payload {
 
 impl AsRef<[u8]> for Payload {
     fn as_ref(&self) -> &[u8] {
-        &self.buffer
+        &self.buffer[self.start..]
     }
 }
 
@@ -137,5 +160,27 @@ impl Budgets {
     /// Room for a manifest, if there is any now.
     pub(super) fn manifest(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
         self.manifests.clone().try_acquire_many_owned(bytes).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_begins_where_it_will_in_a_block() {
+        let (pool, budget) = (Arc::new(Pool::new(1 << 20)), Arc::new(Semaphore::new(1 << 20)));
+        for (len, phase) in [(POOLED_MIN, 0), (100_000, 1), (100_001, 4095), (65_536, 2048), (100_000, 17)] {
+            let permit = budget.clone().try_acquire_many_owned(len as u32).unwrap();
+            let mut payload = Payload::new(&pool, pool.take(len, phase), permit);
+            let before = payload.buffer().capacity();
+            let whole = payload.start + len;
+            payload.buffer().resize(whole, 7);
+            assert_eq!(payload.buffer().capacity(), before, "it did not move");
+            let bytes = payload.into_bytes();
+            assert_eq!((bytes.len(), bytes.as_ptr().addr() % BLOCK), (len, phase));
+            assert!(bytes.iter().all(|byte| *byte == 7));
+        }
+        assert_eq!((pool.held(), budget.available_permits()), (0, 1 << 20));
     }
 }

@@ -208,7 +208,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             Part::Manifest => {
                 self.link.take_expected(content, total).map(|expected| Payload::new(pool, Vec::new(), expected.permit))
             }
-            Part::Shard(_) => {
+            Part::Shard(shard) => {
                 let budget = self.shared.budgets.class(class).clone();
                 let permit = match budget.clone().try_acquire_many_owned(total) {
                     Ok(permit) => permit,
@@ -219,7 +219,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                         permit.map_err(|_| ReadEnd::Lost("shutting down".into()))?
                     }
                 };
-                Some(Payload::new(pool, pool.take(total as usize), permit))
+                let placement = self.shared.config.placement.as_ref();
+                let phase = placement.map_or(0, |phase| phase(&content, shard));
+                Some(Payload::new(pool, pool.take(total as usize, phase), permit))
             }
         };
         Ok(Assembly { content, part, total, filled: 0, payload })

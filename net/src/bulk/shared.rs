@@ -68,7 +68,7 @@ impl Shared {
             tls,
             table: Table::new(),
             budgets: Budgets::new(config.receive_bytes, config.manifest_bytes),
-            pool: Arc::default(),
+            pool: Arc::new(Pool::new(config.receive_bytes)),
             limits: LinkLimits::default(),
             urgent: Urgent::new(),
             counters: Counters::default(),

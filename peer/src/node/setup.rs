@@ -147,6 +147,8 @@ pub async fn start(
     let admission = Admission::new(trust.clone(), credential_bytes.clone(), system_clock);
     let mut bulk = BulkConfig::new(settings.listen.clone(), identity.clone(), admission);
     bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
+    let placing = store.clone();
+    bulk.placement = Some(Arc::new(move |content, shard| placing.phase(content, shard)));
     bulk.locality = Some(credential.locality.clone());
     let (endpoint, link_events) = BulkEndpoint::bind(bulk).await?;
     let limits = Limits::new(settings.limits.clone(), endpoint.clone());
