@@ -1,13 +1,20 @@
 //! TLS for bulk links: version 1.3 only, both sides prove their key, AES first.
 //!
-//! Owns the two rustls configurations of an identity. Invariant: a finished handshake means that the other end holds
-//! the Ed25519 key of the [`NodeId`] that [`peer_node`] returns.
+//! Owns the two rustls configurations of an identity; how they shake hands is in [`handshake`], what follows in [`records`].
+//! Invariant: a finished handshake means that the other end holds the Ed25519 key of the [`NodeId`] that [`peer_node`]
+//! returns.
 //!
 //! The certificate is libp2p's (<https://github.com/libp2p/specs/blob/master/tls/tls.md>): self-signed, with the node
 //! key's signature in an extension. Cipher order is our own: libp2p lists ChaCha20 first, which costs more than twice
 //! the CPU of AES-GCM where the processor has AES instructions.
 
+mod handshake;
+mod records;
+#[cfg(test)]
+mod tests;
+
 use crate::identity::{Identity, node_of};
+pub(crate) use handshake::{accept, connect};
 use libp2p_tls::certificate;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -59,6 +66,8 @@ impl Tls {
         client.enable_sni = false;
         // Links are few and long: a resumed session would save nothing and skip the proof of the key.
         client.resumption = Resumption::disabled();
+        // For our own record layer.
+        client.enable_secret_extraction = true;
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| error.to_string())?
@@ -67,6 +76,7 @@ impl Tls {
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        server.enable_secret_extraction = true;
         Ok(Self { client: Arc::new(client), server: Arc::new(server) })
     }
 }
@@ -77,7 +87,7 @@ pub(crate) fn server_name() -> ServerName<'static> {
 }
 
 /// Who is at the other end of a finished handshake.
-pub(crate) fn peer_node(state: &CommonState) -> Result<NodeId, Error> {
+fn peer_node(state: &CommonState) -> Result<NodeId, Error> {
     if state.alpn_protocol() != Some(ALPN) {
         return Err(Error::NoApplicationProtocol);
     }

@@ -8,7 +8,7 @@ use super::link::{self, Arrival, Link};
 use super::queue::Queue;
 use super::shared::Shared;
 use super::{BindError, BulkEvent};
-use crate::tls::{peer_node, server_name};
+use crate::tls::{accept as accept_tls, connect as connect_tls};
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits;
@@ -21,13 +21,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 /// Connections the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 1024;
-/// Bytes a connection may have sealed and not yet handed to the kernel: they cannot be overtaken.
-const SEALED_BYTES: usize = 32 * 1024;
 /// Pause after the operating system refuses to accept (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A dial that lost to the other end's waits this long for that one to come up.
@@ -88,9 +85,7 @@ fn stranger(shared: &Shared, remote: SocketAddr, why: &dyn std::fmt::Display) {
 async fn welcome(shared: &Arc<Shared>, stream: TcpStream, remote: SocketAddr) {
     let handshake = async {
         set_options(shared, &stream)?;
-        let mut tls = TlsAcceptor::from(shared.tls.server.clone()).accept(stream).await?;
-        tls.get_mut().1.set_buffer_limit(Some(SEALED_BYTES));
-        let node = peer_node(tls.get_ref().1).map_err(io::Error::other)?;
+        let (node, mut tls) = accept_tls(&shared.tls, stream).await?;
         let greeted = greet(shared, &mut tls, node).await;
         Ok::<_, io::Error>((tls, node, greeted))
     };
@@ -204,10 +199,7 @@ enum Attempt {
 async fn introduce(shared: &Arc<Shared>, stream: TcpStream, node: NodeId, addr: SocketAddr) -> Result<(), Attempt> {
     let other = |error: io::Error| Attempt::Other(error.to_string());
     set_options(shared, &stream).map_err(other)?;
-    let connector = TlsConnector::from(shared.tls.client.clone());
-    let mut tls = connector.connect(server_name(), stream).await.map_err(other)?;
-    tls.get_mut().1.set_buffer_limit(Some(SEALED_BYTES));
-    let found = peer_node(tls.get_ref().1).map_err(|error| Attempt::Other(error.to_string()))?;
+    let (found, mut tls) = connect_tls(&shared.tls, stream).await.map_err(other)?;
     if found != node {
         return Err(Attempt::Other(format!("is {}, not {}", found.short(), node.short())));
     }

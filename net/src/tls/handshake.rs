@@ -1,0 +1,184 @@
+//! Handshakes: rustls does them, on buffers of ours, and then hands the keys to [`TlsStream`].
+//!
+//! Invariant: rustls is shown no record beyond those of the handshake; what follows them is the stream's.
+
+use super::records::{HEADER, RECORD_MAX, TlsStream, record_len};
+use super::{Tls, peer_node, server_name};
+use rustls::client::UnbufferedClientConnection;
+use rustls::kernel::KernelConnection;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
+use rustls::{CommonState, ConnectionTrafficSecrets, Error, ExtractedSecrets};
+use shoal_proto::ids::NodeId;
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Handshakes have a few kilobytes; more is none.
+const HANDSHAKE_MAX: usize = 4 * RECORD_MAX;
+
+/// Makes the keys that follow the present ones.
+pub(super) trait Rekey: Send {
+    /// For what we send.
+    fn sending(&mut self) -> Result<ConnectionTrafficSecrets, Error>;
+    /// For what we receive.
+    fn receiving(&mut self) -> Result<ConnectionTrafficSecrets, Error>;
+}
+
+impl<Data: Send> Rekey for KernelConnection<Data> {
+    fn sending(&mut self) -> Result<ConnectionTrafficSecrets, Error> {
+        self.update_tx_secret().map(|(_, secrets)| secrets)
+    }
+
+    fn receiving(&mut self) -> Result<ConnectionTrafficSecrets, Error> {
+        self.update_rx_secret().map(|(_, secrets)| secrets)
+    }
+}
+
+/// What a finished handshake leaves.
+type Keys = (ExtractedSecrets, Box<dyn Rekey>);
+
+/// Client or server.
+trait Side {
+    type Data;
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn state(&self) -> &CommonState;
+    fn into_keys(self) -> Result<Keys, Error>;
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = rustls::client::ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+
+    fn into_keys(self) -> Result<Keys, Error> {
+        let (secrets, rest) = self.dangerous_into_kernel_connection()?;
+        Ok((secrets, Box::new(rest)))
+    }
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = rustls::server::ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+
+    fn into_keys(self) -> Result<Keys, Error> {
+        let (secrets, rest) = self.dangerous_into_kernel_connection()?;
+        Ok((secrets, Box::new(rest)))
+    }
+}
+
+/// Shakes hands with whoever was dialled; gives the node it proved to be.
+pub(crate) async fn connect<S>(tls: &Tls, io: S) -> io::Result<(NodeId, TlsStream<S>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let side = UnbufferedClientConnection::new(tls.client.clone(), server_name()).map_err(io::Error::other)?;
+    shake(side, io).await
+}
+
+/// Shakes hands with whoever dialled; gives the node it proved to be.
+pub(crate) async fn accept<S>(tls: &Tls, io: S) -> io::Result<(NodeId, TlsStream<S>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let side = UnbufferedServerConnection::new(tls.server.clone()).map_err(io::Error::other)?;
+    shake(side, io).await
+}
+
+/// What rustls wants next.
+enum Step {
+    Again,
+    Send,
+    Read,
+    Done,
+    Failed(Error),
+}
+
+async fn shake<C: Side, S>(mut side: C, mut io: S) -> io::Result<(NodeId, TlsStream<S>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
+    // Of what came, whole records that rustls was shown. A message may need more than one.
+    let mut shown = 0;
+    let mut failed = None;
+    loop {
+        let UnbufferedStatus { discard, state, .. } = side.process(&mut incoming[..shown]);
+        let step = match state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                let start = outgoing.len();
+                outgoing.resize(start + RECORD_MAX, 0);
+                let written = data.encode(&mut outgoing[start..]).map_err(io::Error::other)?;
+                outgoing.truncate(start + written);
+                Step::Again
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                Step::Send
+            }
+            Ok(ConnectionState::BlockedHandshake) => Step::Read,
+            Ok(ConnectionState::WriteTraffic(_)) => Step::Done,
+            Ok(_) => Step::Failed(Error::HandshakeNotComplete),
+            Err(error) => Step::Failed(error),
+        };
+        incoming.drain(..discard);
+        shown -= discard;
+        match step {
+            // The first error leaves an alert to be sent.
+            Step::Failed(error) if failed.is_none() => failed = Some(error),
+            Step::Again => {}
+            Step::Done if failed.is_none() && !side.state().is_handshaking() => {
+                send(&mut io, &mut outgoing).await?;
+                let node = peer_node(side.state()).map_err(io::Error::other)?;
+                let (secrets, rekey) = side.into_keys().map_err(io::Error::other)?;
+                return Ok((node, TlsStream::new(io, incoming, &secrets, rekey)?));
+            }
+            _ => {
+                let sent = send(&mut io, &mut outgoing).await;
+                if let Some(error) = failed {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+                sent?;
+                if !matches!(step, Step::Send) {
+                    shown = more(&mut io, &mut incoming, shown).await?;
+                }
+            }
+        }
+    }
+}
+
+async fn send(io: &mut (impl AsyncWrite + Unpin), outgoing: &mut Vec<u8>) -> io::Result<()> {
+    io.write_all(outgoing).await?;
+    outgoing.clear();
+    io.flush().await
+}
+
+/// Shows rustls one record more, read if it is not here yet; gives how many bytes that is in all.
+async fn more(io: &mut (impl AsyncRead + Unpin), incoming: &mut Vec<u8>, shown: usize) -> io::Result<usize> {
+    loop {
+        if let Some(header) = incoming[shown..].first_chunk::<HEADER>() {
+            let end = shown + HEADER + record_len(header);
+            if end > HANDSHAKE_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a handshake of that length is none"));
+            }
+            if incoming.len() >= end {
+                return Ok(end);
+            }
+        }
+        if io.read_buf(incoming).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
