@@ -191,7 +191,8 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
         feed,
         cold: None,
     };
-    if setting.kind == Kind::Shoal && troubles.goes_cold() {
+    let complete = figures.finished == figures.expected && figures.wrong.is_empty();
+    if setting.kind == Kind::Shoal && complete && troubles.goes_cold() {
         let cold = cold::run(&mut stage, &mut *system, &mut troubles, scenario.limit());
         figures.cold = Some(cold.context("after the push")?);
     }

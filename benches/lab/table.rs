@@ -66,11 +66,12 @@ impl Row {
             if system == Kind::Shoal && run.finished < run.expected {
                 return Some(format!("{name}: {} of {} hosts finished with {system}", run.finished, run.expected));
             }
-            let cold = run.cold.as_ref().filter(|cold| !cold.wrong.is_empty() || cold.finished < cold.expected)?;
-            let (finished, expected, wrong) = (cold.finished, cold.expected, cold.wrong.join(", "));
-            Some(format!(
-                "{name}: {finished} of {expected} hosts had a demoted content again; wrong copies on: {wrong}"
-            ))
+            let cold = run.cold.as_ref()?;
+            if !cold.wrong.is_empty() {
+                return Some(format!("{name}: a promotion left wrong copies on {}", cold.wrong.join(", ")));
+            }
+            let (finished, expected) = (cold.finished, cold.expected);
+            (finished < expected).then(|| format!("{name}: {finished} of {expected} hosts were whole again"))
         })
     }
 

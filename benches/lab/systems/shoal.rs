@@ -200,14 +200,19 @@ impl System for Shoal {
             start(stage, place)?;
             wait_ready(stage, place)?;
         }
-        let nodes: Vec<Place> = [Place::Seeder].iter().chain(hosts).copied().collect();
-        nodes.iter().try_for_each(|place| start(stage, *place))?;
-        nodes.iter().try_for_each(|place| wait_ready(stage, *place))?;
-        until("every host is up", PATIENCE, || {
-            let rows: Value = serde_json::from_str(&run(client(stage, "hosts").arg("--json")).ok()?).ok()?;
-            let up = rows.as_array()?.iter().filter(|row| row["role"] == "peer" && row["presence"] == "up").count();
-            (up == hosts.len()).then_some(())
-        })
+        start(stage, Place::Seeder)?;
+        wait_ready(stage, Place::Seeder)?;
+        // One after the other, so that the roster has the layout's order, and shares are dealt as in the simulator.
+        for (former, host) in hosts.iter().enumerate() {
+            start(stage, *host)?;
+            wait_ready(stage, *host)?;
+            until(&format!("{host} is up"), PATIENCE, || {
+                let rows: Value = serde_json::from_str(&run(client(stage, "hosts").arg("--json")).ok()?).ok()?;
+                let up = rows.as_array()?.iter().filter(|row| row["role"] == "peer" && row["presence"] == "up").count();
+                (up == former + 1).then_some(())
+            })?;
+        }
+        Ok(())
     }
 
     fn begin(&mut self, stage: &mut Stage, _: &[Place]) -> anyhow::Result<Duration> {
