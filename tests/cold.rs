@@ -2,29 +2,12 @@
 
 mod common;
 
+use common::disk::on_disk;
 use common::{Process, Region, noise, until};
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 const SIZE: usize = 24 << 20;
-
-/// Bytes on the disk below a folder. A file with two names counts once.
-fn on_disk(folder: &Path) -> u64 {
-    let (mut sum, mut seen, mut folders) = (0, std::collections::BTreeSet::new(), vec![folder.to_path_buf()]);
-    while let Some(folder) = folders.pop() {
-        for item in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let Ok(meta) = item.path().symlink_metadata() else { continue };
-            if meta.is_dir() {
-                folders.push(item.path());
-            } else if seen.insert(meta.ino()) {
-                sum += meta.blocks() * 512;
-            }
-        }
-    }
-    sum
-}
 
 /// Bytes of contents on the disks of a rack's hosts: what is stored and what is switched in.
 fn rack_bytes(peers: &[Process]) -> u64 {

@@ -12,6 +12,8 @@ pub(super) const FILE: &str = "content.bin";
 pub(super) struct Content {
     /// Where it is.
     pub(super) path: PathBuf,
+    /// Its size.
+    pub(super) bytes: u64,
     hash: blake3::Hash,
 }
 
@@ -32,7 +34,7 @@ impl Content {
             left -= part.len() as u64;
         }
         file.sync_all()?;
-        Ok(Self { path, hash: hasher.finalize() })
+        Ok(Self { path, bytes, hash: hasher.finalize() })
     }
 
     /// Whether this is a whole copy of it.

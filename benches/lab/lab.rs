@@ -5,10 +5,14 @@
 //! what a killed run left behind goes when the next one begins.
 //!
 //! Where to look: what is run in [`scenario`]; racks and rates in [`namespaces`]; processes, their CPU time and memory in [`processes`];
-//! one run from start to figures in [`measure`]; each system in [`systems`]; the simulator on the same region in
-//! [`simulate`]; feeds beside the content in [`traffic`]; what is printed in [`table`].
+//! one run from start to figures in [`measure`]; what goes wrong in [`troubles`]; demotion and promotion after the push in
+//! [`cold`]; each system in [`systems`]; the simulator on the same region in [`simulate`]; feeds beside the content in
+//! [`traffic`]; what is printed in [`table`].
 
+mod cold;
 mod content;
+#[path = "../../tests/common/disk.rs"]
+mod disk;
 #[path = "../../tests/common/feeds.rs"]
 mod feeds;
 #[path = "../../tests/common/http.rs"]
@@ -22,6 +26,7 @@ mod simulate;
 mod systems;
 mod table;
 mod traffic;
+mod troubles;
 
 use anyhow::{Context, bail};
 use clap::Parser;

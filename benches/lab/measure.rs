@@ -2,18 +2,17 @@
 //!
 //! Invariant: a host counts as finished at the time stamp of what its system makes when it is, and only if its copy is right.
 
+use super::cold::{self, ColdFigures};
 use super::content::Content;
 use super::namespaces::{Counters, Place, Racks};
 use super::processes::{LOOK, Processes, made_at};
-use super::scenario::{SEED, Scenario};
+use super::scenario::Scenario;
 use super::systems::{Kind, System};
 use super::traffic::{Feed, FeedFigures, Traffic};
+use super::troubles::Troubles;
 use super::{interrupt, note};
 use anyhow::Context;
 use serde::Serialize;
-use shoal_proto::ids::HostIndex;
-use shoal_sim::Rng;
-use shoal_sim::faults::{self, Fault, When};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -64,6 +63,9 @@ pub(super) struct Figures {
     /// Of what was published meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) feed: Option<FeedFigures>,
+    /// Of the demotion and promotion after all else was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cold: Option<ColdFigures>,
 }
 
 /// All that one run has.
@@ -145,7 +147,8 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
     let began = system.begin(&mut stage, &at_first)?;
     let cpu_before = stage.processes.look();
     let expected: BTreeSet<Place> = hosts.iter().copied().filter(|host| !troubles.lost.contains(host)).collect();
-    let done = watch(&mut stage, &mut *system, &mut troubles, &expected, began, scenario.limit())?;
+    let sign = |system: &dyn System, stage: &Stage, host| made_at(&system.done(stage, host));
+    let done = watch(&mut stage, &mut *system, &mut troubles, &expected, began, scenario.limit(), sign)?;
     let took = clock().saturating_sub(began);
     let cpu = stage.processes.look() - cpu_before;
     let after = stage.racks.counters()?;
@@ -168,7 +171,7 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
     let delivered = (done.len() as f64 * size / f64::from(1 << 30)).max(1e-9);
     let peaks = stage.processes.peaks();
     let into = after.racks.iter().zip(&before.racks).map(|(after, before)| after.since(*before).into as f64 / size);
-    Ok(Figures {
+    let mut figures = Figures {
         expected: expected.len(),
         finished: times.len(),
         wrong: wrong.iter().map(Place::to_string).collect(),
@@ -186,11 +189,18 @@ pub(super) fn run(setting: &Setting<'_>) -> anyhow::Result<Figures> {
         take_in_s: system.take_in_s(),
         pieces: system.pieces(),
         feed,
-    })
+        cold: None,
+    };
+    let complete = figures.finished == figures.expected && figures.wrong.is_empty();
+    if setting.kind == Kind::Shoal && complete && troubles.goes_cold() {
+        let cold = cold::run(&mut stage, &mut *system, &mut troubles, scenario.limit());
+        figures.cold = Some(cold.context("after the push")?);
+    }
+    Ok(figures)
 }
 
 /// Lets time pass.
-fn rest(span: Duration) -> anyhow::Result<()> {
+pub(super) fn rest(span: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + span;
     while Instant::now() < end {
         interrupt::check()?;
@@ -199,14 +209,15 @@ fn rest(span: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until every expected host is done, or the limit; gives when each was, seconds since the start.
-fn watch(
+/// Waits until every expected host shows the sign that it is done, or the limit; gives when each did, seconds since the start.
+pub(super) fn watch(
     stage: &mut Stage,
     system: &mut dyn System,
     troubles: &mut Troubles,
     expected: &BTreeSet<Place>,
     began: Duration,
     limit: Duration,
+    sign: impl Fn(&dyn System, &Stage, Place) -> Option<Duration>,
 ) -> anyhow::Result<BTreeMap<Place, f64>> {
     let mut done = BTreeMap::new();
     let mut looked = Instant::now();
@@ -215,7 +226,7 @@ fn watch(
         stage.processes.check()?;
         for host in stage.racks.hosts() {
             if !done.contains_key(&host)
-                && let Some(at) = made_at(&system.done(stage, host))
+                && let Some(at) = sign(system, stage, host)
             {
                 done.insert(host, at.saturating_sub(began).as_secs_f64());
             }
@@ -236,109 +247,5 @@ fn watch(
             stage.processes.look();
         }
         std::thread::sleep(LOOK);
-    }
-}
-
-/// A fault that waits for its time, or for its end.
-struct Trouble {
-    fault: Fault,
-    hosts: Vec<Place>,
-    begins: Option<Duration>,
-    ends: Option<Duration>,
-    running: bool,
-}
-
-/// What goes wrong in a run.
-struct Troubles {
-    waiting: Vec<Trouble>,
-    /// Hosts that are not there at the start.
-    late: BTreeSet<Place>,
-    /// Hosts nobody waits for.
-    lost: BTreeSet<Place>,
-}
-
-impl Troubles {
-    fn new(scenario: &Scenario) -> Self {
-        let bound = scenario.bound().unwrap_or_default();
-        let mut rng = Rng::new(SEED);
-        let layout = &scenario.layout;
-        let place = |index: HostIndex| {
-            let rack = (0..layout.racks.len()).find(|rack| layout.hosts_of(*rack).contains(&index.0));
-            let rack = rack.expect("faults are about hosts of the layout");
-            Place::Host { rack, host: (index.0 - layout.hosts_of(rack).start) as usize }
-        };
-        let (mut waiting, mut late, mut lost) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
-        for fault in &scenario.faults {
-            let hosts: Vec<Place> = fault.hosts(layout, &mut rng).into_iter().map(place).collect();
-            let mut begins = match fault.when {
-                When::At(at) => Some(at),
-                When::Part(part) => Some(bound.mul_f64(part)),
-                When::Out => None,
-            };
-            let (mut ends, mut running) = (None, false);
-            match (fault.kind, fault.span) {
-                (faults::Kind::Crash, Some(span)) if begins == Some(Duration::ZERO) => {
-                    late.extend(&hosts);
-                    (begins, ends, running) = (None, Some(span), true);
-                }
-                (faults::Kind::Crash | faults::Kind::Slow, None) => lost.extend(&hosts),
-                _ => {}
-            }
-            waiting.push(Trouble { fault: *fault, hosts, begins, ends, running });
-        }
-        Self { waiting, late, lost }
-    }
-
-    /// Begins and ends what is due.
-    fn advance(&mut self, elapsed: Duration, stage: &mut Stage, system: &mut dyn System) -> anyhow::Result<()> {
-        for trouble in &mut self.waiting {
-            if trouble.fault.when == When::Out
-                && !trouble.running
-                && trouble.begins.is_none()
-                && system.all_out(stage)?
-            {
-                trouble.begins = Some(elapsed);
-            }
-            if trouble.begins.is_some_and(|at| at <= elapsed) {
-                trouble.begins = None;
-                trouble.running = true;
-                trouble.ends = trouble.fault.span.map(|span| elapsed + span);
-                trouble.switch(true, stage, system)?;
-            }
-            if trouble.ends.is_some_and(|at| at <= elapsed) {
-                trouble.ends = None;
-                trouble.switch(false, stage, system)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Trouble {
-    fn switch(&self, on: bool, stage: &mut Stage, system: &mut dyn System) -> anyhow::Result<()> {
-        let Self { fault, hosts, .. } = self;
-        let left = |rate: u64| if on { (rate as f64 * fault.rate) as u64 } else { rate };
-        let layout = stage.racks.layout().clone();
-        match fault.kind {
-            faults::Kind::Crash if on => hosts.iter().for_each(|host| stage.processes.kill(*host)),
-            faults::Kind::Crash => hosts.iter().try_for_each(|host| system.start_host(stage, *host))?,
-            faults::Kind::Slow => {
-                for host in hosts {
-                    let Place::Host { rack, .. } = *host else { continue };
-                    // A part of what is needed, as in the simulator, not of a card that is hardly used.
-                    let row = &layout.racks[rack];
-                    let full = if on { row.nic.min(row.uplink) } else { row.nic };
-                    stage.racks.set_nic(*host, left(full))?;
-                }
-            }
-            faults::Kind::Uplink => {
-                let rack = fault.rack(&layout).context("the fault is about a rack of the layout")?;
-                stage.racks.set_uplink(rack, left(layout.racks[rack].uplink))?;
-            }
-            faults::Kind::Seeder if on => stage.processes.kill(Place::Seeder),
-            other => anyhow::bail!("the lab cannot do `{other:?}`"),
-        }
-        note(&format!("{:?} {}", fault.kind, if on { "begins" } else { "ends" }));
-        Ok(())
     }
 }

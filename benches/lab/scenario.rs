@@ -31,21 +31,40 @@ pub(super) struct Scenario {
 }
 
 /// Every scenario, in order.
-pub(super) const ALL: [fn() -> Scenario; 12] = [
+pub(super) const ALL: [fn() -> Scenario; 13] = [
     || push("healthy", "4 racks of 4, uplinks 200 Mbit/s, seeder 400", 4, 4, 400, ""),
     || push("2x8", "2 racks of 8", 2, 8, 400, ""),
     || push("8x2", "8 racks of 2", 8, 2, 400, ""),
     || push("fat-seeder", "4 racks of 4, seeder 2000 Mbit/s", 4, 4, 2000, ""),
     || push("thin-seeder", "4 racks of 4, seeder 100 Mbit/s", 4, 4, 100, ""),
-    || push("killed", "10 % of the hosts killed at 40 % of the bound", 4, 4, 400, "crash:10%@40%"),
     || {
         push(
-            "slow-owners",
-            "one host of each rack at 1 % of the uplink's rate; nobody waits for it",
+            "killed",
+            "10 % of the hosts killed at 40 % of the bound; once it is demoted, one of each rack",
             4,
             4,
             400,
-            "slow:owners",
+            "crash:10%@40%,crash:owners@cold",
+        )
+    },
+    || {
+        push(
+            "slow-owners",
+            "one host of each rack at 1 % of the uplink's rate, and again once it is demoted; nobody waits for it",
+            4,
+            4,
+            400,
+            "slow:owners,slow:owners@cold",
+        )
+    },
+    || {
+        push(
+            "neighbours",
+            "2 racks of 10; once it is demoted, two hosts of each are lost that hold the same without parity",
+            2,
+            10,
+            400,
+            "crash:0/3@cold,crash:0/4@cold,crash:1/6@cold,crash:1/7@cold",
         )
     },
     || push("seeder-lost", "the seeder killed once every shard is out", 4, 4, 400, "seeder@out"),
@@ -88,9 +107,10 @@ fn unshaped() -> Scenario {
     scenario
 }
 
-/// A few seconds of everything: racks, a host that is killed, a late one.
+/// A few seconds of everything: racks, a late host, one that is killed once the content is demoted.
 pub(super) fn smoke(bytes: u64) -> Scenario {
-    let mut scenario = push("smoke", "2 racks of 2; one host comes late", 2, 2, 400, "crash:1/1@0s+300ms");
+    let faults = "crash:1/1@0s+300ms,crash:0/1@cold";
+    let mut scenario = push("smoke", "2 racks of 2; one host comes late, another is killed", 2, 2, 400, faults);
     scenario.bytes = bytes;
     scenario.window = Duration::from_millis(200);
     scenario
@@ -102,7 +122,8 @@ impl Scenario {
         format!("{:<12} {}, {}", self.name, self.about, ByteSize(self.bytes).rounded())
     }
 
-    /// Whether a system can be held to it: others have no feeds, and do not say when every piece has left their seeder.
+    /// Whether a system can be held to it: others have no feeds, and do not say when every piece has left their seeder. What
+    /// waits for a demotion is left out with them.
     pub(super) fn suits(&self, kind: Kind) -> bool {
         kind == Kind::Shoal || self.feed.is_none() && self.faults.iter().all(|fault| fault.when != When::Out)
     }
@@ -119,7 +140,8 @@ impl Scenario {
     /// No schedule is faster; `None` where nothing is shaped. A rack waits out the cut of its uplink.
     pub(super) fn bound(&self) -> Option<Duration> {
         let layout = self.goodput();
-        let cuts = self.faults.iter().filter(|fault| fault.rack(&layout).is_some() && fault.rate == 0.0);
+        let is_cut = |fault: &&Fault| fault.rack(&layout).is_some() && fault.rate == 0.0 && fault.when != When::Cold;
+        let cuts = self.faults.iter().filter(is_cut);
         let cut: Duration = cuts.filter_map(|fault| fault.span).sum();
         let shaped = layout.seeder != UNLIMITED || layout.racks.iter().any(|rack| rack.uplink != UNLIMITED);
         shaped.then(|| layout.bound(self.bytes) + cut)

@@ -67,6 +67,21 @@ pub(super) trait System {
         anyhow::bail!("only shoal has feeds")
     }
 
+    /// Has every host keep only its share of the content; all have let go when it returns.
+    fn demote(&mut self, _: &mut Stage) -> anyhow::Result<()> {
+        anyhow::bail!("only shoal demotes")
+    }
+
+    /// Has every host have the content whole again.
+    fn promote(&mut self, _: &Stage) -> anyhow::Result<()> {
+        anyhow::bail!("only shoal promotes")
+    }
+
+    /// When a host had it whole again, time of day.
+    fn restored(&self, _: &Stage, _: Place) -> Option<Duration> {
+        None
+    }
+
     /// How long the seeder took to take the content in, before the start, seconds.
     fn take_in_s(&self) -> f64 {
         0.0

@@ -21,6 +21,9 @@ pub(super) struct Row {
     /// The simulator's makespan, and by how much it is off.
     sim_makespan_s: Option<f64>,
     sim_error: Option<f64>,
+    /// What the simulator saw of the demotion and promotion after the push.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sim_cold: Option<shoal_sim::run::Cold>,
     runs: Vec<Figures>,
 }
 
@@ -34,7 +37,7 @@ impl Row {
     ) -> Self {
         let bound_s = scenario.bound().map(|bound| bound.as_secs_f64());
         let makespan = median(&runs, |run| run.makespan_s);
-        let sim_makespan_s = sim.map(|figures| figures.makespan_s);
+        let sim_makespan_s = sim.as_ref().map(|figures| figures.makespan_s);
         Self {
             scenario: scenario.name,
             system,
@@ -44,6 +47,7 @@ impl Row {
             ratio: bound_s.map(|bound| makespan / bound),
             sim_makespan_s,
             sim_error: sim_makespan_s.map(|sim| sim / makespan - 1.0),
+            sim_cold: sim.and_then(|figures| figures.cold),
             runs,
         }
     }
@@ -59,9 +63,35 @@ impl Row {
                 let (lost, late) = (feed.lost, feed.out_of_order);
                 return Some(format!("{name}: {lost} readings of the feed were lost, {late} out of order"));
             }
-            let short = system == Kind::Shoal && run.finished < run.expected;
-            short.then(|| format!("{name}: {} of {} hosts finished with {system}", run.finished, run.expected))
+            if system == Kind::Shoal && run.finished < run.expected {
+                return Some(format!("{name}: {} of {} hosts finished with {system}", run.finished, run.expected));
+            }
+            let cold = run.cold.as_ref()?;
+            if !cold.wrong.is_empty() {
+                return Some(format!("{name}: a promotion left wrong copies on {}", cold.wrong.join(", ")));
+            }
+            let (finished, expected) = (cold.finished, cold.expected);
+            (finished < expected).then(|| format!("{name}: {finished} of {expected} hosts were whole again"))
         })
+    }
+
+    /// What is said of the demotion and promotion of each run, and of the simulated one.
+    fn cold_lines(&self) -> Vec<String> {
+        let most = |copies: &[f64]| copies.iter().copied().fold(0.0, f64::max);
+        let line = |who: &str, copies: f64, again_s: f64, imported: f64, sent: f64| {
+            let parity = self.parity.unwrap_or(0);
+            format!(
+                "{}, m={parity}{who}: demoted to {copies:.2} copies a rack; whole again after {again_s:.2} s with {imported:.3} \
+                 copies over an uplink, {sent:.3} out of the seeder",
+                self.scenario
+            )
+        };
+        let seen = self.runs.iter().filter_map(|run| run.cold.as_ref());
+        let seen = seen.map(|cold| line("", cold.copies, cold.restore_s, most(&cold.rack_import), cold.seeder_egress));
+        let simulated = self.sim_cold.iter();
+        let simulated = simulated
+            .map(|cold| line(", simulated", cold.copies, cold.restore_s, cold.rack_import_max, cold.seeder_egress));
+        seen.chain(simulated).collect()
     }
 
     fn cells(&self) -> Vec<String> {
@@ -139,6 +169,7 @@ pub(super) fn print(rows: &[Row]) {
                 row.scenario, feed.versions, feed.p50_ms, feed.p99_ms, feed.max_ms, feed.lost, feed.out_of_order
             ));
         }
+        row.cold_lines().iter().for_each(|line| say(line));
     }
 }
 

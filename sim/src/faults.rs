@@ -15,8 +15,9 @@
 //! | `stale` | hosts hear no news of who is up | `10%` |
 //!
 //! `WHO` is a number of hosts, a part of them, `owners`, or `RACK/HOST`; for `uplink` it is the number of a rack. `WHEN` is a
-//! time since the push began (`2s`), a part of the least time the push can take (`40%`), or `out`: every shard has left the
-//! seeder. Without it a fault is there from the start. Without a span it stays.
+//! time since the push began (`2s`), a part of the least time the push can take (`40%`), `out`: every shard has left the
+//! seeder, or `cold`: the push is over, what went wrong in it has ended, and every rack has demoted the content, which is
+//! then promoted. Without it a fault is there from the start. Without a span it stays.
 
 use crate::Rng;
 use crate::layout::Layout;
@@ -85,6 +86,8 @@ pub enum When {
     Part(f64),
     /// Once every shard has left the seeder.
     Out,
+    /// Once every rack has demoted the content.
+    Cold,
 }
 
 /// A fault.
@@ -169,10 +172,11 @@ impl FromStr for Fault {
         let when = match when.as_deref() {
             None => When::At(Duration::ZERO),
             Some("out") => When::Out,
+            Some("cold") => When::Cold,
             Some(when) => match (part(when), span(when)) {
                 (Some(part), _) => When::Part(part),
                 (None, Some(at)) => When::At(at),
-                (None, None) => return Err(error("WHEN is `2s`, `40%` or `out`")),
+                (None, None) => return Err(error("WHEN is `2s`, `40%`, `out` or `cold`")),
             },
         };
         let span =
@@ -203,6 +207,11 @@ impl Fault {
             }
             Who::Host(..) => Vec::new(),
         }
+    }
+
+    /// Whether nobody waits for its hosts: they are lost for good, or slow to the end.
+    pub fn loses(&self) -> bool {
+        matches!(self.kind, Kind::Crash | Kind::Slow) && self.span.is_none()
     }
 
     /// The rack whose uplink it is about.
@@ -266,7 +275,9 @@ mod tests {
 
     #[test]
     fn faults_are_read() {
-        let faults = parse("crash:25%@2s+5s, slow, uplink:3=10%@40%+10s, seeder@out, crash:1/2, corrupt:2").unwrap();
+        let text =
+            "crash:25%@2s+5s, slow, uplink:3=10%@40%+10s, seeder@out, crash:1/2, corrupt:2, crash:owners@cold+1s";
+        let faults = parse(text).unwrap();
         let of = |kind, who, rate, when, span| Fault { kind, who, rate, when, span };
         let at = |seconds| When::At(Duration::from_secs(seconds));
         let some = |seconds| Some(Duration::from_secs(seconds));
@@ -279,6 +290,7 @@ mod tests {
                 of(Kind::Seeder, Who::Count(1), 0.01, When::Out, None),
                 of(Kind::Crash, Who::Host(1, 2), 0.01, at(0), None),
                 of(Kind::Corrupt, Who::Count(2), 0.01, at(0), None),
+                of(Kind::Crash, Who::Owners, 0.01, When::Cold, some(1)),
             ]
         );
         for wrong in ["boom", "crash:x", "crash@x", "slow=5", "crash+5", "crash:1/x"] {

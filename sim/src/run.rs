@@ -1,4 +1,7 @@
-//! A whole run: a scenario in, figures out.
+//! A whole run: a scenario in, figures out. What follows the push where a fault waits for the content to be demoted is in
+//! [`cold`].
+
+mod cold;
 
 use crate::check;
 use crate::faults::{Fault, Kind, When};
@@ -10,6 +13,8 @@ use shoal_proto::ids::{Hash, HostIndex};
 use shoal_swarm::time::Instant;
 use std::collections::BTreeSet;
 use std::time::Duration;
+
+pub use cold::Cold;
 
 /// Time the region has to bring its standing links up before the push.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -76,6 +81,10 @@ pub struct Figures {
     pub events: u64,
     /// Stands for everything that happened.
     pub digest: String,
+    /// Of the demotion and promotion after the push; all else here but events and digest is of the push alone. Absent where no
+    /// fault waits for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold: Option<Cold>,
 }
 
 /// A run's figures, and what its curves are made of.
@@ -88,9 +97,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether every host that lives has everything.
+    /// Whether every host that lives has everything, and had it again after it was demoted.
     pub fn is_complete(&self) -> bool {
-        self.figures.complete + self.figures.dead + self.figures.slow >= self.figures.hosts
+        let figures = &self.figures;
+        let again = figures.cold.as_ref().is_none_or(|cold| cold.complete == cold.hosts);
+        again && figures.complete + figures.dead + figures.slow >= figures.hosts
     }
 }
 
@@ -131,12 +142,13 @@ pub fn run_world(scenario: &Scenario, mut watch: impl FnMut(f64)) -> (Outcome, W
             let begins = match fault.when {
                 When::At(after) => Some(start + after),
                 When::Part(part) => Some(start + bound.mul_f64(part)),
-                When::Out => None,
+                When::Out | When::Cold => None,
             };
             let hosts = fault.hosts(&scenario.layout, &mut rng);
             Pending { fault: *fault, hosts, begins, ends: None, running: false, seed: scenario.seed, next_flap: start }
         })
         .collect();
+    let later: Vec<Pending> = pending.extract_if(.., |row| row.fault.when == When::Cold).collect();
     let until = start + scenario.limit;
     let slow: BTreeSet<HostIndex> = pending
         .iter()
@@ -174,8 +186,14 @@ pub fn run_world(scenario: &Scenario, mut watch: impl FnMut(f64)) -> (Outcome, W
         }
         watch(world.traffic.all as f64 / (bytes as f64 * f64::from(scenario.layout.hosts())));
     }
+    let mut outcome = measure(scenario, &world, number, bound, &slow);
+    if !later.is_empty() {
+        outcome.figures.cold = Some(cold::run(&mut world, number, pending, later, scenario.limit));
+        outcome.figures.events = world.events;
+        outcome.figures.digest = digest(&world, number);
+    }
     world.check_end();
-    (measure(scenario, &world, number, bound, &slow), world)
+    (outcome, world)
 }
 
 fn comes_back(pending: &[Pending], host: HostIndex) -> bool {
@@ -268,11 +286,6 @@ fn measure(scenario: &Scenario, world: &World, number: usize, bound: Duration, s
     let imported: u64 = imports.iter().sum();
     let lost = |host: &HostIndex| !world.is_running(*host) && !pushed.done.contains_key(host) && !slow.contains(host);
     let dead = world.peers().filter(lost).count();
-    let mut trace = format!("{} {:?}", world.events, world.traffic).into_bytes();
-    for (host, at) in &pushed.done {
-        trace.extend_from_slice(&host.0.to_be_bytes());
-        trace.extend_from_slice(&at.to_be_bytes());
-    }
     let figures = Figures {
         hosts: scenario.layout.hosts(),
         complete: times.len() as u32,
@@ -290,9 +303,19 @@ fn measure(scenario: &Scenario, world: &World, number: usize, bound: Duration, s
         parity_over_uplinks: world.traffic.parity as f64 / (imported as f64).max(1.0),
         depth: world.depth,
         events: world.events,
-        digest: format!("{:016x}", Hash::of(&trace).prefix()),
+        digest: digest(world, number),
+        cold: None,
     };
     Outcome { figures, done }
+}
+
+fn digest(world: &World, number: usize) -> String {
+    let mut trace = format!("{} {:?}", world.events, world.traffic).into_bytes();
+    for (host, at) in &world.pushed(number).done {
+        trace.extend_from_slice(&host.0.to_be_bytes());
+        trace.extend_from_slice(&at.to_be_bytes());
+    }
+    format!("{:016x}", Hash::of(&trace).prefix())
 }
 
 /// A small region with random faults, every rule watched. For a bank of seeds.

@@ -4,7 +4,7 @@ use super::System;
 use crate::lab::content::FILE;
 use crate::lab::measure::{Stage, clock, tail};
 use crate::lab::namespaces::Place;
-use crate::lab::processes::until;
+use crate::lab::processes::{made_at, until};
 use crate::lab::shoal;
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -14,6 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What is pushed.
+const NAME: &str = "lab";
+const VERSION: &str = "1";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The seeder's link is silent when less than this passed in [`SILENCE`], bytes.
 const SILENT_BYTES: u64 = 16_384;
@@ -53,7 +56,16 @@ impl Drop for Push {
 impl Push {
     fn start(stage: &Stage) -> anyhow::Result<Self> {
         let mut command = client(stage, "push");
-        command.arg(&stage.content.path).args(["--name", "lab", "--version", "1", "--to", "all", "--wait", "--json"]);
+        command.arg(&stage.content.path).args([
+            "--name",
+            NAME,
+            "--version",
+            VERSION,
+            "--to",
+            "all",
+            "--wait",
+            "--json",
+        ]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("its output is ours")?).lines();
         let said = Arc::new(Mutex::new(Said::default()));
@@ -90,6 +102,16 @@ fn client(stage: &Stage, command: &str) -> Command {
 
 fn cluster(stage: &Stage) -> PathBuf {
     stage.dir.path().join("cluster")
+}
+
+/// Where a host has its versions.
+fn names(stage: &Stage, host: Place) -> PathBuf {
+    stage.dir.path().join(host.to_string()).join("content").join(NAME)
+}
+
+/// What is pushed, as orders name it.
+fn target() -> String {
+    format!("{NAME}@{VERSION}")
 }
 
 fn text(path: &Path) -> String {
@@ -178,14 +200,19 @@ impl System for Shoal {
             start(stage, place)?;
             wait_ready(stage, place)?;
         }
-        let nodes: Vec<Place> = [Place::Seeder].iter().chain(hosts).copied().collect();
-        nodes.iter().try_for_each(|place| start(stage, *place))?;
-        nodes.iter().try_for_each(|place| wait_ready(stage, *place))?;
-        until("every host is up", PATIENCE, || {
-            let rows: Value = serde_json::from_str(&run(client(stage, "hosts").arg("--json")).ok()?).ok()?;
-            let up = rows.as_array()?.iter().filter(|row| row["role"] == "peer" && row["presence"] == "up").count();
-            (up == hosts.len()).then_some(())
-        })
+        start(stage, Place::Seeder)?;
+        wait_ready(stage, Place::Seeder)?;
+        // One after the other, so that the roster has the layout's order, and shares are dealt as in the simulator.
+        for (former, host) in hosts.iter().enumerate() {
+            start(stage, *host)?;
+            wait_ready(stage, *host)?;
+            until(&format!("{host} is up"), PATIENCE, || {
+                let rows: Value = serde_json::from_str(&run(client(stage, "hosts").arg("--json")).ok()?).ok()?;
+                let up = rows.as_array()?.iter().filter(|row| row["role"] == "peer" && row["presence"] == "up").count();
+                (up == former + 1).then_some(())
+            })?;
+        }
+        Ok(())
     }
 
     fn begin(&mut self, stage: &mut Stage, _: &[Place]) -> anyhow::Result<Duration> {
@@ -207,7 +234,7 @@ impl System for Shoal {
     }
 
     fn done(&self, stage: &Stage, host: Place) -> PathBuf {
-        stage.dir.path().join(host.to_string()).join("content/lab/current")
+        names(stage, host).join("current")
     }
 
     fn copy(&self, stage: &Stage, host: Place) -> PathBuf {
@@ -229,6 +256,31 @@ impl System for Shoal {
         let out = stage.racks.crossed(&Place::Seeder.to_string(), "eth0")?.out;
         self.quiet = Some((now, out));
         Ok(now > at && out - sent < SILENT_BYTES)
+    }
+
+    fn demote(&mut self, stage: &mut Stage) -> anyhow::Result<()> {
+        // It is still counted as on its way until the last host has reported.
+        let push = self.push.as_mut().context("it was pushed")?;
+        until("the push is over", PATIENCE, || push.child.try_wait().ok().flatten())?;
+        // What hosts run is not demoted: another version takes its place first.
+        let next = stage.dir.path().join("next");
+        std::fs::write(&next, "next")?;
+        let mut push = client(stage, "push");
+        run(push.arg(&next).args(["--name", NAME, "--version", "2", "--to", "all", "--wait", "--timeout", "60s"]))?;
+        run(client(stage, "demote").args([target().as_str(), "--wait", "--timeout", "60s"]))?;
+        until("the demoted version is gone", PATIENCE, || {
+            let gone = |host: &Place| !names(stage, *host).join(VERSION).exists();
+            stage.racks.hosts().iter().all(gone).then_some(())
+        })
+    }
+
+    fn promote(&mut self, stage: &Stage) -> anyhow::Result<()> {
+        run(client(stage, "promote").arg(target())).map(drop)
+    }
+
+    fn restored(&self, stage: &Stage, host: Place) -> Option<Duration> {
+        let current = self.done(stage, host);
+        (std::fs::read_link(&current).ok()? == Path::new(VERSION)).then(|| made_at(&current)).flatten()
     }
 
     fn feed_token(&self, stage: &Stage) -> anyhow::Result<String> {

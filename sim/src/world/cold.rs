@@ -106,8 +106,9 @@ impl World {
         self.later(self.now + 1, host, Input::ShareMade { content, deal });
     }
 
-    pub(super) fn shed(&mut self, host: HostIndex, content: ContentId) {
-        let Some(number) = self.number_of(&content) else { return };
+    /// A host has let the whole go, and is about to be told.
+    pub(super) fn let_go(&mut self, host: HostIndex, content: &ContentId) {
+        let Some(number) = self.number_of(content) else { return };
         let geometry = self.pushes[number].geometry.clone();
         let share = self.hosts[host.index()].shares.entry(number).or_default();
         share.shed = true;
@@ -119,7 +120,6 @@ impl World {
         }
         *self.disk_mut(host, number) = Some(kept);
         self.pushes[number].done.remove(&host);
-        self.later(self.now, host, Input::Shed { content });
     }
 
     pub(super) fn forgo(&mut self, host: HostIndex, content: ContentId) {

@@ -513,6 +513,9 @@ impl World {
         if let Input::Announced { announcement, .. } = &input {
             self.hear_order(host, announcement.job);
         }
+        if let Input::Shed { content } = &input {
+            self.let_go(host, content);
+        }
         let now = self.now();
         let Some(node) = self.hosts[host.index()].node.as_mut() else { return };
         node.handle(now, input);
@@ -600,7 +603,7 @@ impl World {
                 }
             }
             Output::MakeShare { content, deal } => self.make_share(host, content, deal),
-            Output::Shed { content } => self.shed(host, content),
+            Output::Shed { content } => self.later(self.now, host, Input::Shed { content }),
             Output::Forgo { content, .. } => self.forgo(host, content),
             Output::Notice(notice) => self.notices.push((host, notice)),
             _ => {}

@@ -172,6 +172,7 @@ pub(super) struct Want {
     /// The piece it is to bring: itself, or one of its stripe when it is parity.
     pub(super) piece: PieceIndex,
     pub(super) from: HostIndex,
+    pub(super) asked: Instant,
     pub(super) until: Instant,
 }
 

@@ -170,10 +170,14 @@ impl Node {
 
     pub(super) fn on_shard(&mut self, id: ContentId, shard: ShardIndex, from: HostIndex) {
         let now = self.now;
-        let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let Some(body) = content.body.as_mut() else { return };
         let Some((stripe, place)) = body.geometry.split(shard) else { return };
-        if body.wants.remove(&shard).is_some() {
+        if let Some(want) = body.wants.remove(&shard) {
             body.wants_room = (body.wants_room + 1).min(limits::WANTS_MAX);
+            if let Some(warm) = content.warm.as_mut().filter(|_| want.from == from) {
+                warm.tardy.answered(now.since(want.asked));
+            }
         }
         let needed = match body.geometry.piece_of(shard) {
             Some(piece) => {

@@ -128,6 +128,13 @@ pub const DEALS_MAX: usize = 8;
 pub const HOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long the rack may bring nothing of a content that it holds shares of, before other racks are asked.
 pub const COLD_PATIENCE: Duration = Duration::from_secs(3);
+/// A mate that takes so many times as long to answer as is usual while a content comes back is tardy, but not before
+/// [`TARDY_LEAST`]. What it was asked for is then sent twice within the rack.
+pub const TARDY_FACTOR: u32 = 4;
+/// See [`TARDY_FACTOR`].
+pub const TARDY_LEAST: Duration = Duration::from_millis(200);
+/// How long a tardy mate is asked for nothing more.
+pub const TARDY_TIME: Duration = Duration::from_secs(1);
 /// Stripes decoded at a time from what is here when a content comes back.
 pub const REBUILDS_MAX: usize = 32;
 /// Shards noted as missing where they should be.

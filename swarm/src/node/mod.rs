@@ -3,8 +3,8 @@
 //! Owns: jobs, contents, links, and every decision about who sends what to whom. Split by meaning: [`announce`] spreads
 //! jobs and finds manifests, [`feeds`] keeps to the latest versions, [`lanes`] subscribes as a child, [`push`] serves as a
 //! parent, [`level`] and [`abreast`] keep children and lanes from running ahead while [`toll`] says that it costs nothing,
-//! [`repair`] judges parents and asks for single shards, [`cold`] leaves a host its share of a content only and
-//! [`warm`] brings it back, [`entropy`] compares job lists, [`neighbours`] keeps links.
+//! [`repair`] judges parents and asks for single shards, [`cold`] leaves a host its share of a content only,
+//! [`warm`] brings it back and [`tardy`] says whom it does not wait for, [`entropy`] compares job lists, [`neighbours`] keeps links.
 //! Invariant: `handle` never fails; whatever a peer does wrong becomes state and outputs.
 
 mod abreast;
@@ -21,6 +21,7 @@ mod neighbours;
 mod planner;
 mod push;
 mod repair;
+mod tardy;
 mod toll;
 mod warm;
 

@@ -310,7 +310,7 @@ impl Node {
         // Every full round without success doubles the wait.
         let wait = limits::WANT_TIMEOUT + Duration::from_millis(200) * 2u32.pow((round as u32).min(5));
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
-        body.wants.insert(shard, Want { piece, from: host, until: self.now + wait });
+        body.wants.insert(shard, Want { piece, from: host, asked: self.now, until: self.now + wait });
         body.asked.insert(host);
         asks.entry(host).or_default().push(shard);
     }

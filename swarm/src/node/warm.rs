@@ -7,6 +7,7 @@
 //! Invariant: while a content is warming it has no parents, so nothing crosses the uplink for it.
 
 use super::content::{Body, Want};
+use super::tardy::Tardy;
 use super::{Node, limits};
 use crate::io::{Notice, Output};
 use crate::time::Instant;
@@ -22,8 +23,10 @@ pub(super) struct Warm {
     since: Instant,
     /// Which deal each mate holds its share of.
     deals: BTreeMap<HostIndex, Deal>,
-    /// Mates that answered late are not asked before.
+    /// Mates that did not answer are not asked before.
     late: BTreeMap<HostIndex, Instant>,
+    /// Mates that answer later than others.
+    pub(super) tardy: Tardy,
     /// Shards that a mate should hold and does not.
     lacking: BTreeSet<(ShardIndex, HostIndex)>,
     ask_at: Instant,
@@ -120,7 +123,7 @@ impl Node {
         let Some(content) = self.contents.get_mut(&id) else { return };
         let (Some(warm), Some(body)) = (&mut content.warm, &content.body) else { return };
         warm.since = now;
-        if body.wants.len() * 2 <= body.wants_room {
+        if warm.tardy.awaited(&body.wants, None) * 2 <= body.wants_room {
             self.warm_up(id);
         }
     }
@@ -135,6 +138,7 @@ impl Node {
         if body.missing == 0 {
             return;
         }
+        warm.tardy.look(&body.wants, now);
         let ask_all = warm.ask_at <= now;
         if ask_all {
             warm.ask_at = now + limits::HOLD_EVERY;
@@ -143,18 +147,21 @@ impl Node {
         for (mate, linked) in &mates {
             let whole = body.children.get(mate).is_some_and(|child| child.has.is_full());
             let deal = warm.deals.get(mate);
-            if *linked && !warm.late.contains_key(mate) && (whole || deal.is_some()) {
-                holders.push(Holder { host: *mate, whole, deal });
+            let answers = *linked && !warm.late.contains_key(mate) && !warm.tardy.is(*mate);
+            if answers && (whole || deal.is_some()) {
+                let awaited = warm.tardy.awaited(&body.wants, Some(*mate));
+                holders.push(Holder { host: *mate, whole, deal, awaited });
             }
         }
-        let Chosen { asks, whole_with_parity } = choose(body, &holders, &warm.lacking, me);
+        let Chosen { asks, whole_with_parity } = choose(body, &holders, warm, me);
         let dial: Vec<HostIndex> = mates.iter().filter(|(_, linked)| !linked).map(|(mate, _)| *mate).collect();
         let idle =
             asks.is_empty() && whole_with_parity.is_empty() && body.wants.is_empty() && body.rebuilding.is_empty();
         let over = idle && now.since(warm.since) >= limits::COLD_PATIENCE;
         for (host, shards) in &asks {
             for (shard, piece) in shards {
-                body.wants.insert(*shard, Want { piece: *piece, from: *host, until: now + limits::WANT_TIMEOUT });
+                let until = now + limits::WANT_TIMEOUT;
+                body.wants.insert(*shard, Want { piece: *piece, from: *host, asked: now, until });
             }
             body.asked.insert(*host);
         }
@@ -235,6 +242,8 @@ struct Holder<'a> {
     host: HostIndex,
     whole: bool,
     deal: Option<&'a Deal>,
+    /// Shards that are to come from it.
+    awaited: usize,
 }
 
 /// What to ask of whom, as far as there is room.
@@ -247,9 +256,10 @@ struct Chosen {
     whole_with_parity: Vec<StripeIndex>,
 }
 
-fn choose(body: &Body, holders: &[Holder<'_>], lacking: &BTreeSet<(ShardIndex, HostIndex)>, me: HostIndex) -> Chosen {
+fn choose(body: &Body, holders: &[Holder<'_>], warm: &Warm, me: HostIndex) -> Chosen {
     let mut chosen = Chosen::default();
-    let mut room = body.wants_room.saturating_sub(body.wants.len());
+    let room = body.wants_room.saturating_sub(warm.tardy.awaited(&body.wants, None));
+    let mut room = room.min(limits::WANTS_MAX.saturating_sub(body.wants.len()));
     let geometry = &body.geometry;
     let (stripes, data) = (geometry.stripe_count(), u32::from(geometry.data()));
     // Each host begins elsewhere, so that they do not all ask the same one at a time.
@@ -270,7 +280,7 @@ fn choose(body: &Body, holders: &[Holder<'_>], lacking: &BTreeSet<(ShardIndex, H
                 continue;
             }
             if body.stripe_have(stripe) + rows < geometry.stripe_data(stripe) {
-                room -= choose_of_stripe(body, stripe, holders, lacking, room, &mut chosen.asks);
+                room -= choose_of_stripe(body, stripe, holders, warm, room, &mut chosen.asks);
             } else if body.rebuilding.len() + chosen.whole_with_parity.len() < limits::REBUILDS_MAX {
                 chosen.whole_with_parity.push(stripe);
             }
@@ -284,14 +294,15 @@ fn choose_of_stripe(
     body: &Body,
     stripe: StripeIndex,
     holders: &[Holder<'_>],
-    lacking: &BTreeSet<(ShardIndex, HostIndex)>,
+    warm: &Warm,
     room: usize,
     asks: &mut Asks,
 ) -> usize {
     let geometry = &body.geometry;
     let rows = body.parity.get(&stripe).copied().unwrap_or(0);
     let range = geometry.shard_at(stripe, 0)..geometry.shard_at(stripe, geometry.width());
-    let asked = body.wants.range(range).count() as u32;
+    let is_awaited = |want: &Want| !warm.tardy.is(want.from);
+    let asked = body.wants.range(range).filter(|(_, want)| is_awaited(want)).count() as u32;
     let have = body.stripe_have(stripe) + rows.count_ones() + asked;
     let mut need = geometry.stripe_data(stripe).saturating_sub(have) as usize;
     need = need.min(room);
@@ -305,15 +316,16 @@ fn choose_of_stripe(
             Some(piece) => body.have.get(piece.0),
             None => rows >> (shard.0 % geometry.width() - u32::from(geometry.data())) & 1 == 1,
         };
-        if here || body.wants.contains_key(&shard) {
+        if here || body.wants.get(&shard).is_some_and(is_awaited) {
             continue;
         }
         let can = |holder: &&Holder<'_>| {
             let dealt = holder.deal.is_some_and(|deal| deal.holds(geometry, holder.host, shard));
-            (holder.whole || dealt) && !lacking.contains(&(shard, holder.host))
+            (holder.whole || dealt) && !warm.lacking.contains(&(shard, holder.host))
         };
-        // Whoever was asked for the least so far.
-        let least = holders.iter().filter(can).min_by_key(|holder| asks.get(&holder.host).map_or(0, Vec::len));
+        // Whoever has the least to send.
+        let load = |holder: &&Holder<'_>| holder.awaited + asks.get(&holder.host).map_or(0, Vec::len);
+        let least = holders.iter().filter(can).min_by_key(load);
         let Some(holder) = least else { continue };
         let piece = geometry.piece_of(shard).or_else(|| missing.next()).unwrap_or(PieceIndex(0));
         asks.entry(holder.host).or_default().push((shard, piece));
