@@ -1,6 +1,6 @@
 //! Demotion and promotion in virtual time: what a rack keeps, what it survives, what crosses its uplink.
 
-use shoal_proto::ids::HostIndex;
+use shoal_proto::ids::{HostIndex, PieceIndex, StripeIndex};
 use shoal_sim::check;
 use shoal_sim::layout::{Layout, SEEDER};
 use shoal_sim::world::{ContentNumber, Push, World};
@@ -73,6 +73,34 @@ fn a_rack_keeps_k_plus_m_of_k_and_comes_back_without_its_uplink_when_m_are_lost(
         assert_eq!(world.bytes_on_disk(host, number), world.pushed(number).geometry.bytes());
     }
     world.check_end();
+}
+
+#[test]
+fn what_a_stripe_is_made_of_is_due_until_it_is_whole() {
+    let (mut world, number) = demoted(2, 2, 2);
+    (0..2).for_each(|place| world.kill(world.host(0, place)));
+    world.run_for(Duration::from_secs(1));
+    world.promote(number);
+    let (host, content) = (world.host(0, 2), world.pushed(number).announcement.content);
+    let geometry = world.pushed(number).geometry.clone();
+    let (mut kept, mut looks) = (0, 0);
+    while !world.pushed(number).done.contains_key(&host) {
+        world.step();
+        let (Some(node), Some(disk)) = (world.node(host), world.disk(host, number)) else { continue };
+        let here = |piece: &u32| disk.get(*piece);
+        for stripe in (0..geometry.stripe_count()).map(StripeIndex).filter(|_| world.events % 64 == 0) {
+            let pieces = geometry.stripe_pieces(stripe);
+            let whole = pieces.clone().all(|piece| here(&piece));
+            for shard in pieces.filter(here).map(|piece| geometry.shard_of(PieceIndex(piece))) {
+                kept += u32::from(!whole && node.is_due(&content, shard));
+                looks += u32::from(!whole);
+            }
+        }
+    }
+    assert!(looks > 1000 && kept == looks, "{kept} of {looks}");
+    world.run_for(Duration::from_secs(5));
+    let node = world.node(host).expect("it runs");
+    assert!((0..geometry.piece_count()).all(|piece| !node.is_due(&content, geometry.shard_of(PieceIndex(piece)))));
 }
 
 #[test]

@@ -29,7 +29,7 @@ const OVERHEAD: usize = HEADER + 1 + MAX_TAG_LEN;
 const READ_BYTES: usize = 64 * 1024;
 /// Bytes sealed before the kernel has taken those before: they cannot be overtaken.
 const SEALED_BYTES: usize = 32 * 1024;
-/// Bytes given out before others have their turn: the task that reads a link also writes it, and a fast sender never ends.
+/// Bytes opened before others have their turn: the task that reads a link also writes it, and a fast sender never ends.
 const TURN_BYTES: usize = 256 * 1024;
 /// Records sealed with one key. AES-GCM may be used for 2^24.5 full ones (RFC 8446, section 5.5).
 const KEY_RECORDS: u64 = 1 << 23;
@@ -207,6 +207,7 @@ impl Opener {
         let opened = self.key.key.open_in_place(nonce, Aad::from(header(record.len())), record);
         let opened = opened.map_err(|_| broken("a record's tag is wrong"))?;
         self.next = end;
+        self.turn += end - start;
         // Zeros after it are padding.
         let last = opened.iter().rposition(|byte| *byte != 0).ok_or_else(|| broken("a record without a type"))?;
         if last > PLAIN_MAX {
@@ -314,7 +315,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TlsStream<S> {
                 return Poll::Pending;
             }
             match opener.open()? {
-                Some(Opened::Data) => opener.turn += opener.plain.len(),
+                Some(Opened::Data) => {}
                 Some(Opened::Close) => opener.closed = true,
                 Some(Opened::KeyUpdate { asks }) => {
                     opener.key = Key::new(0, &rekey.receiving().map_err(io::Error::other)?)?;

@@ -3,7 +3,7 @@
 use super::{Driver, Stranger};
 use shoal_net::bulk::BulkEvent;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
-use shoal_proto::ids::{HostIndex, NodeId};
+use shoal_proto::ids::{ContentId, HostIndex, NodeId, ShardIndex};
 use shoal_proto::message::Message;
 use shoal_store::{PutError, StoreEvent};
 use shoal_swarm::io::Input;
@@ -141,7 +141,7 @@ impl Driver {
                 let surplus = |driver: &Self| driver.brain.as_ref().map_or(0, |brain| brain.counters().shards_surplus);
                 let before = surplus(self);
                 self.tell(Input::ShardVerified { content, shard, from });
-                self.cooling.push((content, shard));
+                self.settled(content, shard);
                 if surplus(self) > before {
                     self.book.metrics.duplicate_bytes.inc_by(token >> 32);
                 }
@@ -155,11 +155,18 @@ impl Driver {
                 self.tell(Input::ShardCorrupt { content, shard, from });
             }
             StoreEvent::Rebuilt { content, stripe, shards } => {
-                self.cooling.extend(shards.iter().map(|shard| (content, *shard)));
+                let made = shards.first().copied();
                 self.tell(Input::Rebuilt { content, stripe, shards });
+                made.into_iter().for_each(|shard| self.settled(content, shard));
             }
             StoreEvent::WriteFailed { content, error } => self.disk_failed(content, &error),
         }
+    }
+
+    /// A shard is here: what needed it may need it no more.
+    fn settled(&mut self, content: ContentId, shard: ShardIndex) {
+        let Some(brain) = &self.brain else { return };
+        self.cooling.extend(brain.settled(&content, shard).map(|shard| (content, ShardIndex(shard))));
     }
 
     fn on_announce(&mut self, from: HostIndex, mut frame: AnnounceFrame) {

@@ -10,6 +10,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex};
 use shoal_proto::message::{LaneSet, Message};
+use std::ops::Range;
 
 impl Node {
     pub(super) fn on_subscribe(&mut self, from: HostIndex, id: ContentId, lanes: LaneSet, have: Bitmap) {
@@ -155,12 +156,29 @@ impl Node {
         self.warm_arrived(id);
     }
 
-    /// Whether a shard that is here is still to be sent to somebody.
+    /// Whether a shard that is here is still to be sent to somebody, or another of its stripe may have to be made of it.
     pub fn is_due(&self, id: &ContentId, shard: ShardIndex) -> bool {
-        let Some(body) = self.contents.get(id).and_then(|content| content.body.as_ref()) else { return false };
+        let Some(content) = self.contents.get(id) else { return false };
+        let Some(body) = content.body.as_ref() else { return false };
+        let makes = |stripe| content.warm.is_some() && !body.stripe_whole(stripe);
         let piece = body.geometry.piece_of(shard);
         let mut children = body.children.values();
-        children.any(|child| piece.is_some_and(|piece| child.pending.get(piece.0)) || child.wants.contains(&shard))
+        body.geometry.split(shard).is_some_and(|(stripe, _)| makes(stripe))
+            || children
+                .any(|child| piece.is_some_and(|piece| child.pending.get(piece.0)) || child.wants.contains(&shard))
+    }
+
+    /// What may be due no more now that a shard is here: the shard, and all of its stripe where nothing is left to be made.
+    pub fn settled(&self, id: &ContentId, shard: ShardIndex) -> Range<u32> {
+        let alone = shard.0..shard.0 + 1;
+        let Some(body) = self.contents.get(id).and_then(|content| content.body.as_ref()) else { return alone };
+        match body.geometry.split(shard) {
+            Some((stripe, _)) if body.stripe_whole(stripe) => {
+                let first = body.geometry.shard_at(stripe, 0).0;
+                first..first + body.geometry.stripe_data(stripe)
+            }
+            _ => alone,
+        }
     }
 
     pub(super) fn on_want(&mut self, from: HostIndex, id: ContentId, shards: Vec<ShardIndex>) {
