@@ -2,7 +2,7 @@
 //!
 //! Invariant: rustls is shown no record beyond those of the handshake; what follows them is the stream's.
 
-use super::records::{HEADER, RECORD_MAX, TlsStream, record_len};
+use super::records::{RECORD_MAX, TlsStream, record_len};
 use super::{Tls, peer_node, server_name};
 use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
@@ -103,7 +103,6 @@ enum Step {
     Send,
     Read,
     Done,
-    Failed(Error),
 }
 
 async fn shake<C: Side, S>(mut side: C, mut io: S) -> io::Result<(NodeId, TlsStream<S>)>
@@ -113,63 +112,50 @@ where
     let (mut incoming, mut outgoing) = (Vec::new(), Vec::new());
     // Of what came, whole records that rustls was shown. A message may need more than one.
     let mut shown = 0;
-    let mut failed = None;
     loop {
         let UnbufferedStatus { discard, state, .. } = side.process(&mut incoming[..shown]);
-        let step = match state {
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+        // Once it has failed it must not be asked again, not even for the alert it would send.
+        let step = match state.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+            ConnectionState::EncodeTlsData(mut data) => {
                 let start = outgoing.len();
                 outgoing.resize(start + RECORD_MAX, 0);
                 let written = data.encode(&mut outgoing[start..]).map_err(io::Error::other)?;
                 outgoing.truncate(start + written);
                 Step::Again
             }
-            Ok(ConnectionState::TransmitTlsData(data)) => {
+            ConnectionState::TransmitTlsData(data) => {
                 data.done();
                 Step::Send
             }
-            Ok(ConnectionState::BlockedHandshake) => Step::Read,
-            Ok(ConnectionState::WriteTraffic(_)) => Step::Done,
-            Ok(_) => Step::Failed(Error::HandshakeNotComplete),
-            Err(error) => Step::Failed(error),
+            ConnectionState::BlockedHandshake => Step::Read,
+            ConnectionState::WriteTraffic(_) => Step::Done,
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "no handshake goes like this")),
         };
         incoming.drain(..discard);
         shown -= discard;
         match step {
-            // The first error leaves an alert to be sent.
-            Step::Failed(error) if failed.is_none() => failed = Some(error),
             Step::Again => {}
-            Step::Done if failed.is_none() && !side.state().is_handshaking() => {
-                send(&mut io, &mut outgoing).await?;
+            Step::Send => {
+                io.write_all(&outgoing).await?;
+                io.flush().await?;
+                outgoing.clear();
+            }
+            Step::Done if !side.state().is_handshaking() => {
                 let node = peer_node(side.state()).map_err(io::Error::other)?;
                 let (secrets, rekey) = side.into_keys().map_err(io::Error::other)?;
                 return Ok((node, TlsStream::new(io, incoming, &secrets, rekey)?));
             }
-            _ => {
-                let sent = send(&mut io, &mut outgoing).await;
-                if let Some(error) = failed {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-                }
-                sent?;
-                if !matches!(step, Step::Send) {
-                    shown = more(&mut io, &mut incoming, shown).await?;
-                }
-            }
+            // A server may speak before it has heard the last of the client's.
+            Step::Done | Step::Read => shown = more(&mut io, &mut incoming, shown).await?,
         }
     }
-}
-
-async fn send(io: &mut (impl AsyncWrite + Unpin), outgoing: &mut Vec<u8>) -> io::Result<()> {
-    io.write_all(outgoing).await?;
-    outgoing.clear();
-    io.flush().await
 }
 
 /// Shows rustls one record more, read if it is not here yet; gives how many bytes that is in all.
 async fn more(io: &mut (impl AsyncRead + Unpin), incoming: &mut Vec<u8>, shown: usize) -> io::Result<usize> {
     loop {
-        if let Some(header) = incoming[shown..].first_chunk::<HEADER>() {
-            let end = shown + HEADER + record_len(header);
+        if let Some(len) = record_len(&incoming[shown..]) {
+            let end = shown + len;
             if end > HANDSHAKE_MAX {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a handshake of that length is none"));
             }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 /// Bytes before a record's ciphertext: type, version, length.
-pub(super) const HEADER: usize = 5;
+const HEADER: usize = 5;
 /// Plaintext bytes in a record, at most.
 const PLAIN_MAX: usize = 1 << 14;
 /// Ciphertext bytes in a record, at most.
@@ -42,9 +42,10 @@ const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 /// A message that says that the sender's next records have its next key, but for its last byte: whether it asks for the same.
 const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
 
-/// Length of the ciphertext that follows a header.
-pub(super) fn record_len(header: &[u8; HEADER]) -> usize {
-    usize::from(u16::from_be_bytes([header[3], header[4]]))
+/// Length of the record that some bytes begin with, once its header is here.
+pub(super) fn record_len(bytes: &[u8]) -> Option<usize> {
+    let len = u16::from_be_bytes([*bytes.get(3)?, *bytes.get(4)?]);
+    Some(HEADER + usize::from(len))
 }
 
 fn header(cipher_len: usize) -> [u8; HEADER] {
@@ -187,12 +188,12 @@ enum Opened {
 impl Opener {
     /// Length of the record that comes next, as far as that is known.
     fn next_len(&self) -> io::Result<usize> {
-        let Some(header) = self.buffer[self.next..].first_chunk::<HEADER>() else { return Ok(HEADER) };
-        let len = record_len(header);
-        if header[..3] != [DATA, 3, 3] || !(MAX_TAG_LEN + 1..=CIPHER_MAX).contains(&len) {
+        let rest = &self.buffer[self.next..];
+        let Some(len) = record_len(rest) else { return Ok(HEADER) };
+        if rest[..3] != [DATA, 3, 3] || !(OVERHEAD..=RECORD_MAX).contains(&len) {
             return Err(broken("not a record"));
         }
-        Ok(HEADER + len)
+        Ok(len)
     }
 
     /// Opens the next record if it is here whole.

@@ -7,7 +7,9 @@ use crate::testing::keys;
 use proptest::prelude::*;
 use shoal_proto::ids::NodeId;
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// More than a few reads of ours take in.
@@ -22,7 +24,7 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(work)
 }
 
 /// Both ends of ours, and who each takes the other for.
@@ -169,6 +171,26 @@ fn an_end_that_was_not_said_is_an_error() {
     });
 }
 
+/// Passes bytes on, one of them changed; gives how many there were.
+async fn relay<R, W>(mut from: R, mut to: W, spoilt: Option<usize>, flip: u8) -> usize
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let (mut buffer, mut passed) = ([0; 1024], 0);
+    while let Ok(len @ 1..) = from.read(&mut buffer).await {
+        if let Some(at) = spoilt.and_then(|at| at.checked_sub(passed)).filter(|at| *at < len) {
+            buffer[at] ^= flip;
+        }
+        passed += len;
+        if to.write_all(&buffer[..len]).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
+    passed
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -188,6 +210,28 @@ proptest! {
             }
             let (heard, read) = spoilt.read().await;
             assert!(read.is_err() && plain.starts_with(&heard), "{read:?}, {} bytes", heard.len());
+        });
+    }
+
+    /// A handshake that somebody changes on its way comes to an end, in time if nobody else ends it, and makes nobody
+    /// somebody else.
+    #[test]
+    fn a_spoilt_handshake_ends(at in 0usize..6_000, flip in 1u8.., from_client in any::<bool>()) {
+        run(async {
+            let ((a, near), (far, b)) = (duplex(1 << 16), duplex(1 << 16));
+            let (client, server) = (tls(1), tls(2));
+            let ((near_in, near_out), (far_in, far_out)) = (tokio::io::split(near), tokio::io::split(far));
+            let (there, back) = if from_client { (Some(at), None) } else { (None, Some(at)) };
+            let patience = Duration::from_secs(5);
+            let (client, server, sent, answered) = tokio::join!(
+                async { timeout(patience, connect(&client, a)).await.ok().and_then(Result::ok).map(|(node, _)| node) },
+                async { timeout(patience, accept(&server, b)).await.ok().and_then(Result::ok).map(|(node, _)| node) },
+                relay(near_in, far_out, there, flip),
+                relay(far_in, near_out, back, flip),
+            );
+            assert!(client.is_none_or(|node| node == keys(2).node()) && server.is_none_or(|node| node == keys(1).node()));
+            let spoilt = if from_client { sent } else { answered } > at;
+            assert!(spoilt || client.is_some() && server.is_some(), "byte {at} of {sent} and {answered}");
         });
     }
 
