@@ -4,9 +4,9 @@
 
 use super::records::{RECORD_MAX, TlsStream, record_len};
 use super::{Tls, peer_node, server_name};
-use rustls::client::UnbufferedClientConnection;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::kernel::KernelConnection;
-use rustls::server::UnbufferedServerConnection;
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{CommonState, ConnectionTrafficSecrets, Error, ExtractedSecrets};
 use shoal_proto::ids::NodeId;
@@ -45,39 +45,30 @@ trait Side {
     fn into_keys(self) -> Result<Keys, Error>;
 }
 
-impl Side for UnbufferedClientConnection {
-    type Data = rustls::client::ClientConnectionData;
+/// rustls has the same methods on both, but no name for what they share.
+macro_rules! side {
+    ($connection:ty, $data:ty) => {
+        impl Side for $connection {
+            type Data = $data;
 
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
+            fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, $data> {
+                self.process_tls_records(incoming)
+            }
 
-    fn state(&self) -> &CommonState {
-        self
-    }
+            fn state(&self) -> &CommonState {
+                self
+            }
 
-    fn into_keys(self) -> Result<Keys, Error> {
-        let (secrets, rest) = self.dangerous_into_kernel_connection()?;
-        Ok((secrets, Box::new(rest)))
-    }
+            fn into_keys(self) -> Result<Keys, Error> {
+                let (secrets, rest) = self.dangerous_into_kernel_connection()?;
+                Ok((secrets, Box::new(rest)))
+            }
+        }
+    };
 }
 
-impl Side for UnbufferedServerConnection {
-    type Data = rustls::server::ServerConnectionData;
-
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
-
-    fn state(&self) -> &CommonState {
-        self
-    }
-
-    fn into_keys(self) -> Result<Keys, Error> {
-        let (secrets, rest) = self.dangerous_into_kernel_connection()?;
-        Ok((secrets, Box::new(rest)))
-    }
-}
+side!(UnbufferedClientConnection, ClientConnectionData);
+side!(UnbufferedServerConnection, ServerConnectionData);
 
 /// Shakes hands with whoever was dialled; gives the node it proved to be.
 pub(crate) async fn connect<S>(tls: &Tls, io: S) -> io::Result<(NodeId, TlsStream<S>)>

@@ -35,6 +35,15 @@ async fn pair() -> ((NodeId, TlsStream<DuplexStream>), (NodeId, TlsStream<Duplex
     (client.unwrap(), server.unwrap())
 }
 
+/// A client of rustls's own, and us as its server.
+async fn rustls_dials() -> (tokio_rustls::client::TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
+    let (a, b) = duplex(40_000);
+    let (client, server) = (tls(1), tls(2));
+    let theirs = TlsConnector::from(client.client.clone()).connect(server_name(), a);
+    let (theirs, ours) = tokio::join!(theirs, accept(&server, b));
+    (theirs.unwrap(), ours.unwrap().1)
+}
+
 /// Sends noise both ways in writes of a length, flushing now and then, and closes.
 async fn exchange<A, B>(a: A, b: B, write: usize)
 where
@@ -79,12 +88,10 @@ fn both_ends_know_each_other_and_hear_all() {
 #[test]
 fn rustls_understands_us_and_we_it() {
     run(async {
+        let (theirs, ours) = rustls_dials().await;
+        exchange(theirs, ours, 70_000).await;
         let (a, b) = duplex(40_000);
         let (client, server) = (tls(1), tls(2));
-        let theirs = TlsConnector::from(client.client.clone()).connect(server_name(), a);
-        let (theirs, ours) = tokio::join!(theirs, accept(&server, b));
-        exchange(theirs.unwrap(), ours.unwrap().1, 70_000).await;
-        let (a, b) = duplex(40_000);
         let theirs = TlsAcceptor::from(server.server.clone()).accept(b);
         let (ours, theirs) = tokio::join!(connect(&client, a), theirs);
         exchange(ours.unwrap().1, theirs.unwrap(), 70_000).await;
@@ -94,11 +101,7 @@ fn rustls_understands_us_and_we_it() {
 #[test]
 fn keys_change_both_ways() {
     run(async {
-        let (a, b) = duplex(40_000);
-        let (client, server) = (tls(1), tls(2));
-        let theirs = TlsConnector::from(client.client.clone()).connect(server_name(), a);
-        let (theirs, ours) = tokio::join!(theirs, accept(&server, b));
-        let (mut theirs, mut ours) = (theirs.unwrap(), ours.unwrap().1);
+        let (mut theirs, mut ours) = rustls_dials().await;
         ours.change_keys_every(3);
         for round in 0..20u8 {
             // It asks us for ours as well.
@@ -133,16 +136,14 @@ struct Spoilt {
 /// What one end of ours puts on the wire for some plaintext and its close.
 async fn spoilt(plain: &[u8]) -> Spoilt {
     let (near, mut far) = duplex(1 << 20);
-    let (a, b) = duplex(1 << 20);
-    let (client, server) = (tls(1), tls(2));
-    let (client, server) = tokio::join!(connect(&client, a), accept(&server, b));
-    let (mut writer, reader) = (client.unwrap().1.over(near).0, server.unwrap().1);
+    let ((_, client), (_, reader)) = pair().await;
+    let mut writer = client.over(near);
     writer.write_all(plain).await.unwrap();
     writer.shutdown().await.unwrap();
     let mut wire = Vec::new();
     far.read_to_end(&mut wire).await.unwrap();
     let (into, from) = duplex(1 << 20);
-    Spoilt { wire, reader: reader.over(from).0, into }
+    Spoilt { wire, reader: reader.over(from), into }
 }
 
 impl Spoilt {
