@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{Region, noise, until};
+use common::{Process, Region, noise, until};
 use std::fs;
+
+/// Looks in a row at a seeder with nothing on its way, before it is taken to be done.
+const STILL: u32 = 10;
 
 fn stop_the_centre(region: &mut Region) {
     region.hub.kill();
@@ -61,8 +64,16 @@ fn a_push_ends_without_the_centre_once_every_shard_is_out() {
     let bytes = noise(SIZE, 1);
     fs::write(&file, &bytes).unwrap();
     region.push(&file, "big", "1");
+    // What the seeder sent and nobody got yet dies with it; what it sends twice counts twice.
+    let mut last = 0;
+    let mut still = 0;
     until("every shard is out", || {
-        (region.seeder.metric("shoal_payload_sent_bytes_total") >= SIZE as u64).then_some(())
+        let of = |peer: &Process| peer.metric("shoal_payload_received_bytes_total{tier=\"Seeder\"}");
+        let arrived: u64 = region.peers.iter().map(of).sum();
+        let sent = region.seeder.metric("shoal_payload_sent_bytes_total");
+        still = if arrived == sent && sent == last { still + 1 } else { 0 };
+        last = sent;
+        (sent >= SIZE as u64 && still >= STILL).then_some(())
     });
     stop_the_centre(&mut region);
     let copy = |peer: usize| region.peers[peer].dir().join("content/big/current/big");
