@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Longest time between two questions about one job.
 const ASK_MAX: Duration = Duration::from_secs(1);
-/// A job that is done but for hosts that are away is asked about this often: they may come back.
+/// The same for a job that is done but for hosts that are away: they may come back.
 const ASK_AWAY: Duration = Duration::from_secs(30);
 /// A tracker that refused a job is asked again this much later.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
@@ -125,8 +125,9 @@ impl Jobs {
         let before = row.status.clone();
         let elapsed = row.announced.elapsed();
         row.status.fold(rollup, sent, elapsed.as_secs_f64());
-        // A job that takes a minute need not be looked at ten times a second.
-        let wait = if row.status.is_final() { ASK_AWAY } else { (elapsed / 20).clamp(LOOK_EVERY, ASK_MAX) };
+        // A job that takes a minute need not be looked at ten times a second; a host that was away for one, neither.
+        let longest = if row.status.is_final() { ASK_AWAY } else { ASK_MAX };
+        let wait = (elapsed / 20).clamp(LOOK_EVERY, longest);
         row.ask_at = Instant::now() + wait;
         let changed = row.status != before;
         let done = row.status.is_final() && !before.is_final();

@@ -148,9 +148,17 @@ impl JobStatus {
         matches!(self.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting)
     }
 
-    /// Whether hosts may still do something: it is under way, or it is done but for hosts that are away.
+    /// Whether hosts may still do something: it is under way, or it is done but for hosts that were away then.
     pub(crate) fn may_change(&self) -> bool {
-        self.phase == Phase::Distributing || self.rollout || (self.phase == Phase::Done && self.hosts().4 > 0)
+        self.phase == Phase::Distributing || self.rollout || (self.phase == Phase::Done && self.owing() > 0)
+    }
+
+    /// Hosts that neither have what the job brings nor failed, whether they are away or not.
+    fn owing(&self) -> u32 {
+        let (hosts, has, active, failed, _) = self.hosts();
+        let held: u32 = self.racks.iter().map(|rack| rack.held).sum();
+        let done = if self.staged { has } else { active + held };
+        hosts.saturating_sub(done + failed)
     }
 
     /// Of a job that is still to be taken in.
@@ -231,14 +239,13 @@ impl JobStatus {
         if !self.is_final() {
             self.elapsed_s = elapsed_s;
         }
-        let (hosts, has, active, failed, away) = self.hosts();
+        let (hosts, _, _, failed, away) = self.hosts();
         let have = self.racks.iter().map(|rack| rack.pieces).sum::<u64>() as f64;
         let all = f64::from(self.pieces) * f64::from(hosts.saturating_sub(failed));
         self.eta_s = (have > 0.0 && all > have).then(|| elapsed_s * (all - have) / have);
-        let held: u32 = self.racks.iter().map(|rack| rack.held).sum();
-        let done = if self.staged { has } else { active + held };
         // Of a rollout, its controller knows when it has ended.
-        if done + failed + away >= hosts && done + failed > 0 && !self.rollout {
+        let owing = self.owing();
+        if owing <= away && owing < hosts && !self.rollout {
             self.phase = Phase::Done;
             self.eta_s = None;
         }
@@ -249,5 +256,40 @@ impl JobStatus {
         self.phase = Phase::Failed;
         self.error = why.into();
         self.eta_s = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollup(active: u32, away: u32) -> JobRollup {
+        JobRollup {
+            racks: vec![RackRollup { hosts: 3, active, away, ..RackRollup::default() }],
+            ..JobRollup::default()
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_back_and_not_yet_done_is_waited_for() {
+        let request = PushRequest {
+            path: PathBuf::new(),
+            name: "big".into(),
+            version: "1".into(),
+            kind: Kind::Blob,
+            to: vec!["all".into()],
+            staged: false,
+            image: None,
+        };
+        let mut status = JobStatus::new(JobId([1; 16]), &request, "all".into(), 0);
+        status.phase = Phase::Distributing;
+        status.fold(rollup(0, 3), 0, 1.0);
+        assert_eq!(status.phase, Phase::Distributing, "nobody is done");
+        status.fold(rollup(2, 1), 0, 1.0);
+        assert_eq!((status.phase, status.may_change()), (Phase::Done, true), "who is away may come back");
+        status.fold(rollup(2, 0), 0, 2.0);
+        assert_eq!((status.phase, status.may_change()), (Phase::Done, true), "it is back, and at it");
+        status.fold(rollup(3, 0), 0, 3.0);
+        assert_eq!((status.phase, status.may_change()), (Phase::Done, false));
     }
 }
