@@ -89,8 +89,8 @@ pub const ENDING: usize = 4;
 /// A lane that lacks one piece in so many by then, or more, is not merely the last one: links share a rate unevenly, and what
 /// is taken from elsewhere then only makes the others later.
 pub const BEHIND: u32 = 2;
-/// A rack is passed over when at least so many lanes come from it and all are silent.
-pub const SILENT_LANES: usize = 2;
+/// A rack is passed over when at least so many of its hosts are to bring something and all are silent.
+pub const SILENT_HOSTS: usize = 2;
 /// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.
 pub const SLOW_SHARE: usize = 4;
 /// Nothing arrived for this long, though the parents' links are up: ask for single pieces. A disk that writes back for a

@@ -139,7 +139,8 @@ impl Node {
         let mut found = Vec::new();
         for (rack, Imports { alive, lanes, silent }) in imports {
             let until = now + limits::AVOID_USELESS;
-            if lanes.len() >= limits::SILENT_LANES && !alive {
+            let hosts: BTreeSet<HostIndex> = lanes.iter().map(|(_, parent)| *parent).collect();
+            if hosts.len() >= limits::SILENT_HOSTS && !alive {
                 found.push((None, lanes[0].1));
                 content.useless.extend(rack.into_iter().map(|host| (host, until)));
             } else {
