@@ -156,7 +156,7 @@ impl Node {
 
     /// Takes `host` out of our trees for a while.
     pub(super) fn avoid_host(&mut self, host: HostIndex, why: AvoidReason) {
-        let former = self.avoid.get(&host);
+        let former = self.avoid.get(&host).copied();
         if former.is_some_and(|avoid| avoid.banned) {
             return;
         }
@@ -166,8 +166,14 @@ impl Node {
             AvoidReason::Slow => limits::AVOID_SLOW,
             AvoidReason::Useless => limits::AVOID_USELESS,
         } * 2u32.pow(strikes.min(6) - 1);
-        self.avoid.insert(host, Avoid { until: self.now + span, why, strikes, banned: false });
         self.notice(Notice::Avoided { host, why });
+        let until = self.now + span;
+        // Who is slow often loses links, too, and is no faster when they are back.
+        let avoid = match former.filter(|former| former.why == AvoidReason::Slow) {
+            Some(former) => Avoid { until: until.max(former.until), strikes, ..former },
+            None => Avoid { until, why, strikes, banned: false },
+        };
+        self.avoid.insert(host, avoid);
         self.replan_all();
     }
 
