@@ -299,6 +299,11 @@ impl Content {
         !hunt.doubled && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
     }
 
+    /// Whom the content is taken from again, as the time is over for which it went around them; none of them near its end.
+    pub(super) fn tries_again(&self, now: Instant) -> bool {
+        self.useless.values().any(|until| *until <= now) && !self.body.as_ref().is_some_and(Body::is_late_for_trials)
+    }
+
     /// Whether pieces are still to come.
     pub(super) fn is_running(&self) -> bool {
         let at_rest = self.cold.as_ref().is_some_and(Cold::is_shed) && self.warm.is_none();
@@ -379,6 +384,12 @@ impl Body {
     /// Pieces that half of the lanes lack, or fewer.
     pub(super) fn usually_missing(&self) -> u32 {
         middle(self.lanes.iter().map(|lane| lane.missing))
+    }
+
+    /// Whether too little is left to try again whom nothing came from: if that is in vain again, the rest comes later.
+    pub(super) fn is_late_for_trials(&self) -> bool {
+        let rest = u64::from(self.usually_missing()) * 1_000_000 / self.typical.max(1);
+        self.typical > 0 && Duration::from_millis(rest) < self.patience() * limits::TRIAL_REST
     }
 
     /// Whether a lane has come no further than others are when they have come far; see [`limits::BEHIND`].

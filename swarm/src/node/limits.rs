@@ -86,6 +86,8 @@ pub const SILENT_DEPTH: u32 = 3;
 pub const SILENT_ALONE: u32 = 4;
 /// When one lane in this many is still awaited, the end is near.
 pub const ENDING: usize = 4;
+/// Who was silent is not tried again when the rest takes less than so many times what silence was waited for.
+pub const TRIAL_REST: u32 = 3;
 /// A lane that lacks one piece in so many by then, or more, is not merely the last one: links share a rate unevenly, and what
 /// is taken from elsewhere then only makes the others later.
 pub const BEHIND: u32 = 2;

@@ -274,8 +274,7 @@ impl Node {
 
     fn refresh_useless(&mut self, id: ContentId) {
         let now = self.now;
-        let stale = self.contents.get(&id).is_some_and(|content| content.useless.values().any(|until| *until <= now));
-        if stale {
+        if self.contents.get(&id).is_some_and(|content| content.tries_again(now)) {
             self.replan(id);
         }
     }
