@@ -108,6 +108,8 @@ pub(super) struct Body {
     pub(super) spared: Bitmap,
     /// What each parent delivered, since when.
     pub(super) trials: BTreeMap<HostIndex, Trial>,
+    /// Rack-mates whose lanes hosts of other racks want from us instead: they find them silent.
+    pub(super) doubted: BTreeSet<HostIndex>,
     /// Nothing is imported before this: rack-mates may have it.
     pub(super) import_at: Instant,
     pub(super) last_arrival: Instant,
@@ -344,6 +346,7 @@ impl Body {
             spared,
             import_at: now,
             trials: BTreeMap::new(),
+            doubted: BTreeSet::new(),
             last_arrival: now,
             next_repair: now,
             level: Level::default(),

@@ -74,6 +74,8 @@ pub const LAG: Duration = Duration::from_secs(3);
 /// How many spans in a row. Its rack imports the lanes it owns a second time, so a host that lacked a processor for a second
 /// must not look like it.
 pub const SLOW_STRIKES: u8 = 4;
+/// The same where hosts of other racks have found it silent, too, and want its lanes from a mate.
+pub const DOUBTED_STRIKES: u8 = 2;
 /// How long nobody is judged after a lost host has come back: others are still finding theirs.
 pub const JUDGE_GRACE: Duration = Duration::from_secs(3);
 /// An imported lane is silent when nothing came for this long (a disk that writes back takes a second or two), and for as long as this many pieces usually take.

@@ -52,6 +52,9 @@ impl Node {
         let known = child.has.clone();
         child.pending.subtract(&known);
         let lanes = LaneSet(lanes.0 & LaneSet::first(body.geometry.lanes()).0);
+        if let Some(plan) = content.plan.as_ref().filter(|_| !near) {
+            body.doubted.extend(lanes.iter().filter_map(|lane| plan.owner(lane, me)).filter(|owner| *owner != me));
+        }
         let taken = LaneSet(child.lanes.0 | lanes.0);
         for lane in lanes.iter() {
             for piece in body.geometry.pieces_of_lane(lane) {

@@ -65,6 +65,7 @@ impl Node {
         body.delivered = 0;
         body.judged_at = now;
         body.trials.retain(|host, _| lanes_of.contains_key(host));
+        body.doubted.retain(|host| lanes_of.contains_key(host));
         let mut slow = Vec::new();
         for (host, (lanes, lag)) in lanes_of {
             let fresh = Trial { since: now, delivered: 0, strikes: 0 };
@@ -77,7 +78,8 @@ impl Node {
             let crawls = trial.delivered * limits::SLOW_FACTOR < expected && lag > lanes;
             let strikes = if crawls || lags { trial.strikes + 1 } else { 0 };
             *trial = Trial { strikes, ..fresh };
-            if strikes >= limits::SLOW_STRIKES {
+            let doubted = body.doubted.contains(&host);
+            if strikes >= if doubted { limits::DOUBTED_STRIKES } else { limits::SLOW_STRIKES } {
                 slow.push(host);
             }
         }
