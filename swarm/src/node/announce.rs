@@ -222,10 +222,10 @@ impl Node {
             return;
         }
         if asked_in_vain {
-            hunt.doubled = true;
             if hunt.sources.is_empty() {
                 return;
             }
+            hunt.again += 1;
         }
         if hunt.sources.is_empty() {
             // Nobody is left: whoever should be above us, our mates, and the origin.

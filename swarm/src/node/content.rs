@@ -64,8 +64,8 @@ pub(super) struct ManifestHunt {
     pub(super) sources: VecDeque<HostIndex>,
     /// Whom we asked, and until when we wait.
     pub(super) asked: Option<(HostIndex, Instant)>,
-    /// Whoever was asked first is slow, and another was asked too.
-    pub(super) doubled: bool,
+    /// Others asked as well because whoever was asked before is slow.
+    pub(super) again: u8,
     /// When to ask the first of `sources`.
     pub(super) ask_at: Option<Instant>,
     /// It is here, and can be sent on.
@@ -293,12 +293,12 @@ impl Content {
         }
     }
 
-    /// Whether whom we asked for the manifest takes so long that another is asked as well, once.
+    /// Whether whom we asked for the manifest last takes so long that another is asked as well.
     pub(super) fn asked_in_vain(&self, now: Instant) -> bool {
         let patience =
             limits::MANIFEST_PATIENCE + Duration::from_millis(self.manifest_bytes / limits::MANIFEST_BYTES_PER_MS);
         let hunt = &self.manifest;
-        !hunt.doubled && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
+        hunt.again < limits::MANIFEST_AGAIN && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
     }
 
     /// Whom the content is taken from again, as the time is over for which it went around them; none of them near its end.
