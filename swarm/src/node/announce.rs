@@ -194,6 +194,7 @@ impl Node {
         }
         let hunt = &mut content.manifest;
         if let Some(from) = from
+            && !hunt.tried.contains(&from)
             && !hunt.sources.contains(&from)
             && hunt.sources.len() < limits::MANIFEST_HOSTS_MAX
         {
@@ -221,31 +222,18 @@ impl Node {
         if hunt.asked.is_some() && !asked_in_vain || hunt.ask_at.is_some_and(|at| at > now) {
             return;
         }
-        if asked_in_vain {
-            if hunt.sources.is_empty() {
-                return;
-            }
-            hunt.again += 1;
-        }
         if hunt.sources.is_empty() {
-            // Nobody is left: whoever should be above us, our mates, and the origin.
-            let mut others: Vec<HostIndex> = Vec::new();
-            if let Some(plan) = &content.plan {
-                let offset = content.announce_offset;
-                others.extend(lanes_of(offset, plan.lanes()).filter_map(|(_, lane)| plan.parent(lane, me)));
-                others.extend(plan.mates(me).take(8));
+            if !asked_in_vain {
+                hunt.tried.clear();
             }
-            others.extend(content.origin);
-            let hunt = &mut content.manifest;
-            for host in others {
-                if host != me && !hunt.sources.contains(&host) {
-                    hunt.sources.push_back(host);
-                }
+            self.widen_hunt(id);
+        }
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        if content.manifest.sources.is_empty() {
+            if !asked_in_vain {
+                content.manifest.ask_at = Some(now + limits::WANT_TIMEOUT);
             }
-            if hunt.sources.is_empty() {
-                hunt.ask_at = Some(now + limits::WANT_TIMEOUT);
-                return;
-            }
+            return;
         }
         // The first with a link; dial the very first if there is none.
         let sources: Vec<HostIndex> = content.manifest.sources.iter().copied().collect();
@@ -254,6 +242,7 @@ impl Node {
         match linked {
             Some(host) => {
                 content.manifest.sources.retain(|source| *source != host);
+                content.manifest.tried.insert(host);
                 content.manifest.asked = Some((host, now + limits::MANIFEST_TIMEOUT));
                 content.manifest.ask_at = None;
                 self.send(host, Message::WantManifest { content: id });
@@ -267,6 +256,27 @@ impl Node {
         }
     }
 
+    /// Nobody who announced it is left to ask: whoever is above us once those asked in vain are left out, our mates, and the origin.
+    fn widen_hunt(&mut self, id: ContentId) {
+        let me = self.config.me;
+        let Some(content) = self.contents.get_mut(&id) else { return };
+        let mut others: Vec<HostIndex> = Vec::new();
+        if let Some(plan) = &content.plan {
+            let around = self.avoid.keys().chain(&content.manifest.tried).copied().collect();
+            let plan = plan.avoiding(&around);
+            let lanes = lanes_of(content.announce_offset, plan.lanes());
+            others.extend(lanes.filter_map(|(_, lane)| plan.parent(lane, me)));
+            others.extend(plan.mates(me).take(8));
+        }
+        others.extend(content.origin);
+        let hunt = &mut content.manifest;
+        for host in others {
+            if host != me && !hunt.tried.contains(&host) && !hunt.sources.contains(&host) {
+                hunt.sources.push_back(host);
+            }
+        }
+    }
+
     /// `host` will not give us the manifest: ask another.
     pub(super) fn manifest_source_failed(&mut self, id: ContentId, host: HostIndex) {
         let now = self.now;
@@ -275,6 +285,7 @@ impl Node {
             return;
         }
         content.manifest.sources.retain(|source| *source != host);
+        content.manifest.tried.remove(&host);
         if content.manifest.asked.is_some_and(|(asked, _)| asked == host) {
             content.manifest.asked = None;
             // With nobody else to ask, give it a moment before beginning again.

@@ -62,10 +62,10 @@ pub(super) struct Content {
 pub(super) struct ManifestHunt {
     /// Who announced the content to us, in order.
     pub(super) sources: VecDeque<HostIndex>,
-    /// Whom we asked, and until when we wait.
+    /// Whom we asked last, and until when we wait.
     pub(super) asked: Option<(HostIndex, Instant)>,
-    /// Others asked as well because whoever was asked before is slow.
-    pub(super) again: u8,
+    /// Whom we asked, and who has not said that it will not come.
+    pub(super) tried: BTreeSet<HostIndex>,
     /// When to ask the first of `sources`.
     pub(super) ask_at: Option<Instant>,
     /// It is here, and can be sent on.
@@ -298,7 +298,7 @@ impl Content {
         let patience =
             limits::MANIFEST_PATIENCE + Duration::from_millis(self.manifest_bytes / limits::MANIFEST_BYTES_PER_MS);
         let hunt = &self.manifest;
-        hunt.again < limits::MANIFEST_AGAIN && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
+        hunt.tried.len() <= limits::MANIFEST_AGAIN && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
     }
 
     /// Whom the content is taken from again, as the time is over for which it went around them; none of them near its end.

@@ -53,7 +53,7 @@ pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A host that sends a manifest slower than this (10 Mbit/s, after [`MANIFEST_PATIENCE`]) is not waited for alone.
 pub const MANIFEST_BYTES_PER_MS: u64 = 1250;
 /// How many others are asked for one: with one slow host in four, as many as there are trees it is announced on.
-pub const MANIFEST_AGAIN: u8 = ANNOUNCE_LANES;
+pub const MANIFEST_AGAIN: usize = ANNOUNCE_LANES as usize;
 /// Hosts remembered as sources of a manifest, and hosts waiting for it from us.
 pub const MANIFEST_HOSTS_MAX: usize = 64;
 /// A host that joins late gives its rack-mates this long to say what they have before it imports anything.
