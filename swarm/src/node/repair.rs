@@ -147,10 +147,6 @@ impl Node {
                 content.useless.extend(rack.into_iter().map(|host| (host, until)));
             } else {
                 for (lane, parent) in silent {
-                    // What brings nothing on any lane is nobody to turn to on others.
-                    if now.since(heard[&parent]) >= patience {
-                        content.useless.insert(parent, until);
-                    }
                     let passed = content.detours.entry(lane).or_default();
                     // The second of a rack: it is not the host.
                     let again = rack.iter().any(|host| passed.contains_key(host));
