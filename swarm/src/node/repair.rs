@@ -78,7 +78,7 @@ impl Node {
             let crawls = trial.delivered * limits::SLOW_FACTOR < expected && lag > lanes;
             let strikes = if crawls || lags { trial.strikes + 1 } else { 0 };
             *trial = Trial { strikes, ..fresh };
-            let doubted = body.doubted.contains(&host);
+            let doubted = crawls && body.doubted.contains(&host);
             if strikes >= if doubted { limits::DOUBTED_STRIKES } else { limits::SLOW_STRIKES } {
                 slow.push(host);
             }
