@@ -76,8 +76,11 @@ pub const LAG: Duration = Duration::from_secs(3);
 /// How many spans in a row. Its rack imports the lanes it owns a second time, so a host that lacked a processor for a second
 /// must not look like it.
 pub const SLOW_STRIKES: u8 = 4;
-/// The same where hosts of other racks have found it silent, too, and want its lanes from a mate.
+/// The same where hosts of other racks have found it silent, too, and want its lanes from a mate: if it delivers less than one
+/// part in [`DOUBTED_FACTOR`]. A host at half an uplink's rate is often enough silent to others, and its rack is better off with it.
 pub const DOUBTED_STRIKES: u8 = 2;
+/// See [`DOUBTED_STRIKES`].
+pub const DOUBTED_FACTOR: u64 = 3;
 /// How long nobody is judged after a lost host has come back: others are still finding theirs.
 pub const JUDGE_GRACE: Duration = Duration::from_secs(3);
 /// An imported lane is silent when nothing came for this long (a disk that writes back takes a second or two), and for as long as this many pieces usually take.

@@ -77,8 +77,8 @@ impl Node {
             let lags = lag * 1000 >= body.typical * lanes * limits::LAG.as_secs() && trial.delivered * 3 < expected * 2;
             let crawls = trial.delivered * limits::SLOW_FACTOR < expected && lag > lanes;
             let strikes = if crawls || lags { trial.strikes + 1 } else { 0 };
+            let doubted = trial.delivered * limits::DOUBTED_FACTOR < expected && body.doubted.contains(&host);
             *trial = Trial { strikes, ..fresh };
-            let doubted = crawls && body.doubted.contains(&host);
             if strikes >= if doubted { limits::DOUBTED_STRIKES } else { limits::SLOW_STRIKES } {
                 slow.push(host);
             }
