@@ -298,7 +298,8 @@ impl Content {
         let patience =
             limits::MANIFEST_PATIENCE + Duration::from_millis(self.manifest_bytes / limits::MANIFEST_BYTES_PER_MS);
         let hunt = &self.manifest;
-        hunt.tried.len() <= limits::MANIFEST_AGAIN && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
+        hunt.tried.len() <= limits::MANIFEST_AGAIN
+            && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
     }
 
     /// Whom the content is taken from again, as the time is over for which it went around them; none of them near its end.

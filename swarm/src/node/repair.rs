@@ -139,6 +139,9 @@ impl Node {
             }
         }
         let mut found = Vec::new();
+        // Whom other lanes go around is nobody to turn to.
+        let suspects: BTreeMap<HostIndex, Instant> =
+            content.detours.values().flatten().map(|(host, until)| (*host, *until)).collect();
         for (rack, Imports { alive, lanes, silent }) in imports {
             let until = now + limits::AVOID_USELESS;
             let hosts: BTreeSet<HostIndex> = lanes.iter().map(|(_, parent)| *parent).collect();
@@ -151,6 +154,7 @@ impl Node {
                     // The second of a rack: it is not the host.
                     let again = rack.iter().any(|host| passed.contains_key(host));
                     let around = if again { &rack[..] } else { &[parent] };
+                    passed.extend(&suspects);
                     passed.extend(around.iter().map(|host| (*host, until)));
                     found.push((Some(lane), parent));
                 }
