@@ -390,6 +390,13 @@ impl Body {
         middle(self.lanes.iter().map(|lane| lane.missing))
     }
 
+    /// Pieces that the best quarter of the lanes lack, or fewer.
+    pub(super) fn least_missing(&self) -> u32 {
+        let mut missing: Vec<u32> = self.lanes.iter().map(|lane| lane.missing).collect();
+        let place = missing.len() / 4;
+        if missing.is_empty() { 0 } else { *missing.select_nth_unstable(place).1 }
+    }
+
     /// Whether too little is left to try again whom nothing came from: if that is in vain again, the rest comes later.
     pub(super) fn is_late_for_trials(&self) -> bool {
         let rest = u64::from(self.usually_missing()) * 1_000_000 / self.typical.max(1);

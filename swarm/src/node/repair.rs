@@ -49,12 +49,15 @@ impl Node {
         });
         // How many lanes come from a rack-mate, and how many pieces more these lack than others do.
         let usual = body.usually_missing();
-        let mut lanes_of: BTreeMap<HostIndex, (u64, u64)> = BTreeMap::new();
+        // Where there are slow hosts in most lanes' trees, the middle lane is behind as well.
+        let best = body.least_missing();
+        let mut lanes_of: BTreeMap<HostIndex, (u64, u64, u64)> = BTreeMap::new();
         for lane in body.lanes.iter().filter(|lane| lane.is_awaited()) {
             if let Some(parent) = lane.parent.filter(|parent| near(*parent)) {
-                let (lanes, lag) = lanes_of.entry(parent).or_default();
+                let (lanes, lag, behind) = lanes_of.entry(parent).or_default();
                 *lanes += 1;
                 *lag += u64::from(lane.missing.saturating_sub(usual));
+                *behind += u64::from(lane.missing.saturating_sub(best));
             }
         }
         // A single parent left at the end is compared with what was usual before.
@@ -67,7 +70,7 @@ impl Node {
         body.trials.retain(|host, _| lanes_of.contains_key(host));
         body.doubted.retain(|host| lanes_of.contains_key(host));
         let mut slow = Vec::new();
-        for (host, (lanes, lag)) in lanes_of {
+        for (host, (lanes, lag, behind)) in lanes_of {
             let fresh = Trial { since: now, delivered: 0, strikes: 0 };
             let trial = body.trials.entry(host).or_insert(fresh);
             let expected = body.typical * lanes * now.since(trial.since).as_millis() as u64 / 1_000_000;
@@ -75,7 +78,7 @@ impl Node {
                 continue;
             }
             let lags = lag * 1000 >= body.typical * lanes * limits::LAG.as_secs() && trial.delivered * 3 < expected * 2;
-            let crawls = trial.delivered * limits::SLOW_FACTOR < expected && lag > lanes;
+            let crawls = trial.delivered * limits::SLOW_FACTOR < expected && behind > lanes;
             let strikes = if crawls || lags { trial.strikes + 1 } else { 0 };
             let doubted = trial.delivered * limits::DOUBTED_FACTOR < expected && body.doubted.contains(&host);
             *trial = Trial { strikes, ..fresh };
