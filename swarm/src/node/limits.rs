@@ -78,7 +78,7 @@ pub const LAG: Duration = Duration::from_secs(3);
 pub const SLOW_STRIKES: u8 = 4;
 /// The same where hosts of other racks have found it silent, too, and want its lanes from a mate: if it delivers less than one
 /// part in [`DOUBTED_FACTOR`]. A host at half an uplink's rate is often enough silent to others, and its rack is better off with it.
-pub const DOUBTED_STRIKES: u8 = 2;
+pub const DOUBTED_STRIKES: u8 = 3;
 /// See [`DOUBTED_STRIKES`].
 pub const DOUBTED_FACTOR: u64 = 3;
 /// How long nobody is judged after a lost host has come back: others are still finding theirs.
