@@ -255,8 +255,13 @@ impl Child {
 
 /// The middle one; 0 of none.
 pub(super) fn middle(values: impl Iterator<Item = u32>) -> u32 {
+    above(values, 2)
+}
+
+/// The one that one in `part` are below; 0 of none.
+fn above(values: impl Iterator<Item = u32>, part: usize) -> u32 {
     let mut values: Vec<u32> = values.collect();
-    let place = values.len() / 2;
+    let place = values.len() / part;
     if values.is_empty() { 0 } else { *values.select_nth_unstable(place).1 }
 }
 
@@ -302,9 +307,23 @@ impl Content {
             && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
     }
 
-    /// Whom the content is taken from again, as the time is over for which it went around them; none of them near its end.
+    /// Whether there is somebody to try again, as the time is over for which the content went around them.
     pub(super) fn tries_again(&self, now: Instant) -> bool {
-        self.useless.values().any(|until| *until <= now) && !self.body.as_ref().is_some_and(Body::is_late_for_trials)
+        self.useless.values().any(|until| *until <= now) && !self.is_late_for_trials()
+    }
+
+    /// Tries those again for whom that time is over, but nobody near the end.
+    pub(super) fn try_again(&mut self, now: Instant) {
+        if self.is_late_for_trials() {
+            return;
+        }
+        self.useless.retain(|_, until| *until > now);
+        self.detours.values_mut().for_each(|hosts| hosts.retain(|_, until| *until > now));
+        self.detours.retain(|_, hosts| !hosts.is_empty());
+    }
+
+    fn is_late_for_trials(&self) -> bool {
+        self.body.as_ref().is_some_and(Body::is_late_for_trials)
     }
 
     /// Whether pieces are still to come.
@@ -392,13 +411,11 @@ impl Body {
 
     /// Pieces that the best quarter of the lanes lack, or fewer.
     pub(super) fn least_missing(&self) -> u32 {
-        let mut missing: Vec<u32> = self.lanes.iter().map(|lane| lane.missing).collect();
-        let place = missing.len() / 4;
-        if missing.is_empty() { 0 } else { *missing.select_nth_unstable(place).1 }
+        above(self.lanes.iter().map(|lane| lane.missing), 4)
     }
 
     /// Whether too little is left to try again whom nothing came from: if that is in vain again, the rest comes later.
-    pub(super) fn is_late_for_trials(&self) -> bool {
+    fn is_late_for_trials(&self) -> bool {
         let rest = u64::from(self.usually_missing()) * 1_000_000 / self.typical.max(1);
         self.typical > 0 && Duration::from_millis(rest) < self.patience() * limits::TRIAL_REST
     }

@@ -1,6 +1,5 @@
 //! The child's side: which parent each lane comes from, and what becomes of the shards that arrive.
 
-use super::content::Body;
 use super::{Node, limits};
 use crate::io::Output;
 use crate::plan::{PlanRequest, Shape};
@@ -15,11 +14,7 @@ impl Node {
         let me = self.config.me;
         let now = self.now;
         let Some(content) = self.contents.get_mut(&id) else { return };
-        if !content.body.as_ref().is_some_and(Body::is_late_for_trials) {
-            content.useless.retain(|_, until| *until > now);
-            content.detours.values_mut().for_each(|hosts| hosts.retain(|_, until| *until > now));
-            content.detours.retain(|_, hosts| !hosts.is_empty());
-        }
+        content.try_again(now);
         let mut avoid: BTreeSet<HostIndex> = self.avoid.keys().copied().collect();
         avoid.extend(content.useless.keys());
         avoid.remove(&me);
