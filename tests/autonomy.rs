@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Process, Region, noise, until};
+use common::{Region, noise, until};
 use std::fs;
 
 /// Looks in a row at a seeder with nothing on its way, before it is taken to be done.
@@ -28,11 +28,6 @@ fn an_emptied_host_finds_its_rack_and_gets_all_of_it_without_hub_tracker_and_see
     let remembered = region.peers[1].dir().join("state.mates");
     until("its mates are remembered", || remembered.exists().then_some(()));
     stop_the_centre(&mut region);
-    let import = |region: &Region, peer: usize| {
-        let of =
-            |tier: &str| region.peers[peer].metric(&format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"));
-        of("Site") + of("Region") + of("Seeder")
-    };
     region.peers[1].kill();
     for folder in ["state", "content"] {
         fs::remove_dir_all(region.peers[1].dir().join(folder)).unwrap();
@@ -43,7 +38,7 @@ fn an_emptied_host_finds_its_rack_and_gets_all_of_it_without_hub_tracker_and_see
         until(&format!("it has {name} again"), || copy.exists().then_some(()));
         region.assert_copy(1, name, name, bytes);
     }
-    assert_eq!(import(&region, 1), 0, "its rack has everything");
+    assert_eq!(region.peers[1].imported(), 0, "its rack has everything");
     // The tracker's word replaces the mate's, and everybody reports as if nothing had been.
     region.tracker.start();
     region.seeder.start();
@@ -68,8 +63,7 @@ fn a_push_ends_without_the_centre_once_every_shard_is_out() {
     let mut last = 0;
     let mut still = 0;
     until("every shard is out", || {
-        let of = |peer: &Process| peer.metric("shoal_payload_received_bytes_total{tier=\"Seeder\"}");
-        let arrived: u64 = region.peers.iter().map(of).sum();
+        let arrived: u64 = region.peers.iter().map(|peer| peer.received(&["Seeder"])).sum();
         let sent = region.seeder.metric("shoal_payload_sent_bytes_total");
         still = if arrived == sent && sent == last { still + 1 } else { 0 };
         last = sent;

@@ -14,12 +14,6 @@ fn rack_bytes(peers: &[Process]) -> u64 {
     peers.iter().map(|peer| on_disk(&peer.dir().join("state/contents")) + on_disk(&peer.dir().join("content"))).sum()
 }
 
-/// Payload that came over the uplink.
-fn imported(peer: &Process) -> u64 {
-    let tiers = ["Site", "Region", "Seeder"];
-    tiers.iter().map(|tier| peer.metric(&format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"))).sum()
-}
-
 fn order(region: &Region, order: &str, target: &str) -> (i32, Value, String) {
     let output = region.cli(&[order, target, "--wait", "--timeout", "60s", "--json"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -48,7 +42,7 @@ fn a_demoted_version_takes_k_plus_m_of_k_a_rack_and_comes_back_from_any_k_withou
     let (mut region, bytes) = with_two_versions();
     let size = SIZE as u64;
     assert!(rack_bytes(&region.peers[..4]) >= 4 * size);
-    let before: u64 = region.peers.iter().map(imported).sum();
+    let before: u64 = region.peers.iter().map(Process::imported).sum();
     let (code, status, text) = order(&region, "demote", "app@1");
     assert_eq!(code, 0, "{status:#}\n{text}");
     assert_eq!((&status["order"], &status["demoted"]), (&"demote".into(), &true.into()), "{status:#}");
@@ -62,7 +56,7 @@ fn a_demoted_version_takes_k_plus_m_of_k_a_rack_and_comes_back_from_any_k_withou
     let jobs = region.cli_json(&["status", "--json"]).unwrap();
     let push = jobs.as_array().unwrap().iter().find(|job| job["version"] == "1" && job["order"].is_null()).unwrap();
     assert_eq!(push["demoted"], true);
-    assert_eq!(region.peers.iter().map(imported).sum::<u64>(), before, "a demotion moves nothing");
+    assert_eq!(region.peers.iter().map(Process::imported).sum::<u64>(), before, "a demotion moves nothing");
 
     // A restart finds the share. Then two hosts of the first rack are lost for good.
     region.peers[1].kill();
@@ -71,7 +65,7 @@ fn a_demoted_version_takes_k_plus_m_of_k_a_rack_and_comes_back_from_any_k_withou
     region.peers[2].kill();
     region.wait_up(6);
     let left = [1, 3, 4, 5, 6, 7];
-    let before: Vec<u64> = left.iter().map(|peer| imported(&region.peers[*peer])).collect();
+    let before: Vec<u64> = left.iter().map(|peer| region.peers[*peer].imported()).collect();
     let output = region.cli_json(&["promote", "app@1", "--json"]).expect("the order is accepted");
     let job = output["job"].as_str().unwrap().to_string();
     let status = region.wait_active(&job, 6);
@@ -82,7 +76,7 @@ fn a_demoted_version_takes_k_plus_m_of_k_a_rack_and_comes_back_from_any_k_withou
     );
     for (peer, before) in left.iter().zip(before) {
         region.assert_copy(*peer, "app", "app", &bytes);
-        assert_eq!(imported(&region.peers[*peer]), before, "nothing crosses the uplink");
+        assert_eq!(region.peers[*peer].imported(), before, "nothing crosses the uplink");
     }
 }
 
@@ -92,11 +86,11 @@ fn one_more_lost_host_than_m_is_made_up_for_up_the_lanes() {
     assert_eq!(order(&region, "demote", "app@1").0, 0);
     (0..3).for_each(|peer| region.peers[peer].kill());
     region.wait_up(5);
-    let before = imported(&region.peers[3]);
+    let before = region.peers[3].imported();
     let output = region.cli_json(&["promote", "app@1", "--json"]).expect("the order is accepted");
     region.wait_active(output["job"].as_str().unwrap(), 5);
     region.assert_copy(3, "app", "app", &bytes);
-    let crossed = imported(&region.peers[3]) - before;
+    let crossed = region.peers[3].imported() - before;
     assert!(crossed > 0 && crossed <= SIZE as u64 + (4 << 20), "{crossed}");
 }
 

@@ -169,10 +169,8 @@ fn fast_versions_are_never_reordered_and_the_last_is_never_lost() {
 
 /// Bytes that came over a rack's uplink so far, all hosts of the rack together.
 fn imported(region: &Region, rack: usize) -> u64 {
-    let tiers =
-        ["Site", "Region", "Seeder"].map(|tier| format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"));
     let peers = region.peers.iter().filter(|peer| peer.name.starts_with(&format!("rack{rack}-")));
-    peers.map(|peer| tiers.iter().map(|tier| peer.metric(tier)).sum::<u64>()).sum()
+    peers.map(Process::imported).sum()
 }
 
 #[test]
@@ -226,7 +224,7 @@ fn a_large_table_moves_only_what_changed() {
     last = until("the version is taken", || publisher.publish("gslb/table", &table));
     region.peers[3].start();
     arrived(&region, last, &table);
-    assert!(region.peers[3].metric("shoal_payload_received_bytes_total{tier=\"Rack\"}") < SIZE as u64 / 20);
+    assert!(region.peers[3].received(&["Rack"]) < SIZE as u64 / 20);
     for process in region.peers.iter().chain([&region.seeder]) {
         until(&format!("{} lets go", process.name), || (process.metric("shoal_contents") == 1).then_some(()));
     }

@@ -26,9 +26,7 @@ fn set(pairs: &[String]) -> Vec<&str> {
 
 fn received(region: &Region) -> u64 {
     let tiers = ["Rack", "Site", "Region", "Seeder", "Local"];
-    let of =
-        |peer: &Process, tier: &str| peer.metric(&format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"));
-    region.peers.iter().map(|peer| tiers.iter().map(|tier| of(peer, tier)).sum::<u64>()).sum()
+    region.peers.iter().map(|peer| peer.received(&tiers)).sum()
 }
 
 #[test]

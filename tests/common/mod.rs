@@ -176,6 +176,17 @@ impl Process {
         &self.dir
     }
 
+    /// Payload bytes that came from these tiers, of `Rack`, `Site`, `Region`, `Seeder` and `Local`, since it was started.
+    pub(crate) fn received(&self, tiers: &[&str]) -> u64 {
+        let of = |tier: &&str| self.metric(&format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"));
+        tiers.iter().map(of).sum()
+    }
+
+    /// Those of them that came over its rack's uplink.
+    pub(crate) fn imported(&self) -> u64 {
+        self.received(&["Site", "Region", "Seeder"])
+    }
+
     /// A metric's value.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         http::metric(self.http(), name).expect("metrics are served")
