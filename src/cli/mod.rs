@@ -91,14 +91,14 @@ enum Command {
     Completions(completions::Args),
 }
 
-/// What a command ends with, other than an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a command ends with, other than an error; of several, the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     Ok,
-    /// The job ended and some hosts failed.
-    HostsFailed,
     /// The job did not end in time, or hosts are away.
     Unfinished,
+    /// The job ended and some hosts failed.
+    HostsFailed,
     Interrupted,
 }
 

@@ -1,9 +1,8 @@
 //! `shoal demote` and `shoal promote`: what becomes of a content that hosts have already.
 
-use super::progress::{Display, follow};
+use super::Outcome;
+use super::progress::{Waiting, begun};
 use super::seeder::{SeederArgs, block_on};
-use super::{Outcome, output};
-use shoal_ops::units::Span;
 use shoal_seeder::api::Pushed;
 use shoal_seeder::orders::OrderRequest;
 
@@ -16,12 +15,8 @@ pub(crate) struct Args {
     /// hosts it was pushed to
     #[arg(long = "to", value_name = "SELECTOR")]
     to: Vec<String>,
-    /// Wait until every host has done it or has failed
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait
-    #[arg(long, default_value = "1h", requires = "wait")]
-    timeout: Span,
+    #[command(flatten)]
+    waiting: Waiting,
     /// Print JSON: the job, then with --wait a line at each change
     #[arg(long)]
     json: bool,
@@ -34,15 +29,6 @@ pub(crate) fn run(order: &str, args: &Args) -> anyhow::Result<Outcome> {
     let request = OrderRequest { target: args.target.clone(), to: args.to.clone() };
     block_on(async {
         let pushed: Pushed = client.post(&format!("/v1/{order}"), &request).await?;
-        if args.json {
-            output::json_line(&pushed)?;
-        } else {
-            output::line(&format!("job {}", pushed.job));
-        }
-        if !args.wait {
-            return Ok(Outcome::Ok);
-        }
-        let display = if args.json { Display::JsonLines } else { Display::for_terminal() };
-        follow(&client, &pushed.job, display, args.timeout.0).await.map(|(outcome, _)| outcome)
+        begun(&client, &pushed, &args.waiting, args.json).await
     })
 }

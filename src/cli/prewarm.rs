@@ -1,6 +1,6 @@
 //! `shoal prewarm`: has the seeder pull images once and push them to hosts before they are needed.
 
-use super::progress::{Display, follow};
+use super::progress::{Display, Waiting, follow};
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
 use shoal_ops::client::Client;
@@ -44,12 +44,8 @@ pub(crate) struct Args {
     /// Say what would be pulled, and for how many hosts, and do nothing
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
-    /// Wait until every host has them or has failed
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait for all of them
-    #[arg(long, default_value = "1h", requires = "wait")]
-    timeout: Span,
+    #[command(flatten)]
+    waiting: Waiting,
     /// Print JSON: a line for each job (or with --dry-run image), then with --wait one at each change
     #[arg(long)]
     json: bool,
@@ -96,13 +92,11 @@ async fn in_waves(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
         rollouts.push(begun.rollout);
     }
     let (began, mut worst) = (Instant::now(), Outcome::Ok);
-    for rollout in rollouts.iter().filter(|_| args.wait) {
-        let left = args.timeout.0.saturating_sub(began.elapsed());
-        match rollout::follow(client, &rollout.to_string(), args.json, left).await? {
-            Outcome::Interrupted => return Ok(Outcome::Interrupted),
-            Outcome::HostsFailed => worst = Outcome::HostsFailed,
-            Outcome::Unfinished if worst == Outcome::Ok => worst = Outcome::Unfinished,
-            Outcome::Unfinished | Outcome::Ok => {}
+    for rollout in rollouts.iter().filter(|_| args.waiting.wait) {
+        let left = args.waiting.timeout.0.saturating_sub(began.elapsed());
+        worst = worst.max(rollout::follow(client, &rollout.to_string(), args.json, left).await?);
+        if worst == Outcome::Interrupted {
+            break;
         }
     }
     Ok(worst)
@@ -127,18 +121,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             }
             jobs.push(pushed.job);
         }
-        if !args.wait {
-            return Ok(Outcome::Ok);
-        }
-        let display = if args.json { Display::JsonLines } else { Display::for_terminal() };
         let (began, mut worst) = (Instant::now(), Outcome::Ok);
-        for job in jobs {
-            let left = args.timeout.0.saturating_sub(began.elapsed());
-            match follow(&client, &job, display, left).await?.0 {
-                Outcome::Interrupted => return Ok(Outcome::Interrupted),
-                Outcome::HostsFailed => worst = Outcome::HostsFailed,
-                Outcome::Unfinished if worst == Outcome::Ok => worst = Outcome::Unfinished,
-                Outcome::Unfinished | Outcome::Ok => {}
+        for job in jobs.iter().filter(|_| args.waiting.wait) {
+            let left = args.waiting.timeout.0.saturating_sub(began.elapsed());
+            worst = worst.max(follow(&client, job, Display::new(args.json), left).await?.0);
+            if worst == Outcome::Interrupted {
+                break;
             }
         }
         Ok(worst)

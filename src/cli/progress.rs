@@ -4,10 +4,11 @@ use super::{Outcome, output};
 use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shoal_ops::client::Client;
-use shoal_ops::units::ByteSize;
+use shoal_ops::units::{ByteSize, Span};
 use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
+use shoal_seeder::api::Pushed;
 use shoal_seeder::jobs::{JobStatus, Phase};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -22,10 +23,38 @@ pub(crate) enum Display {
 }
 
 impl Display {
-    /// Bars on a terminal, lines elsewhere.
-    pub(crate) fn for_terminal() -> Self {
-        if std::io::stderr().is_terminal() { Self::Bars } else { Self::Lines }
+    /// JSON where that is asked for; else bars on a terminal, lines elsewhere.
+    pub(crate) fn new(json: bool) -> Self {
+        match std::io::stderr().is_terminal() {
+            _ if json => Self::JsonLines,
+            true => Self::Bars,
+            false => Self::Lines,
+        }
     }
+}
+
+/// Whether a command stays until what it began has ended.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Waiting {
+    /// Wait until every host is done or has failed
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait
+    #[arg(long, default_value = "1h", requires = "wait")]
+    pub(crate) timeout: Span,
+}
+
+/// Says which job was begun, and waits for its end if that is asked for.
+pub(crate) async fn begun(client: &Client, pushed: &Pushed, waiting: &Waiting, json: bool) -> anyhow::Result<Outcome> {
+    if json {
+        output::json_line(pushed)?;
+    } else {
+        output::line(&format!("job {}", pushed.job));
+    }
+    if !waiting.wait {
+        return Ok(Outcome::Ok);
+    }
+    follow(client, &pushed.job, Display::new(json), waiting.timeout.0).await.map(|(outcome, _)| outcome)
 }
 
 /// Plain lines come at most this often.

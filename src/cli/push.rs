@@ -1,10 +1,9 @@
 //! `shoal push`: hands a path to the seeder, and shows how it goes.
 
-use super::progress::{Display, follow};
+use super::Outcome;
+use super::progress::{Waiting, begun};
 use super::seeder::{SeederArgs, block_on};
-use super::{Outcome, output};
 use anyhow::bail;
-use shoal_ops::units::Span;
 use shoal_proto::announcement::Kind;
 use shoal_seeder::api::Pushed;
 use shoal_seeder::jobs::{ImageRequest, PushRequest};
@@ -36,12 +35,8 @@ pub(crate) struct Args {
     /// Which platform of the image: os/arch, os/arch/variant or all. Default: Linux on the seeder's processor
     #[arg(long)]
     platform: Option<String>,
-    /// Wait until every host has it or has failed
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait
-    #[arg(long, default_value = "1h", requires = "wait")]
-    timeout: Span,
+    #[command(flatten)]
+    waiting: Waiting,
     /// Print JSON: the job, then with --wait a line at each change
     #[arg(long)]
     json: bool,
@@ -72,15 +67,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     };
     block_on(async {
         let pushed: Pushed = client.post("/v1/push", &request).await?;
-        if args.json {
-            output::json_line(&pushed)?;
-        } else {
-            output::line(&format!("job {}", pushed.job));
-        }
-        if !args.wait {
-            return Ok(Outcome::Ok);
-        }
-        let display = if args.json { Display::JsonLines } else { Display::for_terminal() };
-        follow(&client, &pushed.job, display, args.timeout.0).await.map(|(outcome, _)| outcome)
+        begun(&client, &pushed, &args.waiting, args.json).await
     })
 }

@@ -35,8 +35,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             return if args.json { output::json(&jobs).map(|()| Outcome::Ok) } else { Ok(list(&jobs)) };
         };
         if args.wait {
-            let display = if args.json { Display::JsonLines } else { Display::for_terminal() };
-            return follow(&client, job, display, args.timeout.0).await.map(|(outcome, _)| outcome);
+            return follow(&client, job, Display::new(args.json), args.timeout.0).await.map(|(outcome, _)| outcome);
         }
         let status: JobStatus = client.get(&format!("/v1/jobs/{job}")).await?;
         if args.json {

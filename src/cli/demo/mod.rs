@@ -138,7 +138,7 @@ async fn push(
     };
     let client = region.seeder()?;
     let pushed: Pushed = client.post("/v1/push", &request).await?;
-    let display = if args.json { Display::Silent } else { Display::for_terminal() };
+    let display = if args.json { Display::Silent } else { Display::new(false) };
     let (outcome, status) = tokio::select! {
         followed = follow(&client, &pushed.job, display, args.timeout.0) => followed?,
         died = region.watch() => bail!("{died}"),
