@@ -4,6 +4,7 @@ use super::measure::Figures;
 use super::say;
 use super::scenario::Scenario;
 use super::systems::Kind;
+use super::traffic::Loss;
 use serde::Serialize;
 
 /// A scenario's runs with one system.
@@ -61,7 +62,11 @@ impl Row {
             }
             if let Some(feed) = run.feed.as_ref().filter(|feed| feed.lost + feed.out_of_order > 0) {
                 let (lost, late) = (feed.lost, feed.out_of_order);
-                return Some(format!("{name}: {lost} readings of the feed were lost, {late} out of order"));
+                let at = |loss: &Loss| {
+                    format!("; {} missed {}, {} in a row after {}", loss.host, loss.readings, loss.in_a_row, loss.after)
+                };
+                let places: String = feed.losses.iter().map(at).collect();
+                return Some(format!("{name}: {lost} readings of the feed were lost, {late} out of order{places}"));
             }
             if system == Kind::Shoal && run.finished < run.expected {
                 return Some(format!("{name}: {} of {} hosts finished with {system}", run.finished, run.expected));

@@ -38,10 +38,23 @@ pub(super) struct FeedFigures {
     pub(super) max_ms: f64,
     /// Readings that never were.
     pub(super) lost: usize,
+    /// Where: hosts whose reader missed any.
+    pub(super) losses: Vec<Loss>,
     /// Readings of an older version after a newer one.
     pub(super) out_of_order: usize,
     /// Bytes of versions into each rack by the bytes published.
     pub(super) rack_copies: Vec<f64>,
+}
+
+/// What the reader on one host missed.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Loss {
+    pub(super) host: String,
+    pub(super) readings: u64,
+    /// Most of them in a row.
+    pub(super) in_a_row: u64,
+    /// After which version.
+    pub(super) after: u64,
 }
 
 /// A publisher and its readers.
@@ -89,15 +102,19 @@ impl Traffic {
             let read = |(_, reader): &(Place, Reader)| reader.last().is_some_and(|seen| seen.number == last);
             self.readers.iter().all(read).then_some(())
         })?;
-        let (mut took, mut lost, mut out_of_order) = (Vec::new(), 0, 0);
-        for (_, reader) in &self.readers {
+        let (mut took, mut losses, mut out_of_order) = (Vec::new(), Vec::new(), 0);
+        for (host, reader) in &self.readers {
             let seen = reader.seen();
             out_of_order += seen.windows(2).filter(|pair| pair[1].number <= pair[0].number).count();
             // Readers begin with what is newest then; from there on each is theirs to see.
-            let first = seen.first().map_or(0, |seen| seen.number);
-            lost += (last - first + 1) as usize - seen.len().min((last - first + 1) as usize);
+            let gaps = seen.windows(2).map(|pair| (pair[1].number.saturating_sub(pair[0].number + 1), pair[0].number));
+            let readings = gaps.clone().map(|(missed, _)| missed).sum();
+            if let Some((in_a_row, after)) = gaps.max().filter(|_| readings > 0) {
+                losses.push(Loss { host: host.to_string(), readings, in_a_row, after });
+            }
             took.extend(seen.iter().skip(1).map(|seen| seen.took_us));
         }
+        let lost = losses.iter().map(|loss| loss.readings as usize).sum();
         took.sort_unstable();
         let ms = |share: f64| quantile(&took, share) as f64 / 1000.0;
         let published = (versions * self.feed.bytes) as f64;
@@ -108,7 +125,7 @@ impl Traffic {
             }
         }
         let (p50_ms, p99_ms, max_ms) = (ms(0.5), ms(0.99), ms(1.0));
-        Ok(FeedFigures { versions, p50_ms, p99_ms, max_ms, lost, out_of_order, rack_copies })
+        Ok(FeedFigures { versions, p50_ms, p99_ms, max_ms, lost, losses, out_of_order, rack_copies })
     }
 }
 
