@@ -1,6 +1,6 @@
 //! `shoal prewarm`: has the seeder pull images once and push them to hosts before they are needed.
 
-use super::progress::{Display, Waiting, follow};
+use super::progress::Waiting;
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
 use shoal_ops::client::Client;
@@ -12,7 +12,6 @@ use shoal_seeder::jobs::{ImageRequest, JobStatus, PushRequest};
 use shoal_seeder::rollout::api::Begun;
 use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// Pull images from their registry, once, and push them to hosts
 #[derive(Debug, clap::Args)]
@@ -89,17 +88,9 @@ async fn in_waves(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
         } else {
             output::line(&format!("rollout {} {image}", begun.rollout));
         }
-        rollouts.push(begun.rollout);
+        rollouts.push(begun.rollout.to_string());
     }
-    let (began, mut worst) = (Instant::now(), Outcome::Ok);
-    for rollout in rollouts.iter().filter(|_| args.waiting.wait) {
-        let left = args.waiting.timeout.0.saturating_sub(began.elapsed());
-        worst = worst.max(rollout::follow(client, &rollout.to_string(), args.json, left).await?);
-        if worst == Outcome::Interrupted {
-            break;
-        }
-    }
-    Ok(worst)
+    args.waiting.for_each(&rollouts, async |of, left| rollout::follow(client, of, args.json, left).await).await
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
@@ -121,15 +112,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             }
             jobs.push(pushed.job);
         }
-        let (began, mut worst) = (Instant::now(), Outcome::Ok);
-        for job in jobs.iter().filter(|_| args.waiting.wait) {
-            let left = args.waiting.timeout.0.saturating_sub(began.elapsed());
-            worst = worst.max(follow(&client, job, Display::new(args.json), left).await?.0);
-            if worst == Outcome::Interrupted {
-                break;
-            }
-        }
-        Ok(worst)
+        args.waiting.for_jobs(&client, &jobs, args.json).await
     })
 }
 

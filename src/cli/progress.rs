@@ -38,10 +38,34 @@ impl Display {
 pub(crate) struct Waiting {
     /// Wait until every host is done or has failed
     #[arg(long)]
-    pub(crate) wait: bool,
+    wait: bool,
     /// How long to wait
     #[arg(long, default_value = "1h", requires = "wait")]
-    pub(crate) timeout: Span,
+    timeout: Span,
+}
+
+impl Waiting {
+    /// Follows what was begun, one after another, if that is asked for; gives the worst that any ended with.
+    pub(crate) async fn for_each<T>(
+        &self,
+        begun: &[T],
+        follow: impl AsyncFn(&T, Duration) -> anyhow::Result<Outcome>,
+    ) -> anyhow::Result<Outcome> {
+        let (since, mut worst) = (Instant::now(), Outcome::Ok);
+        for one in begun.iter().filter(|_| self.wait) {
+            worst = worst.max(follow(one, self.timeout.0.saturating_sub(since.elapsed())).await?);
+            if worst == Outcome::Interrupted {
+                break;
+            }
+        }
+        Ok(worst)
+    }
+
+    /// The same with jobs.
+    pub(crate) async fn for_jobs(&self, client: &Client, jobs: &[JobId], json: bool) -> anyhow::Result<Outcome> {
+        let one = async |job: &JobId, left| Ok(follow(client, job, Display::new(json), left).await?.0);
+        self.for_each(jobs, one).await
+    }
 }
 
 /// Says which job was begun, and waits for its end if that is asked for.
@@ -51,10 +75,7 @@ pub(crate) async fn begun(client: &Client, pushed: &Pushed, waiting: &Waiting, j
     } else {
         output::line(&format!("job {}", pushed.job));
     }
-    if !waiting.wait {
-        return Ok(Outcome::Ok);
-    }
-    follow(client, &pushed.job, Display::new(json), waiting.timeout.0).await.map(|(outcome, _)| outcome)
+    waiting.for_jobs(client, std::slice::from_ref(&pushed.job), json).await
 }
 
 /// Plain lines come at most this often.
