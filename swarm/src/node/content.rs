@@ -259,7 +259,7 @@ pub(super) fn middle(values: impl Iterator<Item = u32>) -> u32 {
 }
 
 /// The one that one in `part` are below; 0 of none.
-fn above(values: impl Iterator<Item = u32>, part: usize) -> u32 {
+pub(super) fn above(values: impl Iterator<Item = u32>, part: usize) -> u32 {
     let mut values: Vec<u32> = values.collect();
     let place = values.len() / part;
     if values.is_empty() { 0 } else { *values.select_nth_unstable(place).1 }

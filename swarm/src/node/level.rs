@@ -7,7 +7,7 @@
 //! for nothing nor do those that take nothing at all, and as soon as the origin sends less for it than before, nobody waits for a while.
 //! Invariant: whoever waits is looked at again whenever the origin has sent something, and at every check.
 
-use super::content::{Body, Child, middle};
+use super::content::{Body, Child, above, middle};
 use super::toll::Toll;
 use super::{Node, limits};
 use crate::time::Instant;
@@ -37,13 +37,12 @@ impl Body {
             place => Some(place.unwrap_or(u32::MAX)),
         };
         let up = self.children.iter().filter(|(host, _)| is_up(**host));
-        let mut places: Vec<u32> = up.filter_map(|(_, child)| place(child)).collect();
+        let places: Vec<u32> = up.filter_map(|(_, child)| place(child)).collect();
         if places.len() < limits::LEVEL_LEAST {
             return None;
         }
-        let count = places.len();
-        let (_, place, _) = places.select_nth_unstable(count / limits::LEVEL_SLOW);
-        Some(place.saturating_add(count as u32 * limits::LEVEL_AHEAD))
+        let ahead = places.len() as u32 * limits::LEVEL_AHEAD;
+        Some(above(places.into_iter(), limits::LEVEL_SLOW).saturating_add(ahead))
     }
 
     /// A child has taken something, or is held back: it is not stuck.
