@@ -194,7 +194,7 @@ pub enum OutFrame {
     Message(Message),
     /// An encoded [`AnnounceFrame`], from [`encode_announce`]: encoded once, shared by all children.
     Announce(Bytes),
-    /// The same for a feed, of which only the latest counts: takes the place of an older one that still waits.
+    /// The same for a feed, of which only the latest counts: where several wait already, it takes the place of the last.
     Latest {
         /// The feed, and the lane it goes down.
         key: (JobId, u8),

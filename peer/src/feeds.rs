@@ -26,10 +26,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
+use tokio::sync::broadcast;
 
 /// Refusals remembered, the newest.
 const REFUSED_MAX: usize = 32;
+
+/// Versions, of all feeds, that a follower may be behind and still see each. Those behind further see the newest only.
+const FOLLOWED_MAX: usize = 16;
 
 /// Where a version's data is.
 #[derive(Clone, Debug)]
@@ -142,8 +145,8 @@ pub struct Shelf {
 struct Inner {
     rows: Mutex<BTreeMap<JobId, Row>>,
     refused: Mutex<VecDeque<Refused>>,
-    /// Grows with every change.
-    changed: watch::Sender<u64>,
+    /// Versions as readers get them, for those who follow a feed.
+    told: broadcast::Sender<(JobId, Arc<Version>)>,
     versions: Counter,
     refusals: Family<WhyLabel, Counter>,
 }
@@ -167,7 +170,7 @@ impl Shelf {
         let inner = Arc::new(Inner {
             rows: Mutex::default(),
             refused: Mutex::default(),
-            changed: watch::Sender::new(0),
+            told: broadcast::Sender::new(FOLLOWED_MAX),
             versions: metrics.counter("shoal_feed_versions", "Versions of feeds that readers were told"),
             refusals: metrics.counters("shoal_feed_refused", "Versions of feeds not accepted, by reason"),
         });
@@ -223,10 +226,11 @@ impl Shelf {
         }
         row.name.clone_from(&version.name);
         row.announced = row.announced.max(version.sequence);
-        row.version = Some(version);
+        row.version = Some(version.clone());
+        // Under the lock: followers see versions in their order. Without any, the version goes nowhere.
+        let _ = self.inner.told.send((*feed, version));
         drop(rows);
         self.inner.versions.inc();
-        self.inner.changed.send_modify(|count| *count = count.wrapping_add(1));
         true
     }
 
@@ -254,24 +258,21 @@ impl Shelf {
         lock(&self.inner.rows).get(&shoal_proto::feed::feed_id(name))?.version.clone()
     }
 
+    /// The sequence of the version readers have.
+    pub(crate) fn sequence(&self, feed: &JobId) -> Option<u64> {
+        Some(lock(&self.inner.rows).get(feed)?.version.as_ref()?.sequence)
+    }
+
     /// The newest sequence of a feed that was heard of, whole here or not.
     pub fn announced(&self, name: &str) -> Option<u64> {
         lock(&self.inner.rows).get(&shoal_proto::feed::feed_id(name)).map(|row| row.announced)
     }
 
-    /// Waits for a version above `after`. Versions that come while nobody waits are skipped: the latest wins.
-    pub async fn next(&self, name: &str, after: u64) -> Arc<Version> {
-        // Listening begins before the look, so that no version is missed between the two.
-        let mut changed = self.inner.changed.subscribe();
-        loop {
-            if let Some(version) = self.get(name).filter(|version| version.sequence > after) {
-                return version;
-            }
-            if changed.changed().await.is_err() {
-                // Not while we hold the sender.
-                std::future::pending::<()>().await;
-            }
-        }
+    /// Follows a feed from its newest version on, if that is above `after`.
+    pub fn follow(&self, name: &str, after: u64) -> Follower {
+        let feed = shoal_proto::feed::feed_id(name);
+        // Listening begins before the first look, so that no version is missed between the two.
+        Follower { told: self.inner.told.subscribe(), shelf: self.clone(), feed, after, behind: true }
     }
 
     /// How the feeds stand that readers have, in order of name.
@@ -303,5 +304,82 @@ impl Shelf {
     /// Versions not accepted of late, the newest first.
     pub fn refused(&self) -> Vec<Refused> {
         lock(&self.inner.refused).iter().cloned().collect()
+    }
+}
+
+/// Someone who reads the versions of a feed one after the other.
+pub struct Follower {
+    shelf: Shelf,
+    feed: JobId,
+    /// The version seen last.
+    after: u64,
+    /// Versions were missed, or none was looked at yet: the newest is on the shelf.
+    behind: bool,
+    told: broadcast::Receiver<(JobId, Arc<Version>)>,
+}
+
+impl Follower {
+    /// The next version. Who takes long between two sees the newest then: the latest wins.
+    pub async fn next(&mut self) -> Arc<Version> {
+        loop {
+            let version = if std::mem::take(&mut self.behind) {
+                lock(&self.shelf.inner.rows).get(&self.feed).and_then(|row| row.version.clone())
+            } else {
+                match self.told.recv().await {
+                    Ok((feed, version)) => Some(version).filter(|_| feed == self.feed),
+                    // The shelf, which we hold, keeps the sender.
+                    Err(_) => {
+                        self.behind = true;
+                        None
+                    }
+                }
+            };
+            if let Some(version) = version.filter(|version| version.sequence > self.after) {
+                self.after = version.sequence;
+                return version;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_proto::feed::feed_id;
+
+    fn show(shelf: &Shelf, name: &str, sequence: u64) {
+        let version = Version {
+            name: name.into(),
+            kind: Kind::Gslb,
+            sequence,
+            published_at_ms: 0,
+            content: ContentId([0; 32]),
+            size: 1,
+            data: Data::Memory(Bytes::from_static(b"1")),
+        };
+        shelf.show(&feed_id(name), Arc::new(version));
+    }
+
+    #[tokio::test]
+    async fn who_follows_sees_each_version_or_the_newest_when_too_far_behind() {
+        let shelf = Shelf::new(&Metrics::new());
+        show(&shelf, "a", 1);
+        show(&shelf, "a", 2);
+        let mut follower = shelf.follow("a", 0);
+        assert_eq!(follower.next().await.sequence, 2, "the newest at first");
+        for sequence in 3..=8 {
+            show(&shelf, "a", sequence);
+            show(&shelf, "b", sequence);
+        }
+        show(&shelf, "a", 5);
+        for sequence in 3..=8 {
+            assert_eq!(follower.next().await.sequence, sequence);
+        }
+        let last = 9 + FOLLOWED_MAX as u64;
+        (9..=last).for_each(|sequence| show(&shelf, "a", sequence));
+        assert_eq!(follower.next().await.sequence, last);
+        show(&shelf, "a", last + 1);
+        assert_eq!(follower.next().await.sequence, last + 1);
+        assert_eq!(shelf.follow("a", last).next().await.sequence, last + 1);
     }
 }

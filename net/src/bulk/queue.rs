@@ -15,6 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// Versions of a feed that wait on a link before a newer one takes the place of the last: over a stall of a moment
+/// readers see all, a link that is stuck keeps few.
+const LATEST_WAITING: usize = 4;
 /// Bytes of messages and announcements queued on a link.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -129,7 +132,8 @@ impl Queue {
         }
         let State { messages, message_bytes, .. } = &mut *state;
         let count = messages.len();
-        let former = messages.iter_mut().find(|waiting| key.is_some() && waiting.key == key);
+        let mut alike = messages.iter_mut().filter(|waiting| key.is_some() && waiting.key == key);
+        let former = if count >= self.messages_max { alike.next_back() } else { alike.nth(LATEST_WAITING - 1) };
         let freed = former.as_ref().map_or(0, |waiting| waiting.body.len());
         let full = former.is_none() && count >= self.messages_max;
         if full || *message_bytes - freed + body.len() > MESSAGE_BYTES_MAX {

@@ -109,8 +109,8 @@ async fn read(
         None => api.shelf.get(&path),
         Some(wait) => {
             let _place = place(&api)?;
-            let next = api.shelf.next(&path, after.unwrap_or(0));
-            match tokio::time::timeout(wait.0.min(WAIT_MAX), next).await {
+            let mut follower = api.shelf.follow(&path, after.unwrap_or(0));
+            match tokio::time::timeout(wait.0.min(WAIT_MAX), follower.next()).await {
                 Ok(version) => Some(version),
                 Err(_) => api.shelf.get(&path),
             }
@@ -169,21 +169,17 @@ fn place(api: &Api) -> Result<OwnedSemaphorePermit, ApiError> {
     })
 }
 
-/// The newest version at once, unless the reader has it, then each newer one.
+/// The newest version at once, unless the reader has it, then each newer one that comes; readers that do not keep up skip some.
 fn events(api: &Api, name: &str, asked: &Asked, headers: &HeaderMap) -> Result<Response, ApiError> {
     let place = place(api)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
-    let (shelf, name, lines) = (api.shelf.clone(), name.to_string(), asked.lines);
-    let after: u64 = asked.after.or(last).unwrap_or(0);
-    let told = stream::unfold((after, place), move |(after, place)| {
-        let (shelf, name) = (shelf.clone(), name.clone());
-        async move {
-            let next = tokio::time::timeout(HEARTBEAT, shelf.next(&name, after)).await;
-            Some(match next {
-                Ok(version) => (event(&version, lines), (version.sequence, place)),
-                Err(_) => (Ok(Bytes::from_static(if lines { b"\n" } else { b":\n\n" })), (after, place)),
-            })
-        }
+    let (follower, lines) = (api.shelf.follow(name, asked.after.or(last).unwrap_or(0)), asked.lines);
+    let told = stream::unfold((follower, place), move |(mut follower, place)| async move {
+        let told = match tokio::time::timeout(HEARTBEAT, follower.next()).await {
+            Ok(version) => event(&version, lines),
+            Err(_) => Ok(Bytes::from_static(if lines { b"\n" } else { b":\n\n" })),
+        };
+        Some((told, (follower, place)))
     });
     let kind = if lines { "application/x-ndjson" } else { "text/event-stream" };
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")];

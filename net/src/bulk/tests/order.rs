@@ -43,19 +43,23 @@ fn a_more_urgent_frame_goes_between_two_slices() {
 }
 
 #[test]
-fn of_a_feed_only_the_latest_waits() {
-    let queue = Queue::new(2, 8);
+fn of_a_feed_few_versions_wait_and_always_the_latest() {
+    let queue = Queue::new(6, 8);
     let latest = |feed: u8, lane: u8, body: &'static [u8]| {
         queue.push(OutFrame::Latest { key: (JobId([feed; 16]), lane), body: Bytes::from_static(body) })
     };
-    latest(1, 0, b"old").unwrap();
+    latest(1, 0, b"1").unwrap();
     latest(2, 0, b"other").unwrap();
-    latest(1, 0, b"newer").unwrap();
-    assert_eq!(latest(1, 1, b"another lane"), Err(SendError::Full));
-    latest(1, 0, b"newest").unwrap();
+    for body in [b"2", b"3", b"4", b"5", b"6"] {
+        latest(1, 0, body).unwrap();
+    }
+    latest(1, 1, b"another lane").unwrap();
+    // Without room for one more, there is still room for a newer one.
+    latest(2, 0, b"other, newer").unwrap();
+    assert_eq!(latest(3, 0, b"a third"), Err(SendError::Full));
     let bodies: Vec<Bytes> =
         std::iter::from_fn(|| queue.pop(limits::SLICE_BYTES_MAX, 0)).map(|frame| frame.body).collect();
-    assert_eq!(bodies, [&b"newest"[..], b"other"]);
+    assert_eq!(bodies, [&b"1"[..], b"other, newer", b"2", b"3", b"6", b"another lane"]);
 }
 
 proptest! {
