@@ -63,8 +63,8 @@ pub trait Index: Send + Sync {
 const BATCH_MAX: usize = 100;
 /// Sled's page cache, bytes. Its default is 1 GiB.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
-/// How much a kill may cost of what was not synced, milliseconds.
-const FLUSH_EVERY_MS: u64 = 200;
+/// How much a kill may cost of what was not synced, milliseconds. Sled syncs its file this often even where nothing changed.
+const FLUSH_EVERY_MS: u64 = 1000;
 
 /// The index in a sled database.
 pub struct SledIndex {
