@@ -199,7 +199,7 @@ pub enum Output {
         job: JobId,
         /// Which announcement lane it goes down.
         lane: u8,
-        /// With manifest and data, when they are small and here.
+        /// With manifest and data, when they are small and here; of a feed the newest version that is, announced or not.
         inline: bool,
     },
     /// Send a shard; answer with `Sent` once the operating system has it. At most

@@ -20,8 +20,8 @@ const SEEDER: HostIndex = HostIndex(0);
 struct Host {
     brain: Node,
     newest: Option<Arc<Announcement>>,
-    /// The newest version's data is here.
-    held: bool,
+    /// The newest version whose data is here.
+    held: Option<Arc<Announcement>>,
     /// Sequences shown to readers.
     shown: Vec<u64>,
     /// Copies of data that came.
@@ -33,9 +33,19 @@ struct Region {
     hosts: BTreeMap<HostIndex, Host>,
     /// Hosts that hear nothing.
     deaf: BTreeSet<HostIndex>,
+    /// Hosts whom data reaches only when they asked for it.
+    askers: BTreeSet<HostIndex>,
+    /// What the first lane brings to this rack takes its time.
+    late_rack: Option<u32>,
+    late: Vec<(HostIndex, HostIndex, Arc<Announcement>)>,
+    /// Copies that crossed into each rack.
+    imports: BTreeMap<u32, usize>,
+    racks: u32,
+    rack: u32,
 }
 
-fn membership(racks: u32, hosts: u32) -> Arc<Membership> {
+/// A region whose tracker lost sight of `away`.
+fn membership(racks: u32, hosts: u32, epoch: u64, away: Option<HostIndex>) -> Arc<Membership> {
     let member = |index: u32, role, rack: String| Member {
         index: HostIndex(index),
         node: NodeId([index as u8 + 1; 32]),
@@ -45,12 +55,12 @@ fn membership(racks: u32, hosts: u32) -> Arc<Membership> {
         addrs: Vec::new(),
         weight: 100,
         uplink_mbit: 0,
-        presence: Presence::Up,
+        presence: if Some(HostIndex(index)) == away { Presence::Away } else { Presence::Up },
     };
     let mut upserts = vec![member(0, Role::Seeder, "core".into())];
     upserts.extend((0..racks * hosts).map(|number| member(number + 1, Role::Peer, format!("k{}", number / hosts))));
     let mut membership = Membership::default();
-    membership.apply(MembershipUpdate { epoch: Epoch(1), base: None, upserts, removed: Vec::new() }).unwrap();
+    membership.apply(MembershipUpdate { epoch: Epoch(epoch), base: None, upserts, removed: Vec::new() }).unwrap();
     Arc::new(membership)
 }
 
@@ -76,12 +86,22 @@ fn version(sequence: u64, size: u64) -> Arc<Announcement> {
 
 impl Region {
     fn new(racks: u32, hosts: u32) -> Self {
-        let membership = membership(racks, hosts);
-        let mut region = Self { now: Instant::ZERO, hosts: BTreeMap::new(), deaf: BTreeSet::new() };
+        let membership = membership(racks, hosts, 1, None);
+        let mut region = Self {
+            now: Instant::ZERO,
+            hosts: BTreeMap::new(),
+            deaf: BTreeSet::new(),
+            askers: BTreeSet::new(),
+            late_rack: None,
+            late: Vec::new(),
+            imports: BTreeMap::new(),
+            racks,
+            rack: hosts,
+        };
         for member in membership.iter() {
             let config = NodeConfig { me: member.index, lanes: 64 };
             let brain = Node::new(config, Box::new(CachingPlanner::default()));
-            let host = Host { brain, newest: None, held: false, shown: Vec::new(), copies: 0 };
+            let host = Host { brain, newest: None, held: None, shown: Vec::new(), copies: 0 };
             region.hosts.insert(member.index, host);
         }
         let all: Vec<HostIndex> = region.hosts.keys().copied().collect();
@@ -123,9 +143,20 @@ impl Region {
         match output {
             Output::Send { to, message } if !self.deaf.contains(&to) => self.tell(to, Input::Message { from, message }),
             Output::SendAnnounce { to, lane, inline, .. } if !self.deaf.contains(&to) => {
-                let sender = &self.hosts[&from];
-                let announcement = sender.newest.clone().unwrap();
-                let data = inline && sender.held;
+                let Host { newest, held, .. } = &self.hosts[&from];
+                let data = inline && held.is_some();
+                let announcement = if data { held } else { newest }.clone().unwrap();
+                if lane == 0 && self.askers.contains(&to) {
+                    return;
+                }
+                let crosses = to != SEEDER && self.rack_of(from) != self.rack_of(to);
+                if data && crosses {
+                    *self.imports.entry(self.rack_of(to)).or_default() += 1;
+                }
+                if lane == 0 && crosses && self.late_rack == Some(self.rack_of(to)) {
+                    self.late.push((from, to, announcement));
+                    return;
+                }
                 self.hear(to, Some(from), lane, announcement, data);
             }
             _ => {}
@@ -135,20 +166,31 @@ impl Region {
     /// What a shell does with a version that came.
     fn hear(&mut self, to: HostIndex, from: Option<HostIndex>, lane: u8, announcement: Arc<Announcement>, data: bool) {
         let host = self.hosts.get_mut(&to).unwrap();
-        let known = host.newest.as_ref().map_or(0, |newest| newest.sequence);
         host.copies += usize::from(data);
-        if announcement.sequence < known {
+        let sequence = announcement.sequence;
+        let news = host.newest.as_ref().is_none_or(|newest| newest.sequence < sequence);
+        if news {
+            host.newest = Some(announcement.clone());
+        }
+        if data && host.held.as_ref().is_none_or(|held| held.sequence < sequence) {
+            host.held = Some(announcement.clone());
+            host.shown.push(sequence);
+        } else if !news && host.newest.as_ref().is_some_and(|newest| newest.sequence > sequence) {
             return;
         }
-        if announcement.sequence > known {
-            host.newest = Some(announcement.clone());
-            host.held = false;
-        }
-        if data && !host.held {
-            host.held = true;
-            host.shown.push(announcement.sequence);
-        }
         self.tell(to, Input::Announced { from, lane, announcement, inline: data });
+    }
+
+    /// The seeder's is none of theirs.
+    fn rack_of(&self, host: HostIndex) -> u32 {
+        host.0.checked_sub(1).map_or(u32::MAX, |place| place / self.rack)
+    }
+
+    /// From now on `host` is lost to those who believe it.
+    fn lose(&mut self, host: HostIndex, believers: impl IntoIterator<Item = HostIndex>) {
+        let membership = membership(self.racks, self.rack, 2, Some(host));
+        believers.into_iter().for_each(|believer| self.tell(believer, Input::Membership(membership.clone())));
+        self.settle();
     }
 
     fn publish(&mut self, announcement: &Arc<Announcement>) {
@@ -158,7 +200,8 @@ impl Region {
     fn pass(&mut self, span: Duration) {
         let until = self.now + span;
         while self.now < until {
-            self.now = self.now + Duration::from_millis(100);
+            let due = self.hosts.values().filter_map(|host| host.brain.poll_timeout()).min();
+            self.now = due.map_or(until, |due| due.clamp(self.now + Duration::from_millis(1), until));
             let all: Vec<HostIndex> = self.hosts.keys().copied().collect();
             all.into_iter().for_each(|host| self.tell(host, Input::Tick));
             self.settle();
@@ -215,4 +258,105 @@ fn what_was_missed_is_had_from_neighbours() {
         region.pass(Duration::from_secs(60));
         assert_eq!(region.last_shown(), BTreeSet::from([Some(2)]), "{size} bytes");
     }
+}
+
+/// Sequences that a host's readers never saw, of those up to the newest.
+fn missed(host: &Host) -> Vec<u64> {
+    let last = host.shown.last().copied().unwrap_or(0);
+    (1..=last).filter(|sequence| !host.shown.contains(sequence)).collect()
+}
+
+#[test]
+fn whoever_is_lost_to_some_or_all_others_but_is_there_hears_of_every_version_at_once() {
+    for lost in (1..=16).map(HostIndex) {
+        for believers in [vec![SEEDER], (0..=16).map(HostIndex).filter(|host| *host != lost).collect(), vec![lost]] {
+            let mut region = Region::new(4, 4);
+            region.lose(lost, believers.iter().copied());
+            for sequence in 1..=3 {
+                region.publish(&version(sequence, 16_000));
+                region.settle();
+                assert_eq!(region.last_shown(), BTreeSet::from([Some(sequence)]), "{lost} lost to {believers:?}");
+            }
+            assert!(region.imports.values().all(|copies| *copies == 3), "{lost}, {believers:?}: {:?}", region.imports);
+        }
+    }
+    // A mate that no longer counts on another, which the rest of the region does.
+    for (lost, believer) in (1..=4).flat_map(|lost| (1..=4).map(move |believer| (HostIndex(lost), HostIndex(believer))))
+    {
+        let mut region = Region::new(4, 4);
+        region.lose(lost, [believer]);
+        region.publish(&version(1, 16_000));
+        region.settle();
+        assert_eq!(region.last_shown(), BTreeSet::from([Some(1)]), "{lost} lost to {believer}");
+        assert!(region.imports.values().all(|copies| *copies == 1), "{lost}, {believer}: {:?}", region.imports);
+    }
+}
+
+#[test]
+fn data_that_does_not_come_by_its_lane_is_asked_for_before_the_next_version() {
+    for every in [10, 30, 100, 300] {
+        let mut region = Region::new(4, 4);
+        region.publish(&version(1, 16_000));
+        region.settle();
+        region.askers = (1..=3).map(HostIndex).collect();
+        for sequence in 2..=60 {
+            region.publish(&version(sequence, 16_000));
+            region.settle();
+            region.pass(Duration::from_millis(every));
+        }
+        assert_eq!(region.last_shown(), BTreeSet::from([Some(60)]), "a version each {every} ms");
+        for (index, host) in &region.hosts {
+            let missed = missed(host);
+            assert!(
+                missed.iter().all(|sequence| sequence * every <= 150),
+                "{index} missed {missed:?}, one each {every} ms"
+            );
+        }
+    }
+}
+
+#[test]
+fn data_that_word_of_newer_versions_overtook_is_shown_and_passed_on_in_order() {
+    let mut region = Region::new(4, 4);
+    region.publish(&version(1, 16_000));
+    region.settle();
+    for rack in 0..4 {
+        let first = u64::from(rack) * 4 + 2;
+        region.late_rack = Some(rack);
+        for sequence in first..first + 4 {
+            region.publish(&version(sequence, 16_000));
+            region.settle();
+        }
+        region.late_rack = None;
+        for (from, to, announcement) in std::mem::take(&mut region.late) {
+            region.hear(to, Some(from), 0, announcement, true);
+            region.settle();
+        }
+        for (index, host) in &region.hosts {
+            assert_eq!(host.shown, (1..first + 4).collect::<Vec<u64>>(), "{index}");
+        }
+    }
+    assert!(region.imports.values().all(|copies| *copies == 17), "{:?}", region.imports);
+}
+
+#[test]
+fn a_lane_that_brings_versions_again_is_waited_for_again() {
+    let mut region = Region::new(4, 4);
+    region.askers = (1..=4).map(HostIndex).collect();
+    for sequence in 1..=4 {
+        region.publish(&version(sequence, 16_000));
+        region.settle();
+        region.pass(Duration::from_millis(100));
+    }
+    region.askers.clear();
+    region.publish(&version(5, 16_000));
+    region.settle();
+    region.imports.clear();
+    for sequence in 6..=20 {
+        region.publish(&version(sequence, 16_000));
+        region.settle();
+        region.pass(Duration::from_millis(100));
+    }
+    assert_eq!(region.last_shown(), BTreeSet::from([Some(20)]));
+    assert!(region.imports.values().all(|copies| *copies == 15), "{:?}", region.imports);
 }

@@ -102,11 +102,14 @@ impl Driver {
         let Some(node) = self.membership.get(to).map(|member| member.node) else { return };
         let Some((announcement, envelope)) = self.envelopes.get(&job) else { return };
         let content = announcement.content;
-        let (feed, sequence) = (announcement.feed.is_some(), announcement.sequence);
-        let small = match (inline, feed) {
-            (false, _) => None,
-            (true, false) => self.inlined.get(&content),
-            (true, true) => self.feeds.small(&job),
+        let feed = announcement.feed.is_some();
+        let (sequence, envelope, small) = match (inline, feed) {
+            (false, _) => (announcement.sequence, envelope, None),
+            (true, false) => (announcement.sequence, envelope, self.inlined.get(&content)),
+            (true, true) => match self.feeds.held(&job) {
+                Some(held) => (held.sequence, &held.envelope, Some((held.manifest.clone(), held.data.clone()))),
+                None => (announcement.sequence, envelope, None),
+            },
         };
         let bytes = small.as_ref().map_or(0, |(_, data)| data.len() as u64);
         // The same frame goes to all children of a lane.

@@ -39,10 +39,26 @@ pub struct FeedPublication {
 /// What the driver knows of a feed's newest version, beside its announcement, which is among the envelopes.
 struct Row {
     envelope: Hash,
-    /// A small version's manifest and data.
-    small: Option<(Bytes, Bytes)>,
+    /// The newest small version that is here; it may be older.
+    held: Option<Held>,
     /// The content that readers have, when it is in the store.
     shown: Option<ContentId>,
+}
+
+/// A small version, whole.
+#[derive(Clone)]
+pub(super) struct Held {
+    pub(super) sequence: u64,
+    /// Its signed announcement.
+    pub(super) envelope: Bytes,
+    pub(super) manifest: Bytes,
+    pub(super) data: Bytes,
+}
+
+impl Held {
+    fn new(announcement: &Announcement, envelope: &Bytes, (manifest, data): (Bytes, Bytes)) -> Self {
+        Self { sequence: announcement.sequence, envelope: envelope.clone(), manifest, data }
+    }
 }
 
 /// The driver's feeds.
@@ -60,17 +76,20 @@ impl Feeds {
         Self { shelf, files, keeper, rows: BTreeMap::new(), known: HashMap::new() }
     }
 
-    /// A small newest version's manifest and data.
-    pub(super) fn small(&self, feed: &JobId) -> Option<(Bytes, Bytes)> {
-        self.rows.get(feed)?.small.clone()
+    /// The newest small version that is here, whatever was announced since.
+    pub(super) fn held(&self, feed: &JobId) -> Option<&Held> {
+        self.rows.get(feed)?.held.as_ref()
     }
 
-    fn put(&mut self, feed: JobId, envelope: Hash, small: Option<(Bytes, Bytes)>) {
-        let shown = self.rows.get(&feed).and_then(|row| row.shown);
-        if let Some(former) = self.rows.insert(feed, Row { envelope, small, shown }) {
+    /// A version becomes the newest, with its data when it is small and here.
+    fn put(&mut self, feed: JobId, envelope: Hash, held: Option<Held>) {
+        let former = self.rows.remove(&feed);
+        if let Some(former) = &former {
             self.known.remove(&former.envelope);
         }
         self.known.insert(envelope, feed);
+        let (former, shown) = former.map(|row| (row.held, row.shown)).unwrap_or_default();
+        self.rows.insert(feed, Row { envelope, held: held.or(former), shown });
     }
 }
 
@@ -114,7 +133,8 @@ impl Driver {
                 }
             };
             let in_store = small.is_none() && self.store.manifest(&announcement.content).is_some();
-            self.feeds.put(id, Hash::of(&envelope), small);
+            let held = small.map(|small| Held::new(&announcement, &envelope, small));
+            self.feeds.put(id, Hash::of(&envelope), held);
             if let Some(row) = self.feeds.rows.get_mut(&id).filter(|_| in_store) {
                 row.shown = Some(announcement.content);
             }
@@ -158,6 +178,11 @@ impl Driver {
         self.feeds.keeper.put(id, Keep { version, envelope, manifest, done: Some(kept) });
     }
 
+    /// Whether the newest version is small and here.
+    pub(super) fn holds_feed(&self, feed: &JobId) -> bool {
+        self.feeds.held(feed).is_some_and(|held| self.newest_of(feed) == Some(held.sequence))
+    }
+
     fn newest_of(&self, feed: &JobId) -> Option<u64> {
         self.envelopes.get(feed).map(|(row, _)| row.sequence)
     }
@@ -170,7 +195,8 @@ impl Driver {
         small: Option<(Bytes, Bytes)>,
     ) -> Option<Arc<Announcement>> {
         let id = announcement.job;
-        self.feeds.put(id, Hash::of(&envelope), small);
+        let held = small.map(|small| Held::new(&announcement, &envelope, small));
+        self.feeds.put(id, Hash::of(&envelope), held);
         self.envelopes.insert(id, (announcement, envelope)).map(|(former, _)| former)
     }
 
@@ -188,16 +214,20 @@ impl Driver {
     pub(super) fn is_known_feed(&mut self, from: HostIndex, frame: &mut AnnounceFrame) -> bool {
         let Some(id) = self.feeds.known.get(&Hash::of(&frame.envelope)).copied() else { return false };
         self.feeds.shelf.heard(&id);
-        let Some((announcement, _)) = self.envelopes.get(&id) else { return true };
-        let announcement = announcement.clone();
+        let Some((announcement, envelope)) = self.envelopes.get(&id) else { return true };
+        let (announcement, envelope) = (announcement.clone(), envelope.clone());
         if let (Some(me), Some(data)) = (self.me, &frame.data) {
             self.book.received_feed(self.membership.tier(me, from), data.len() as u64);
         }
-        if announcement.is_small() && self.feeds.small(&id).is_some() {
+        if self.holds_feed(&id) {
+            // Which way it comes, also when another was faster, says where the next one will.
+            if frame.data.is_some() {
+                self.tell(Input::Announced { from: Some(from), lane: frame.lane, announcement, inline: true });
+            }
             return true;
         }
         if self.wants_feed(&announcement) {
-            self.take_feed(from, frame, announcement);
+            self.take_feed(from, frame, announcement, &envelope);
         }
         true
     }
@@ -210,7 +240,14 @@ impl Driver {
         }
         if self.newest_of(&id).is_some_and(|newest| newest >= announcement.sequence) {
             self.feeds.shelf.heard(&id);
-            self.feeds.shelf.refuse_stale();
+            let fresh = self.feeds.shelf.sequence(&id) < Some(announcement.sequence);
+            if fresh && frame.data.is_some() && announcement.is_small() && self.wants_feed(&announcement) {
+                // Word of a newer one came first; this one goes before it.
+                let envelope = Bytes::from(std::mem::take(&mut frame.envelope));
+                self.take_feed(from, &mut frame, Arc::new(announcement), &envelope);
+            } else {
+                self.feeds.shelf.refuse_stale();
+            }
             return;
         }
         if !self.feeds.shelf.announce(&announcement, true) {
@@ -220,23 +257,30 @@ impl Driver {
         }
         let announcement = Arc::new(announcement);
         let envelope = Bytes::from(std::mem::take(&mut frame.envelope));
-        let former = self.remember_feed(announcement.clone(), envelope, None);
+        let former = self.remember_feed(announcement.clone(), envelope.clone(), None);
         if self.wants_feed(&announcement) {
-            self.take_feed(from, &mut frame, announcement.clone());
+            self.take_feed(from, &mut frame, announcement.clone(), &envelope);
         } else {
             self.tell(Input::Announced { from: Some(from), lane: frame.lane, announcement, inline: false });
         }
         self.drop_superseded(former);
     }
 
-    /// Takes what came with the announcement of our newest version: children first, then local readers, then the disk.
-    fn take_feed(&mut self, from: HostIndex, frame: &mut AnnounceFrame, announcement: Arc<Announcement>) {
+    /// Takes what came with the announcement of our newest version, or of one before it: children first, then local readers,
+    /// then the disk.
+    fn take_feed(
+        &mut self,
+        from: HostIndex,
+        frame: &mut AnnounceFrame,
+        announcement: Arc<Announcement>,
+        envelope: &Bytes,
+    ) {
         let (id, lane) = (announcement.job, frame.lane);
-        let mut small = None;
+        let mut held = None;
         if let (true, Some(manifest), Some(data)) = (announcement.is_small(), frame.manifest.take(), frame.data.take())
         {
             if fits(&announcement, &manifest, &data) {
-                small = Some((Bytes::from(manifest), Bytes::from(data)));
+                held = Some(Held::new(&announcement, envelope, (Bytes::from(manifest), Bytes::from(data))));
             } else {
                 self.book.metrics.corrupt.inc();
                 let why = "its data is not what was signed".to_string();
@@ -244,26 +288,25 @@ impl Driver {
                 self.tell(Input::ManifestCorrupt { content: announcement.content, from });
             }
         }
-        if let Some(row) = self.feeds.rows.get_mut(&id).filter(|_| small.is_some()) {
-            row.small.clone_from(&small);
+        if let Some(row) = self.feeds.rows.get_mut(&id).filter(|_| held.is_some()) {
+            row.held.clone_from(&held);
         }
-        let inline = small.is_some();
+        let inline = held.is_some();
         self.tell(Input::Announced { from: Some(from), lane, announcement: announcement.clone(), inline });
         self.carry_out();
-        match small {
-            Some((manifest, data)) => self.keep_small(&announcement, manifest, data),
+        match held {
+            Some(held) => self.keep_small(&announcement, held),
             None if !announcement.is_small() => self.use_held_version(announcement.content),
             None => {}
         }
     }
 
-    fn keep_small(&mut self, announcement: &Announcement, manifest: Bytes, data: Bytes) {
+    fn keep_small(&mut self, announcement: &Announcement, held: Held) {
+        let Held { envelope, manifest, data, .. } = held;
         let id = announcement.job;
         let version = Arc::new(Version::new(announcement, Data::Memory(data.clone())));
         self.feeds.shelf.show(&id, version.clone());
         self.take_desired(&announcement.name, announcement.sequence, &data);
-        let Some((_, envelope)) = self.envelopes.get(&id) else { return };
-        let envelope = envelope.clone();
         self.feeds.keeper.put(id, Keep { version, envelope, manifest: Some(manifest), done: None });
         // A large version may have gone before.
         if let Some(former) = self.feeds.rows.get_mut(&id).and_then(|row| row.shown.take()) {
@@ -379,11 +422,6 @@ impl Driver {
         if let Some(content) = row.shown {
             self.drop_unnamed(content);
         }
-    }
-
-    /// At a restart: whether a feed's data can go along with its announcement.
-    pub(super) fn holds_feed(&self, feed: &JobId) -> bool {
-        self.feeds.small(feed).is_some()
     }
 
     /// The lane of what is told at a restart.

@@ -178,7 +178,8 @@ impl Driver {
         let feeds = self.envelopes.values().map(|(row, _)| row.clone());
         let feeds: Vec<_> = feeds.filter(|row| row.feed.is_some() && name_of(&row.name).is_some()).collect();
         for row in feeds {
-            if let Some((_, data)) = self.feeds.small(&row.job) {
+            if let Some(held) = self.feeds.held(&row.job).filter(|held| held.sequence == row.sequence) {
+                let data = held.data.clone();
                 self.take_desired(&row.name, row.sequence, &data);
             }
         }

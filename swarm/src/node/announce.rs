@@ -3,6 +3,7 @@
 use super::content::{Body, Content};
 use super::{Job, Node, entropy, limits};
 use crate::io::Output;
+use crate::plan::Plan;
 use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
@@ -129,13 +130,38 @@ impl Node {
         let content = &self.contents[&id];
         let Some(plan) = content.plan.clone() else { return };
         for (number, lane) in lanes_of(content.announce_offset, plan.lanes()) {
-            for child in plan.children(lane, self.config.me) {
+            for child in self.hearers(&plan, (number, lane), from, by) {
                 let waits = number == 0 && (1..limits::ANNOUNCE_LANES).contains(&by);
                 if Some(child) != from || waits {
                     self.announce_to(child, job, number, inline && number == 0);
                 }
             }
         }
+    }
+
+    /// Whom to tell on a lane of what came from `from` by the lane numbered `by`: our children, and rack-mates that we do not
+    /// count on but have a link to, who may be well and hear of it from nobody else. Hosts may differ on whom to count on: what
+    /// came from another rack makes us the lane's owner in ours, for its sender told nobody else here; and where we are the
+    /// owner and a mate brought it, the mate was one before us and told all.
+    pub(super) fn hearers(
+        &self,
+        plan: &Plan,
+        (number, lane): (u8, LaneIndex),
+        from: Option<HostIndex>,
+        by: u8,
+    ) -> Vec<HostIndex> {
+        let me = self.config.me;
+        let owner = plan.owner(lane, me) == Some(me);
+        let by_mate = from.filter(|_| by == number && plan.targets(me)).map(|from| plan.same_rack(from, me));
+        let mut hearers = match by_mate {
+            Some(true) if owner => return Vec::new(),
+            Some(false) => plan.children_as_owner(lane, me),
+            _ => plan.children(lane, me),
+        };
+        if owner || by_mate == Some(false) {
+            hearers.extend(plan.leaves(me).filter(|host| self.is_linked(*host)));
+        }
+        hearers
     }
 
     pub(super) fn announce_to(&mut self, host: HostIndex, job: JobId, lane: u8, inline: bool) {

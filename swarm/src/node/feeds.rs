@@ -2,7 +2,8 @@
 //!
 //! A small version is its announcement: it travels whole, is relayed whole, and is asked for whole. A large one is a
 //! content like any other, whose former version is left as soon as a newer one is known.
-//! Invariant: of a feed only the newest version known is remembered, passed on or fetched; its sequence never goes back.
+//! Invariant: of a feed only the newest version known is remembered and fetched, and data is passed on in the order of its
+//! sequences, each version once.
 
 use super::content::announce_offset;
 use super::{Job, Node, limits};
@@ -12,7 +13,7 @@ use crate::time::Instant;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::feed::FeedRow;
-use shoal_proto::ids::{Epoch, HostIndex, JobId, LaneIndex};
+use shoal_proto::ids::{Epoch, HostIndex, JobId};
 use shoal_proto::limits::{FEED_EVERY_LANE_BYTES_MAX, FEEDS_MAX};
 use shoal_proto::message::Message;
 use std::collections::{BTreeSet, VecDeque};
@@ -24,8 +25,8 @@ pub(super) struct Feed {
     sequence: u64,
     /// The version travels in its announcement.
     small: bool,
-    /// A small version's data is here.
-    held: bool,
+    /// The newest small version whose data is here.
+    held: Option<u64>,
     /// Children were told of the version, without its data.
     told: bool,
     /// Who announced it to us without its data.
@@ -34,6 +35,10 @@ pub(super) struct Feed {
     asked: usize,
     /// When to ask, while the data is wanted and not here.
     ask_at: Option<Instant>,
+    /// Since when no version's data has been here as soon as it was known.
+    lacks: Option<Instant>,
+    /// The last version had to be asked for: its lane leads elsewhere, so the next is asked for at once.
+    astray: bool,
     /// Who asked us before it was here.
     waiters: BTreeSet<HostIndex>,
     /// The hosts it is for, as of an epoch.
@@ -45,14 +50,21 @@ impl Feed {
         Self {
             sequence: announcement.sequence,
             small: announcement.is_small(),
-            held: false,
+            held: None,
             told: false,
             sources: VecDeque::new(),
             asked: 0,
             ask_at: None,
+            lacks: None,
+            astray: false,
             waiters: BTreeSet::new(),
             targets: None,
         }
+    }
+
+    /// The newest version's data is here, and it is small.
+    fn is_held(&self) -> bool {
+        self.held == Some(self.sequence)
     }
 }
 
@@ -61,13 +73,18 @@ impl Node {
     pub(super) fn on_feed(&mut self, from: Option<HostIndex>, lane: u8, announcement: Arc<Announcement>, inline: bool) {
         let (id, content) = (announcement.job, announcement.content);
         match self.feeds.get(&id).map(|feed| feed.sequence) {
-            Some(known) if known > announcement.sequence => return,
+            Some(known) if known > announcement.sequence => {
+                if inline {
+                    self.older_arrived(from, lane, &announcement);
+                }
+                return;
+            }
             Some(known) if known == announcement.sequence => {
                 if !self.jobs[&id].ours {
                 } else if !self.feeds[&id].small {
                     self.manifest_source(content, from, lane);
                 } else if inline {
-                    self.feed_arrived(id, from);
+                    self.feed_arrived(id, from, lane);
                 } else {
                     self.feed_source(id, from, lane);
                 }
@@ -84,24 +101,26 @@ impl Node {
             feed.targets = known.targets.filter(|_| same);
             // Whoever waits for an older version is as well served by this one.
             feed.waiters = known.waiters;
+            // Else versions that follow each other fast would put off asking for ever.
+            (feed.held, feed.lacks, feed.astray) = (known.held, known.lacks, known.astray);
         }
         let small = feed.small;
         self.feeds_wanted.remove(&id);
         self.feeds.insert(id, feed);
         if former.is_some() {
-            self.jobs.insert(id, Job { announcement, ours });
+            self.jobs.insert(id, Job { announcement: announcement.clone(), ours });
         } else {
-            self.remember(id, Job { announcement, ours });
+            self.remember(id, Job { announcement: announcement.clone(), ours });
         }
         if ours && small && inline {
             // At a restart neighbours compare what they know; nobody need be told.
             if from.is_none() && lane == limits::ENTROPY_LANE {
                 self.hold(id);
             } else {
-                self.feed_arrived(id, from);
+                self.feed_arrived(id, from, lane);
             }
         } else if ours && small {
-            self.spread_feed(id, from, false);
+            self.spread_feed(&announcement, from, lane, false);
             self.feed_source(id, from, lane);
         } else if ours {
             self.take_job(id, from, lane, false);
@@ -140,32 +159,51 @@ impl Node {
 
     fn hold(&mut self, id: JobId) {
         let Some(feed) = self.feeds.get_mut(&id) else { return };
-        feed.held = true;
-        feed.ask_at = None;
+        feed.held = Some(feed.sequence);
+        (feed.ask_at, feed.lacks) = (None, None);
         feed.sources.clear();
         self.feeds_wanted.remove(&id);
     }
 
     /// The data of a small version is here: whoever hangs off us gets it now.
-    fn feed_arrived(&mut self, id: JobId, from: Option<HostIndex>) {
-        if self.feeds.get(&id).is_none_or(|feed| feed.held) {
+    fn feed_arrived(&mut self, id: JobId, from: Option<HostIndex>, lane: u8) {
+        let Some(feed) = self.feeds.get_mut(&id) else { return };
+        feed.astray &= lane != 0;
+        if feed.is_held() {
             return;
         }
         self.hold(id);
-        self.spread_feed(id, from, true);
+        let announcement = self.jobs[&id].announcement.clone();
+        self.spread_feed(&announcement, from, lane, true);
         let waiters = self.feeds.get_mut(&id).map(|feed| std::mem::take(&mut feed.waiters)).unwrap_or_default();
         for host in waiters.into_iter().filter(|host| Some(*host) != from) {
             self.announce_again(host, id);
         }
     }
 
-    /// Tells the children on the announcement lanes, each once. Without the data, those on the first lane are not told:
-    /// what they get is the data.
-    fn spread_feed(&mut self, id: JobId, from: Option<HostIndex>, with_data: bool) {
+    /// The data of a version comes though a newer one was told of on another lane: both go on, in this order.
+    fn older_arrived(&mut self, from: Option<HostIndex>, lane: u8, announcement: &Announcement) {
+        let id = announcement.job;
+        let Some(feed) = self.feeds.get_mut(&id).filter(|feed| feed.held < Some(announcement.sequence)) else { return };
+        if !self.jobs[&id].ours || !announcement.is_small() {
+            return;
+        }
+        feed.held = Some(announcement.sequence);
+        feed.astray &= lane != 0;
+        // Its lane brings what it should, if late: the newest is likely behind it.
+        let patience = self.now + limits::FEED_PATIENCE;
+        feed.lacks = feed.lacks.map(|_| self.now);
+        feed.ask_at = feed.ask_at.map(|at| if feed.asked == 0 { at.max(patience) } else { at });
+        self.spread_feed(announcement, from, lane, true);
+    }
+
+    /// Tells the children on the announcement lanes of a version, each once. Without the data, those on the first lane are not
+    /// told: what they get is the data. Nor is anybody told so of a version that is not the newest any more.
+    fn spread_feed(&mut self, announcement: &Announcement, from: Option<HostIndex>, by: u8, with_data: bool) {
+        let id = announcement.job;
         let Some(plan) = self.feed_plan(id) else { return };
-        let announcement = self.jobs[&id].announcement.clone();
         let Some(feed) = self.feeds.get_mut(&id) else { return };
-        let told = std::mem::replace(&mut feed.told, true);
+        let told = announcement.sequence < feed.sequence || std::mem::replace(&mut feed.told, true);
         let everywhere = with_data && announcement.size <= FEED_EVERY_LANE_BYTES_MAX;
         let mut reached: BTreeSet<HostIndex> = from.into_iter().collect();
         for (number, lane) in super::announce::lanes_of(announce_offset(&announcement.name), plan.lanes()) {
@@ -173,7 +211,7 @@ impl Node {
             if !data && (told || number == 0) {
                 continue;
             }
-            for child in plan.children(lane, self.config.me) {
+            for child in self.hearers(&plan, (number, lane), from, by) {
                 if reached.insert(child) {
                     self.announce_to(child, id, number, data);
                 }
@@ -206,18 +244,22 @@ impl Node {
         }
     }
 
-    /// Notes who knows of a small version whose data is not here. It is likely on its way down the first lane.
+    /// Notes who knows of a small version whose data is not here. It is likely on its way down the first lane, unless the one
+    /// before it was not.
     fn feed_source(&mut self, id: JobId, from: Option<HostIndex>, lane: u8) {
         let now = self.now;
-        let Some(feed) = self.feeds.get_mut(&id).filter(|feed| !feed.held) else { return };
+        let Some(feed) = self.feeds.get_mut(&id).filter(|feed| !feed.is_held()) else { return };
         if let Some(from) = from
             && !feed.sources.contains(&from)
             && feed.sources.len() < limits::MANIFEST_HOSTS_MAX
         {
             feed.sources.push_back(from);
         }
-        let at = if lane == limits::ENTROPY_LANE { now } else { now + limits::CHECK_EVERY };
-        feed.ask_at = Some(feed.ask_at.map_or(at, |former| former.min(at)));
+        let lacks = *feed.lacks.get_or_insert(now);
+        let at = if lane == limits::ENTROPY_LANE || feed.astray { now } else { lacks + limits::FEED_PATIENCE };
+        if feed.asked == 0 {
+            feed.ask_at = Some(feed.ask_at.map_or(at, |former| former.min(at)));
+        }
         self.feeds_wanted.insert(id);
         self.hunt_feed(id);
     }
@@ -238,23 +280,30 @@ impl Node {
             }
         }
         let asked = feed.asked;
-        let wait = if hosts.is_empty() { limits::RETRY_FIRST } else { limits::WANT_TIMEOUT };
+        let again = limits::FEED_PATIENCE * 2u32.pow(asked.min(8) as u32 + 1);
+        let wait = if hosts.is_empty() { limits::RETRY_FIRST } else { again.min(limits::WANT_TIMEOUT) };
         let now = self.now;
         if let Some(feed) = self.feeds.get_mut(&id) {
             feed.ask_at = Some(now + wait);
             feed.asked += usize::from(!hosts.is_empty());
+            feed.astray = true;
         }
         match hosts.get(asked % hosts.len().max(1)) {
             Some(host) => self.send(*host, Message::WantAnnounce { jobs: vec![id] }),
             None => {
-                if let Some(parent) = plan.parent(LaneIndex(0), me) {
+                if let Some(parent) = parents(&plan, &announcement, me).next() {
                     self.connect(parent);
                 }
             }
         }
     }
 
-    /// Asks again for what did not come.
+    /// When the next is to be asked for.
+    pub(super) fn feeds_at(&self) -> Option<Instant> {
+        self.feeds_wanted.iter().filter_map(|id| self.feeds.get(id)?.ask_at).min()
+    }
+
+    /// Asks for what did not come.
     pub(super) fn check_feeds(&mut self) {
         let wanted: Vec<JobId> = self.feeds_wanted.iter().copied().collect();
         for id in wanted {
@@ -266,7 +315,7 @@ impl Node {
     pub(super) fn may_serve_feed(&mut self, from: HostIndex, id: &JobId) -> bool {
         let ours = self.jobs.get(id).is_some_and(|job| job.ours);
         match self.feeds.get_mut(id) {
-            Some(feed) if ours && feed.small && !feed.held => {
+            Some(feed) if ours && feed.small && !feed.is_held() => {
                 if feed.waiters.len() < limits::MANIFEST_HOSTS_MAX {
                     feed.waiters.insert(from);
                 }
@@ -278,7 +327,7 @@ impl Node {
 
     /// Whether a feed's data can go along with its announcement.
     pub(super) fn is_feed_held(&self, id: &JobId) -> bool {
-        self.feeds.get(id).is_some_and(|feed| feed.held)
+        self.feeds.get(id).is_some_and(Feed::is_held)
     }
 
     /// Tells a neighbour which versions are known here.

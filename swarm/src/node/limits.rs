@@ -48,6 +48,9 @@ pub const ENTROPY_LANE: u8 = u8::MAX;
 /// How long to wait for the manifest's own lane when another lane was faster, and for one asked for beyond the time it takes to
 /// send. A lost packet costs a quarter second; a manifest that comes twice is a few parts in ten thousand of its content.
 pub const MANIFEST_PATIENCE: Duration = Duration::from_millis(100);
+/// How long to wait for a small version's data on its own lane, when another told of the version first. It is at most 64 KiB:
+/// as much as a link of 10 Mbit/s carries in this time.
+pub const FEED_PATIENCE: Duration = Duration::from_millis(50);
 /// When a manifest asked for is late and another source is tried.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A host that sends a manifest slower than this (10 Mbit/s, after [`MANIFEST_PATIENCE`]) is not waited for alone.

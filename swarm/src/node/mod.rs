@@ -231,7 +231,7 @@ impl Node {
 
     /// When to call `handle` with [`Input::Tick`] if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.check_at, self.got_at, Some(self.entropy_at)].into_iter().flatten().min()
+        [self.check_at, self.got_at, self.feeds_at(), Some(self.entropy_at)].into_iter().flatten().min()
     }
 
     /// How far a content is; `None` when it is not known.
@@ -361,13 +361,15 @@ impl Node {
             self.compare_with_next();
             self.close_idle();
         }
+        if self.feeds_at().is_some_and(|at| self.now >= at) {
+            self.check_feeds();
+        }
         if self.check_at.is_some_and(|at| self.now >= at) {
             self.check_at = None;
             self.check();
         }
         let busy = !self.active.is_empty()
             || !self.cooling.is_empty()
-            || !self.feeds_wanted.is_empty()
             || !self.parked.is_empty()
             || !self.uneven.is_empty()
             || !self.retry.is_empty()
@@ -382,7 +384,6 @@ impl Node {
         self.expire_parked();
         self.dial_again();
         self.keep_cooling();
-        self.check_feeds();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {
             if self.warming.contains(&content) {

@@ -198,10 +198,16 @@ impl Plan {
             return self.tops(lane);
         }
         let Some((rack, row)) = self.base.seat(host).filter(|(_, row)| self.is_live(row)) else { return Vec::new() };
-        let Some(owner) = self.rack_owner(lane, rack) else { return Vec::new() };
-        if owner != row.host {
-            return self.mate_children(rack, owner, host);
+        match self.rack_owner(lane, rack) {
+            Some(owner) if owner == row.host => self.children_as_owner(lane, host),
+            Some(owner) => self.mate_children(rack, owner, host),
+            None => Vec::new(),
         }
+    }
+
+    /// Who would take `lane` from `host` if it owned it: to a parent that thinks otherwise of its mates, it does.
+    pub fn children_as_owner(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
+        let Some(rack) = self.rack(host).filter(|_| lane.0 < self.lanes()) else { return Vec::new() };
         let mut children = Vec::new();
         let Rack { site: site_id, .. } = self.base.racks[rack as usize];
         let site = &self.base.sites[site_id as usize];
@@ -215,8 +221,15 @@ impl Plan {
         for below in racks.children(place) {
             children.extend(self.rack_owner(lane, site.racks.start + below));
         }
-        children.extend(self.mate_children(rack, owner, host));
+        children.extend(self.mate_children(rack, host, host));
         children
+    }
+
+    /// Targeted hosts of the rack of `host` that are in no tree, being away or avoided. [`Plan::parent`] says that they take
+    /// lanes from their owners all the same, but owners do not count them as children.
+    pub fn leaves(&self, host: HostIndex) -> impl Iterator<Item = HostIndex> {
+        let rows = self.rack(host).map(|rack| self.base.rows(rack));
+        rows.into_iter().flatten().filter(move |row| row.host != host && !self.is_live(row)).map(|row| row.host)
     }
 
     /// About how many racks a piece passes on its way to the last one.
