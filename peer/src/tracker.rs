@@ -19,7 +19,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// States are told this soon, together.
 const PROMPT: Duration = Duration::from_millis(50);
 /// Progress is told at most this often while something is under way.
-const PROGRESS_EVERY: Duration = Duration::from_millis(1000);
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 /// What the tracker tells the driver.
 #[derive(Debug)]

@@ -44,6 +44,8 @@ const SLICE_BYTES: RangeInclusive<usize> = 4 * 1024..=RECORD_BYTES;
 const MADE_UP: Duration = Duration::from_millis(5);
 /// A link that sent nothing for this long begins anew.
 const IDLE: Duration = Duration::from_secs(1);
+/// A link that could have sent for this long and had nothing loses half of its rate: others have grown into its place.
+const HALVED: Duration = Duration::from_millis(200);
 /// How long the least delay counts, at least: clocks drift, and routes change.
 const FLOOR_KEPT: Duration = Duration::from_secs(300);
 
@@ -95,6 +97,8 @@ pub(super) struct Pacer {
     asked: Option<Duration>,
     /// It has not met a queue yet.
     ramps: bool,
+    /// The rate before a pause, while it has not been met again.
+    known: u64,
 }
 
 impl Pacer {
@@ -109,6 +113,7 @@ impl Pacer {
             answered: zero,
             asked: None,
             ramps: true,
+            known: 0,
         }
     }
 
@@ -145,13 +150,14 @@ impl Pacer {
         self.rate = match queue.checked_sub(target) {
             // A rate that is not used says nothing.
             None if !self.held => self.rate,
+            None if self.rate < self.known => (self.rate * 2).min(self.known),
             None if self.ramps => self.rate + self.rate / RAMP,
             None => {
                 let most = (GROW * self.rate.isqrt()).max(self.rate / GROW_MIN);
                 self.rate + most * (target - queue) / target
             }
             Some(over) => {
-                self.ramps = false;
+                (self.ramps, self.known) = (false, 0);
                 self.rate - self.rate / CUT * over.min(4 * target) / (4 * target)
             }
         };
@@ -161,7 +167,14 @@ impl Pacer {
     /// When a slice may go; `None`: now.
     pub(super) fn opens_at(&mut self, now: Duration) -> Option<Duration> {
         if now > self.opens + IDLE {
-            (self.rate, self.ramps, self.asked, self.answered, self.held) = (RATE_START, true, None, now, false);
+            (self.rate, self.ramps, self.known) = (RATE_START, true, 0);
+            (self.asked, self.answered, self.held) = (None, now, false);
+        }
+        let halvings = now.saturating_sub(self.opens).as_millis() / HALVED.as_millis();
+        if halvings > 0 {
+            self.known = self.known.max(self.rate);
+            self.rate = self.rate.checked_shr(halvings as u32).unwrap_or(0).max(self.rate.min(RATE_START));
+            (self.opens, self.delay) = (now, Duration::ZERO);
         }
         self.held |= self.opens > now;
         (self.opens > now).then_some(self.opens)
@@ -200,13 +213,22 @@ mod tests {
         links: Vec<Row>,
         /// Answers come with the noise of a busy machine.
         busy: bool,
+        /// Links have something to send now and then only, several at a time.
+        fitful: bool,
         noise: u64,
     }
 
     impl Uplink {
         fn new(rate: u64, links: usize, busy: bool) -> Self {
             let links = (0..links).map(|_| (Pacer::new(), Vec::new(), 0)).collect();
-            Self { rate, queued: 0.0, sent: 0, now: Duration::from_secs(1000), links, busy, noise: 1 }
+            Self { rate, queued: 0.0, sent: 0, now: Duration::from_secs(1000), links, busy, fitful: false, noise: 1 }
+        }
+
+        /// Whether a link has something to send: always, or in a pattern of its own that changes each quarter second.
+        fn wishes(&self, at: usize) -> bool {
+            let spell = self.now.as_millis() as u64 / 250;
+            let mixed = (spell * 64 + at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            !self.fitful || (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 62 == 0
         }
 
         fn late(&mut self) -> u64 {
@@ -233,7 +255,7 @@ mod tests {
                 self.sent += gone as u64;
                 for at in 0..self.links.len() {
                     let (now, delay) = (self.now, self.delay());
-                    let late = self.late();
+                    let (late, wishes) = (self.late(), self.wishes(at));
                     let (pacer, answers, sent) = &mut self.links[at];
                     answers.retain(|(due, took)| {
                         if *due <= now {
@@ -241,7 +263,7 @@ mod tests {
                         }
                         *due > now
                     });
-                    while pacer.opens_at(now).is_none() {
+                    while wishes && pacer.opens_at(now).is_none() {
                         if pacer.asks(now) {
                             let took = delay + Duration::from_micros(200 + late);
                             // Clocks differ.
@@ -277,6 +299,28 @@ mod tests {
             assert!(busy || sent().min() > sent().max().map(|most| most / 10), "{case}");
         }
     }
+
+    #[test]
+    fn links_that_had_nothing_to_send_do_not_fill_the_queue_when_they_do() {
+        for (mbit, links) in [(50, 32), (200, 16), (200, 64), (1_000, 64)] {
+            let mut uplink = Uplink { fitful: true, ..Uplink::new(mbit * 125_000, links, false) };
+            uplink.run(Duration::from_secs(20));
+            let (delays, used) = uplink.run(Duration::from_secs(60));
+            let at = |share: usize| delays[delays.len() * share / 1000];
+            let case = format!("{mbit} Mbit/s, {links} links: {:?}, {:?}, {used:.3}", at(990), at(999));
+            assert!(at(990) <= 2 * TARGET && at(999) <= 7 * TARGET, "{case}");
+        }
+    }
+
+    #[test]
+    fn after_a_pause_a_link_is_soon_as_fast_as_before() {
+        let mut uplink = Uplink::new(25_000_000, 2, false);
+        uplink.run(Duration::from_secs(20));
+        uplink.now += IDLE / 2;
+        let (_, used) = uplink.run(IDLE);
+        assert!(used > 0.7, "{used:.3}");
+    }
+
     #[test]
     fn who_is_not_answered_slows_down_and_asks_again() {
         let mut pacer = Pacer::new();
