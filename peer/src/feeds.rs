@@ -362,7 +362,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_follows_sees_each_version_or_the_newest_when_too_far_behind() {
-        let shelf = Shelf::new(&Metrics::new());
+        let shelf = Shelf::new(&Metrics::default());
         show(&shelf, "a", 1);
         show(&shelf, "a", 2);
         let mut follower = shelf.follow("a", 0);
