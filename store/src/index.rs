@@ -4,6 +4,7 @@
 //! Invariant: everything in here can be rebuilt from the manifests and pieces on disk, or heard again from others.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Groups of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +67,13 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// How much a kill may cost of what was not synced, milliseconds. Sled syncs its file this often even where nothing changed.
 const FLUSH_EVERY_MS: u64 = 1000;
 
+/// How long a former owner may take to let go: sled's threads keep the file a moment longer than its database.
+const LET_GO: Duration = Duration::from_secs(1);
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
+}
+
 /// The index in a sled database.
 pub struct SledIndex {
     db: sled::Db,
@@ -76,12 +84,18 @@ pub struct SledIndex {
 impl SledIndex {
     /// Opens or creates.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(dir)
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(Some(FLUSH_EVERY_MS))
-            .mode(sled::Mode::LowSpace)
-            .open()?;
+            .mode(sled::Mode::LowSpace);
+        let began = Instant::now();
+        let db = loop {
+            match config.open() {
+                Err(error) if is_locked(&error) && began.elapsed() < LET_GO => std::thread::sleep(LET_GO / 50),
+                opened => break opened?,
+            }
+        };
         let trees = Tree::ALL.into_iter().map(|tree| db.open_tree(tree.name())).collect::<Result<_, _>>()?;
         Ok(Self { db, trees, file: dir.join("db") })
     }
@@ -122,5 +136,24 @@ impl Index for SledIndex {
         // Sled's flush survives a kill, not a power cut: it leaves out the disk's own cache.
         let synced = std::fs::File::open(&self.file).and_then(|file| file.sync_data());
         synced.map_err(|error| IndexError(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_former_owner_is_waited_for_but_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let former = SledIndex::open(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| SledIndex::open(dir.path()));
+            drop(former);
+            let next = next.join().unwrap();
+            assert!(next.is_ok());
+            let refused = SledIndex::open(dir.path()).err().unwrap().to_string();
+            assert!(refused.contains("could not acquire lock"), "{refused}");
+        });
     }
 }
