@@ -8,27 +8,30 @@
 //! ```
 //!
 //! No bitmap is kept on disk: what an interrupted fetch left is found by hashing the stream files at restart, at several
-//! GiB/s, which also finds what a loss of power garbled.
+//! GiB/s, which also finds what a loss of power garbled. Split by meaning: `content` is one of them while it is open,
+//! [`versions`] those that are a feed's, [`errors`] what may go wrong.
 
+mod content;
 mod errors;
 mod versions;
 
+pub(crate) use content::Content;
+use content::unix_now;
 pub use errors::{BeginError, FinishError, OpenError, PutError, ReadError};
 pub use versions::{VERSION_PIECE_BYTES_AVG, small_manifest};
 
-use crate::codec::{ErasureCodec, Rs};
 use crate::hot::Hot;
 use crate::images::BlobPlaces;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
-use crate::layout::{Layout, OpenFiles, stream_path};
-use crate::share::{FoundShare, Kept, Share};
+use crate::layout::{OpenFiles, stream_path};
+use crate::share::FoundShare;
 use crate::verify::{self, Work};
 use crate::writer;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::codec::{DecodeError, Document, decode_exact, encode};
+use shoal_proto::codec::{Document, encode};
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, Hash, PieceIndex, ShardIndex, StripeIndex};
 use shoal_proto::manifest::Manifest;
@@ -36,17 +39,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Work waiting for the thread, items. The payload in it is bounded by whoever receives it.
 pub const QUEUE: usize = 256;
-/// Parity shards kept in memory for one content.
-const PARITY_KEPT: usize = 64;
-
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -156,153 +155,8 @@ pub struct Usage {
     pub free: u64,
 }
 
-/// What the index holds of a content.
-#[derive(Clone, Debug, Default, Encode, Decode)]
-struct State {
-    #[n(0)]
-    complete: bool,
-    #[n(1)]
-    pinned: bool,
-    #[n(2)]
-    used_at: u64,
-    /// When it became whole, Unix seconds.
-    #[n(3)]
-    #[cbor(default)]
-    completed_at: u64,
-    /// Of the newest announcement that named it.
-    #[n(4)]
-    #[cbor(default)]
-    sequence: u64,
-    /// Shares of it that are here.
-    #[n(5)]
-    share: Option<Share>,
-}
-
-/// A content, open.
-pub(crate) struct Content {
-    pub(crate) id: ContentId,
-    pub(crate) manifest: Arc<Manifest>,
-    pub(crate) geometry: Geometry,
-    pub(crate) layout: Layout,
-    pub(crate) codec: Box<dyn ErasureCodec>,
-    pub(crate) dir: PathBuf,
-    /// A feed's version: not in the index.
-    light: AtomicBool,
-    pub(crate) have: Mutex<Bitmap>,
-    parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
-    /// Parity on the disk.
-    pub(crate) kept: Mutex<Kept>,
-    /// Held while shares are made or dropped.
-    pub(crate) sharing: Mutex<()>,
-    pub(crate) complete: AtomicBool,
-    /// Something written could not be written out: what is on the disk is not to be trusted.
-    pub(crate) spoilt: AtomicBool,
-    pub(crate) pinned: AtomicBool,
-    pub(crate) used_at: AtomicU64,
-    completed_at: AtomicU64,
-    pub(crate) sequence: AtomicU64,
-    /// Bytes on the disk beside whole streams: of shares.
-    pub(crate) extra: AtomicU64,
-}
-
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-impl Content {
-    fn new(dir: &Path, id: ContentId, manifest: Arc<Manifest>, opened: &Arc<OpenFiles>) -> Result<Self, BeginError> {
-        let geometry = manifest.geometry(&id)?;
-        let layout = Layout::new(dir, &manifest, &geometry, opened.clone());
-        let codec = Rs::new(usize::from(geometry.data()), usize::from(geometry.parity()))
-            .map_err(|error| DecodeError::invalid("stripe", error.to_string()))?;
-        Ok(Self {
-            id,
-            have: Mutex::new(geometry.no_pieces()),
-            extra: AtomicU64::new(0),
-            manifest,
-            geometry,
-            layout,
-            codec: Box::new(codec),
-            dir: dir.to_path_buf(),
-            light: AtomicBool::new(false),
-            parity: Mutex::default(),
-            kept: Mutex::default(),
-            sharing: Mutex::default(),
-            complete: AtomicBool::new(false),
-            spoilt: AtomicBool::new(false),
-            pinned: AtomicBool::new(false),
-            used_at: AtomicU64::new(unix_now()),
-            completed_at: AtomicU64::new(0),
-            sequence: AtomicU64::new(0),
-        })
-    }
-
-    pub(crate) fn has(&self, piece: PieceIndex) -> bool {
-        lock(&self.have).get(piece.0)
-    }
-
-    pub(crate) fn mark(&self, piece: PieceIndex) {
-        lock(&self.have).set(piece.0);
-    }
-
-    pub(crate) fn keep_parity(&self, shard: ShardIndex, bytes: Bytes) {
-        let Some((stripe, place)) = self.geometry.split(shard) else { return };
-        let row = place as usize - usize::from(self.geometry.data());
-        let mut parity = lock(&self.parity);
-        if parity.len() < PARITY_KEPT {
-            parity.insert((stripe, row), bytes);
-        }
-    }
-
-    pub(crate) fn take_parity(&self, stripe: StripeIndex) -> Vec<(usize, Bytes)> {
-        let mut parity = lock(&self.parity);
-        let rows: Vec<usize> = parity.range((stripe, 0)..=(stripe, usize::MAX)).map(|((_, row), _)| *row).collect();
-        rows.into_iter().filter_map(|row| Some((row, parity.remove(&(stripe, row))?))).collect()
-    }
-
-    pub(crate) fn is_complete(&self) -> bool {
-        self.complete.load(Ordering::Acquire)
-    }
-
-    /// Whether it may be evicted.
-    pub(crate) fn may_go(&self) -> bool {
-        (self.is_complete() || self.is_shed()) && !self.pinned.load(Ordering::Relaxed)
-    }
-
-    fn state(&self) -> State {
-        State {
-            complete: self.is_complete(),
-            pinned: self.pinned.load(Ordering::Relaxed),
-            used_at: self.used_at.load(Ordering::Relaxed),
-            completed_at: self.completed_at.load(Ordering::Relaxed),
-            sequence: self.sequence.load(Ordering::Relaxed),
-            share: lock(&self.kept).share.clone(),
-        }
-    }
-
-    pub(crate) fn touch(&self) {
-        self.used_at.store(unix_now(), Ordering::Relaxed);
-    }
-
-    /// Orders the contents of one name: the newest is the greatest.
-    pub(crate) fn age(&self) -> (u64, u64, ContentId) {
-        (self.sequence.load(Ordering::Relaxed), self.completed_at.load(Ordering::Relaxed), self.id)
-    }
-
-    /// Finds out by hashing which pieces are on the disk.
-    fn recover(&self) {
-        (0..self.geometry.piece_count()).map(PieceIndex).for_each(|piece| self.recover_piece(piece));
-    }
-
-    pub(crate) fn recover_piece(&self, piece: PieceIndex) {
-        if self.layout.read(piece).is_ok_and(|bytes| Hash::of(&bytes) == self.manifest.piece_hash(piece)) {
-            self.mark(piece);
-        }
-    }
 }
 
 type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
@@ -390,7 +244,7 @@ impl Store {
         let mut contents = BTreeMap::new();
         for item in fs::read_dir(&folder).map_err(io)? {
             let path = item.map_err(io)?.path();
-            match load(&path, &index, &opened) {
+            match Content::load(&path, &index, &opened) {
                 Ok(Some(content)) => {
                     contents.insert(content.id, Arc::new(content));
                 }
@@ -717,41 +571,6 @@ impl Store {
         }
         bad
     }
-}
-
-/// A content's folder as found at start; `None` if it is no content, or one whose manifest was never finished.
-fn load(dir: &Path, index: &SledIndex, opened: &Arc<OpenFiles>) -> Result<Option<Content>, BeginError> {
-    let id = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-    let Some(id) = id else { return Ok(None) };
-    let bytes = match fs::read(dir.join("manifest")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read?,
-    };
-    if Manifest::id(&bytes) != id {
-        return Ok(None);
-    }
-    let content = Content::new(dir, id, Arc::new(Manifest::from_bytes(&bytes)?), opened)?;
-    let state = index.get(Tree::Contents, id.as_bytes())?;
-    let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
-    content.pinned.store(state.pinned, Ordering::Relaxed);
-    content.used_at.store(state.used_at, Ordering::Relaxed);
-    content.completed_at.store(state.completed_at, Ordering::Relaxed);
-    content.sequence.store(state.sequence, Ordering::Relaxed);
-    match state.share {
-        Some(share) => content.load_share(share)?,
-        None => content.drop_share(),
-    }
-    if content.is_shed() {
-        return Ok(Some(content));
-    }
-    if state.complete && content.layout.is_there() {
-        content.complete.store(true, Ordering::Release);
-        *lock(&content.have) = Bitmap::full(content.geometry.piece_count());
-    } else {
-        content.layout.hold()?;
-        content.recover();
-    }
-    Ok(Some(content))
 }
 
 fn would_not_fit(error: io::Error, need: u64, room: u64) -> BeginError {
