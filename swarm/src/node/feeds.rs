@@ -69,7 +69,7 @@ impl Feed {
 }
 
 impl Node {
-    /// A version of a feed was announced: a newer one replaces what is known, an older one is nothing to us.
+    /// A version of a feed was announced: a newer one replaces what is known, of an older one only its data is news.
     pub(super) fn on_feed(&mut self, from: Option<HostIndex>, lane: u8, announcement: Arc<Announcement>, inline: bool) {
         let (id, content) = (announcement.job, announcement.content);
         match self.feeds.get(&id).map(|feed| feed.sequence) {
