@@ -324,7 +324,24 @@ proptest! {
                 let parent = plan.parent(lane, host);
                 prop_assert!(parent.is_some_and(|parent| parent == ROOT || plan.contains(parent)));
                 prop_assert!(plan.children(lane, host).is_empty());
+                let owner = plan.owner(lane, host);
+                prop_assert!(owner.is_none() || owner == parent, "its rack's, where there is one");
+                prop_assert!(owner.is_none_or(|owner| plan.leaves(owner).any(|leaf| leaf == host)));
             }
+        }
+        for host in plan.hosts() {
+            prop_assert!(plan.leaves(host).all(|leaf| plan.same_rack(leaf, host) && !plan.contains(leaf)));
+        }
+    }
+
+    #[test]
+    fn whoever_owns_in_the_owners_place_reaches_the_same_hosts(region in any_region()) {
+        let plan = region.plan(16);
+        for (host, lane) in plan.hosts().flat_map(|host| lanes_of(&plan).map(move |lane| (host, lane))) {
+            let owner = plan.owner(lane, host).unwrap();
+            let theirs = BTreeSet::from_iter(plan.children(lane, owner).into_iter().chain([owner]));
+            let ours = BTreeSet::from_iter(plan.children_as_owner(lane, host).into_iter().chain([host]));
+            prop_assert_eq!(theirs, ours);
         }
     }
 }
