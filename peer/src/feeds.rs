@@ -255,12 +255,12 @@ impl Shelf {
 
     /// The newest version of a feed.
     pub fn get(&self, name: &str) -> Option<Arc<Version>> {
-        lock(&self.inner.rows).get(&shoal_proto::feed::feed_id(name))?.version.clone()
+        self.newest(&shoal_proto::feed::feed_id(name))
     }
 
-    /// The sequence of the version readers have.
-    pub(crate) fn sequence(&self, feed: &JobId) -> Option<u64> {
-        Some(lock(&self.inner.rows).get(feed)?.version.as_ref()?.sequence)
+    /// The same, by the feed's id.
+    pub(crate) fn newest(&self, feed: &JobId) -> Option<Arc<Version>> {
+        lock(&self.inner.rows).get(feed)?.version.clone()
     }
 
     /// The newest sequence of a feed that was heard of, whole here or not.
@@ -323,7 +323,7 @@ impl Follower {
     pub async fn next(&mut self) -> Arc<Version> {
         loop {
             let version = if std::mem::take(&mut self.behind) {
-                lock(&self.shelf.inner.rows).get(&self.feed).and_then(|row| row.version.clone())
+                self.shelf.newest(&self.feed)
             } else {
                 match self.told.recv().await {
                     Ok((feed, version)) => Some(version).filter(|_| feed == self.feed),

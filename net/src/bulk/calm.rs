@@ -166,14 +166,13 @@ impl Pacer {
 
     /// When a slice may go; `None`: now.
     pub(super) fn opens_at(&mut self, now: Duration) -> Option<Duration> {
-        if now > self.opens + IDLE {
-            (self.rate, self.ramps, self.known) = (RATE_START, true, 0);
-            (self.asked, self.answered, self.held) = (None, now, false);
-        }
-        let halvings = now.saturating_sub(self.opens).as_millis() / HALVED.as_millis();
-        if halvings > 0 {
+        let unused = now.saturating_sub(self.opens);
+        if unused > IDLE {
+            *self = Self { floor: self.floor, answered: now, opens: now, ..Self::new() };
+        } else if unused >= HALVED {
+            let halvings = unused.as_millis() / HALVED.as_millis();
             self.known = self.known.max(self.rate);
-            self.rate = self.rate.checked_shr(halvings as u32).unwrap_or(0).max(self.rate.min(RATE_START));
+            self.rate = (self.rate >> halvings).max(self.rate.min(RATE_START));
             (self.opens, self.delay) = (now, Duration::ZERO);
         }
         self.held |= self.opens > now;

@@ -103,13 +103,13 @@ impl Driver {
         let Some((announcement, envelope)) = self.envelopes.get(&job) else { return };
         let content = announcement.content;
         let feed = announcement.feed.is_some();
-        let (sequence, envelope, small) = match (inline, feed) {
-            (false, _) => (announcement.sequence, envelope, None),
-            (true, false) => (announcement.sequence, envelope, self.inlined.get(&content)),
-            (true, true) => match self.feeds.held(&job) {
-                Some(held) => (held.sequence, &held.envelope, Some((held.manifest.clone(), held.data.clone()))),
-                None => (announcement.sequence, envelope, None),
-            },
+        let held = self.feeds.held(&job).filter(|_| inline && feed);
+        let (sequence, envelope) =
+            held.map_or((announcement.sequence, envelope), |held| (held.sequence, &held.envelope));
+        let small = match held {
+            Some(held) => Some((held.manifest.clone(), held.data.clone())),
+            None if inline && !feed => self.inlined.get(&content),
+            None => None,
         };
         let bytes = small.as_ref().map_or(0, |(_, data)| data.len() as u64);
         // The same frame goes to all children of a lane.

@@ -240,8 +240,12 @@ impl Driver {
         }
         if self.newest_of(&id).is_some_and(|newest| newest >= announcement.sequence) {
             self.feeds.shelf.heard(&id);
-            let fresh = self.feeds.shelf.sequence(&id) < Some(announcement.sequence);
-            if fresh && frame.data.is_some() && announcement.is_small() && self.wants_feed(&announcement) {
+            let shown = self.feeds.shelf.newest(&id).map(|version| version.sequence);
+            if shown < Some(announcement.sequence)
+                && frame.data.is_some()
+                && announcement.is_small()
+                && self.wants_feed(&announcement)
+            {
                 // Word of a newer one came first; this one goes before it.
                 let envelope = Bytes::from(std::mem::take(&mut frame.envelope));
                 self.take_feed(from, &mut frame, Arc::new(announcement), &envelope);

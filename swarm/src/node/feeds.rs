@@ -266,11 +266,12 @@ impl Node {
 
     /// Asks for the data of a small version, of another host each time.
     fn hunt_feed(&mut self, id: JobId) {
+        if self.feeds.get(&id).is_none_or(|feed| feed.ask_at.is_none_or(|at| at > self.now)) {
+            return;
+        }
         let Some(plan) = self.feed_plan(id) else { return };
         let announcement = self.jobs[&id].announcement.clone();
-        let Some(feed) = self.feeds.get(&id).filter(|feed| feed.ask_at.is_some_and(|at| at <= self.now)) else {
-            return;
-        };
+        let Some(feed) = self.feeds.get(&id) else { return };
         let me = self.config.me;
         let above = parents(&plan, &announcement, me);
         let mut hosts: Vec<HostIndex> = Vec::new();
@@ -303,7 +304,7 @@ impl Node {
         self.feeds_wanted.iter().filter_map(|id| self.feeds.get(id)?.ask_at).min()
     }
 
-    /// Asks for what did not come.
+    /// Asks for what did not come, where it is time.
     pub(super) fn check_feeds(&mut self) {
         let wanted: Vec<JobId> = self.feeds_wanted.iter().copied().collect();
         for id in wanted {

@@ -361,9 +361,7 @@ impl Node {
             self.compare_with_next();
             self.close_idle();
         }
-        if self.feeds_at().is_some_and(|at| self.now >= at) {
-            self.check_feeds();
-        }
+        self.check_feeds();
         if self.check_at.is_some_and(|at| self.now >= at) {
             self.check_at = None;
             self.check();
