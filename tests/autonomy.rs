@@ -52,7 +52,7 @@ fn an_emptied_host_finds_its_rack_and_gets_all_of_it_without_hub_tracker_and_see
 
 #[test]
 fn a_push_ends_without_the_centre_once_every_shard_is_out() {
-    // Rack-mates get it slowly, so that most is still to be done when the centre goes.
+    // Rack peers get it slowly, so that most is still to be done when the centre goes.
     let mut region = Region::start(2, 3, |_| vec!["node.limits.rack_out=6 MB/s".into()]);
     const SIZE: usize = 32 << 20;
     let file = region.folder.path().join("big");

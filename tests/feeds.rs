@@ -6,8 +6,8 @@ use common::feeds::{Reader, numbered, quantile};
 use common::{Process, Region, get, noise, until};
 use serde_json::Value;
 use shoal_net::admission::{Admission, system_clock};
-use shoal_net::bulk::{BulkConfig, BulkEndpoint, BulkEvent, OutFrame, encode_announce};
 use shoal_net::identity::{Identity, load_key};
+use shoal_net::links::{LinkConfig, LinkEndpoint, LinkEvent, OutFrame, encode_announce};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::codec::Document;
 use shoal_proto::feed::{FeedMark, feed_id};
@@ -218,7 +218,7 @@ fn a_large_table_moves_only_what_changed() {
         last = until("the version is taken", || publisher.publish("gslb/table", &table));
     }
     arrived(&region, last, &table);
-    // A host that was away fetches what changed since, from rack-mates and by delta.
+    // A host that was away fetches what changed since, from rack peers and by delta.
     region.peers[3].kill();
     table[..1000].copy_from_slice(&noise(1000, 99));
     last = until("the version is taken", || publisher.publish("gslb/table", &table));
@@ -233,7 +233,7 @@ fn a_large_table_moves_only_what_changed() {
 /// A host's own link, in the hands of somebody who sends what he likes on it.
 struct Impostor {
     runtime: tokio::runtime::Runtime,
-    endpoint: BulkEndpoint,
+    endpoint: LinkEndpoint,
     target: shoal_proto::ids::NodeId,
 }
 
@@ -245,13 +245,13 @@ impl Impostor {
         let trust = Trust::open(&fs::read(as_host.dir().join("trust")).unwrap(), None).unwrap();
         let credential = fs::read(as_host.dir().join("node.cred")).unwrap();
         let admission = Admission::new(Arc::new(trust), credential, system_clock);
-        let config = BulkConfig::new(Vec::new(), Identity::new(&keys), admission);
+        let config = LinkConfig::new(Vec::new(), Identity::new(&keys), admission);
         let node = load_key(&target.dir().join("node.key")).unwrap().node();
         let addr = target.addrs["bulk"][0].as_str().unwrap().parse().unwrap();
         let endpoint = runtime.block_on(async {
-            let (endpoint, mut events) = BulkEndpoint::bind(config).await.unwrap();
+            let (endpoint, mut events) = LinkEndpoint::bind(config).await.unwrap();
             endpoint.dial(node, vec![addr]);
-            while !matches!(events.recv().await.unwrap(), BulkEvent::LinkUp { .. }) {}
+            while !matches!(events.recv().await.unwrap(), LinkEvent::LinkUp { .. }) {}
             // Whatever comes is read and dropped, so that the link lives.
             tokio::spawn(async move { while events.recv().await.is_some() {} });
             endpoint

@@ -5,9 +5,9 @@ mod common;
 
 use common::{Process, Region, ok, until};
 use shoal_net::admission::{Admission, system_clock};
-use shoal_net::bulk::{BulkConfig, BulkEndpoint, BulkEvent, OutFrame, encode_announce};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane};
 use shoal_net::identity::{Identity, load_key};
+use shoal_net::links::{LinkConfig, LinkEndpoint, LinkEvent, OutFrame, encode_announce};
 use shoal_proto::announcement::{Announcement, Class, Kind};
 use shoal_proto::codec::Document;
 use shoal_proto::control::{Join, Request, Response};
@@ -35,7 +35,7 @@ struct Intruder {
     me: NodeId,
     tracker: NodeId,
     control: ControlHandle,
-    endpoint: BulkEndpoint,
+    endpoint: LinkEndpoint,
     peer: NodeId,
     /// What it gives to whom asks for a manifest.
     manifests: Arc<Mutex<BTreeMap<ContentId, Vec<u8>>>>,
@@ -58,8 +58,8 @@ impl Intruder {
         let tracker_addr = region.tracker.addrs["control"][0].as_str().unwrap().parse().unwrap();
         let me = identity.node();
         let (endpoint, mut events, control, mut said, tracker, peer) = runtime.block_on(async {
-            let config = BulkConfig::new(vec!["127.0.0.1:0".parse().unwrap()], identity.clone(), admission);
-            let (endpoint, events) = BulkEndpoint::bind(config).await.unwrap();
+            let config = LinkConfig::new(vec!["127.0.0.1:0".parse().unwrap()], identity.clone(), admission);
+            let (endpoint, events) = LinkEndpoint::bind(config).await.unwrap();
             let (control, said) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await.unwrap();
             let tracker = control.connect(tracker_addr, None).await.unwrap();
             let addrs = endpoint.local_addrs().to_vec();
@@ -76,8 +76,8 @@ impl Intruder {
         runtime.spawn(async move {
             while let Some(event) = events.recv().await {
                 match event {
-                    BulkEvent::LinkUp { .. } => drop(linked.try_send(())),
-                    BulkEvent::Message { node, message: Message::WantManifest { content } } => {
+                    LinkEvent::LinkUp { .. } => drop(linked.try_send(())),
+                    LinkEvent::Message { node, message: Message::WantManifest { content } } => {
                         let Some(bytes) = answers.lock().unwrap().get(&content).cloned() else { continue };
                         let (part, class, payload) = (Part::Manifest, Class::Normal, bytes.into());
                         out.send(node, OutFrame::Part { content, part, class, payload }).unwrap();

@@ -10,13 +10,13 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("swarm", &["proto"]),
     ("store", &["proto"]),
     ("net", &["proto"]),
-    ("ops", &[]),
+    ("service", &[]),
     ("sim", &["proto", "swarm"]),
-    ("tracker", &["proto", "swarm", "net", "ops"]),
+    ("tracker", &["proto", "swarm", "net", "service"]),
     ("containerd", &[]),
-    ("peer", &["proto", "swarm", "net", "store", "ops", "containerd"]),
-    ("seeder", &["peer", "proto", "swarm", "net", "store", "ops"]),
-    ("hub", &["proto", "ops"]),
+    ("peer", &["proto", "swarm", "net", "store", "service", "containerd"]),
+    ("seeder", &["peer", "proto", "swarm", "net", "store", "service"]),
+    ("hub", &["proto", "service"]),
 ];
 
 /// Names of the standard library that hold a word we use otherwise.

@@ -32,7 +32,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use measure::{Figures, Setting};
 use scenario::Scenario;
-use shoal_ops::units::ByteSize;
+use shoal_service::units::ByteSize;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};

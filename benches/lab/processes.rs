@@ -210,7 +210,7 @@ fn own_children() -> u64 {
 }
 
 fn peak(id: u32) -> u64 {
-    shoal_ops::metrics::peak_rss(&id.to_string())
+    shoal_service::metrics::peak_rss(&id.to_string())
 }
 
 /// A file that is not there yet has no time.

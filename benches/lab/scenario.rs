@@ -4,7 +4,7 @@
 
 use super::systems::Kind;
 use super::traffic::Feed;
-use shoal_ops::units::ByteSize;
+use shoal_service::units::ByteSize;
 use shoal_sim::faults::{self, Fault, When};
 use shoal_sim::layout::{Layout, MBIT, UNLIMITED};
 use std::time::Duration;

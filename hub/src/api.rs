@@ -10,8 +10,6 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
-use shoal_ops::http::ApiError;
-use shoal_ops::metrics::Metrics;
 use shoal_proto::announcement::Kind;
 use shoal_proto::codec::{Document, decode_exact};
 use shoal_proto::control::RackRollup;
@@ -19,6 +17,8 @@ use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
 use shoal_proto::report::{HostState, HubFlush, HubSubmission, TierBytes};
 use shoal_proto::trust::{Envelope, Role, Trust, TrustError};
+use shoal_service::http::ApiError;
+use shoal_service::metrics::Metrics;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -224,7 +224,7 @@ fn detailed(ledger: &Ledger, row: &RegionJob, every_host: bool) -> JobView {
         let rollup = racks.entry(rack.clone()).or_insert_with(|| RackRollup { rack, ..RackRollup::default() });
         rollup.hosts += 1;
         rollup.has += u32::from(state.has_all());
-        rollup.held += u32::from(*state == HostState::Held);
+        rollup.held += u32::from(*state == HostState::Stored);
         rollup.active += u32::from(*state == HostState::Active);
         rollup.failed += u32::from(matches!(state, HostState::Failed(_)));
         if every_host || matches!(state, HostState::Failed(_)) {

@@ -5,8 +5,8 @@
 
 use crate::config::HubConfig;
 use crate::ledger::open_db;
-use shoal_ops::backup::{BackupError, Rows, Writer};
-use shoal_ops::tables;
+use shoal_service::backup::{BackupError, Rows, Writer};
+use shoal_service::tables;
 use std::io::Write;
 use std::path::Path;
 

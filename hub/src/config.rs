@@ -1,7 +1,7 @@
 //! The hub's configuration, one knob a field.
 
 use serde::{Deserialize, Serialize};
-use shoal_ops::config::ConfigError;
+use shoal_service::config::ConfigError;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 

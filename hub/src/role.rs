@@ -3,10 +3,10 @@
 use crate::api::{Shared, routes};
 use crate::config::HubConfig;
 use crate::ledger::{Ledger, LedgerError};
-use shoal_ops::http::{Server, bind};
-use shoal_ops::metrics::Metrics;
-use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use shoal_proto::trust::{Trust, TrustError};
+use shoal_service::http::{Server, bind};
+use shoal_service::metrics::Metrics;
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 pub enum RunError {
     /// The configuration cannot be used.
     #[error(transparent)]
-    Config(#[from] shoal_ops::config::ConfigError),
+    Config(#[from] shoal_service::config::ConfigError),
     /// The trust document cannot be read.
     #[error("cannot read {}: {source}", .path.display())]
     Read {
@@ -73,8 +73,8 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
         gauge.set(bytes_in.load(Ordering::Relaxed) as i64);
     });
     let mut tasks = Tasks::new(token);
-    let source: shoal_ops::backup::Source = Arc::new(move |out, _| crate::backup::write(&db, out));
-    tasks.spawn("backups", shoal_ops::backup::serve(config.dir.clone(), "hub", source, tasks.token().clone()));
+    let source: shoal_service::backup::Source = Arc::new(move |out, _| crate::backup::write(&db, out));
+    tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "hub", source, tasks.token().clone()));
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(%http, "hub started");
     Ok(Started { http, tasks })

@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use shoal_net::admission::{Admission, system_clock};
-use shoal_net::bulk::{BulkConfig, BulkEndpoint, BulkEvent, OutFrame};
 use shoal_net::identity::Identity;
+use shoal_net::links::{LinkConfig, LinkEndpoint, LinkEvent, OutFrame};
 use shoal_proto::announcement::Class;
 use shoal_proto::codec::Document;
 use shoal_proto::frame::Part;
@@ -67,7 +67,7 @@ async fn plain(total: u64) -> Outcome<()> {
     report("plain TCP, 1 MiB", total, begin, before)
 }
 
-async fn endpoint(root: &Keypair, seed: u8) -> Outcome<(NodeId, BulkEndpoint, mpsc::Receiver<BulkEvent>)> {
+async fn endpoint(root: &Keypair, seed: u8) -> Outcome<(NodeId, LinkEndpoint, mpsc::Receiver<LinkEvent>)> {
     let keys = Keypair::from_seed([seed; 32]);
     let document = TrustDocument { root: root.node(), version: 1, publishers: vec![], revoked: vec![] };
     let trust = Trust::open(&Envelope::seal(&document, root).to_bytes(), None)?;
@@ -81,7 +81,7 @@ async fn endpoint(root: &Keypair, seed: u8) -> Outcome<(NodeId, BulkEndpoint, mp
     };
     let admission = Admission::new(Arc::new(trust), Envelope::seal(&credential, root).to_bytes(), system_clock);
     let any: SocketAddr = "127.0.0.1:0".parse()?;
-    let (endpoint, events) = BulkEndpoint::bind(BulkConfig::new(vec![any], Identity::new(&keys), admission)).await?;
+    let (endpoint, events) = LinkEndpoint::bind(LinkConfig::new(vec![any], Identity::new(&keys), admission)).await?;
     Ok((keys.node(), endpoint, events))
 }
 
@@ -110,14 +110,14 @@ async fn link(total: u64, len: usize) -> Outcome<()> {
                 queued += 1;
             }
             match a_events.recv().await {
-                Some(BulkEvent::Sent { .. }) => sent += 1,
+                Some(LinkEvent::Sent { .. }) => sent += 1,
                 _ => return,
             }
         }
     });
     for _ in 0..count {
         match b_events.recv().await {
-            Some(BulkEvent::Part { payload, .. }) if payload.len() == len => {}
+            Some(LinkEvent::Part { payload, .. }) if payload.len() == len => {}
             other => return Err(format!("expected a part, not {other:?}").into()),
         }
     }

@@ -1,8 +1,8 @@
 //! What tests of this crate share: a small cluster of keys and credentials.
 
 use crate::admission::Admission;
-use crate::bulk::{BulkConfig, BulkEndpoint, BulkEvent};
 use crate::identity::Identity;
+use crate::links::{LinkConfig, LinkEndpoint, LinkEvent};
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
 use shoal_proto::locality::Locality;
@@ -47,9 +47,9 @@ pub(crate) fn admission(node: NodeId) -> Admission {
     Admission::new(trust(0, 1, vec![]), credential(0, node, NOW + 100), clock)
 }
 
-pub(crate) fn config(number: u8) -> BulkConfig {
+pub(crate) fn config(number: u8) -> LinkConfig {
     let keys = keys(number);
-    BulkConfig::new(vec![local()], Identity::new(&keys), admission(keys.node()))
+    LinkConfig::new(vec![local()], Identity::new(&keys), admission(keys.node()))
 }
 
 pub(crate) fn local() -> SocketAddr {
@@ -59,14 +59,14 @@ pub(crate) fn local() -> SocketAddr {
 /// An endpoint with its events.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
-    pub(crate) endpoint: BulkEndpoint,
-    pub(crate) events: mpsc::Receiver<BulkEvent>,
+    pub(crate) endpoint: LinkEndpoint,
+    pub(crate) events: mpsc::Receiver<LinkEvent>,
 }
 
 impl Node {
-    pub(crate) async fn start(config: BulkConfig) -> Self {
+    pub(crate) async fn start(config: LinkConfig) -> Self {
         let id = config.identity.node();
-        let (endpoint, events) = BulkEndpoint::bind(config).await.unwrap();
+        let (endpoint, events) = LinkEndpoint::bind(config).await.unwrap();
         Self { id, endpoint, events }
     }
 
@@ -79,13 +79,13 @@ impl Node {
     }
 
     /// The next event; a test that waits longer than this has failed.
-    pub(crate) async fn next(&mut self) -> BulkEvent {
+    pub(crate) async fn next(&mut self) -> LinkEvent {
         tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await.expect("an event in time").unwrap()
     }
 
     pub(crate) async fn expect_up(&mut self, other: NodeId) {
         match self.next().await {
-            BulkEvent::LinkUp { node, .. } => assert_eq!(node, other),
+            LinkEvent::LinkUp { node, .. } => assert_eq!(node, other),
             event => panic!("expected a link, not {event:?}"),
         }
     }

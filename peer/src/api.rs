@@ -5,8 +5,8 @@ use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use shoal_ops::http::ApiError;
 use shoal_proto::ids::ContentId;
+use shoal_service::http::ApiError;
 
 /// What `/v1/status` says.
 #[derive(Debug, Serialize)]

@@ -7,10 +7,10 @@ use crate::mirror::MirrorConfig;
 use crate::rollout::settings::{self, Activations};
 use crate::warm::ContainerdConfig;
 use serde::{Deserialize, Serialize};
-use shoal_ops::config::ConfigError;
-use shoal_ops::units::ByteSize;
 use shoal_proto::limits;
 use shoal_proto::locality::{Labels, validate_labels};
+use shoal_service::config::ConfigError;
+use shoal_service::units::ByteSize;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 

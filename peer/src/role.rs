@@ -6,10 +6,10 @@ use crate::mirror::{self, Fetcher};
 use crate::node::NodeHandle;
 use crate::node::setup::{Folders, SetupError, start as start_node};
 use crate::warm::{Board, Warmer};
-use shoal_ops::http::{AdminToken, Server, TokenError, bind};
-use shoal_ops::metrics::Metrics;
-use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use shoal_proto::trust::Role;
+use shoal_service::http::{AdminToken, Server, TokenError, bind};
+use shoal_service::metrics::Metrics;
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub enum RunError {
     /// The configuration cannot be used.
     #[error(transparent)]
-    Config(#[from] shoal_ops::config::ConfigError),
+    Config(#[from] shoal_service::config::ConfigError),
     /// The admin token cannot be used.
     #[error(transparent)]
     Token(#[from] TokenError),

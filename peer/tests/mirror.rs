@@ -2,14 +2,14 @@
 //! when the disk, the network or the daemon fails it.
 
 use bytes::Bytes;
-use shoal_ops::metrics::Metrics;
-use shoal_ops::shutdown::{CancellationToken, Tasks};
-use shoal_ops::units::Span;
 use shoal_peer::feeds::Shelf;
 use shoal_peer::mirror::{self, MirrorConfig};
 use shoal_peer::node::{Command, NodeHandle};
 use shoal_proto::ids::{ContentId, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
+use shoal_service::metrics::Metrics;
+use shoal_service::shutdown::{CancellationToken, Tasks};
+use shoal_service::units::Span;
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{BlobSource, Store, StoreConfig};
 use std::fs;

@@ -15,7 +15,7 @@ use crate::membership::Member;
 use minicbor::{Decode, Encode};
 
 /// What shares are counted in.
-pub const SHARES: u32 = 1_000_000;
+pub const HASH_BUCKETS: u32 = 1_000_000;
 /// Feeds below this name carry desired states.
 const FEEDS: &str = "desired/";
 
@@ -28,9 +28,9 @@ pub enum Hosts {
     /// By labels and locality.
     #[n(1)]
     Selector(#[n(0)] Selector),
-    /// Hosts whose share of the name, out of [`SHARES`], is at least `from` and less than `to`.
+    /// Hosts whose share of the name, out of [`HASH_BUCKETS`], is at least `from` and less than `to`.
     #[n(2)]
-    Share {
+    HashRange {
         /// The first that is in.
         #[n(0)]
         from: u32,
@@ -47,12 +47,12 @@ pub enum Hosts {
     ),
 }
 
-/// A host's share of a name, below [`SHARES`]: a hash, so that it stays as hosts come and go.
+/// A host's share of a name, below [`HASH_BUCKETS`]: a hash, so that it stays as hosts come and go.
 pub fn share_of(node: &NodeId, name: &str) -> u32 {
     let hash = blake3::Hasher::new().update(b"shoal share ").update(node.as_bytes()).update(name.as_bytes()).finalize();
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_bytes()[..8]);
-    (u64::from_be_bytes(first) % u64::from(SHARES)) as u32
+    (u64::from_be_bytes(first) % u64::from(HASH_BUCKETS)) as u32
 }
 
 impl Hosts {
@@ -61,7 +61,7 @@ impl Hosts {
         match self {
             Self::All => true,
             Self::Selector(selector) => selector.matches(&member.locality, &member.labels),
-            Self::Share { from, to } => (*from..*to).contains(&share_of(&member.node, name)),
+            Self::HashRange { from, to } => (*from..*to).contains(&share_of(&member.node, name)),
             Self::Indices(hosts) => hosts.get(member.index.0),
         }
     }
@@ -71,7 +71,7 @@ impl Hosts {
             Self::Selector(selector) if !selector.is_valid() => {
                 Err(DecodeError::invalid("hosts", selector.to_string()))
             }
-            Self::Share { from, to } if from > to || *to > SHARES => {
+            Self::HashRange { from, to } if from > to || *to > HASH_BUCKETS => {
                 Err(DecodeError::invalid("hosts", format!("the share from {from} to {to}")))
             }
             _ => Ok(()),
@@ -188,11 +188,12 @@ mod tests {
     #[test]
     fn shares_are_even_and_stay() {
         let node = |number: u32| NodeId(*blake3::hash(&number.to_be_bytes()).as_bytes());
-        let tenth = (0..10_000).filter(|number| share_of(&node(*number), "edge/a") < SHARES / 10).count();
+        let tenth = (0..10_000).filter(|number| share_of(&node(*number), "edge/a") < HASH_BUCKETS / 10).count();
         assert!((850..1150).contains(&tenth), "{tenth}");
         // Another name draws other hosts.
         let both = |number: &u32| {
-            share_of(&node(*number), "edge/a") < SHARES / 10 && share_of(&node(*number), "edge/b") < SHARES / 10
+            share_of(&node(*number), "edge/a") < HASH_BUCKETS / 10
+                && share_of(&node(*number), "edge/b") < HASH_BUCKETS / 10
         };
         let both = (0..10_000).filter(both).count();
         assert!((50..200).contains(&both), "{both}");
@@ -203,7 +204,7 @@ mod tests {
     fn the_worst_set_of_hosts_fits() {
         let open = Hosts::Indices((0..limits::HOSTS_MAX).step_by(2).collect());
         let target = Target { version: "v".repeat(63), content: ContentId([1; 32]), sequence: u64::MAX };
-        let rule = Rule { hosts: Hosts::Share { from: 0, to: SHARES }, target };
+        let rule = Rule { hosts: Hosts::HashRange { from: 0, to: HASH_BUCKETS }, target };
         let rules = vec![rule; limits::DESIRED_RULES_MAX];
         let name = ["n".repeat(60), "n".repeat(50)].join("/");
         let (rollout, attempt) = (JobId([1; 16]), 1);

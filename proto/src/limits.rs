@@ -53,9 +53,9 @@ pub const WANT_SHARDS_MAX: usize = 64;
 /// Jobs named in one `Digest` or `WantAnnounce`.
 pub const DIGEST_JOBS_MAX: usize = 1024;
 /// Rows of a rack told to a mate that lost everything.
-pub const MATES_MAX: usize = 1024;
+pub const RACK_PEERS_MAX: usize = 1024;
 /// Hosts among which a rack's shares of a content are dealt.
-pub const DEAL_HOSTS_MAX: usize = 1024;
+pub const PLACEMENT_HOSTS_MAX: usize = 1024;
 /// Largest control-plane message (host to tracker and back), bytes. A full membership of 50,000 hosts is about 10 MiB.
 pub const CONTROL_PLANE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Hosts in a region.

@@ -4,11 +4,11 @@
 
 use crate::bitmap::Bitmap;
 use crate::codec::DecodeError;
-use crate::deal::Deal;
 use crate::feed::FeedRow;
 use crate::ids::{ContentId, JobId, LaneIndex, ShardIndex};
 use crate::limits;
 use crate::membership::Member;
+use crate::rack_placement::RackPlacement;
 use minicbor::{Decode, Encode};
 
 /// A set of lanes, one bit each.
@@ -85,7 +85,7 @@ pub enum Message {
     },
     /// "I got these pieces elsewhere; do not push them." Over the whole content.
     #[n(2)]
-    Got {
+    Received {
         /// The content.
         #[n(0)]
         content: ContentId,
@@ -112,7 +112,7 @@ pub enum Message {
     },
     /// "I cannot send you these": the answer to a `Want` for what the asked host does not hold.
     #[n(5)]
-    Lack {
+    Unavailable {
         /// The content.
         #[n(0)]
         content: ContentId,
@@ -130,7 +130,7 @@ pub enum Message {
     /// "I do not have that manifest", "that content is not here", or "it comes to me too slowly to be had from me":
     /// subscriptions to it are void too.
     #[n(7)]
-    Unknown {
+    NotServed {
         /// The content.
         #[n(0)]
         content: ContentId,
@@ -147,7 +147,7 @@ pub enum Message {
     },
     /// "So far am I with a demotion, or with undoing one."
     #[n(11)]
-    Hold {
+    Demotion {
         /// The content.
         #[n(0)]
         content: ContentId,
@@ -156,21 +156,21 @@ pub enum Message {
         job: JobId,
         /// How far.
         #[n(2)]
-        stage: HoldStage,
+        stage: DemotionStage,
         /// How the shards are dealt that this is about; empty where it does not matter.
         #[n(3)]
-        deal: Deal,
+        placement: RackPlacement,
         /// "And how far are you?"
         #[n(4)]
         ask: bool,
     },
     /// "I have lost everything: who is in our rack?"
     #[n(12)]
-    WantMates,
+    WantRackPeers,
     /// "These are, and the seeders", as the tracker told the sender.
     #[n(13)]
-    Mates {
-        /// The rows; at most [`limits::MATES_MAX`].
+    RackPeers {
+        /// The rows; at most [`limits::RACK_PEERS_MAX`].
         #[n(0)]
         rows: Vec<Member>,
     },
@@ -193,29 +193,29 @@ pub enum Message {
 /// How far a host is with a demotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
-pub enum HoldStage {
+pub enum DemotionStage {
     /// It has its share durable, and still the whole.
     #[n(0)]
-    Ready,
+    ShareReady,
     /// It has its share only.
     #[n(1)]
-    Shed,
+    ShareOnly,
     /// It takes no part: it has nothing of the content, or keeps it whole.
     #[n(2)]
-    Out,
+    NotParticipating,
 }
 
 impl Message {
     /// Checks the bounds. Called on every message received.
     pub fn validate(&self) -> Result<(), DecodeError> {
         match self {
-            Self::Hold { deal, .. } => return deal.validate(),
-            Self::Mates { rows } => rows.iter().try_for_each(Member::validate)?,
+            Self::Demotion { placement, .. } => return placement.validate(),
+            Self::RackPeers { rows } => rows.iter().try_for_each(Member::validate)?,
             _ => {}
         }
         let (len, max) = match self {
-            Self::Mates { rows } => (rows.len(), limits::MATES_MAX),
-            Self::Want { shards, .. } | Self::Lack { shards, .. } => (shards.len(), limits::WANT_SHARDS_MAX),
+            Self::RackPeers { rows } => (rows.len(), limits::RACK_PEERS_MAX),
+            Self::Want { shards, .. } | Self::Unavailable { shards, .. } => (shards.len(), limits::WANT_SHARDS_MAX),
             Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => {
                 (jobs.len(), limits::DIGEST_JOBS_MAX)
             }

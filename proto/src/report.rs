@@ -102,7 +102,7 @@ pub enum HostState {
     Has,
     /// Every piece is there, and that is all this host will do: an image where no container runtime is configured.
     #[n(4)]
-    Held,
+    Stored,
     /// It cannot be done, for this reason, in this attempt.
     #[n(2)]
     Failed(#[n(0)] Reason),
@@ -114,12 +114,12 @@ pub enum HostState {
 impl HostState {
     /// Whether every piece is there.
     pub fn has_all(self) -> bool {
-        matches!(self, Self::Has | Self::Held | Self::Active)
+        matches!(self, Self::Has | Self::Stored | Self::Active)
     }
 
     /// Whether the host will not change its mind in this attempt.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Held | Self::Failed(_) | Self::Active)
+        matches!(self, Self::Stored | Self::Failed(_) | Self::Active)
     }
 }
 
@@ -128,7 +128,7 @@ impl fmt::Display for HostState {
         match self {
             Self::Unknown => f.write_str("fetching"),
             Self::Has => f.write_str("has"),
-            Self::Held => f.write_str("held"),
+            Self::Stored => f.write_str("held"),
             Self::Failed(reason) => write!(f, "failed: {reason}"),
             Self::Active => f.write_str("active"),
         }
@@ -141,7 +141,7 @@ pub struct TierBytes {
     /// Copied from pieces the host already had.
     #[n(0)]
     pub local: u64,
-    /// From rack-mates.
+    /// From rack peers.
     #[n(1)]
     pub rack: u64,
     /// From other racks of the site.

@@ -4,7 +4,7 @@
 //! before the backup is skipped.
 
 use crate::config::SeederConfig;
-use shoal_ops::backup::{BackupError, Rows, Writer};
+use shoal_service::backup::{BackupError, Rows, Writer};
 use shoal_store::backup::Import;
 use shoal_store::index::IndexError;
 use shoal_store::{Store, StoreConfig};

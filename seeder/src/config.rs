@@ -5,11 +5,11 @@
 use crate::registry::http::Url;
 use crate::wanted::is_prefix;
 use serde::{Deserialize, Serialize};
-use shoal_ops::config::ConfigError;
-use shoal_ops::units::Span;
 use shoal_peer::config::NodeSettings;
 use shoal_proto::image::is_host;
 use shoal_proto::limits;
+use shoal_service::config::ConfigError;
+use shoal_service::units::Span;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -7,14 +7,14 @@ use crate::jobs::Jobs;
 use crate::rollout::Rollouts;
 use crate::wanted::Wanted;
 use shoal_net::identity::{KeyFileError, load_key};
-use shoal_ops::http::{AdminToken, Server, TokenError, bind};
-use shoal_ops::metrics::Metrics;
-use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::{Folders, SetupError, start as start_node};
 use shoal_peer::rollout::settings::Activations;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Role, Trust};
+use shoal_service::http::{AdminToken, Server, TokenError, bind};
+use shoal_service::metrics::Metrics;
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 pub enum RunError {
     /// The configuration cannot be used.
     #[error(transparent)]
-    Config(#[from] shoal_ops::config::ConfigError),
+    Config(#[from] shoal_service::config::ConfigError),
     /// The publisher key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
@@ -80,9 +80,9 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
     let feeds = Feeds::open(config, publisher.clone(), &node);
     let (store, dir) = (node.handle.store.clone(), config.dir.clone());
-    let source: shoal_ops::backup::Source =
+    let source: shoal_service::backup::Source =
         Arc::new(move |out, contents| crate::backup::write(&store, &dir, contents, out));
-    let backups = shoal_ops::backup::serve(config.dir.clone(), "seeder", source, tasks.token().clone());
+    let backups = shoal_service::backup::serve(config.dir.clone(), "seeder", source, tasks.token().clone());
     tasks.spawn("backups", backups);
     let jobs = Jobs::open(config.clone(), publisher, &node);
     let token = tasks.token().clone();

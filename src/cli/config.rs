@@ -4,9 +4,9 @@ use super::{Outcome, output};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_hub::HubConfig;
-use shoal_ops::config::{ConfigError, Sources, load, render};
 use shoal_peer::PeerConfig;
 use shoal_seeder::SeederConfig;
+use shoal_service::config::{ConfigError, Sources, load, render};
 use shoal_tracker::TrackerConfig;
 use std::path::PathBuf;
 

@@ -4,11 +4,11 @@ use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use anyhow::{Context, bail};
 use serde_json::Value;
-use shoal_ops::client::Client;
 use shoal_peer::feeds::api::Told;
 use shoal_proto::announcement::Kind;
 use shoal_proto::limits::FEED_BYTES_MAX;
 use shoal_seeder::feeds::Published;
+use shoal_service::client::Client;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 

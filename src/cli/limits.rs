@@ -4,9 +4,9 @@ use super::seeder::block_on;
 use super::{Outcome, output};
 use anyhow::Context;
 use serde_json::{Map, Value};
-use shoal_ops::client::Client;
-use shoal_ops::http::AdminToken;
-use shoal_ops::units::Rate;
+use shoal_service::client::Client;
+use shoal_service::http::AdminToken;
+use shoal_service::units::Rate;
 use std::path::PathBuf;
 
 /// Show or set a node's limits
@@ -43,10 +43,10 @@ pub(crate) struct Set {
     /// Received from other racks and seeders
     #[arg(long, value_name = "RATE")]
     uplink_in: Option<String>,
-    /// Sent to rack-mates
+    /// Sent to rack peers
     #[arg(long, value_name = "RATE")]
     rack_out: Option<String>,
-    /// Received from rack-mates
+    /// Received from rack peers
     #[arg(long, value_name = "RATE")]
     rack_in: Option<String>,
     /// Forget whatever was set before; alone, that is all

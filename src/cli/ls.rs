@@ -3,7 +3,7 @@
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use serde_json::Value;
-use shoal_ops::units::ByteSize;
+use shoal_service::units::ByteSize;
 
 /// List the contents a seeder holds
 #[derive(Debug, clap::Args)]

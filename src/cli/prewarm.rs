@@ -3,14 +3,14 @@
 use super::progress::Waiting;
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
-use shoal_ops::client::Client;
-use shoal_ops::units::{ByteSize, Span};
 use shoal_proto::announcement::Kind;
 use shoal_seeder::api::Pushed;
 use shoal_seeder::images::Resolved;
 use shoal_seeder::jobs::{ImageRequest, JobStatus, PushRequest};
 use shoal_seeder::rollout::api::Begun;
 use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
+use shoal_service::client::Client;
+use shoal_service::units::{ByteSize, Span};
 use std::path::PathBuf;
 
 /// Pull images from their registry, once, and push them to hosts

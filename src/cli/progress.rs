@@ -3,13 +3,13 @@
 use super::{Outcome, output};
 use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use shoal_ops::client::Client;
-use shoal_ops::units::{ByteSize, Span};
 use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
 use shoal_seeder::api::Pushed;
 use shoal_seeder::jobs::{JobStatus, Phase};
+use shoal_service::client::Client;
+use shoal_service::units::{ByteSize, Span};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 

@@ -3,13 +3,13 @@
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use anyhow::{Context, bail};
-use shoal_ops::client::Client;
-use shoal_ops::units::Span;
 use shoal_proto::announcement::Kind;
 use shoal_seeder::rollout::api::{Begun, Told};
 use shoal_seeder::rollout::machine::{Command as Word, Phase};
 use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
 use shoal_seeder::rollout::view::{Dry, RolloutView};
+use shoal_service::client::Client;
+use shoal_service::units::Span;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -4,7 +4,7 @@ use super::{Outcome, output};
 use anyhow::Context;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use shoal_ops::units::{ByteSize, Rate, Span};
+use shoal_service::units::{ByteSize, Rate, Span};
 use shoal_sim::faults;
 use shoal_sim::layout::{Layout, Rack};
 use shoal_sim::plot;
@@ -197,7 +197,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         seed: args.seed,
         wall_s,
         events_per_s: events / wall_s.max(1e-9),
-        peak_rss_bytes: shoal_ops::metrics::peak_rss("self"),
+        peak_rss_bytes: shoal_service::metrics::peak_rss("self"),
     };
     if args.json {
         output::json(&summary)?

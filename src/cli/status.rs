@@ -3,11 +3,11 @@
 use super::progress::{Display, follow, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
-use shoal_ops::units::Span;
 use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
 use shoal_seeder::jobs::{JobStatus, Phase};
 use shoal_seeder::rollout::view::RolloutView;
+use shoal_service::units::Span;
 
 /// Show how far jobs are
 #[derive(Debug, clap::Args)]

@@ -12,8 +12,8 @@ use crate::store::{BeginError, Content, Store, lock};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, Hash, HostIndex, PieceIndex, ShardIndex, StripeIndex};
+use shoal_proto::rack_placement::RackPlacement;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -24,12 +24,12 @@ use std::sync::atomic::Ordering;
 /// Which shares of a content are here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Share {
-    /// Who we are in the deals.
+    /// Who we are in the placements.
     #[n(0)]
     pub me: HostIndex,
-    /// The deals whose shares are here.
+    /// The placements whose shares are here.
     #[n(1)]
-    pub deals: Vec<Deal>,
+    pub placements: Vec<RackPlacement>,
     /// The whole is gone.
     #[n(2)]
     pub shed: bool,
@@ -155,7 +155,7 @@ impl Content {
     }
 
     fn dealt(&self, share: &Share) -> Vec<ShardIndex> {
-        share.deals.iter().flat_map(|deal| deal.share(&self.geometry, share.me)).collect()
+        share.placements.iter().flat_map(|placement| placement.share(&self.geometry, share.me)).collect()
     }
 
     /// Finds out at start what is here of a share the index tells of.
@@ -198,11 +198,11 @@ impl Content {
 }
 
 impl Store {
-    /// Makes our share of a deal durable beside the whole and beside earlier shares. Blocks while it codes and writes.
-    pub fn make_share(&self, id: &ContentId, me: HostIndex, deal: &Deal) -> Result<(), ShareError> {
+    /// Makes our share of a placement durable beside the whole and beside earlier shares. Blocks while it codes and writes.
+    pub fn make_share(&self, id: &ContentId, me: HostIndex, placement: &RackPlacement) -> Result<(), ShareError> {
         let content = self.inner.content(id).filter(|content| content.is_complete()).ok_or(ShareError::NotWhole)?;
         let _alone = lock(&content.sharing);
-        let rows = deal.share(&content.geometry, me).filter_map(|shard| content.row_of(shard));
+        let rows = placement.share(&content.geometry, me).filter_map(|shard| content.row_of(shard));
         let fresh: Vec<(StripeIndex, usize)> = {
             let kept = lock(&content.kept);
             rows.filter(|(stripe, row)| !kept.has(*stripe, *row)).collect()
@@ -236,8 +236,8 @@ impl Store {
         if share.me != me {
             *share = Share { me, ..Share::default() };
         }
-        if !share.deals.contains(deal) {
-            share.deals.push(deal.clone());
+        if !share.placements.contains(placement) {
+            share.placements.push(placement.clone());
         }
         drop(kept);
         content.extra.fetch_add(need, Ordering::Relaxed);

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::deal::Deal;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex, StripeIndex};
+use shoal_proto::rack_placement::RackPlacement;
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{ReadError, ShareError, Store, StoreConfig, StoreEvent};
 use std::fs;
@@ -44,8 +44,8 @@ fn whole(dir: &Path, seed: u64) -> (Store, ContentId, Geometry) {
     (store, id, geometry)
 }
 
-fn deal(hosts: u32) -> Deal {
-    Deal::new((0..hosts).map(HostIndex))
+fn placement(hosts: u32) -> RackPlacement {
+    RackPlacement::new((0..hosts).map(HostIndex))
 }
 
 fn shards(geometry: &Geometry) -> impl Iterator<Item = ShardIndex> + '_ {
@@ -53,10 +53,10 @@ fn shards(geometry: &Geometry) -> impl Iterator<Item = ShardIndex> + '_ {
 }
 
 /// Every shard of the share can be read, and no other piece.
-fn assert_share(store: &Store, id: &ContentId, deals: &[Deal], me: HostIndex, right: &Store) {
+fn assert_share(store: &Store, id: &ContentId, placements: &[RackPlacement], me: HostIndex, right: &Store) {
     let geometry = store.manifest(id).unwrap().geometry(id).unwrap();
     for shard in shards(&geometry) {
-        match deals.iter().any(|deal| deal.holds(&geometry, me, shard)) {
+        match placements.iter().any(|placement| placement.holds(&geometry, me, shard)) {
             true => assert_eq!(store.read(id, shard).unwrap(), right.read(id, shard).unwrap(), "{shard}"),
             false => assert!(matches!(store.read(id, shard), Err(ReadError::NotHere)), "{shard}"),
         }
@@ -75,25 +75,25 @@ fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
     let path = dir.path().join("peer");
     let (store, same, _) = whole(&path, 1);
     assert_eq!(same, id);
-    let (me, deals) = (HostIndex(2), [deal(6)]);
-    store.make_share(&id, me, &deals[0]).unwrap();
+    let (me, placements) = (HostIndex(2), [placement(6)]);
+    store.make_share(&id, me, &placements[0]).unwrap();
     assert!(store.is_complete(&id), "the whole is still here");
     drop(store);
     let store = open(&path);
-    assert_eq!(store.records()[0].share.as_ref().unwrap().share.deals, deals);
+    assert_eq!(store.records()[0].share.as_ref().unwrap().share.placements, placements);
     assert!(store.is_complete(&id));
     let left = store.shed(&id).unwrap();
     assert!(!store.is_complete(&id));
     assert_eq!(store.usage().used, left);
-    let share = deals[0].share(&geometry, me).filter_map(|shard| geometry.shard_len(shard));
+    let share = placements[0].share(&geometry, me).filter_map(|shard| geometry.shard_len(shard));
     assert_eq!(left, share.map(u64::from).sum::<u64>());
     assert!(left * 7 < SIZE as u64 * 2, "about a quarter: {left}");
     // A block at each end of a piece, the manifest, and what the file system needs for itself.
     assert!(on_disk(&path, &id) < left + 10 * 4096 + left / 10, "{} for {left}", on_disk(&path, &id));
-    assert_share(&store, &id, &deals, me, &right);
+    assert_share(&store, &id, &placements, me, &right);
     drop(store);
     let store = open(&path);
-    assert_share(&store, &id, &deals, me, &right);
+    assert_share(&store, &id, &placements, me, &right);
     assert_eq!(store.usage().used, left);
     let found = store.records().remove(0);
     assert!(found.share.unwrap().share.shed && !found.complete);
@@ -105,12 +105,12 @@ fn every_share_promised_is_kept() {
     let (right, id, _) = whole(&dir.path().join("right"), 2);
     let path = dir.path().join("peer");
     let (store, _, _) = whole(&path, 2);
-    let (me, deals) = (HostIndex(1), [deal(6), deal(5)]);
-    deals.iter().for_each(|deal| store.make_share(&id, me, deal).unwrap());
+    let (me, placements) = (HostIndex(1), [placement(6), placement(5)]);
+    placements.iter().for_each(|placement| store.make_share(&id, me, placement).unwrap());
     store.shed(&id).unwrap();
-    assert_share(&store, &id, &deals, me, &right);
+    assert_share(&store, &id, &placements, me, &right);
     drop(store);
-    assert_share(&open(&path), &id, &deals, me, &right);
+    assert_share(&open(&path), &id, &placements, me, &right);
 }
 
 #[test]
@@ -119,8 +119,8 @@ fn a_content_grows_whole_again_from_other_shares() {
     let (right, id, geometry) = whole(&dir.path().join("right"), 3);
     let path = dir.path().join("peer");
     let (store, _, _) = whole(&path, 3);
-    let (me, deal) = (HostIndex(0), deal(6));
-    store.make_share(&id, me, &deal).unwrap();
+    let (me, placement) = (HostIndex(0), placement(6));
+    store.make_share(&id, me, &placement).unwrap();
     store.shed(&id).unwrap();
     drop(store);
     let (store, events) = open_with(&path, None);
@@ -129,9 +129,9 @@ fn a_content_grows_whole_again_from_other_shares() {
     // Two of the six hosts are lost; whatever the others have is asked for as long as the stripe lacks something.
     for stripe in (0..geometry.stripe_count()).map(StripeIndex) {
         let have: Vec<ShardIndex> =
-            geometry.stripe_shards(stripe).filter(|shard| deal.holds(&geometry, me, *shard)).collect();
+            geometry.stripe_shards(stripe).filter(|shard| placement.holds(&geometry, me, *shard)).collect();
         let others = geometry.stripe_shards(stripe).filter(|shard| {
-            deal.holders(&geometry, *shard).any(|holder| (1..4).contains(&holder.0)) && !have.contains(shard)
+            placement.holders(&geometry, *shard).any(|holder| (1..4).contains(&holder.0)) && !have.contains(shard)
         });
         let need = geometry.stripe_data(stripe) as usize - have.len();
         for shard in others.take(need) {
@@ -154,7 +154,7 @@ fn other_names_for_the_stream_keep_what_they_had() {
     let (store, id, _) = whole(&path, 4);
     let link = dir.path().join("linked");
     fs::hard_link(store.stream_path(&id, 0), &link).unwrap();
-    store.make_share(&id, HostIndex(0), &deal(6)).unwrap();
+    store.make_share(&id, HostIndex(0), &placement(6)).unwrap();
     store.shed(&id).unwrap();
     assert_eq!(fs::read(link).unwrap(), noise(4));
 }
@@ -165,7 +165,7 @@ fn an_exchange_that_was_interrupted_is_finished_or_undone() {
     let (right, id, _) = whole(&dir.path().join("right"), 5);
     let path = dir.path().join("peer");
     let (store, _, _) = whole(&path, 5);
-    store.make_share(&id, HostIndex(0), &deal(6)).unwrap();
+    store.make_share(&id, HostIndex(0), &placement(6)).unwrap();
     let stream = store.stream_path(&id, 0);
     let copy = stream.with_extension("share");
     drop(store);
@@ -180,7 +180,7 @@ fn an_exchange_that_was_interrupted_is_finished_or_undone() {
     fs::write(&stream, noise(5)).unwrap();
     let store = open(&path);
     assert!(!store.is_complete(&id) && !copy.exists());
-    assert_share(&store, &id, &[deal(6)], HostIndex(0), &right);
+    assert_share(&store, &id, &[placement(6)], HostIndex(0), &right);
 }
 
 #[test]
@@ -193,18 +193,18 @@ fn damage_is_found_before_anything_is_let_go_and_at_start() {
         file.write_all_at(b"garbage", 1000).unwrap();
     };
     let stream = store.stream_path(&id, 0);
-    store.make_share(&id, HostIndex(0), &deal(6)).unwrap();
+    store.make_share(&id, HostIndex(0), &placement(6)).unwrap();
     garble(&stream);
-    let owner = deal(6).holders(&geometry, ShardIndex(4)).next().unwrap();
-    assert!(matches!(store.make_share(&id, owner, &deal(6)), Err(ShareError::Damaged(StripeIndex(0)))));
+    let owner = placement(6).holders(&geometry, ShardIndex(4)).next().unwrap();
+    assert!(matches!(store.make_share(&id, owner, &placement(6)), Err(ShareError::Damaged(StripeIndex(0)))));
     assert!(store.is_complete(&id));
     drop(store);
     garble(&path.join("contents").join(id.to_string()).join("parity"));
     let store = open(&path);
     let found = store.records().remove(0).share.unwrap();
     let rows: u32 = found.parity.values().map(|rows| rows.count_ones()).sum();
-    let dealt = deal(6).share(&geometry, HostIndex(0)).filter(|shard| geometry.is_parity(*shard)).count() as u32;
-    let first = deal(6).holds(&geometry, HostIndex(0), ShardIndex(4));
+    let dealt = placement(6).share(&geometry, HostIndex(0)).filter(|shard| geometry.is_parity(*shard)).count() as u32;
+    let first = placement(6).holds(&geometry, HostIndex(0), ShardIndex(4));
     assert_eq!(rows, dealt - u32::from(first), "a garbled row does not count");
 }
 
@@ -215,14 +215,14 @@ fn nothing_is_let_go_for_which_there_is_no_room() {
     let (store, id, geometry) = whole(&path, 7);
     drop(store);
     let (store, _events) = open_with(&path, Some(SIZE as u64 + 100_000));
-    let refused = store.make_share(&id, HostIndex(0), &deal(6));
+    let refused = store.make_share(&id, HostIndex(0), &placement(6));
     assert!(matches!(refused, Err(ShareError::Room(_))), "{refused:?}");
     assert!(store.is_complete(&id));
     assert!(matches!(store.shed(&id), Err(ShareError::NotWhole)), "no share was made");
     let missing = Bitmap::full(geometry.piece_count());
     assert_eq!(store.records()[0].have, missing);
     let unknown = ContentId([9; 32]);
-    assert!(matches!(store.make_share(&unknown, HostIndex(0), &deal(6)), Err(ShareError::NotWhole)));
+    assert!(matches!(store.make_share(&unknown, HostIndex(0), &placement(6)), Err(ShareError::NotWhole)));
     let read: Result<Bytes, ReadError> = store.read(&id, geometry.shard_of(PieceIndex(0)));
     read.unwrap();
 }

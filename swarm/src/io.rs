@@ -5,11 +5,11 @@
 use crate::membership::Membership;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::deal::Deal;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, LaneIndex, ShardIndex, StripeIndex};
 use shoal_proto::message::Message;
+use shoal_proto::rack_placement::RackPlacement;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -135,25 +135,25 @@ pub enum Input {
         have: Bitmap,
         /// Parity shards here, a bit a row.
         parity: BTreeMap<StripeIndex, u32>,
-        /// The deals our share of which is here.
-        deals: Vec<Deal>,
+        /// The placements our share of which is here.
+        placements: Vec<RackPlacement>,
         /// The whole is not here any more.
         shed: bool,
     },
-    /// A wished `MakeShare` is done: our share of the deal is durable.
+    /// A wished `MakeShare` is done: our share of the placement is durable.
     ShareMade {
         /// The content.
         content: ContentId,
-        /// The deal.
-        deal: Deal,
+        /// The placement.
+        placement: RackPlacement,
     },
     /// A wished `MakeShare` or `Shed` is not done: the whole is needed here, or the disk failed. The whole is still here.
     ShareRefused {
         /// The content.
         content: ContentId,
     },
-    /// A wished `Shed` is done: only our shares of the deals made are here.
-    Shed {
+    /// A wished `Shed` is done: only our shares of the placements made are here.
+    WholeDropped {
         /// The content.
         content: ContentId,
     },
@@ -236,28 +236,28 @@ pub enum Output {
         content: ContentId,
     },
     /// The content is demoted, and not whole here: drop what was fetched of it.
-    Forgo {
+    DropPartial {
         /// The content.
         content: ContentId,
         /// The demotion's job.
         job: JobId,
     },
-    /// Make our share of this deal durable, beside the whole and beside former shares. Answer with `ShareMade` or
+    /// Make our share of this placement durable, beside the whole and beside former shares. Answer with `ShareMade` or
     /// `ShareRefused`.
     MakeShare {
         /// The content.
         content: ContentId,
         /// How the shards are dealt.
-        deal: Deal,
+        placement: RackPlacement,
     },
-    /// Let go of everything but our shares of the deals made. Answer with `Shed` or `ShareRefused`.
-    Shed {
+    /// Let go of everything but our shares of the placements made. Answer with `Shed` or `ShareRefused`.
+    DropWhole {
         /// The content.
         content: ContentId,
     },
     /// Reserve space for the rest of a content of which a share is here: it is about to come. Where there is none, say
     /// `ContentRefused`.
-    Regrow {
+    ReserveRest {
         /// The content.
         content: ContentId,
     },

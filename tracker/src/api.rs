@@ -5,11 +5,11 @@ use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use shoal_ops::http::ApiError;
 use shoal_proto::control::RackRollup;
 use shoal_proto::ids::{HostIndex, JobId, NodeId};
 use shoal_proto::locality::Labels;
 use shoal_proto::membership::Presence;
+use shoal_service::http::ApiError;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 

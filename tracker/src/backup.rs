@@ -5,9 +5,9 @@
 
 use crate::config::TrackerConfig;
 use shoal_net::admission::system_clock;
-use shoal_ops::backup::{BackupError, Rows, Writer};
-use shoal_ops::tables;
 use shoal_proto::limits::HOSTS_MAX;
+use shoal_service::backup::{BackupError, Rows, Writer};
+use shoal_service::tables;
 use std::io::Write;
 use std::path::Path;
 

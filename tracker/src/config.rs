@@ -3,9 +3,9 @@
 //! Invariant: a configuration that passed [`TrackerConfig::validate`] can be run.
 
 use serde::{Deserialize, Serialize};
-use shoal_ops::config::ConfigError;
-use shoal_ops::units::Span;
 use shoal_proto::ids::ClusterId;
+use shoal_service::config::ConfigError;
+use shoal_service::units::Span;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -103,7 +103,7 @@ impl TrackerConfig {
         check((1..=65_536).contains(&self.limits.spool), "limits.spool", "between 1 and 65536")?;
         check(self.limits.pushes > 0, "limits.pushes", "at least 1")?;
         if let Some(hub) = &self.hub {
-            shoal_ops::client::Client::new(hub, None).map_err(|error| ConfigError::invalid("hub", error))?;
+            shoal_service::client::Client::new(hub, None).map_err(|error| ConfigError::invalid("hub", error))?;
         }
         Ok(())
     }

@@ -6,13 +6,13 @@ use crate::sessions::{State, StateError};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::control::{ControlConfig, ControlEvent, ControlHandle, ControlPlane};
 use shoal_net::identity::{Identity, load_key};
-use shoal_ops::client::{Client, ClientError};
-use shoal_ops::http::{Server, bind};
-use shoal_ops::metrics::Metrics;
-use shoal_ops::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Role, Trust};
+use shoal_service::client::{Client, ClientError};
+use shoal_service::http::{Server, bind};
+use shoal_service::metrics::Metrics;
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +34,7 @@ const WANTED_MAX: usize = 64;
 pub enum RunError {
     /// The configuration cannot be used.
     #[error(transparent)]
-    Config(#[from] shoal_ops::config::ConfigError),
+    Config(#[from] shoal_service::config::ConfigError),
     /// A file it names cannot.
     #[error("{what}: {why}")]
     File {
@@ -110,8 +110,8 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
 
     let mut tasks = Tasks::new(shutdown.child_token());
     let token = tasks.token().clone();
-    let source: shoal_ops::backup::Source = Arc::new(move |out, _| crate::backup::write(&db, out));
-    tasks.spawn("backups", shoal_ops::backup::serve(config.dir.clone(), "tracker", source, token.clone()));
+    let source: shoal_service::backup::Source = Arc::new(move |out, _| crate::backup::write(&db, out));
+    tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "tracker", source, token.clone()));
     let metrics = measure(&state, &control);
     let server = Server::new("tracker", metrics, Arc::new(Vec::new), api::routes(state.clone()));
     tasks.spawn("http", server.serve(listener, token.clone()));

@@ -4,7 +4,7 @@
 
 use super::YieldView;
 use super::schedule::YieldSettings;
-use shoal_ops::units::Rate;
+use shoal_service::units::Rate;
 use std::fs;
 use std::io;
 use std::path::PathBuf;

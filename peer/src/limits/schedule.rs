@@ -3,8 +3,8 @@
 //! Invariant: what is in force is a function of the settings and the time alone.
 
 use serde::{Deserialize, Serialize};
-use shoal_ops::config::ConfigError;
-use shoal_ops::units::Rate;
+use shoal_service::config::ConfigError;
+use shoal_service::units::Rate;
 
 /// Slowest rate that may be set, bytes/s: links below it look dead.
 pub const RATE_MIN: u64 = 8_000;
@@ -20,9 +20,9 @@ pub struct Rates {
     pub uplink_out: Option<Rate>,
     /// Received from other racks and seeders.
     pub uplink_in: Option<Rate>,
-    /// Sent to rack-mates.
+    /// Sent to rack peers.
     pub rack_out: Option<Rate>,
-    /// Received from rack-mates.
+    /// Received from rack peers.
     pub rack_in: Option<Rate>,
 }
 
@@ -153,9 +153,9 @@ pub struct LimitSettings {
     pub uplink_out: Option<Rate>,
     /// Received from other racks and seeders.
     pub uplink_in: Option<Rate>,
-    /// Sent to rack-mates.
+    /// Sent to rack peers.
     pub rack_out: Option<Rate>,
-    /// Received from rack-mates.
+    /// Received from rack peers.
     pub rack_in: Option<Rate>,
     /// Where the day begins for windows: `+08:00`. Default: UTC.
     pub utc_offset: Option<String>,

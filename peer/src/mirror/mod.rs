@@ -24,11 +24,11 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use serde::{Deserialize, Serialize};
-use shoal_ops::config::ConfigError;
-use shoal_ops::metrics::Metrics;
-use shoal_ops::shutdown::Tasks;
-use shoal_ops::units::Span;
 use shoal_proto::image::Digest;
+use shoal_service::config::ConfigError;
+use shoal_service::metrics::Metrics;
+use shoal_service::shutdown::Tasks;
+use shoal_service::units::Span;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -183,7 +183,7 @@ pub async fn start(
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> std::io::Result<Running> {
-    let listener = shoal_ops::http::bind(addr).await?;
+    let listener = shoal_service::http::bind(addr).await?;
     let addr = listener.local_addr()?;
     let health = Arc::new(Health::default());
     let asked = Arc::new(Asked::default());

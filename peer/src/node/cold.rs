@@ -7,8 +7,8 @@ use super::pool::Sort;
 use super::{Driver, Input};
 use crate::activate::ContentDir;
 use shoal_proto::announcement::{Announcement, Class};
-use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{HostState, Reason};
 use shoal_store::{BeginError, Record, ShareError, Store};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Driver {
             geometry: record.geometry.clone(),
             have: record.have.clone(),
             parity: found.parity.clone(),
-            deals: found.share.deals.clone(),
+            placements: found.share.placements.clone(),
             shed: found.share.shed,
         });
         true
@@ -66,7 +66,7 @@ impl Driver {
         true
     }
 
-    pub(super) fn make_share(&mut self, content: ContentId, deal: Deal) {
+    pub(super) fn make_share(&mut self, content: ContentId, placement: RackPlacement) {
         let Some(me) = self.me else { return };
         if self.needed_by_rollout(content) {
             return;
@@ -75,15 +75,15 @@ impl Driver {
         self.done.run(Sort::Store, Class::Bulk as u8, move || {
             let made = free_to_go(&store, folder.as_ref(), &content).and_then(|()| {
                 store.finish(&content).map_err(|error| (Reason::Disk, error.to_string()))?;
-                store.make_share(&content, me, &deal).map_err(fault)
+                store.make_share(&content, me, &placement).map_err(fault)
             });
-            Done::ShareMade { content, deal, made }
+            Done::ShareMade { content, placement, made }
         });
     }
 
-    pub(super) fn on_share_made(&mut self, content: ContentId, deal: Deal, made: Result<(), Refusal>) {
+    pub(super) fn on_share_made(&mut self, content: ContentId, placement: RackPlacement, made: Result<(), Refusal>) {
         match made {
-            Ok(()) => self.tell(Input::ShareMade { content, deal }),
+            Ok(()) => self.tell(Input::ShareMade { content, placement }),
             Err(refusal) => self.stay_whole(content, &refusal),
         }
     }
@@ -106,7 +106,7 @@ impl Driver {
                 self.inlined.forget(&content);
                 self.withdraw(content);
                 self.reach_demotions(&content, HostState::Active, &format!("keeps {left} bytes"));
-                self.tell(Input::Shed { content });
+                self.tell(Input::WholeDropped { content });
             }
             Err(refusal) => self.stay_whole(content, &refusal),
         }

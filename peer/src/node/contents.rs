@@ -7,9 +7,9 @@ use bytes::Bytes;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::Document;
-use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex};
 use shoal_proto::manifest::Manifest;
+use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{HostState, Reason};
 use shoal_proto::trust::{Envelope, Role};
 use shoal_store::{BeginError, Begun, Store};
@@ -32,8 +32,8 @@ pub(super) enum Done {
     Begun { content: ContentId, begun: Result<Begun, Refusal> },
     /// A content is durable, or not.
     Finished { content: ContentId, result: Result<(), String> },
-    /// Our share of a deal is durable, or not.
-    ShareMade { content: ContentId, deal: Deal, made: Result<(), Refusal> },
+    /// Our share of a placement is durable, or not.
+    ShareMade { content: ContentId, placement: RackPlacement, made: Result<(), Refusal> },
     /// Only shares of a content are left, this many bytes, or it is whole still.
     Shed { content: ContentId, left: Result<u64, Refusal> },
     /// Room was made for the rest of a content, or not.
@@ -230,7 +230,7 @@ impl Driver {
                 self.judge_all();
             }
             Done::Finished { content, result: Err(error) } => self.disk_failed(content, &error),
-            Done::ShareMade { content, deal, made } => self.on_share_made(content, deal, made),
+            Done::ShareMade { content, placement, made } => self.on_share_made(content, placement, made),
             Done::Shed { content, left } => self.on_shed(content, left),
             Done::Regrown { content, evicted } => self.on_regrown(content, evicted),
             Done::Activated { announcement, result } => self.on_activated(&announcement, result),

@@ -3,7 +3,7 @@
 use super::Driver;
 use super::contents::Done;
 use super::pool::Sort;
-use shoal_net::bulk::{OutFrame, SendError, encode_announce};
+use shoal_net::links::{OutFrame, SendError, encode_announce};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{AnnounceFrame, Part};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex};
@@ -57,10 +57,10 @@ impl Driver {
             }
             Output::Complete { content } => self.complete(content),
             Output::Abandon { content } => self.abandon(content),
-            Output::MakeShare { content, deal } => self.make_share(content, deal),
-            Output::Shed { content } => self.shed(content),
-            Output::Forgo { content, job } => self.forgo(content, job),
-            Output::Regrow { content } => self.regrow(content),
+            Output::MakeShare { content, placement } => self.make_share(content, placement),
+            Output::DropWhole { content } => self.shed(content),
+            Output::DropPartial { content, job } => self.forgo(content, job),
+            Output::ReserveRest { content } => self.regrow(content),
             Output::KeepWhole { content } => self.keep_whole(content),
             Output::Notice(notice) => match notice {
                 Notice::Avoided { host, why } => tracing::debug!(%host, ?why, "avoided"),

@@ -1,4 +1,4 @@
-//! A host that lost everything finds its rack again without a tracker: it remembers a few rack-mates in a file beside its
+//! A host that lost everything finds its rack again without a tracker: it remembers a few rack peers in a file beside its
 //! store, and asks one of them who is in the rack.
 //!
 //! What a mate says counts only while no membership is known, and only for the rack (and the seeders): the tracker's word
@@ -6,7 +6,7 @@
 //! Invariant: a membership heard from a mate is never passed off as the tracker's, neither to the tracker nor on disk.
 
 use super::Driver;
-use shoal_net::bulk::OutFrame;
+use shoal_net::links::OutFrame;
 use shoal_proto::codec::encode;
 use shoal_proto::ids::{Epoch, NodeId};
 use shoal_proto::limits;
@@ -100,7 +100,7 @@ impl Driver {
 
     fn ask_mate(&mut self, node: NodeId) {
         if self.membership.is_empty() && self.mates.near.contains(&node) {
-            let _asked_again = self.endpoint.send(node, OutFrame::Message(Message::WantMates));
+            let _asked_again = self.endpoint.send(node, OutFrame::Message(Message::WantRackPeers));
         }
     }
 
@@ -112,14 +112,14 @@ impl Driver {
         }
         let near = |member: &&Member| member.role == Role::Seeder || member.locality.same_rack(&self.mates.locality);
         let (mut rows, mut bytes) = (Vec::new(), 0);
-        for member in self.membership.iter().filter(near).take(limits::MATES_MAX) {
+        for member in self.membership.iter().filter(near).take(limits::RACK_PEERS_MAX) {
             bytes += encode(member).len();
             if bytes > ROWS_BYTES {
                 break;
             }
             rows.push(member.clone());
         }
-        let _asks_again = self.endpoint.send(node, OutFrame::Message(Message::Mates { rows }));
+        let _asks_again = self.endpoint.send(node, OutFrame::Message(Message::RackPeers { rows }));
     }
 
     /// A mate says who is in the rack.
@@ -163,7 +163,7 @@ impl Driver {
         if let Err(error) = write(file, &mates)
             && !std::mem::replace(&mut self.mates.complained, true)
         {
-            tracing::warn!(file = %file.display(), %error, "cannot remember rack-mates");
+            tracing::warn!(file = %file.display(), %error, "cannot remember rack peers");
         }
     }
 }

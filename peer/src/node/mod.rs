@@ -40,7 +40,7 @@ use contents::{Done, Inlined};
 use mates::Mates;
 use pool::{Pool, Sort};
 use rollouts::Rollouts;
-use shoal_net::bulk::{BulkEndpoint, BulkEvent};
+use shoal_net::links::{LinkEndpoint, LinkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId, ShardIndex};
 use shoal_proto::locality::Locality;
@@ -184,11 +184,11 @@ pub struct Parts {
     /// Its events.
     pub store_events: mpsc::Receiver<StoreEvent>,
     /// Bulk links.
-    pub endpoint: BulkEndpoint,
+    pub endpoint: LinkEndpoint,
     /// Their events.
-    pub link_events: mpsc::Receiver<BulkEvent>,
+    pub link_events: mpsc::Receiver<LinkEvent>,
     /// Announcements, apart from the rest.
-    pub announcements: mpsc::Receiver<BulkEvent>,
+    pub announcements: mpsc::Receiver<LinkEvent>,
     /// From the tracker's client.
     pub tracker_events: mpsc::Receiver<TrackerEvent>,
     /// Shared with it.
@@ -215,7 +215,7 @@ pub struct Parts {
 struct Stranger {
     since: Instant,
     /// What it said meanwhile.
-    said: Vec<BulkEvent>,
+    said: Vec<LinkEvent>,
 }
 
 /// The driver.
@@ -225,9 +225,9 @@ pub struct Driver {
     trust: Arc<Trust>,
     store: Store,
     store_events: mpsc::Receiver<StoreEvent>,
-    endpoint: BulkEndpoint,
-    link_events: mpsc::Receiver<BulkEvent>,
-    announcements: mpsc::Receiver<BulkEvent>,
+    endpoint: LinkEndpoint,
+    link_events: mpsc::Receiver<LinkEvent>,
+    announcements: mpsc::Receiver<LinkEvent>,
     tracker_events: mpsc::Receiver<TrackerEvent>,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
@@ -406,7 +406,7 @@ impl Driver {
     }
 
     /// Announcements that are here, then one of what they would otherwise keep waiting.
-    fn on_announcements(&mut self, first: BulkEvent) {
+    fn on_announcements(&mut self, first: LinkEvent) {
         self.on_link_event(first);
         for _ in 1..BATCH {
             self.carry_out();
@@ -434,7 +434,7 @@ impl Driver {
         }
     }
 
-    fn on_link_events(&mut self, first: BulkEvent) {
+    fn on_link_events(&mut self, first: LinkEvent) {
         self.on_link_event(first);
         for _ in 1..BATCH {
             self.carry_out();

@@ -1,7 +1,7 @@
 //! What links bring: hosts, messages, announcements, payload.
 
 use super::{Driver, Stranger};
-use shoal_net::bulk::BulkEvent;
+use shoal_net::links::LinkEvent;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
 use shoal_proto::ids::{ContentId, HostIndex, NodeId, ShardIndex};
 use shoal_proto::message::Message;
@@ -13,15 +13,15 @@ use std::sync::Arc;
 const SAID_MAX: usize = 256;
 
 impl Driver {
-    pub(super) fn on_link_event(&mut self, event: BulkEvent) {
+    pub(super) fn on_link_event(&mut self, event: LinkEvent) {
         match event {
-            BulkEvent::LinkUp { node, credential, .. } => {
+            LinkEvent::LinkUp { node, credential, .. } => {
                 self.linked.insert(node);
                 self.met(node, &credential);
                 self.book.metrics.links.set(self.linked.len() as i64);
                 self.link_up(node);
             }
-            BulkEvent::LinkDown { node, reason, error } => {
+            LinkEvent::LinkDown { node, reason, error } => {
                 self.linked.remove(&node);
                 self.parted(&node);
                 self.strangers.remove(&node);
@@ -31,13 +31,13 @@ impl Driver {
                     self.tell(Input::LinkDown { host, reason });
                 }
             }
-            BulkEvent::DialFailed { node, error } => {
+            LinkEvent::DialFailed { node, error } => {
                 tracing::debug!(node = %node.short(), %error, "cannot dial");
                 if let Some(host) = self.membership.by_node(&node) {
                     self.tell(Input::DialFailed { host });
                 }
             }
-            BulkEvent::Sent { node, content, part } => {
+            LinkEvent::Sent { node, content, part } => {
                 let shard = match part {
                     Part::Shard(shard) => Some(shard),
                     Part::Manifest => None,
@@ -51,31 +51,31 @@ impl Driver {
     }
 
     /// What a host said, once we know who it is.
-    fn on_said(&mut self, event: BulkEvent) {
+    fn on_said(&mut self, event: LinkEvent) {
         let event = match event {
-            BulkEvent::Message { node, message: Message::WantMates } => return self.tell_mates_of(node),
-            BulkEvent::Message { node, message: Message::Mates { rows } } => return self.hear_of_mates(node, rows),
+            LinkEvent::Message { node, message: Message::WantRackPeers } => return self.tell_mates_of(node),
+            LinkEvent::Message { node, message: Message::RackPeers { rows } } => return self.hear_of_mates(node, rows),
             event => event,
         };
         let node = match &event {
-            BulkEvent::Message { node, .. } | BulkEvent::Announce { node, .. } | BulkEvent::Part { node, .. } => *node,
+            LinkEvent::Message { node, .. } | LinkEvent::Announce { node, .. } | LinkEvent::Part { node, .. } => *node,
             _ => return,
         };
         if let Some(stranger) = self.strangers.get_mut(&node) {
             // Payload is nothing a stranger was asked for.
-            if stranger.said.len() < SAID_MAX && !matches!(event, BulkEvent::Part { .. }) {
+            if stranger.said.len() < SAID_MAX && !matches!(event, LinkEvent::Part { .. }) {
                 stranger.said.push(event);
             }
             return;
         }
         let Some(from) = self.membership.by_node(&node) else { return };
         match event {
-            BulkEvent::Message { message, .. } => {
+            LinkEvent::Message { message, .. } => {
                 self.hear_of_feeds(&message);
                 self.tell(Input::Message { from, message });
             }
-            BulkEvent::Announce { frame, .. } => self.on_announce(from, frame),
-            BulkEvent::Part { content, part, payload, .. } => {
+            LinkEvent::Announce { frame, .. } => self.on_announce(from, frame),
+            LinkEvent::Part { content, part, payload, .. } => {
                 if let Some(me) = self.me {
                     let tier = self.membership.tier(me, from);
                     self.book.received(content, Some(tier), payload.len() as u64);

@@ -30,7 +30,7 @@ impl Driver {
     pub(super) fn warm(&mut self, announcement: &Announcement) {
         match &self.warming {
             Some(board) => board.want(announcement.job, announcement.content),
-            None => self.reach(&announcement.job, HostState::Held, NO_RUNTIME),
+            None => self.reach(&announcement.job, HostState::Stored, NO_RUNTIME),
         }
     }
 

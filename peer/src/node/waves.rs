@@ -46,7 +46,7 @@ impl Driver {
         self.tell_known_jobs();
         match &self.warming {
             Some(board) => board.want(wish, target.content),
-            None => self.end_wish(name, HostState::Held, NO_RUNTIME),
+            None => self.end_wish(name, HostState::Stored, NO_RUNTIME),
         }
     }
 

@@ -3,9 +3,9 @@
 //! Invariant: settings that passed [`validate`] name commands that can be tried and probes that can be asked.
 
 use serde::{Deserialize, Serialize};
-use shoal_ops::config::ConfigError;
-use shoal_ops::units::Span;
 use shoal_proto::announcement::is_content_name;
+use shoal_service::config::ConfigError;
+use shoal_service::units::Span;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -5,9 +5,9 @@
 use super::work::WarmFault;
 use crate::mirror::Images;
 use shoal_containerd::{Blobs, Runtime};
-use shoal_ops::units::ByteSize;
 use shoal_proto::image::{ImageBlob, is_manifest};
 use shoal_proto::manifest::Manifest;
+use shoal_service::units::ByteSize;
 use std::path::Path;
 
 /// Bytes a layer unpacks to, at least: a gzip stream says so modulo 4 GiB in its last four bytes.

@@ -221,8 +221,8 @@ fn values_out_of_range_are_refused() {
     refused(Desired { name: "../x".into(), ..desired.clone() });
     refused(Desired { name: "x".repeat(limits::NAME_BYTES_MAX), ..desired.clone() });
     refused(Desired { attempt: 2, ..desired.clone() });
-    refused(Desired { open: Hosts::Share { from: 2, to: 1 }, ..desired.clone() });
-    refused(Desired { open: Hosts::Share { from: 0, to: 2_000_000 }, ..desired.clone() });
+    refused(Desired { open: Hosts::HashRange { from: 2, to: 1 }, ..desired.clone() });
+    refused(Desired { open: Hosts::HashRange { from: 0, to: 2_000_000 }, ..desired.clone() });
     let mut bad = desired.clone();
     bad.rules[1].target.version = "../../etc".into();
     refused(bad);
@@ -256,15 +256,15 @@ fn messages_over_their_bounds_do_not_validate() {
     let rows = vec![shoal_proto::feed::FeedRow { feed: jobs[0], sequence: 1 }; limits::FEEDS_MAX + 1];
     for message in [
         Message::Want { content, shards: shards.clone() },
-        Message::Lack { content, shards },
+        Message::Unavailable { content, shards },
         Message::Digest { hash: 0, jobs: Some(jobs.clone()) },
         Message::WantAnnounce { jobs },
-        Message::Mates { rows: (0..1025).map(crate::samples::member).collect() },
-        Message::Hold {
+        Message::RackPeers { rows: (0..1025).map(crate::samples::member).collect() },
+        Message::Demotion {
             content,
             job: shoal_proto::ids::JobId([0; 16]),
-            stage: shoal_proto::message::HoldStage::Ready,
-            deal: crate::samples::deal(1025),
+            stage: shoal_proto::message::DemotionStage::ShareReady,
+            placement: crate::samples::placement(1025),
             ask: false,
         },
         Message::Feeds { rows },

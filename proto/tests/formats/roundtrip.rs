@@ -9,7 +9,6 @@ use shoal_proto::announcement::{Announcement, Class, Kind, Order};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::control::{HostLine, JobRollup, Join, RackRollup, Request, Response};
-use shoal_proto::deal::Deal;
 use shoal_proto::feed::{FeedMark, FeedRow, feed_id, is_feed_name};
 use shoal_proto::frame::{AnnounceFrame, FrameKind, Header, Part, SliceHeader};
 use shoal_proto::ids::{ContentId, Epoch, HostIndex, JobId, NodeId, ShardIndex};
@@ -17,7 +16,8 @@ use shoal_proto::limits;
 use shoal_proto::locality::{Labels, Locality, Selector, Term};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
-use shoal_proto::message::{HoldStage, LaneSet, Message};
+use shoal_proto::message::{DemotionStage, LaneSet, Message};
+use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{
     HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
 };
@@ -176,7 +176,7 @@ fn state() -> impl Strategy<Value = HostState> {
     let reason = [NoSpace, BadManifest, Untrusted, Stale, Disk, Activation, Superseded, Cancelled, Deadline, InUse]
         .map(HostState::Failed);
     let of_images = [RuntimeAway, PullFailed, DigestMismatch, Timeout].map(HostState::Failed);
-    let mut states = vec![HostState::Unknown, HostState::Has, HostState::Held, HostState::Active];
+    let mut states = vec![HostState::Unknown, HostState::Has, HostState::Stored, HostState::Active];
     states.extend(reason);
     states.extend(of_images);
     prop::sample::select(states)
@@ -295,18 +295,21 @@ fn message() -> impl Strategy<Value = Message> {
             have
         }),
         (content(), lanes).prop_map(|(content, lanes)| Message::Unsubscribe { content, lanes }),
-        (content(), bitmap(5000)).prop_map(|(content, pieces)| Message::Got { content, pieces }),
+        (content(), bitmap(5000)).prop_map(|(content, pieces)| Message::Received { content, pieces }),
         content().prop_map(|content| Message::Done { content }),
         (content(), shards.clone()).prop_map(|(content, shards)| Message::Want { content, shards }),
-        (content(), shards).prop_map(|(content, shards)| Message::Lack { content, shards }),
+        (content(), shards).prop_map(|(content, shards)| Message::Unavailable { content, shards }),
         content().prop_map(|content| Message::WantManifest { content }),
-        content().prop_map(|content| Message::Unknown { content }),
+        content().prop_map(|content| Message::NotServed { content }),
         (any::<u64>(), option::of(vec(job(), 0..9))).prop_map(|(hash, jobs)| Message::Digest { hash, jobs }),
         vec(job(), 0..9).prop_map(|jobs| Message::WantAnnounce { jobs }),
-        (content(), job(), 0..3usize, vec(host(), 0..9), any::<bool>()).prop_map(|(content, job, stage, deal, ask)| {
-            let stage = [HoldStage::Ready, HoldStage::Shed, HoldStage::Out][stage];
-            Message::Hold { content, job, stage, deal: Deal::new(deal), ask }
-        }),
+        (content(), job(), 0..3usize, vec(host(), 0..9), any::<bool>()).prop_map(
+            |(content, job, stage, placement, ask)| {
+                let stage =
+                    [DemotionStage::ShareReady, DemotionStage::ShareOnly, DemotionStage::NotParticipating][stage];
+                Message::Demotion { content, job, stage, placement: RackPlacement::new(placement), ask }
+            }
+        ),
         vec((job(), any::<u64>()), 0..9).prop_map(|rows| {
             let rows = rows.into_iter().map(|(feed, sequence)| FeedRow { feed, sequence }).collect();
             Message::Feeds { rows }

@@ -6,7 +6,6 @@ use shoal_proto::codec::Document;
 use shoal_proto::control::{
     AttemptSet, CurrentVersion, HostLine, JobRollup, JobStates, Join, RackRollup, Request, Response, VersionSet,
 };
-use shoal_proto::deal::Deal;
 use shoal_proto::desired::{Desired, Hosts, Rule, Target};
 use shoal_proto::feed::{FeedMark, FeedRow, feed_id};
 use shoal_proto::frame::AnnounceFrame;
@@ -15,7 +14,8 @@ use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
 use shoal_proto::locality::{Labels, Locality, Selector};
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
-use shoal_proto::message::{HoldStage, LaneSet, Message};
+use shoal_proto::message::{DemotionStage, LaneSet, Message};
+use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{
     HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
 };
@@ -167,8 +167,8 @@ pub(crate) fn bitmap(len: u32, numbers: &[u32]) -> Bitmap {
     map
 }
 
-pub(crate) fn deal(hosts: u32) -> Deal {
-    Deal::new((0..hosts).map(|host| HostIndex(host * 500)))
+pub(crate) fn placement(hosts: u32) -> RackPlacement {
+    RackPlacement::new((0..hosts).map(|host| HostIndex(host * 500)))
 }
 
 pub(crate) fn messages() -> Vec<(&'static str, Message)> {
@@ -178,18 +178,27 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
     vec![
         ("subscribe", Message::Subscribe { content, lanes, have: bitmap(1000, &[1, 2, 3, 999]) }),
         ("unsubscribe", Message::Unsubscribe { content, lanes }),
-        ("got", Message::Got { content, pieces: bitmap(20, &[0, 5, 19]) }),
+        ("got", Message::Received { content, pieces: bitmap(20, &[0, 5, 19]) }),
         ("done", Message::Done { content }),
         ("want", Message::Want { content, shards: shards.clone() }),
-        ("lack", Message::Lack { content, shards }),
+        ("lack", Message::Unavailable { content, shards }),
         ("want_manifest", Message::WantManifest { content }),
-        ("unknown", Message::Unknown { content }),
+        ("unknown", Message::NotServed { content }),
         ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
-        ("want_mates", Message::WantMates),
-        ("mates", Message::Mates { rows: vec![member(1), member(2)] }),
-        ("hold", Message::Hold { content, job: JobId([7; 16]), stage: HoldStage::Shed, deal: deal(3), ask: true }),
+        ("want_mates", Message::WantRackPeers),
+        ("mates", Message::RackPeers { rows: vec![member(1), member(2)] }),
+        (
+            "hold",
+            Message::Demotion {
+                content,
+                job: JobId([7; 16]),
+                stage: DemotionStage::ShareOnly,
+                placement: placement(3),
+                ask: true,
+            },
+        ),
         ("feeds", Message::Feeds { rows: vec![FeedRow { feed: feed_id("gslb/main"), sequence: 41 }] }),
     ]
 }
@@ -292,7 +301,7 @@ pub(crate) fn desired() -> Desired {
         watch: true,
         rules: vec![
             rule(Hosts::Selector(Selector::parse(&["gpu=yes"]).unwrap()), "2026-11.2"),
-            rule(Hosts::Share { from: 0, to: 100_000 }, "2026-11.2"),
+            rule(Hosts::HashRange { from: 0, to: 100_000 }, "2026-11.2"),
             rule(Hosts::All, "2026-11.1"),
         ],
         open: Hosts::Indices(bitmap(40, &[5, 6, 7])),

@@ -11,8 +11,8 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use shoal_ops::http::ApiError;
 use shoal_proto::ids::JobId;
+use shoal_service::http::ApiError;
 use std::sync::Arc;
 
 /// The answer to a rollout asked for.

@@ -3,11 +3,11 @@
 //! Invariant: a specification that passed [`RolloutSpec::validate`] can be carried out, or it is said which host cannot.
 
 use serde::{Deserialize, Serialize};
-use shoal_ops::units::Span;
 use shoal_proto::announcement::{Kind, is_version};
-use shoal_proto::desired::{Hosts, SHARES, feed_of};
+use shoal_proto::desired::{HASH_BUCKETS, Hosts, feed_of};
 use shoal_proto::limits;
 use shoal_proto::locality::Selector;
+use shoal_service::units::Span;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -222,7 +222,7 @@ impl RolloutSpec {
         check(!self.switch_timeout.0.is_zero(), "switch-timeout is more than 0")?;
         if !self.verify.is_empty() {
             let url = self.prometheus.as_deref().ok_or("verify needs prometheus, as http://host:port")?;
-            shoal_ops::client::Client::new(url, None).map_err(|error| error.to_string())?;
+            shoal_service::client::Client::new(url, None).map_err(|error| error.to_string())?;
         }
         check(self.verify.len() <= 16, "at most 16 queries")?;
         for query in &self.verify {
@@ -247,11 +247,11 @@ impl RolloutSpec {
             } else if let Some(percent) = who.strip_suffix('%') {
                 let percent: f64 = percent.parse().map_err(|_| bad())?;
                 let from = shared;
-                shared += (percent * f64::from(SHARES) / 100.0).round() as u32;
-                if !(0.0..=100.0).contains(&percent) || shared > SHARES {
+                shared += (percent * f64::from(HASH_BUCKETS) / 100.0).round() as u32;
+                if !(0.0..=100.0).contains(&percent) || shared > HASH_BUCKETS {
                     return Err(format!("`{part}`: the percentages are more than 100 in all"));
                 }
-                Hosts::Share { from, to: shared }
+                Hosts::HashRange { from, to: shared }
             } else {
                 Hosts::Selector(Selector::parse(&[who]).map_err(|_| bad())?)
             };
@@ -315,8 +315,8 @@ mod tests {
         let mut spec = spec(&["1"]);
         spec.split = Some("label=canary:2,10%:2,20%:3,*:1".into());
         let rules = spec.rules().unwrap();
-        assert_eq!(rules[1], (Hosts::Share { from: 0, to: 100_000 }, "2".into()));
-        assert_eq!(rules[2], (Hosts::Share { from: 100_000, to: 300_000 }, "3".into()));
+        assert_eq!(rules[1], (Hosts::HashRange { from: 0, to: 100_000 }, "2".into()));
+        assert_eq!(rules[2], (Hosts::HashRange { from: 100_000, to: 300_000 }, "3".into()));
         assert_eq!(rules[3], (Hosts::All, "1".into()));
         for bad in ["", "2", "*:", "60%:2,50%:3", "-1%:2", "*:1", "a=b=c:2", "x%:2"] {
             spec.split = Some(bad.into());

@@ -21,7 +21,7 @@ impl Check for Complete {
             Seen::Killed { host } => self.said.retain(|(other, _)| other != host),
             Seen::Ordered { content } => self.said.retain(|(_, other)| other != content),
             // It lets the whole go, and may get it again.
-            Seen::Wished { host, output: Output::Shed { content } | Output::Forgo { content, .. } } => {
+            Seen::Wished { host, output: Output::DropWhole { content } | Output::DropPartial { content, .. } } => {
                 self.said.remove(&(*host, *content));
             }
             Seen::Wished { host, output: Output::Complete { content } } => {

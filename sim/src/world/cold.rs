@@ -5,8 +5,8 @@ use crate::check::Seen;
 use crate::layout::SEEDER;
 use shoal_proto::announcement::{Announcement, Order};
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex, StripeIndex};
+use shoal_proto::rack_placement::RackPlacement;
 use shoal_swarm::io::Input;
 use shoal_swarm::node::limits;
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use std::sync::Arc;
 /// What a host keeps of a content beside the whole, or instead of it.
 #[derive(Clone, Debug, Default)]
 pub struct Share {
-    /// The deals whose shares are here.
-    pub deals: Vec<Deal>,
+    /// The placements whose shares are here.
+    pub placements: Vec<RackPlacement>,
     /// The whole is gone.
     pub shed: bool,
 }
@@ -64,7 +64,8 @@ impl World {
     /// Whether a host has a shard on its disk as part of its share.
     pub fn shares(&self, host: HostIndex, number: ContentNumber, shard: ShardIndex) -> bool {
         let geometry = &self.pushes[number].geometry;
-        self.share(host, number).is_some_and(|share| share.deals.iter().any(|deal| deal.holds(geometry, host, shard)))
+        self.share(host, number)
+            .is_some_and(|share| share.placements.iter().any(|placement| placement.holds(geometry, host, shard)))
     }
 
     /// Whether every host that runs has only its share of a content.
@@ -96,14 +97,14 @@ impl World {
         self.say(host, to, Input::Announced { from: Some(host), lane, announcement, inline: false });
     }
 
-    pub(super) fn make_share(&mut self, host: HostIndex, content: ContentId, deal: Deal) {
+    pub(super) fn make_share(&mut self, host: HostIndex, content: ContentId, placement: RackPlacement) {
         let Some(number) = self.number_of(&content) else { return };
         if self.hosts[host.index()].pins.contains(&number) {
             self.later(self.now + 1, host, Input::ShareRefused { content });
             return;
         }
-        self.hosts[host.index()].shares.entry(number).or_default().deals.push(deal.clone());
-        self.later(self.now + 1, host, Input::ShareMade { content, deal });
+        self.hosts[host.index()].shares.entry(number).or_default().placements.push(placement.clone());
+        self.later(self.now + 1, host, Input::ShareMade { content, placement });
     }
 
     /// A host has let the whole go, and is about to be told.
@@ -113,8 +114,8 @@ impl World {
         let share = self.hosts[host.index()].shares.entry(number).or_default();
         share.shed = true;
         let mut kept = geometry.no_pieces();
-        for deal in &share.deals {
-            deal.share(&geometry, host).filter_map(|shard| geometry.piece_of(shard)).for_each(|piece| {
+        for placement in &share.placements {
+            placement.share(&geometry, host).filter_map(|shard| geometry.piece_of(shard)).for_each(|piece| {
                 kept.set(piece.0);
             });
         }
@@ -142,11 +143,11 @@ impl World {
         let (content, geometry) = (pushed.announcement.content, pushed.geometry.clone());
         let Some(share) = self.share(host, number) else { return Input::ContentReady { content, geometry, have } };
         let mut parity: BTreeMap<StripeIndex, u32> = BTreeMap::new();
-        for shard in share.deals.iter().flat_map(|deal| deal.share(&geometry, host)) {
+        for shard in share.placements.iter().flat_map(|placement| placement.share(&geometry, host)) {
             if let (None, Some((stripe, place))) = (geometry.piece_of(shard), geometry.split(shard)) {
                 *parity.entry(stripe).or_default() |= 1 << (place - u32::from(geometry.data()));
             }
         }
-        Input::ShareFound { content, geometry, have, parity, deals: share.deals.clone(), shed: share.shed }
+        Input::ShareFound { content, geometry, have, parity, placements: share.placements.clone(), shed: share.shed }
     }
 }

@@ -513,7 +513,7 @@ impl World {
         if let Input::Announced { announcement, .. } = &input {
             self.hear_order(host, announcement.job);
         }
-        if let Input::Shed { content } = &input {
+        if let Input::WholeDropped { content } = &input {
             self.let_go(host, content);
         }
         let now = self.now();
@@ -602,9 +602,9 @@ impl World {
                     }
                 }
             }
-            Output::MakeShare { content, deal } => self.make_share(host, content, deal),
-            Output::Shed { content } => self.later(self.now, host, Input::Shed { content }),
-            Output::Forgo { content, .. } => self.forgo(host, content),
+            Output::MakeShare { content, placement } => self.make_share(host, content, placement),
+            Output::DropWhole { content } => self.later(self.now, host, Input::WholeDropped { content }),
+            Output::DropPartial { content, .. } => self.forgo(host, content),
             Output::Notice(notice) => self.notices.push((host, notice)),
             _ => {}
         }

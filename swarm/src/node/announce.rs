@@ -139,7 +139,7 @@ impl Node {
         }
     }
 
-    /// Whom to tell on a lane of what came from `from` by the lane numbered `by`: our children, and rack-mates that we do not
+    /// Whom to tell on a lane of what came from `from` by the lane numbered `by`: our children, and rack peers that we do not
     /// count on but have a link to, who may be well and hear of it from nobody else. Hosts may differ on whom to count on: what
     /// came from another rack makes us the lane's owner in ours, for its sender told nobody else here; and where we are the
     /// owner and a mate brought it, the mate was one before us and told all.
@@ -324,14 +324,14 @@ impl Node {
 
     pub(super) fn on_want_manifest(&mut self, from: HostIndex, id: ContentId) {
         let Some(content) = self.contents.get_mut(&id).filter(|content| !content.refused) else {
-            self.send(from, Message::Unknown { content: id });
+            self.send(from, Message::NotServed { content: id });
             return;
         };
         if content.body.is_none() && !content.manifest.found {
             if content.manifest.waiters.len() < limits::MANIFEST_HOSTS_MAX {
                 content.manifest.waiters.insert(from);
             } else {
-                self.send(from, Message::Unknown { content: id });
+                self.send(from, Message::NotServed { content: id });
             }
             return;
         }
@@ -411,13 +411,13 @@ impl Node {
         }
         self.active.remove(&id);
         for host in waiters {
-            self.send(host, Message::Unknown { content: id });
+            self.send(host, Message::NotServed { content: id });
         }
         let parked: Vec<HostIndex> =
             self.parked.iter().filter(|parked| parked.content == id).map(|parked| parked.from).collect();
         self.parked.retain(|parked| parked.content != id);
         for host in parked {
-            self.send(host, Message::Unknown { content: id });
+            self.send(host, Message::NotServed { content: id });
         }
     }
 
@@ -427,11 +427,11 @@ impl Node {
         self.cooling.remove(&id);
         self.warming.remove(&id);
         for host in content.manifest.waiters {
-            self.send(host, Message::Unknown { content: id });
+            self.send(host, Message::NotServed { content: id });
         }
         let Some(body) = content.body else { return };
         for host in body.children.keys() {
-            self.send(*host, Message::Unknown { content: id });
+            self.send(*host, Message::NotServed { content: id });
             if let Some(link) = self.links.get_mut(host) {
                 link.ready.remove(&(content.class, id));
                 link.manifests.retain(|manifest| *manifest != id);

@@ -1,10 +1,10 @@
 //! Demotion: the hosts of a rack agree how a content's shards are dealt out among them, then each keeps its share only.
 //!
-//! A host first makes its share durable and says so (`Ready`), and lets the whole go once every other host of the deal has
-//! said the same of the same deal. So at any moment the rack holds the content whole, or every share of one deal that all
-//! its hosts promised to keep. A change of membership before that deals anew; what was promised under an earlier deal is
+//! A host first makes its share durable and says so (`Ready`), and lets the whole go once every other host of the placement has
+//! said the same of the same placement. So at any moment the rack holds the content whole, or every share of one placement that all
+//! its hosts promised to keep. A change of membership before that placements anew; what was promised under an earlier placement is
 //! kept too. One host that has let go settles it for the others: it cannot have done so without their promise.
-//! Invariant: `Shed` is wished only when all of a deal's hosts have said that they hold their shares of it, or one of them
+//! Invariant: `Shed` is wished only when all of a placement's hosts have said that they hold their shares of it, or one of them
 //! has shed.
 
 use super::content::Body;
@@ -12,10 +12,10 @@ use super::{Job, Node, limits};
 use crate::io::{Input, Output};
 use crate::time::Instant;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::deal::Deal;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex, StripeIndex};
-use shoal_proto::message::{HoldStage, Message};
+use shoal_proto::message::{DemotionStage, Message};
+use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::trust::Role;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,11 +40,11 @@ pub(super) struct Cold {
     pub(super) job: JobId,
     pub(super) stage: Stage,
     /// How the shards are dealt.
-    pub(super) deal: Deal,
+    pub(super) placement: RackPlacement,
     /// Deals whose shares are durable here.
-    pub(super) held: Vec<Deal>,
-    /// Which deal each mate holds its share of.
-    heard: BTreeMap<HostIndex, Deal>,
+    pub(super) held: Vec<RackPlacement>,
+    /// Which placement each mate holds its share of.
+    heard: BTreeMap<HostIndex, RackPlacement>,
     /// Mates that take no part.
     out: BTreeSet<HostIndex>,
     /// A mate has shed: nothing more is waited for.
@@ -57,7 +57,7 @@ impl Cold {
         Self {
             job,
             stage: Stage::Out,
-            deal: Deal::default(),
+            placement: RackPlacement::default(),
             held: Vec::new(),
             heard: BTreeMap::new(),
             out: BTreeSet::new(),
@@ -76,18 +76,18 @@ impl Cold {
     }
 
     /// The stage as mates are told it.
-    fn told(&self) -> Option<HoldStage> {
+    fn told(&self) -> Option<DemotionStage> {
         match self.stage {
             Stage::Making => None,
-            Stage::Ready | Stage::Shedding => Some(HoldStage::Ready),
-            Stage::Shed => Some(HoldStage::Shed),
-            Stage::Out => Some(HoldStage::Out),
+            Stage::Ready | Stage::Shedding => Some(DemotionStage::ShareReady),
+            Stage::Shed => Some(DemotionStage::ShareOnly),
+            Stage::Out => Some(DemotionStage::NotParticipating),
         }
     }
 
-    /// The shards of all deals promised.
+    /// The shards of all placements promised.
     fn shards(&self, geometry: &Geometry, me: HostIndex) -> BTreeSet<ShardIndex> {
-        self.held.iter().flat_map(|deal| deal.share(geometry, me)).collect()
+        self.held.iter().flat_map(|placement| placement.share(geometry, me)).collect()
     }
 }
 
@@ -159,7 +159,7 @@ impl Node {
                     cold.stage = Stage::Shedding;
                     self.warming.remove(&id);
                     self.stop_fetching(id);
-                    self.push(Output::Shed { content: id });
+                    self.push(Output::DropWhole { content: id });
                 }
             }
             (Some(job), former) if body.missing == 0 => {
@@ -176,7 +176,7 @@ impl Node {
                 if let Some(content) = self.contents.get_mut(&id) {
                     content.body = None;
                 }
-                self.push(Output::Forgo { content: id, job });
+                self.push(Output::DropPartial { content: id, job });
                 self.tell_mates(id, false);
             }
         }
@@ -197,38 +197,38 @@ impl Node {
     }
 
     /// Mates that should take part, and us.
-    fn participants(&self, id: ContentId) -> Deal {
+    fn participants(&self, id: ContentId) -> RackPlacement {
         let me = self.config.me;
         let cold = self.contents.get(&id).and_then(|content| content.cold.as_ref());
         let row = cold.and_then(|cold| Some((cold, self.jobs.get(&cold.job)?)));
-        let Some((cold, job)) = row else { return Deal::new([me]) };
+        let Some((cold, job)) = row else { return RackPlacement::new([me]) };
         let targets = self.membership.select(&job.announcement.selector);
         let takes_part = |mate: &HostIndex| {
             targets.get(mate.0) && self.membership.is_up(*mate) && !cold.out.contains(mate) && !self.is_banned(*mate)
         };
         let mates = self.membership.rack_mates(me).into_iter().filter(takes_part);
-        Deal::new(mates.take(shoal_proto::limits::DEAL_HOSTS_MAX - 1).chain([me]))
+        RackPlacement::new(mates.take(shoal_proto::limits::PLACEMENT_HOSTS_MAX - 1).chain([me]))
     }
 
     /// Deals the shards among the mates there are now, unless that is done.
     pub(super) fn deal_out(&mut self, id: ContentId) {
-        let deal = self.participants(id);
+        let placement = self.participants(id);
         let Some(cold) = self.contents.get_mut(&id).and_then(|content| content.cold.as_mut()) else { return };
-        if cold.is_shed() || cold.settled || cold.deal == deal {
+        if cold.is_shed() || cold.settled || cold.placement == placement {
             return;
         }
-        if cold.held.len() >= limits::DEALS_MAX {
+        if cold.held.len() >= limits::PLACEMENTS_MAX {
             self.opt_out(id);
             return;
         }
-        cold.deal = deal.clone();
-        if cold.held.contains(&deal) {
+        cold.placement = placement.clone();
+        if cold.held.contains(&placement) {
             cold.stage = Stage::Ready;
             self.tell_mates(id, true);
             self.shed_if_agreed(id);
         } else {
             cold.stage = Stage::Making;
-            self.push(Output::MakeShare { content: id, deal });
+            self.push(Output::MakeShare { content: id, placement });
         }
     }
 
@@ -240,12 +240,12 @@ impl Node {
         self.tell_mates(id, false);
     }
 
-    pub(super) fn on_share_made(&mut self, id: ContentId, deal: Deal) {
+    pub(super) fn on_share_made(&mut self, id: ContentId, placement: RackPlacement) {
         let Some(cold) = self.contents.get_mut(&id).and_then(|content| content.cold.as_mut()) else { return };
-        if !cold.held.contains(&deal) {
-            cold.held.push(deal.clone());
+        if !cold.held.contains(&placement) {
+            cold.held.push(placement.clone());
         }
-        if cold.stage == Stage::Making && cold.deal == deal {
+        if cold.stage == Stage::Making && cold.placement == placement {
             cold.stage = Stage::Ready;
             self.tell_mates(id, true);
             self.shed_if_agreed(id);
@@ -266,11 +266,11 @@ impl Node {
     fn shed_if_agreed(&mut self, id: ContentId) {
         let me = self.config.me;
         let Some(cold) = self.contents.get_mut(&id).and_then(|content| content.cold.as_mut()) else { return };
-        let agreed = |host: &HostIndex| *host == me || cold.heard.get(host) == Some(&cold.deal);
-        if cold.stage == Stage::Ready && (cold.settled || cold.deal.hosts().iter().all(agreed)) {
+        let agreed = |host: &HostIndex| *host == me || cold.heard.get(host) == Some(&cold.placement);
+        if cold.stage == Stage::Ready && (cold.settled || cold.placement.hosts().iter().all(agreed)) {
             cold.stage = Stage::Shedding;
             self.cooling.remove(&id);
-            self.push(Output::Shed { content: id });
+            self.push(Output::DropWhole { content: id });
         }
     }
 
@@ -296,7 +296,7 @@ impl Node {
 
     /// A content was found on the disk of which only a share is here, or whose share is promised.
     pub(super) fn on_share_found(&mut self, input: Input) {
-        let Input::ShareFound { content: id, geometry, have, parity, deals, shed } = input else { return };
+        let Input::ShareFound { content: id, geometry, have, parity, placements, shed } = input else { return };
         let now = self.now;
         let order = self.demotion_of(id);
         if shed {
@@ -306,8 +306,8 @@ impl Node {
             let mut body = Body::new(geometry, have, now);
             body.keep(parity);
             let mut cold = Cold::new(order.unwrap_or(JobId([0; 16])), now);
-            (cold.stage, cold.held) = (Stage::Shed, deals);
-            cold.deal = cold.held.last().cloned().unwrap_or_default();
+            (cold.stage, cold.held) = (Stage::Shed, placements);
+            cold.placement = cold.held.last().cloned().unwrap_or_default();
             let Some(content) = self.contents.get_mut(&id).filter(|content| content.body.is_none()) else { return };
             (content.body, content.cold, content.refused) = (Some(body), Some(cold), false);
             if order.is_some() {
@@ -319,11 +319,11 @@ impl Node {
         }
         self.on_content_ready(id, geometry, have);
         if let Some(cold) = self.contents.get_mut(&id).and_then(|content| content.cold.as_mut()) {
-            cold.held = deals;
+            cold.held = placements;
             // What is held already need not be made.
-            let made = cold.held.contains(&cold.deal).then(|| cold.deal.clone());
-            if let Some(deal) = made {
-                self.on_share_made(id, deal);
+            let made = cold.held.contains(&cold.placement).then(|| cold.placement.clone());
+            if let Some(placement) = made {
+                self.on_share_made(id, placement);
             }
         }
     }
@@ -332,7 +332,7 @@ impl Node {
         let content = self.contents.get(&id)?;
         let cold = content.cold.as_ref()?;
         let stage = cold.told()?;
-        Some(Message::Hold { content: id, job: cold.job, stage, deal: cold.deal.clone(), ask })
+        Some(Message::Demotion { content: id, job: cold.job, stage, placement: cold.placement.clone(), ask })
     }
 
     /// Says to the mates how far we are; asks them if `ask`.
@@ -370,7 +370,7 @@ impl Node {
         me.zip(other).is_some_and(|(me, other)| me.locality.same_rack(&other.locality))
     }
 
-    /// Asks those again that have not answered, and deals anew where mates came or went.
+    /// Asks those again that have not answered, and placements anew where mates came or went.
     pub(super) fn keep_cooling(&mut self) {
         let cooling: Vec<ContentId> = self.cooling.iter().copied().collect();
         for id in cooling {
@@ -385,7 +385,7 @@ impl Node {
         }
     }
 
-    pub(super) fn redeal(&mut self) {
+    pub(super) fn renew_placements(&mut self) {
         let cooling: Vec<ContentId> = self.cooling.iter().copied().collect();
         for id in cooling {
             self.deal_out(id);
@@ -393,7 +393,7 @@ impl Node {
     }
 
     pub(super) fn on_hold(&mut self, from: HostIndex, message: Message) {
-        let Message::Hold { content: id, job, stage, deal, ask } = message else { return };
+        let Message::Demotion { content: id, job, stage, placement, ask } = message else { return };
         if !self.is_mate(from) {
             return;
         }
@@ -405,33 +405,33 @@ impl Node {
         let is_cold = cold.is_some();
         if let Some(cold) = cold {
             match stage {
-                HoldStage::Out => {
+                DemotionStage::NotParticipating => {
                     cold.heard.remove(&from);
                     cold.out.insert(from);
                 }
-                HoldStage::Ready | HoldStage::Shed => {
+                DemotionStage::ShareReady | DemotionStage::ShareOnly => {
                     cold.out.remove(&from);
-                    cold.heard.insert(from, deal.clone());
+                    cold.heard.insert(from, placement.clone());
                 }
             }
-            if stage == HoldStage::Shed && cold.is_open() && !cold.settled && deal != cold.deal {
-                if cold.held.contains(&deal) {
+            if stage == DemotionStage::ShareOnly && cold.is_open() && !cold.settled && placement != cold.placement {
+                if cold.held.contains(&placement) {
                     // We promised, it counted on it.
-                    (cold.deal, cold.stage, cold.settled) = (deal.clone(), Stage::Ready, true);
-                } else if !deal.contains(me) {
+                    (cold.placement, cold.stage, cold.settled) = (placement.clone(), Stage::Ready, true);
+                } else if !placement.contains(me) {
                     // The rack can do without us; what we hold is on top.
                     cold.settled = true;
                 }
             }
         }
         match stage {
-            HoldStage::Out => {
-                self.redeal();
+            DemotionStage::NotParticipating => {
+                self.renew_placements();
                 self.warm_lost(id, from);
             }
-            HoldStage::Ready | HoldStage::Shed => {
+            DemotionStage::ShareReady | DemotionStage::ShareOnly => {
                 self.shed_if_agreed(id);
-                self.on_mate_holds(id, from, deal);
+                self.on_mate_holds(id, from, placement);
             }
         }
         if ask {
@@ -444,8 +444,8 @@ impl Node {
                 Some(answer) => self.send(from, answer),
                 // We follow no such order: whole, or nothing of it is here.
                 None if !is_cold && self.jobs.contains_key(&job) => {
-                    let (stage, deal) = (HoldStage::Out, Deal::default());
-                    self.send(from, Message::Hold { content: id, job, stage, deal, ask: false });
+                    let (stage, placement) = (DemotionStage::NotParticipating, RackPlacement::default());
+                    self.send(from, Message::Demotion { content: id, job, stage, placement, ask: false });
                 }
                 None => {}
             }
@@ -467,7 +467,7 @@ impl Node {
             return !warming;
         }
         if !warming {
-            self.send(from, Message::Unknown { content: id });
+            self.send(from, Message::NotServed { content: id });
         }
         !warming
     }

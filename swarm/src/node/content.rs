@@ -104,13 +104,13 @@ pub(super) struct Body {
     pub(super) judged_at: Instant,
     /// Deliveries per lane and second, in thousandths, smoothed.
     pub(super) typical: u64,
-    /// Pieces that rack-mates have and parents elsewhere were told not to send: they are asked for.
+    /// Pieces that rack peers have and parents elsewhere were told not to send: they are asked for.
     pub(super) spared: Bitmap,
     /// What each parent delivered, since when.
     pub(super) trials: BTreeMap<HostIndex, Trial>,
-    /// Rack-mates whose lanes hosts of other racks want from us instead: they find them silent.
+    /// Rack peers whose lanes hosts of other racks want from us instead: they find them silent.
     pub(super) doubted: BTreeSet<HostIndex>,
-    /// Nothing is imported before this: rack-mates may have it.
+    /// Nothing is imported before this: rack peers may have it.
     pub(super) import_at: Instant,
     pub(super) last_arrival: Instant,
     pub(super) next_repair: Instant,

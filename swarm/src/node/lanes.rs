@@ -88,7 +88,7 @@ impl Node {
         let have = body.have.clone();
         let mut unneeded = have.clone();
         if content.late && due.keys().any(|host| !near(host)) {
-            // What a rack-mate has need not be imported again for us.
+            // What a rack peer has need not be imported again for us.
             for (mate, child) in body.children.iter().filter(|(mate, _)| near(mate)) {
                 if links.get(mate).is_some_and(|link| link.is_up()) {
                     unneeded.union(&child.has);
@@ -133,11 +133,11 @@ impl Node {
         let far: Vec<HostIndex> = takers.filter(|host| !plan.same_rack(*host, me)).collect();
         far.iter().for_each(|host| body.forget_child(*host));
         for host in far {
-            self.send(host, Message::Unknown { content: id });
+            self.send(host, Message::NotServed { content: id });
         }
     }
 
-    /// Late to a content: lanes we should import are taken from a rack-mate that has told us it has what is missing.
+    /// Late to a content: lanes we should import are taken from a rack peer that has told us it has what is missing.
     pub(super) fn prefer_mates(&mut self, id: ContentId) {
         let (links, me, now) = (&self.links, self.config.me, self.now);
         let wanted = |content: &&mut Box<super::Content>| content.late && content.warm.is_none();
@@ -341,7 +341,7 @@ impl Node {
                 }
             }
             for (host, pieces) in by_parent {
-                self.send(host, Message::Got { content: id, pieces });
+                self.send(host, Message::Received { content: id, pieces });
             }
         }
     }

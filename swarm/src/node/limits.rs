@@ -59,7 +59,7 @@ pub const MANIFEST_BYTES_PER_MS: u64 = 1250;
 pub const MANIFEST_AGAIN: usize = ANNOUNCE_LANES as usize;
 /// Hosts remembered as sources of a manifest, and hosts waiting for it from us.
 pub const MANIFEST_HOSTS_MAX: usize = 64;
-/// A host that joins late gives its rack-mates this long to say what they have before it imports anything.
+/// A host that joins late gives its rack peers this long to say what they have before it imports anything.
 pub const MATES_PATIENCE: Duration = Duration::from_millis(250);
 /// Subscriptions kept for contents that are not ready here, over all links.
 pub const PARKED_MAX: usize = 1024;
@@ -103,7 +103,7 @@ pub const TRIAL_REST: u32 = 3;
 pub const BEHIND: u32 = 2;
 /// A rack is passed over when at least so many of its hosts are to bring something and all are silent.
 pub const SILENT_HOSTS: usize = 2;
-/// One in this many rack-mates may be avoided as slow at a time, and one always. When more seem slow, it is not they.
+/// One in this many rack peers may be avoided as slow at a time, and one always. When more seem slow, it is not they.
 pub const SLOW_SHARE: usize = 4;
 /// Nothing arrived for this long, though the parents' links are up: ask for single pieces. A disk that writes back for a
 /// second or two must not look like it: what is asked for then arrives twice.
@@ -118,7 +118,7 @@ pub const TRIES_DOUBLINGS: u32 = 5;
 pub const WANTS_MAX: usize = 64;
 /// How many of them at first: each that comes allows one more, each that is late halves it, down to this.
 pub const WANTS_FIRST: usize = 8;
-/// Where the lane's owner lives, its rack-mates leave asking other racks to it until they have asked this often in vain.
+/// Where the lane's owner lives, its rack peers leave asking other racks to it until they have asked this often in vain.
 pub const OWNER_TRIES: u32 = 40;
 /// Shards a host may have asked us for and not yet been sent, per content.
 pub const WANTED_MAX: usize = 256;
@@ -135,7 +135,7 @@ pub const BAN: Duration = Duration::from_secs(600);
 /// Pieces got from elsewhere are told to their parents in batches this often.
 pub const GOT_EVERY: Duration = Duration::from_millis(50);
 /// Deals a host may have promised its share of for one content; then it keeps the whole.
-pub const DEALS_MAX: usize = 8;
+pub const PLACEMENTS_MAX: usize = 8;
 /// How often mates that have not answered are asked how far they are with a demotion.
 pub const HOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long the rack may bring nothing of a content that it holds shares of, before other racks are asked.

@@ -214,9 +214,9 @@ impl Node {
             }
             Input::PieceLost { content, shard } => self.on_piece_lost(content, shard),
             Input::ShareFound { .. } => self.on_share_found(input),
-            Input::ShareMade { content, deal } => self.on_share_made(content, deal),
+            Input::ShareMade { content, placement } => self.on_share_made(content, placement),
             Input::ShareRefused { content } => self.on_share_refused(content),
-            Input::Shed { content } => self.on_shed(content),
+            Input::WholeDropped { content } => self.on_shed(content),
             Input::Removed { content } => self.remove_content(content),
             Input::Forgotten { job } => self.forget_job(job),
         }
@@ -317,15 +317,15 @@ impl Node {
         match message {
             Message::Subscribe { content, lanes, have } => self.on_subscribe(from, content, lanes, have),
             Message::Unsubscribe { content, lanes } => self.on_unsubscribe(from, content, lanes),
-            Message::Got { content, pieces } => self.on_got(from, content, &pieces),
+            Message::Received { content, pieces } => self.on_got(from, content, &pieces),
             Message::Done { content } => self.on_done(from, content),
             Message::Want { content, shards } => self.on_want(from, content, shards),
-            Message::Lack { content, shards } => self.on_lack(from, content, &shards),
+            Message::Unavailable { content, shards } => self.on_lack(from, content, &shards),
             Message::WantManifest { content } => self.on_want_manifest(from, content),
-            Message::Unknown { content } => self.on_unknown(from, content),
-            hold @ Message::Hold { .. } => self.on_hold(from, hold),
+            Message::NotServed { content } => self.on_unknown(from, content),
+            hold @ Message::Demotion { .. } => self.on_hold(from, hold),
             // The shell's: where these matter there is no brain yet.
-            Message::WantMates | Message::Mates { .. } => {}
+            Message::WantRackPeers | Message::RackPeers { .. } => {}
             Message::Digest { hash, jobs } => self.on_digest(from, hash, jobs),
             Message::WantAnnounce { jobs } => self.on_want_announce(from, &jobs),
             Message::Feeds { rows } => self.on_feeds(from, &rows),
@@ -342,7 +342,7 @@ impl Node {
             self.avoid.keys().copied().filter(|host| !former.is_up(*host) && self.membership.is_up(*host)).collect();
         self.forgive_unreachable(back);
         self.reconsider_jobs();
-        self.redeal();
+        self.renew_placements();
         self.rewarm();
         let active: Vec<ContentId> = self.active.iter().copied().collect();
         for content in active {

@@ -23,7 +23,7 @@ impl Node {
             return;
         };
         if content.refused {
-            self.send(from, Message::Unknown { content: id });
+            self.send(from, Message::NotServed { content: id });
             return;
         }
         let near = content.plan.as_ref().is_some_and(|plan| plan.same_rack(from, me));
@@ -33,7 +33,7 @@ impl Node {
             return;
         };
         if content.passed_over {
-            self.send(from, Message::Unknown { content: id });
+            self.send(from, Message::NotServed { content: id });
             return;
         }
         if have.len() != body.geometry.piece_count() {
@@ -66,10 +66,10 @@ impl Node {
         body.set_lanes(from, taken);
         link.ready.insert((content.class, id));
         self.dirty.insert(from);
-        // A rack-mate that comes late learns what it need not import.
+        // A rack peer that comes late learns what it need not import.
         let mut ahead = body.have.clone();
         ahead.subtract(&known);
-        let told = (near && !ahead.none()).then(|| Message::Got { content: id, pieces: body.have.clone() });
+        let told = (near && !ahead.none()).then(|| Message::Received { content: id, pieces: body.have.clone() });
         // Two hosts that hold different views may take a lane from each other. The lower index breaks the circle by
         // importing the lane itself.
         let plan = content.plan.clone();
@@ -95,7 +95,7 @@ impl Node {
     /// Keeps a subscription to a content that is not ready here: its announcement or manifest is likely on its way.
     fn park(&mut self, from: HostIndex, content: ContentId, lanes: LaneSet, have: Bitmap) {
         if self.parked.len() >= limits::PARKED_MAX {
-            self.send(from, Message::Unknown { content });
+            self.send(from, Message::NotServed { content });
             return;
         }
         let until = self.now + limits::PARKED_TIME;
@@ -114,7 +114,7 @@ impl Node {
             std::mem::take(&mut self.parked).into_iter().partition(|parked| parked.until > now);
         self.parked = kept;
         for parked in late {
-            self.send(parked.from, Message::Unknown { content: parked.content });
+            self.send(parked.from, Message::NotServed { content: parked.content });
         }
     }
 
@@ -187,7 +187,7 @@ impl Node {
     pub(super) fn on_want(&mut self, from: HostIndex, id: ContentId, shards: Vec<ShardIndex>) {
         let body = self.contents.get_mut(&id).and_then(|content| content.body.as_mut());
         let (Some(body), Some(link)) = (body, self.links.get_mut(&from)) else {
-            self.send(from, Message::Lack { content: id, shards });
+            self.send(from, Message::Unavailable { content: id, shards });
             return;
         };
         let pieces = body.geometry.piece_count();
@@ -214,7 +214,7 @@ impl Node {
             self.dirty.insert(from);
         }
         if !lacking.is_empty() {
-            self.send(from, Message::Lack { content: id, shards: lacking });
+            self.send(from, Message::Unavailable { content: id, shards: lacking });
         }
     }
 

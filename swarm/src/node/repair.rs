@@ -1,10 +1,10 @@
 //! When the lanes do not deliver: parents judged by what they deliver, single shards asked for elsewhere.
 //!
 //! A parent is slow only in comparison with the content's other parents, so a slow uplink, which slows all alike, blames
-//! nobody. Rack-mates, from whom many lanes come, are judged by what they deliver, and by how far their lanes lag; a lane that is imported and silent takes
+//! nobody. Rack peers, from whom many lanes come, are judged by what they deliver, and by how far their lanes lag; a lane that is imported and silent takes
 //! a way around its parent, or around the parent's rack when all that comes from there is silent. Only importers do that:
-//! their rack-mates, who see the same silence, wait for them, or the rack would import the lane twice. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
-//! all arrived for a while, or a rack-mate has it already. Rack-mates are asked first; then, and only by the lane's owner, other racks; last the seeder.
+//! their rack peers, who see the same silence, wait for them, or the rack would import the lane twice. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
+//! all arrived for a while, or a rack peer has it already. Rack peers are asked first; then, and only by the lane's owner, other racks; last the seeder.
 
 use super::content::{Lane, Trial, Want};
 use super::{Node, limits};
@@ -15,7 +15,7 @@ use shoal_proto::message::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Rack-mates asked for a piece before other racks are.
+/// Rack peers asked for a piece before other racks are.
 const MATES_ASKED: usize = 4;
 
 /// What is imported from a rack.
@@ -47,7 +47,7 @@ impl Node {
             parents.extend(lane.parent);
             (count + 1, parents)
         });
-        // How many lanes come from a rack-mate, and how many pieces more these lack than others do.
+        // How many lanes come from a rack peer, and how many pieces more these lack than others do.
         let usual = body.usually_missing();
         // Where there are slow hosts in most lanes' trees, the middle lane is behind as well.
         let best = body.least_missing();

@@ -1,6 +1,6 @@
 //! Promotion: a content of which each host of the rack holds a share becomes whole again from the rack alone.
 //!
-//! A host knows from the deals who holds which shard, and asks for just as many of each stripe as it lacks, pieces before
+//! A host knows from the placements who holds which shard, and asks for just as many of each stripe as it lacks, pieces before
 //! parity, each host beginning at another stripe. Nothing is asked of other racks as long as mates can still give
 //! something; where they cannot make a stripe any more, the content goes on as for any host that comes late: down its
 //! lanes.
@@ -11,9 +11,9 @@ use super::tardy::Tardy;
 use super::{Node, limits};
 use crate::io::{Notice, Output};
 use crate::time::Instant;
-use shoal_proto::deal::Deal;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex, StripeIndex};
-use shoal_proto::message::{HoldStage, Message};
+use shoal_proto::message::{DemotionStage, Message};
+use shoal_proto::rack_placement::RackPlacement;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A content on its way back.
@@ -21,8 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct Warm {
     /// When something last moved: a mate answered, a shard came.
     since: Instant,
-    /// Which deal each mate holds its share of.
-    deals: BTreeMap<HostIndex, Deal>,
+    /// Which placement each mate holds its share of.
+    placements: BTreeMap<HostIndex, RackPlacement>,
     /// Mates that did not answer are not asked before.
     late: BTreeMap<HostIndex, Instant>,
     /// Mates that answer later than others.
@@ -42,9 +42,9 @@ impl Node {
             return;
         }
         let mut warm = Warm { since: now, ask_at: now, ..Warm::default() };
-        for deal in content.cold.iter().flat_map(|cold| &cold.held) {
-            for host in deal.hosts().iter().filter(|host| **host != me) {
-                warm.deals.insert(*host, deal.clone());
+        for placement in content.cold.iter().flat_map(|cold| &cold.held) {
+            for host in placement.hosts().iter().filter(|host| **host != me) {
+                warm.placements.insert(*host, placement.clone());
             }
         }
         body.parity.extend(body.kept.iter().map(|(stripe, rows)| (*stripe, *rows)));
@@ -52,7 +52,7 @@ impl Node {
         self.active.insert(id);
         self.warming.insert(id);
         self.leave_parents(id);
-        self.push(Output::Regrow { content: id });
+        self.push(Output::ReserveRest { content: id });
         self.warm_up(id);
     }
 
@@ -71,14 +71,14 @@ impl Node {
         }
     }
 
-    /// A mate holds its share of a deal: something to ask it for, also where we did not know that the rack is cold.
-    pub(super) fn on_mate_holds(&mut self, id: ContentId, from: HostIndex, deal: Deal) {
+    /// A mate holds its share of a placement: something to ask it for, also where we did not know that the rack is cold.
+    pub(super) fn on_mate_holds(&mut self, id: ContentId, from: HostIndex, placement: RackPlacement) {
         let now = self.now;
         if self.is_demoted(id) {
             return;
         }
         let Some(content) = self.contents.get_mut(&id) else { return };
-        if content.body.as_ref().is_none_or(|body| body.missing == 0) || deal.hosts().is_empty() {
+        if content.body.as_ref().is_none_or(|body| body.missing == 0) || placement.hosts().is_empty() {
             return;
         }
         if content.warm.is_none() {
@@ -90,12 +90,12 @@ impl Node {
         }
         let me = self.config.me;
         let Some(warm) = self.contents.get_mut(&id).and_then(|content| content.warm.as_mut()) else { return };
-        if warm.deals.get(&from) != Some(&deal) {
-            // The others of the deal hold theirs too, or the one could not have let go.
-            for host in deal.hosts().iter().filter(|host| **host != me) {
-                warm.deals.entry(*host).or_insert_with(|| deal.clone());
+        if warm.placements.get(&from) != Some(&placement) {
+            // The others of the placement hold theirs too, or the one could not have let go.
+            for host in placement.hosts().iter().filter(|host| **host != me) {
+                warm.placements.entry(*host).or_insert_with(|| placement.clone());
             }
-            warm.deals.insert(from, deal);
+            warm.placements.insert(from, placement);
             warm.since = now;
         }
         warm.late.remove(&from);
@@ -105,7 +105,7 @@ impl Node {
     /// A mate holds no share.
     pub(super) fn warm_lost(&mut self, id: ContentId, from: HostIndex) {
         if let Some(warm) = self.contents.get_mut(&id).and_then(|content| content.warm.as_mut()) {
-            warm.deals.remove(&from);
+            warm.placements.remove(&from);
         }
     }
 
@@ -146,11 +146,11 @@ impl Node {
         let mut holders: Vec<Holder<'_>> = Vec::new();
         for (mate, linked) in &mates {
             let whole = body.children.get(mate).is_some_and(|child| child.has.is_full());
-            let deal = warm.deals.get(mate);
+            let placement = warm.placements.get(mate);
             let answers = *linked && !warm.late.contains_key(mate) && !warm.tardy.is(*mate);
-            if answers && (whole || deal.is_some()) {
+            if answers && (whole || placement.is_some()) {
                 let awaited = warm.tardy.awaited(&body.wants, Some(*mate));
-                holders.push(Holder { host: *mate, whole, deal, awaited });
+                holders.push(Holder { host: *mate, whole, placement, awaited });
             }
         }
         let Chosen { asks, whole_with_parity } = choose(body, &holders, warm, me);
@@ -183,17 +183,17 @@ impl Node {
         }
     }
 
-    /// Asks mates whose deal is not known what they hold.
+    /// Asks mates whose placement is not known what they hold.
     fn ask_mates(&mut self, id: ContentId) {
         let Some((_, job)) = self.newest_job(id) else { return };
         let known: BTreeSet<HostIndex> = match self.contents.get(&id).and_then(|content| content.warm.as_ref()) {
-            Some(warm) => warm.deals.keys().copied().collect(),
+            Some(warm) => warm.placements.keys().copied().collect(),
             None => return,
         };
         for (mate, linked) in self.usable_mates() {
             if linked && !known.contains(&mate) {
-                let (stage, deal) = (HoldStage::Out, Deal::default());
-                self.send(mate, Message::Hold { content: id, job, stage, deal, ask: true });
+                let (stage, placement) = (DemotionStage::NotParticipating, RackPlacement::default());
+                self.send(mate, Message::Demotion { content: id, job, stage, placement, ask: true });
             }
         }
     }
@@ -241,7 +241,7 @@ impl Node {
 struct Holder<'a> {
     host: HostIndex,
     whole: bool,
-    deal: Option<&'a Deal>,
+    placement: Option<&'a RackPlacement>,
     /// Shards that are to come from it.
     awaited: usize,
 }
@@ -320,7 +320,7 @@ fn choose_of_stripe(
             continue;
         }
         let can = |holder: &&Holder<'_>| {
-            let dealt = holder.deal.is_some_and(|deal| deal.holds(geometry, holder.host, shard));
+            let dealt = holder.placement.is_some_and(|placement| placement.holds(geometry, holder.host, shard));
             (holder.whole || dealt) && !warm.lacking.contains(&(shard, holder.host))
         };
         // Whoever has the least to send.

@@ -1,4 +1,4 @@
-//! Inside a rack: how a lane gets from its owner to the owner's rack-mates.
+//! Inside a rack: how a lane gets from its owner to the owner's rack peers.
 //!
 //! Invariant: in racks of up to `RACK_FANOUT + 1` hosts all mates hang off the owner; in larger ones no host has more
 //! than [`RACK_FANOUT`] mates below it.
@@ -6,7 +6,7 @@
 use super::Plan;
 use shoal_proto::ids::HostIndex;
 
-/// Rack-mates that hang directly off one host; more hang below these. Racks of 4 to 40 hosts, the usual, stay flat.
+/// Rack peers that hang directly off one host; more hang below these. Racks of 4 to 40 hosts, the usual, stay flat.
 pub const RACK_FANOUT: usize = 40;
 
 /// The one that the mate at `place` hangs off: another mate, or the owner (`None`). Mates fill levels of

@@ -8,7 +8,7 @@
 //! What holds beyond that, each with its test. With 64 lanes no rack exports over 1.1 times the mean where sites are of
 //! equal size, and nowhere over 1.1 times what it imports; with fewer lanes the rotation is coarser (lanes + 8 exports at
 //! most). With equal weights the lanes owned by two hosts of a rack differ by at most one. A host going away moves its own
-//! lanes only, a whole rack going away only the racks that hung off it; leaving the roster deals a host's rack (about a
+//! lanes only, a whole rack going away only the racks that hung off it; leaving the roster placements a host's rack (about a
 //! tenth of its lanes) or the order of racks (about a third of the edges) anew. Hosts that disagree on who is live build
 //! no circles of racks.
 
@@ -189,7 +189,7 @@ impl Plan {
         self.rack_parent(lane, self.rack(host)?)
     }
 
-    /// Who takes `lane` from `host`, in a fixed order: other sites and racks first, then rack-mates.
+    /// Who takes `lane` from `host`, in a fixed order: other sites and racks first, then rack peers.
     pub fn children(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
         if lane.0 >= self.lanes() {
             return Vec::new();

@@ -3,7 +3,7 @@
 //! First all the rack's hosts, live or not, share the lanes by weight: lane by lane, the host that scores highest on it
 //! takes it, until it has its quota (weighted rendezvous hashing with a cap). Then the lanes of hosts that are not live
 //! go to the live ones with the fewest. So a host that goes away moves its own lanes only, and comes back to exactly
-//! these; only a change of the rack's roster deals anew, and then most lanes stay where they were.
+//! these; only a change of the rack's roster placements anew, and then most lanes stay where they were.
 
 use crate::membership::{HostRow, mix};
 use std::cmp::Reverse;

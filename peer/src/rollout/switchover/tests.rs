@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::rollout::record::{OnDisk, Record, Step};
-use shoal_ops::units::Span;
 use shoal_proto::ids::JobId;
+use shoal_service::units::Span;
 use shoal_store::StoreConfig;
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use std::fs;

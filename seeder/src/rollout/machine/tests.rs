@@ -275,7 +275,7 @@ fn one_that_may_begin_again_keeps_its_place_in_the_rack() {
 fn gates_must_hold_for_the_whole_time() {
     let mut gated = spec("1,100%", 1, 0, RollbackMode::Auto);
     (gated.verify, gated.prometheus) = (vec!["up == 1".into()], Some("http://127.0.0.1:9".into()));
-    gated.hold = shoal_ops::units::Span(Duration::from_secs(60));
+    gated.hold = shoal_service::units::Span(Duration::from_secs(60));
     let mut world = World::new(1, 2, gated);
     let mut rounds = 0;
     while world.machine.state().phase != Phase::Holding {

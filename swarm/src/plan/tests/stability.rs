@@ -76,7 +76,7 @@ fn a_rack_going_away_moves_only_what_hung_off_it() {
     }
 }
 
-/// Leaving the roster (evicted after its grace period, or decommissioned) deals the rack's lanes anew.
+/// Leaving the roster (evicted after its grace period, or decommissioned) placements the rack's lanes anew.
 #[test]
 fn a_host_evicted_moves_few_other_lanes_of_its_rack_and_none_elsewhere() {
     for (hosts, percent) in [(4, 6), (8, 8), (20, 12), (40, 12)] {

@@ -1,12 +1,12 @@
 //! Priorities and back-pressure.
 
 use super::*;
-use crate::bulk::queue::Queue;
+use crate::links::queue::Queue;
 use proptest::prelude::*;
 use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header, SLICE_HEADER_BYTES, SliceHeader};
 use shoal_proto::ids::JobId;
 
-fn header(frame: &crate::bulk::queue::Outgoing) -> (Header, Option<SliceHeader>) {
+fn header(frame: &crate::links::queue::Outgoing) -> (Header, Option<SliceHeader>) {
     let head = frame.head.as_slice();
     let header = Header::from_bytes(head[..HEADER_BYTES].try_into().unwrap()).unwrap();
     assert_eq!(header.body_len as usize, head.len() - HEADER_BYTES + frame.body.len());
@@ -145,11 +145,11 @@ async fn an_urgent_part_overtakes_bulk_on_the_wire() {
     for number in 0..40 {
         a.endpoint.send(b.id, part(number, Class::Bulk, bulk.clone())).unwrap();
     }
-    let BulkEvent::Part { payload: first, .. } = b.next().await else { panic!("expected a part") };
+    let LinkEvent::Part { payload: first, .. } = b.next().await else { panic!("expected a part") };
     a.endpoint.send(b.id, part(100, Class::Urgent, pattern(1000, 2))).unwrap();
     drop(first);
     let mut before = 0;
-    while let BulkEvent::Part { class: Class::Bulk, .. } = b.next().await {
+    while let LinkEvent::Part { class: Class::Bulk, .. } = b.next().await {
         before += 1;
     }
     // Socket buffers may hold a few megabytes, never the 312 that are queued.
@@ -174,7 +174,7 @@ async fn a_slow_driver_stops_the_link_not_the_memory() {
     // Take until the budget is used up: eight parts of 1 MiB, held on to.
     for _ in 0..8 {
         match b.next().await {
-            BulkEvent::Part { payload, .. } => held.push(payload),
+            LinkEvent::Part { payload, .. } => held.push(payload),
             other => panic!("{other:?}"),
         }
     }
@@ -190,18 +190,18 @@ async fn a_slow_driver_stops_the_link_not_the_memory() {
     while rest < 57 {
         tokio::select! {
             event = b.next() => match event {
-                BulkEvent::Part { .. } => rest += 1,
+                LinkEvent::Part { .. } => rest += 1,
                 other => panic!("{other:?}"),
             },
             event = a.next() => {
-                assert!(matches!(event, BulkEvent::Sent { .. }));
+                assert!(matches!(event, LinkEvent::Sent { .. }));
                 sent += 1;
             }
         }
     }
     assert!(b.endpoint.stats().held <= 16 << 20);
     while sent < 65 {
-        assert!(matches!(a.next().await, BulkEvent::Sent { .. }));
+        assert!(matches!(a.next().await, LinkEvent::Sent { .. }));
         sent += 1;
     }
 }

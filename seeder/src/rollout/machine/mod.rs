@@ -240,7 +240,7 @@ pub struct Machine {
     state: State,
 }
 
-fn ms(span: shoal_ops::units::Span) -> u64 {
+fn ms(span: shoal_service::units::Span) -> u64 {
     u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -368,7 +368,7 @@ impl Machine {
         match host.report {
             // One that is open and was not heard of in this attempt may be switching in it: it may have fallen ill since it
             // was active, or have been told to go back.
-            Some((attempt, HostState::Active | HostState::Held))
+            Some((attempt, HostState::Active | HostState::Stored))
                 if attempt >= state.attempt || !state.open.get(host.index) =>
             {
                 Standing::Active
@@ -434,7 +434,7 @@ impl Machine {
             switching: count(|standing| matches!(standing, Standing::Switching { .. })),
             active: hosts
                 .iter()
-                .filter(|host| matches!(host.report, Some((_, HostState::Active | HostState::Held))))
+                .filter(|host| matches!(host.report, Some((_, HostState::Active | HostState::Stored))))
                 .count() as u32,
             failed: count(|standing| {
                 matches!(standing, Standing::Failed | Standing::Blocked | Standing::Switching { late: true })

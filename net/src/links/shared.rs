@@ -7,7 +7,7 @@ use super::limit::LinkLimits;
 use super::link::LinkCounters;
 use super::memory::{Budgets, Pool};
 use super::table::Table;
-use super::{BindError, BulkConfig, BulkEvent, BulkStats};
+use super::{BindError, BulkStats, LinkConfig, LinkEvent};
 use crate::tls::Tls;
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits;
@@ -31,7 +31,7 @@ pub(super) struct Counters {
 /// What every task of an endpoint shares.
 pub(super) struct Shared {
     pub(super) node: NodeId,
-    pub(super) config: BulkConfig,
+    pub(super) config: LinkConfig,
     pub(super) tls: Tls,
     pub(super) table: Table,
     pub(super) budgets: Budgets,
@@ -48,13 +48,13 @@ pub(super) struct Shared {
     pub(super) closing: CancellationToken,
     /// Drop everything.
     pub(super) stop: CancellationToken,
-    events: mpsc::Sender<BulkEvent>,
+    events: mpsc::Sender<LinkEvent>,
     /// Where announcements go once somebody takes them apart from the rest.
-    announcements: OnceLock<mpsc::Sender<BulkEvent>>,
+    announcements: OnceLock<mpsc::Sender<LinkEvent>>,
 }
 
 impl Shared {
-    pub(super) fn new(config: BulkConfig) -> Result<(Arc<Self>, mpsc::Receiver<BulkEvent>), BindError> {
+    pub(super) fn new(config: LinkConfig) -> Result<(Arc<Self>, mpsc::Receiver<LinkEvent>), BindError> {
         if config.receive_bytes < limits::PIECE_BYTES_MAX as usize {
             return Err(BindError::Config("the receive budget is smaller than one piece"));
         }
@@ -96,20 +96,20 @@ impl Shared {
     }
 
     /// Gives announcements a queue of their own from now on; `None` when they have one.
-    pub(super) fn split_announcements(&self) -> Option<mpsc::Receiver<BulkEvent>> {
+    pub(super) fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
         let (sender, receiver) = mpsc::channel(self.config.events_max);
         self.announcements.set(sender).ok().map(|()| receiver)
     }
 
-    fn sink(&self, event: &BulkEvent) -> &mpsc::Sender<BulkEvent> {
+    fn sink(&self, event: &LinkEvent) -> &mpsc::Sender<LinkEvent> {
         match event {
-            BulkEvent::Announce { .. } => self.announcements.get().unwrap_or(&self.events),
+            LinkEvent::Announce { .. } => self.announcements.get().unwrap_or(&self.events),
             _ => &self.events,
         }
     }
 
     /// Hands an event to the driver if there is room at once.
-    pub(super) fn try_emit(&self, event: BulkEvent) -> Result<(), Box<BulkEvent>> {
+    pub(super) fn try_emit(&self, event: LinkEvent) -> Result<(), Box<LinkEvent>> {
         match self.sink(&event).try_send(event) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(event)) => Err(Box::new(event)),
@@ -122,7 +122,7 @@ impl Shared {
     }
 
     /// Hands an event to the driver, waiting for room.
-    pub(super) async fn emit(&self, event: BulkEvent) {
+    pub(super) async fn emit(&self, event: LinkEvent) {
         let Err(event) = self.try_emit(event) else { return };
         tokio::select! {
             () = self.closing.cancelled() => {}

@@ -16,7 +16,7 @@ async fn refused_both_ways(bad: impl Fn(u8) -> Admission, why: &str) {
                 if bad_dials { (&mut bad_node, &mut good_node) } else { (&mut good_node, &mut bad_node) };
             dialler.dial(other);
             match dialler.next().await {
-                BulkEvent::DialFailed { node, error } => {
+                LinkEvent::DialFailed { node, error } => {
                     assert_eq!(node, other.id);
                     assert!(error.contains(why) || error.contains("not-admitted"), "{error}");
                 }
@@ -62,18 +62,18 @@ async fn a_revoked_node_is_refused_and_its_link_closed() {
     let revoking = trust(0, 2, vec![b.id]);
     a.endpoint.shared.config.admission.set_trust(revoking);
     match b.next().await {
-        BulkEvent::LinkDown { reason: Some(CloseReason::NotAdmitted), .. } => {}
+        LinkEvent::LinkDown { reason: Some(CloseReason::NotAdmitted), .. } => {}
         other => panic!("{other:?}"),
     }
-    assert!(matches!(a.next().await, BulkEvent::LinkDown { .. }));
+    assert!(matches!(a.next().await, LinkEvent::LinkDown { .. }));
     b.dial(&a);
     match b.next().await {
-        BulkEvent::DialFailed { error, .. } => assert!(error.contains("not-admitted"), "{error}"),
+        LinkEvent::DialFailed { error, .. } => assert!(error.contains("not-admitted"), "{error}"),
         other => panic!("{other:?}"),
     }
     a.dial(&b);
     match a.next().await {
-        BulkEvent::DialFailed { error, .. } => assert!(error.contains("revoked"), "{error}"),
+        LinkEvent::DialFailed { error, .. } => assert!(error.contains("revoked"), "{error}"),
         other => panic!("{other:?}"),
     }
     assert_eq!(a.endpoint.stats().not_admitted, 2);
@@ -84,7 +84,7 @@ async fn the_wrong_key_at_an_address() {
     let (mut a, b) = pair().await;
     a.endpoint.dial(keys(7).node(), vec![b.addr()]);
     match a.next().await {
-        BulkEvent::DialFailed { node, error } => {
+        LinkEvent::DialFailed { node, error } => {
             assert_eq!(node, keys(7).node());
             assert!(error.contains(&format!("is {}", b.id.short())), "{error}");
         }
@@ -92,12 +92,12 @@ async fn the_wrong_key_at_an_address() {
     }
     a.endpoint.dial(a.id, vec![a.addr()]);
     match a.next().await {
-        BulkEvent::DialFailed { error, .. } => assert!(error.contains("own key"), "{error}"),
+        LinkEvent::DialFailed { error, .. } => assert!(error.contains("own key"), "{error}"),
         other => panic!("{other:?}"),
     }
     a.endpoint.dial(b.id, vec![]);
     match a.next().await {
-        BulkEvent::DialFailed { error, .. } => assert_eq!(error, "no address"),
+        LinkEvent::DialFailed { error, .. } => assert_eq!(error, "no address"),
         other => panic!("{other:?}"),
     }
 }
@@ -113,18 +113,18 @@ async fn too_many_links_are_refused_as_busy() {
     tokio::join!(hub.expect_up(first.id), first.expect_up(hub_id));
     second.dial(&hub);
     match second.next().await {
-        BulkEvent::DialFailed { error, .. } => assert!(error.contains("busy"), "{error}"),
+        LinkEvent::DialFailed { error, .. } => assert!(error.contains("busy"), "{error}"),
         other => panic!("{other:?}"),
     }
     hub.dial(&second);
     match hub.next().await {
-        BulkEvent::DialFailed { error, .. } => assert!(error.contains("too many links"), "{error}"),
+        LinkEvent::DialFailed { error, .. } => assert!(error.contains("too many links"), "{error}"),
         other => panic!("{other:?}"),
     }
     // A place that was left can be taken.
     hub.endpoint.close(first.id, CloseReason::Idle);
-    assert!(matches!(hub.next().await, BulkEvent::LinkDown { .. }));
-    assert!(matches!(first.next().await, BulkEvent::LinkDown { reason: Some(CloseReason::Idle), .. }));
+    assert!(matches!(hub.next().await, LinkEvent::LinkDown { .. }));
+    assert!(matches!(first.next().await, LinkEvent::LinkDown { reason: Some(CloseReason::Idle), .. }));
     second.dial(&hub);
     tokio::join!(hub.expect_up(second.id), second.expect_up(hub_id));
 }

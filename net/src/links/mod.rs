@@ -45,7 +45,7 @@ use tokio_util::sync::DropGuard;
 
 /// How to run bulk links.
 #[derive(Clone)]
-pub struct BulkConfig {
+pub struct LinkConfig {
     /// Where to listen; port 0 picks one. Empty: dial only.
     pub listen: Vec<SocketAddr>,
     /// Our key.
@@ -91,7 +91,7 @@ pub struct BulkConfig {
     pub busy_dead_after: Duration,
 }
 
-impl BulkConfig {
+impl LinkConfig {
     /// The defaults.
     pub fn new(listen: Vec<SocketAddr>, identity: Identity, admission: Admission) -> Self {
         Self {
@@ -121,7 +121,7 @@ impl BulkConfig {
 
 /// What a link tells its driver.
 #[derive(Debug)]
-pub enum BulkEvent {
+pub enum LinkEvent {
     /// A link is up: both ends are admitted.
     LinkUp {
         /// The other end.
@@ -142,7 +142,7 @@ pub enum BulkEvent {
         /// What went wrong, if something did.
         error: Option<String>,
     },
-    /// [`BulkEndpoint::dial`] did not lead to a link.
+    /// [`LinkEndpoint::dial`] did not lead to a link.
     DialFailed {
         /// Whom we wanted.
         node: NodeId,
@@ -201,7 +201,7 @@ pub enum OutFrame {
         /// From [`encode_announce`].
         body: Bytes,
     },
-    /// A shard or manifest, answered with [`BulkEvent::Sent`].
+    /// A shard or manifest, answered with [`LinkEvent::Sent`].
     Part {
         /// The content.
         content: ContentId,
@@ -303,17 +303,17 @@ pub struct LinkStats {
 }
 
 /// Bulk links of one node. Cheap to clone. Dropping every clone ends all tasks, but only
-/// [`BulkEndpoint::shutdown`] does so politely.
+/// [`LinkEndpoint::shutdown`] does so politely.
 #[derive(Clone)]
-pub struct BulkEndpoint {
+pub struct LinkEndpoint {
     shared: Arc<Shared>,
     local_addrs: Arc<[SocketAddr]>,
     _stop: Arc<DropGuard>,
 }
 
-impl BulkEndpoint {
+impl LinkEndpoint {
     /// Starts listening. Must be called within a tokio runtime. Events must be taken for links to make progress.
-    pub async fn bind(config: BulkConfig) -> Result<(Self, mpsc::Receiver<BulkEvent>), BindError> {
+    pub async fn bind(config: LinkConfig) -> Result<(Self, mpsc::Receiver<LinkEvent>), BindError> {
         let listeners = config.listen.iter().map(|addr| connect::listen(*addr)).collect::<Result<Vec<_>, _>>()?;
         let (shared, events) = Shared::new(config)?;
         let mut local_addrs = Vec::new();
@@ -328,7 +328,7 @@ impl BulkEndpoint {
 
     /// Announcements from now on, in a queue of their own: they need not wait for the payload before them to be taken.
     /// They may then come before their link's `LinkUp` or after its `LinkDown`. `None` when they were split before.
-    pub fn split_announcements(&self) -> Option<mpsc::Receiver<BulkEvent>> {
+    pub fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
         self.shared.split_announcements()
     }
 
@@ -338,7 +338,7 @@ impl BulkEndpoint {
     }
 
     /// Brings a link to `node` up: answered by `LinkUp` or `DialFailed`. Nothing happens when a link is up or being
-    /// dialled already, or after [`BulkEndpoint::shutdown`]. At most [`shoal_proto::limits::ADDRS_MAX`] addresses are tried, in order.
+    /// dialled already, or after [`LinkEndpoint::shutdown`]. At most [`shoal_proto::limits::ADDRS_MAX`] addresses are tried, in order.
     pub fn dial(&self, node: NodeId, addrs: Vec<SocketAddr>) {
         if self.shared.closing.is_cancelled() {
             return;

@@ -3,7 +3,7 @@
 //! Invariant: `LinkUp` is emitted before anything the link brings, and `LinkDown` after all of it, while the node's
 //! seat in the table is still taken.
 
-use super::BulkEvent;
+use super::LinkEvent;
 use super::calm::Pacer;
 use super::limit::LinkLimit;
 use super::queue::Queue;
@@ -251,7 +251,7 @@ where
 {
     let (node, credential) = (link.node, link.credential.clone());
     let Arrival { remote, dialled, slot } = arrival;
-    shared.emit(BulkEvent::LinkUp { node, credential, remote, dialled }).await;
+    shared.emit(LinkEvent::LinkUp { node, credential, remote, dialled }).await;
     let (read_half, mut write_half) = tokio::io::split(stream);
     let mut reader = Reader::new(shared.clone(), link.clone(), read_half);
     let end = {
@@ -266,7 +266,7 @@ where
     };
     // A payload half received gives its memory back before the driver hears of the end.
     let mut read_half = reader.into_io();
-    shared.emit(BulkEvent::LinkDown { node, reason, error }).await;
+    shared.emit(LinkEvent::LinkDown { node, reason, error }).await;
     drop(seat);
     drop(slot);
     if let End::Told(_) | End::Said = end {

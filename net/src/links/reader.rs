@@ -5,7 +5,7 @@
 
 use super::link::Link;
 use super::memory::Payload;
-use super::{BulkEvent, shared::Shared};
+use super::{LinkEvent, shared::Shared};
 use bytes::BufMut;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec::{self, DecodeError};
@@ -101,13 +101,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 self.body(len).await?;
                 let message: Message = codec::decode_exact(&self.scratch)?;
                 message.validate()?;
-                self.emit(BulkEvent::Message { node: self.link.node, message }).await;
+                self.emit(LinkEvent::Message { node: self.link.node, message }).await;
                 Ok(())
             }
             FrameKind::Announce => {
                 self.body(len).await?;
                 let frame: AnnounceFrame = codec::decode_exact(&self.scratch)?;
-                self.emit(BulkEvent::Announce { node: self.link.node, frame }).await;
+                self.emit(LinkEvent::Announce { node: self.link.node, frame }).await;
                 Ok(())
             }
             FrameKind::Ping => {
@@ -176,7 +176,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         let Assembly { content, part, payload, .. } = assembly;
         if let Some(payload) = payload {
             let payload = payload.into_bytes();
-            self.emit(BulkEvent::Part { node: self.link.node, content, part, class, payload }).await;
+            self.emit(LinkEvent::Part { node: self.link.node, content, part, class, payload }).await;
         }
         Ok(())
     }
@@ -231,7 +231,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.assemblies.iter().flatten().count()
     }
 
-    async fn emit(&mut self, event: BulkEvent) {
+    async fn emit(&mut self, event: LinkEvent) {
         if let Err(event) = self.shared.try_emit(event) {
             self.link.clock.block();
             self.shared.emit(*event).await;

@@ -5,7 +5,7 @@
 
 use super::link::Link;
 use super::queue::Outgoing;
-use super::{BulkEvent, shared::Shared};
+use super::{LinkEvent, shared::Shared};
 use bytes::Buf;
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{HEADER_BYTES, Part, SLICE_HEADER_BYTES};
@@ -94,7 +94,7 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
             io.write_all_buf(&mut head.as_slice().chain(body)).await?;
             pace.took(len, began.elapsed());
             if let Some((content, part)) = completes {
-                shared.emit(BulkEvent::Sent { node: link.node, content, part }).await;
+                shared.emit(LinkEvent::Sent { node: link.node, content, part }).await;
             }
         }
         if last {
@@ -162,7 +162,7 @@ async fn flush_gathered(
     io.write_all(gathered).await?;
     gathered.clear();
     for (content, part) in parts.drain(..) {
-        shared.emit(BulkEvent::Sent { node: link.node, content, part }).await;
+        shared.emit(LinkEvent::Sent { node: link.node, content, part }).await;
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use super::hostile::{frame, hello, slice};
 use super::*;
-use crate::bulk::connect::start;
-use crate::bulk::greet::{GreetError, greet};
+use crate::links::connect::start;
+use crate::links::greet::{GreetError, greet};
 use crate::testing::keys;
 use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -55,9 +55,9 @@ async fn by_hand(node: &mut Node, number: u8) -> DuplexStream {
     far
 }
 
-fn error_of(event: BulkEvent) -> String {
+fn error_of(event: LinkEvent) -> String {
     match event {
-        BulkEvent::LinkDown { reason: None, error: Some(error), .. } => error,
+        LinkEvent::LinkDown { reason: None, error: Some(error), .. } => error,
         other => panic!("{other:?}"),
     }
 }
@@ -99,7 +99,7 @@ async fn an_idle_link_lives_on_pings() {
     let (a, mut b) = linked_in_memory().await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     a.endpoint.send(b.id, OutFrame::Message(done(1))).unwrap();
-    assert!(matches!(b.next().await, BulkEvent::Message { .. }));
+    assert!(matches!(b.next().await, LinkEvent::Message { .. }));
     let frames = a.endpoint.link_stats(b.id).unwrap().bytes_in / HEADER_BYTES as u64;
     // One ping or pong about every ten seconds, not more than both ways.
     assert!((55..=125).contains(&frames), "{frames}");
@@ -164,7 +164,7 @@ async fn our_own_slowness_is_not_the_other_ends_silence() {
     .await;
     assert!((25..=31).contains(&pings), "{pings}");
     for _ in 0..5 {
-        assert!(matches!(node.next().await, BulkEvent::Message { .. }));
+        assert!(matches!(node.next().await, LinkEvent::Message { .. }));
     }
     // Now it is the other end that is silent.
     let begin = Instant::now();
@@ -250,7 +250,7 @@ async fn closing_does_not_wait_for_the_deaf() {
     let other = keys(2).node();
     node.endpoint.send(other, part(1, Class::Bulk, pattern(4 << 20, 1))).unwrap();
     node.endpoint.close(other, CloseReason::Idle);
-    assert!(matches!(node.next().await, BulkEvent::LinkDown { reason: None, error: None, .. }));
+    assert!(matches!(node.next().await, LinkEvent::LinkDown { reason: None, error: None, .. }));
     node.endpoint.shutdown(Duration::from_secs(5)).await;
     assert!(node.endpoint.shared.tasks.is_empty());
     drop(far);

@@ -60,9 +60,9 @@ async fn an_address_may_not_fill_the_waiting_room() {
     loop {
         friend.dial(&node);
         match friend.next().await {
-            BulkEvent::LinkUp { .. } => break,
+            LinkEvent::LinkUp { .. } => break,
             // The two may not have been noticed to be gone yet.
-            BulkEvent::DialFailed { .. } => tokio::task::yield_now().await,
+            LinkEvent::DialFailed { .. } => tokio::task::yield_now().await,
             other => panic!("{other:?}"),
         }
     }
@@ -160,7 +160,7 @@ async fn every_violation_ends_the_link_with_a_word() {
         let mut rogue = admitted(&mut node, 2).await;
         rogue.write_all(&bytes).await.unwrap();
         match node.next().await {
-            BulkEvent::LinkDown { reason: None, error: Some(error), .. } => {
+            LinkEvent::LinkDown { reason: None, error: Some(error), .. } => {
                 assert!(error.contains(why), "`{why}` is not in `{error}`");
             }
             other => panic!("{why}: {other:?}"),
@@ -185,7 +185,7 @@ async fn a_truncated_frame_is_a_lost_link() {
         rogue.write_all(bytes).await.unwrap();
         rogue.shutdown().await.unwrap();
         match node.next().await {
-            BulkEvent::LinkDown { reason: None, error: Some(error), .. } => {
+            LinkEvent::LinkDown { reason: None, error: Some(error), .. } => {
                 assert!(error.contains("closed"), "{error}")
             }
             other => panic!("{other:?}"),

@@ -14,8 +14,8 @@ pub use schedule::{LimitSettings, Rates, Window, YieldSettings};
 use governor::{Governor, Nic};
 use serde::Serialize;
 use shoal_net::admission::system_clock;
-use shoal_net::bulk::{BulkEndpoint, LinkRates};
-use shoal_ops::units::Rate;
+use shoal_net::links::{LinkEndpoint, LinkRates};
+use shoal_service::units::Rate;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -64,14 +64,14 @@ struct State {
 #[derive(Clone)]
 pub struct Limits {
     settings: Arc<LimitSettings>,
-    endpoint: BulkEndpoint,
+    endpoint: LinkEndpoint,
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
 }
 
 impl Limits {
     /// Puts the configuration in force. [`Limits::run`] keeps it so.
-    pub fn new(settings: LimitSettings, endpoint: BulkEndpoint) -> Self {
+    pub fn new(settings: LimitSettings, endpoint: LinkEndpoint) -> Self {
         let state = Arc::new(Mutex::new(State { set: Rates::default(), yielding: None }));
         let limits = Self { settings: Arc::new(settings), endpoint, state, changed: Arc::default() };
         limits.apply();

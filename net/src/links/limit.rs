@@ -34,9 +34,9 @@ pub struct LinkRates {
     pub uplink_out: Option<u64>,
     /// Received through the uplink.
     pub uplink_in: Option<u64>,
-    /// Sent to rack-mates.
+    /// Sent to rack peers.
     pub rack_out: Option<u64>,
-    /// Received from rack-mates.
+    /// Received from rack peers.
     pub rack_in: Option<u64>,
     /// Sent of class bulk, to anybody.
     pub bulk_out: Option<u64>,

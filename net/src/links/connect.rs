@@ -7,7 +7,7 @@ use super::limit;
 use super::link::{self, Arrival, Link};
 use super::queue::Queue;
 use super::shared::Shared;
-use super::{BindError, BulkEvent};
+use super::{BindError, LinkEvent};
 use crate::tls::{accept as accept_tls, connect as connect_tls};
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::NodeId;
@@ -153,7 +153,7 @@ pub(super) async fn dial(shared: Arc<Shared>, node: NodeId, addrs: Vec<SocketAdd
     // Before the answer: a dial asked for once the answer is out must not be taken for this one.
     shared.table.end_dial(&node);
     if let (Some(error), false) = (error, up) {
-        shared.emit(BulkEvent::DialFailed { node, error }).await;
+        shared.emit(LinkEvent::DialFailed { node, error }).await;
     }
 }
 

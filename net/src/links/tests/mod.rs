@@ -5,7 +5,7 @@ mod hostile;
 mod order;
 mod quiet;
 
-use crate::bulk::{BulkEvent, ExpectError, OutFrame, SendError, encode_announce};
+use crate::links::{ExpectError, LinkEvent, OutFrame, SendError, encode_announce};
 use crate::testing::{Node, config, linked, pair};
 use bytes::Bytes;
 use shoal_proto::announcement::Class;
@@ -41,8 +41,8 @@ async fn messages_and_announcements_go_both_ways_in_order() {
     for number in 0..50 {
         match (a.next().await, b.next().await) {
             (
-                BulkEvent::Message { node: from_b, message: to_a },
-                BulkEvent::Message { node: from_a, message: to_b },
+                LinkEvent::Message { node: from_b, message: to_a },
+                LinkEvent::Message { node: from_a, message: to_b },
             ) => {
                 assert_eq!((from_a, from_b), (a.id, b.id));
                 assert_eq!((to_a, to_b), (done(number + 100), done(number)));
@@ -51,7 +51,7 @@ async fn messages_and_announcements_go_both_ways_in_order() {
         }
     }
     match b.next().await {
-        BulkEvent::Announce { node, frame: got } => assert_eq!((node, got), (a.id, frame)),
+        LinkEvent::Announce { node, frame: got } => assert_eq!((node, got), (a.id, frame)),
         other => panic!("{other:?}"),
     }
 }
@@ -66,7 +66,7 @@ async fn parts_of_every_interesting_length_arrive_whole() {
     }
     for (number, len) in lengths.into_iter().enumerate() {
         match b.next().await {
-            BulkEvent::Part { node, content, part, class, payload } => {
+            LinkEvent::Part { node, content, part, class, payload } => {
                 assert_eq!((node, content, class), (a.id, CONTENT, Class::Bulk));
                 assert_eq!(part, Part::Shard(ShardIndex(number as u32)));
                 assert!(payload == pattern(len, number), "part {number} of {len} bytes");
@@ -74,7 +74,7 @@ async fn parts_of_every_interesting_length_arrive_whole() {
             other => panic!("{other:?}"),
         }
         match a.next().await {
-            BulkEvent::Sent { node, part, .. } => {
+            LinkEvent::Sent { node, part, .. } => {
                 assert_eq!((node, part), (b.id, Part::Shard(ShardIndex(number as u32))))
             }
             other => panic!("{other:?}"),
@@ -104,14 +104,14 @@ async fn a_manifest_comes_only_where_it_is_expected() {
         a.endpoint.send(b.id, send(content)).unwrap();
     }
     match b.next().await {
-        BulkEvent::Part { content, part: Part::Manifest, payload, .. } => {
+        LinkEvent::Part { content, part: Part::Manifest, payload, .. } => {
             assert_eq!(content, right);
             assert!(payload == manifest);
         }
         other => panic!("{other:?}"),
     }
     assert_eq!(b.endpoint.stats().unexpected, 2 * manifest.len() as u64);
-    assert!(matches!(a.next().await, BulkEvent::Sent { part: Part::Manifest, .. }));
+    assert!(matches!(a.next().await, LinkEvent::Sent { part: Part::Manifest, .. }));
     assert_eq!(b.endpoint.expect_manifest(a.id, right, 1 << 40), Err(ExpectError::Invalid));
     assert_eq!(b.endpoint.expect_manifest(b.id, right, 9), Err(ExpectError::Gone));
 }
@@ -127,12 +127,12 @@ async fn both_dial_at_once_and_get_one_link() {
         // Whatever else the race may bring would come before the answers to these.
         a.endpoint.send(b.id, OutFrame::Message(done(1))).unwrap();
         b.endpoint.send(a.id, OutFrame::Message(done(2))).unwrap();
-        assert!(matches!(a.next().await, BulkEvent::Message { .. }));
-        assert!(matches!(b.next().await, BulkEvent::Message { .. }));
+        assert!(matches!(a.next().await, LinkEvent::Message { .. }));
+        assert!(matches!(b.next().await, LinkEvent::Message { .. }));
         tokio::join!(a.endpoint.shutdown(Duration::from_secs(5)), b.endpoint.shutdown(Duration::from_secs(5)));
         for node in [&mut a, &mut b] {
             let rest: Vec<_> = std::iter::from_fn(|| node.events.try_recv().ok()).collect();
-            assert!(matches!(rest.as_slice(), [BulkEvent::LinkDown { .. }]), "{rest:?}");
+            assert!(matches!(rest.as_slice(), [LinkEvent::LinkDown { .. }]), "{rest:?}");
         }
     }
 }
@@ -143,11 +143,11 @@ async fn closing_tells_the_other_end_why() {
     a.endpoint.close(b.id, CloseReason::Banned);
     assert_eq!(a.endpoint.send(b.id, OutFrame::Message(done(1))), Err(SendError::Gone));
     match b.next().await {
-        BulkEvent::LinkDown { node, reason: Some(CloseReason::Banned), error: None } => assert_eq!(node, a.id),
+        LinkEvent::LinkDown { node, reason: Some(CloseReason::Banned), error: None } => assert_eq!(node, a.id),
         other => panic!("{other:?}"),
     }
     match a.next().await {
-        BulkEvent::LinkDown { node, reason: None, error: None } => assert_eq!(node, b.id),
+        LinkEvent::LinkDown { node, reason: None, error: None } => assert_eq!(node, b.id),
         other => panic!("{other:?}"),
     }
     // And the seat is free again.
@@ -166,14 +166,14 @@ async fn shutdown_sends_what_was_said_and_leaves_no_task() {
     assert!(a.endpoint.shared.tasks.is_empty());
     assert!(a.endpoint.shared.tasks.is_closed());
     for _ in 0..20 {
-        assert!(matches!(b.next().await, BulkEvent::Message { .. }));
+        assert!(matches!(b.next().await, LinkEvent::Message { .. }));
     }
-    assert!(matches!(b.next().await, BulkEvent::LinkDown { reason: Some(CloseReason::Shutdown), .. }));
-    assert!(matches!(a.next().await, BulkEvent::LinkDown { reason: None, error: None, .. }));
+    assert!(matches!(b.next().await, LinkEvent::LinkDown { reason: Some(CloseReason::Shutdown), .. }));
+    assert!(matches!(a.next().await, LinkEvent::LinkDown { reason: None, error: None, .. }));
     // Nobody listens there any more, and that is an answer.
     b.dial(&a);
     let event = b.next().await;
-    assert!(matches!(event, BulkEvent::DialFailed { .. }), "{event:?}");
+    assert!(matches!(event, LinkEvent::DialFailed { .. }), "{event:?}");
     // Neither does the closed endpoint dial.
     a.dial(&b);
     drop(a.endpoint);
@@ -187,7 +187,7 @@ async fn dropping_the_endpoint_ends_its_tasks() {
     shared.tasks.close();
     drop(a);
     shared.tasks.wait().await;
-    assert!(matches!(b.next().await, BulkEvent::LinkDown { reason: None, error: Some(_), .. }));
+    assert!(matches!(b.next().await, LinkEvent::LinkDown { reason: None, error: Some(_), .. }));
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn ipv6_and_several_addresses() {
     b.endpoint.dial(a.id, vec![closed, c.addr(), v6]);
     a.expect_up(b.id).await;
     match b.next().await {
-        BulkEvent::LinkUp { node, remote, dialled: true, credential } => {
+        LinkEvent::LinkUp { node, remote, dialled: true, credential } => {
             assert_eq!((node, remote, credential.node), (a.id, v6, a.id));
         }
         other => panic!("{other:?}"),

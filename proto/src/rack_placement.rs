@@ -5,7 +5,7 @@
 //! hosts may be lost: m hosts in racks of k + m and more. In smaller racks one host may be lost all the same: what a host
 //! would hold beyond m shards of a stripe, the next one holds too.
 //!
-//! Invariant: equal hosts and equal geometry deal alike, whoever asks; every shard has a holder.
+//! Invariant: equal hosts and equal geometry placement alike, whoever asks; every shard has a holder.
 
 use crate::codec::DecodeError;
 use crate::geometry::Geometry;
@@ -16,10 +16,10 @@ use minicbor::{Decode, Encode};
 /// The hosts among which a content's shards are dealt, ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]
-pub struct Deal(#[n(0)] Vec<HostIndex>);
+pub struct RackPlacement(#[n(0)] Vec<HostIndex>);
 
-impl Deal {
-    /// A deal over these hosts, in whatever order they come.
+impl RackPlacement {
+    /// A placement over these hosts, in whatever order they come.
     pub fn new(hosts: impl IntoIterator<Item = HostIndex>) -> Self {
         let mut hosts: Vec<HostIndex> = hosts.into_iter().collect();
         hosts.sort_unstable();
@@ -37,13 +37,13 @@ impl Deal {
         self.0.binary_search(&host).is_ok()
     }
 
-    /// Checks the bounds. Called on every deal received.
+    /// Checks the bounds. Called on every placement received.
     pub fn validate(&self) -> Result<(), DecodeError> {
-        if self.0.len() > limits::DEAL_HOSTS_MAX {
-            return Err(DecodeError::TooLong { len: self.0.len(), max: limits::DEAL_HOSTS_MAX });
+        if self.0.len() > limits::PLACEMENT_HOSTS_MAX {
+            return Err(DecodeError::TooLong { len: self.0.len(), max: limits::PLACEMENT_HOSTS_MAX });
         }
         if !self.0.is_sorted_by(|a, b| a < b) {
-            return Err(DecodeError::invalid("deal", "hosts are not in order"));
+            return Err(DecodeError::invalid("placement", "hosts are not in order"));
         }
         Ok(())
     }
@@ -106,16 +106,16 @@ mod tests {
         Geometry::new(data, parity, 64, &ContentId([7; 32]), vec![1000u32; pieces].into()).unwrap()
     }
 
-    fn deal(hosts: u32) -> Deal {
-        Deal::new((0..hosts).map(|host| HostIndex(host * 3 + 1)))
+    fn placement(hosts: u32) -> RackPlacement {
+        RackPlacement::new((0..hosts).map(|host| HostIndex(host * 3 + 1)))
     }
 
     /// Whether the hosts left can make every stripe.
-    fn is_whole(deal: &Deal, geometry: &Geometry, lost: &BTreeSet<HostIndex>) -> bool {
+    fn is_whole(placement: &RackPlacement, geometry: &Geometry, lost: &BTreeSet<HostIndex>) -> bool {
         (0..geometry.stripe_count()).map(StripeIndex).all(|stripe| {
             let held = geometry
                 .stripe_shards(stripe)
-                .filter(|shard| deal.holders(geometry, *shard).any(|holder| !lost.contains(&holder)));
+                .filter(|shard| placement.holders(geometry, *shard).any(|holder| !lost.contains(&holder)));
             held.count() as u32 >= geometry.stripe_data(stripe)
         })
     }
@@ -125,14 +125,14 @@ mod tests {
         fn the_promised_number_of_hosts_may_be_lost(
             data in 1u8..20, parity in 0u8..6, hosts in 1u32..30, pieces in 1usize..200, start in any::<u32>(),
         ) {
-            let (geometry, deal) = (geometry(data, parity, pieces), deal(hosts));
-            let survives = deal.survives(&geometry);
+            let (geometry, placement) = (geometry(data, parity, pieces), placement(hosts));
+            let survives = placement.survives(&geometry);
             prop_assert!(survives >= usize::from(hosts > 1));
             prop_assert!(survives <= usize::from(parity).max(1));
             // Neighbours are the worst to lose, wherever they begin.
             for step in [1, 2, 3] {
-                let lost = (0..survives as u32).map(|at| deal.hosts()[((start % hosts + at * step) % hosts) as usize]);
-                prop_assert!(is_whole(&deal, &geometry, &lost.collect()));
+                let lost = (0..survives as u32).map(|at| placement.hosts()[((start % hosts + at * step) % hosts) as usize]);
+                prop_assert!(is_whole(&placement, &geometry, &lost.collect()));
             }
         }
 
@@ -140,10 +140,10 @@ mod tests {
         fn shares_are_even_and_cover_everything(
             data in 1u8..20, parity in 0u8..6, hosts in 1u32..30, pieces in 1usize..200,
         ) {
-            let (geometry, deal) = (geometry(data, parity, pieces), deal(hosts));
+            let (geometry, placement) = (geometry(data, parity, pieces), placement(hosts));
             let mut all = BTreeSet::new();
-            for host in deal.hosts() {
-                let share: Vec<ShardIndex> = deal.share(&geometry, *host).collect();
+            for host in placement.hosts() {
+                let share: Vec<ShardIndex> = placement.share(&geometry, *host).collect();
                 prop_assert!(share.is_sorted());
                 all.extend(share);
             }
@@ -155,28 +155,28 @@ mod tests {
 
     #[test]
     fn a_full_rack_keeps_one_of_each_and_survives_m() {
-        let (geometry, deal) = (geometry(16, 4, 16 * 50), deal(20));
-        assert_eq!(deal.survives(&geometry), 4);
-        let held: usize = deal.hosts().iter().map(|host| deal.share(&geometry, *host).count()).sum();
+        let (geometry, placement) = (geometry(16, 4, 16 * 50), placement(20));
+        assert_eq!(placement.survives(&geometry), 4);
+        let held: usize = placement.hosts().iter().map(|host| placement.share(&geometry, *host).count()).sum();
         assert_eq!(held, 20 * 50, "(k + m) / k of the content");
-        for host in deal.hosts() {
-            assert_eq!(deal.share(&geometry, *host).count(), 50);
+        for host in placement.hosts() {
+            assert_eq!(placement.share(&geometry, *host).count(), 50);
         }
     }
 
     #[test]
     fn a_small_rack_pays_for_one_host() {
-        let (geometry, deal) = (geometry(16, 4, 16 * 50), deal(4));
-        assert_eq!(deal.survives(&geometry), 1);
-        let held: usize = deal.hosts().iter().map(|host| deal.share(&geometry, *host).count()).sum();
+        let (geometry, placement) = (geometry(16, 4, 16 * 50), placement(4));
+        assert_eq!(placement.survives(&geometry), 1);
+        let held: usize = placement.hosts().iter().map(|host| placement.share(&geometry, *host).count()).sum();
         assert_eq!(held, 24 * 50, "one and a half times the content instead of four times");
     }
 
     #[test]
     fn what_is_no_deal_is_refused() {
-        assert!(Deal(vec![HostIndex(2), HostIndex(2)]).validate().is_err());
-        assert!(Deal(vec![HostIndex(2), HostIndex(1)]).validate().is_err());
-        assert!(Deal::new((0..2000).map(HostIndex)).validate().is_err());
-        assert!(Deal::new([HostIndex(2), HostIndex(1), HostIndex(2)]).validate().is_ok());
+        assert!(RackPlacement(vec![HostIndex(2), HostIndex(2)]).validate().is_err());
+        assert!(RackPlacement(vec![HostIndex(2), HostIndex(1)]).validate().is_err());
+        assert!(RackPlacement::new((0..2000).map(HostIndex)).validate().is_err());
+        assert!(RackPlacement::new([HostIndex(2), HostIndex(1), HostIndex(2)]).validate().is_ok());
     }
 }
