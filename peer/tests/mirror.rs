@@ -64,7 +64,7 @@ impl Image {
         let index = ImageIndex { reference: self.reference.clone(), root: self.root(), blobs };
         let source = |blob: &ImageBlob| {
             let bytes = if blob.media_type == LAYER { self.layer.clone() } else { self.manifest.clone() };
-            Ok(BlobSource::Read(Box::new(Cursor::new(bytes))))
+            Ok(BlobSource::Reader(Box::new(Cursor::new(bytes))))
         };
         let progress = Arc::new(IngestProgress::default());
         store.ingest_image(index, source, None, &IngestOptions::default(), &progress).unwrap().content
@@ -338,8 +338,8 @@ fn an_image_on_its_way_is_streamed_and_cut_when_it_stops() {
     let put = |piece: u32| {
         let shard = begun.geometry.shard_of(PieceIndex(piece));
         let bytes: Bytes = source.read(&content, shard).unwrap();
-        mirror.store.put(&content, shard, bytes, 0).unwrap();
-        until("it is verified", || mirror.store.held(&content) == Some(piece + 1));
+        mirror.store.submit_shard(&content, shard, bytes, 0).unwrap();
+        until("it is verified", || mirror.store.pieces_stored(&content) == Some(piece + 1));
     };
     assert_eq!(mirror.get(&layer).status, 404, "nothing comes: the puller is sent on");
     put(0);

@@ -24,7 +24,7 @@ use shoal_proto::manifest::Manifest;
 use shoal_proto::trust::{Envelope, Keypair};
 use shoal_service::http::ApiError;
 use shoal_store::ingest::IngestOptions;
-use shoal_store::small_manifest;
+use shoal_store::inline_manifest;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, oneshot};
@@ -120,7 +120,7 @@ impl Feeds {
         let sequence = self.next_sequence(name, published_at_ms).await?;
         let size = data.len() as u64;
         let (content, manifest_bytes, small) = if size <= limits::INLINE_DATA_BYTES_MAX {
-            let manifest = small_manifest(&data).to_bytes();
+            let manifest = inline_manifest(&data).to_bytes();
             (Manifest::id(&manifest), manifest.len() as u64, Some((Bytes::from(manifest), data)))
         } else {
             let (content, manifest_bytes) = self.ingest(name, data).await?;

@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shoal_proto::ids::{ContentId, Hash, PieceIndex, ShardIndex};
-use shoal_store::codec::{ErasureCodec, Rs};
-use shoal_store::cut::Cutter;
+use shoal_store::cdc::Cutter;
+use shoal_store::erasure::{ErasureCode, ReedSolomonCode};
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{Store, StoreConfig, StoreEvent};
 use std::hint::black_box;
@@ -57,7 +57,7 @@ fn pieces(payload: &[u8], mut each: impl FnMut(Bytes)) {
 fn coding(c: &mut Criterion) {
     let payload = noise(DATA * PIECE);
     let stripe: Vec<&[u8]> = payload.chunks(PIECE).collect();
-    let code = Rs::new(DATA, PARITY).expect("a sensible code");
+    let code = ReedSolomonCode::new(DATA, PARITY).expect("a sensible code");
     let mut group = c.benchmark_group("code");
     group.throughput(Throughput::Bytes((DATA * PIECE) as u64));
     group.bench_function("encode_16_4", |b| {
@@ -73,7 +73,7 @@ fn coding(c: &mut Criterion) {
 
 fn open(dir: &Path) -> (Store, Receiver<StoreEvent>) {
     let (sender, receiver) = sync_channel(1024);
-    let config = StoreConfig { hot: 12 << 20, unwritten: 32 << 20, ..StoreConfig::new(dir) };
+    let config = StoreConfig { cache_bytes: 12 << 20, unwritten_bytes: 32 << 20, ..StoreConfig::new(dir) };
     // The bench may be over before the last event.
     let sink = move |event| drop(sender.send(event));
     (Store::open(config, Box::new(sink)).expect("the store can be opened"), receiver)
@@ -127,7 +127,7 @@ fn put_all(store: &Store, events: &Receiver<StoreEvent>, content: &ContentId, sh
         if at >= WINDOW {
             events.recv().expect("an event for each shard");
         }
-        store.put(content, *shard, payload.clone(), 0).expect("the store takes it");
+        store.submit_shard(content, *shard, payload.clone(), 0).expect("the store takes it");
     }
     (0..shards.len().min(WINDOW)).for_each(|_| drop(events.recv().expect("an event for each shard")));
     assert!(shards.iter().all(|(shard, _)| store.read(content, *shard).is_ok()));

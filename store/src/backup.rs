@@ -25,7 +25,7 @@ impl Store {
     /// The files of every content that is whole, within the store's folder.
     pub fn export_files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
-        for record in self.records().into_iter().filter(|record| self.is_whole(&record.content)) {
+        for record in self.contents().into_iter().filter(|record| self.is_whole(&record.content)) {
             let folder = Path::new("contents").join(record.content.to_string());
             let streams = (0..record.manifest.streams.len()).map(|stream| crate::layout::stream_path(&folder, stream));
             files.extend(streams);

@@ -3,12 +3,12 @@
 //! Invariant: a blob that is here already is neither read from its source nor stored again, and no content comes of a blob
 //! whose bytes are not what its digest says.
 
-use crate::cut::{Cutter, average_for_blob};
+use crate::cdc::{Cutter, average_blob_piece_bytes};
 use crate::ingest::{
     IngestError, IngestOptions, IngestProgress, Ingested, MANIFEST_BYTES_PER_PIECE, Part, send_pieces, write_streams,
 };
 use crate::layout::stream_path;
-use crate::room::Promise;
+use crate::space::SpaceReservation;
 use crate::store::{Content, Store};
 use aws_lc_rs::digest::{Context, SHA256};
 use shoal_proto::ids::{Hash, PieceIndex};
@@ -25,9 +25,9 @@ use std::sync::mpsc::SyncSender;
 /// Where a blob's bytes come from.
 pub enum BlobSource {
     /// They are read and copied.
-    Read(Box<dyn Read + Send>),
+    Reader(Box<dyn Read + Send>),
     /// A file that nobody writes to any more, on the store's disk: it becomes the stream as it is.
-    Own(PathBuf),
+    File(PathBuf),
 }
 
 /// How a blob gets into the folder.
@@ -40,8 +40,8 @@ enum Plan {
 
 impl Store {
     /// Evicts what may go until `bytes` fit, and keeps that room until the promise is dropped. Blocks.
-    pub fn reserve(&self, bytes: u64) -> Result<Promise, IngestError> {
-        Ok(self.make_room(bytes)?.0)
+    pub fn reserve_space(&self, bytes: u64) -> Result<SpaceReservation, IngestError> {
+        Ok(self.make_space(bytes)?.0)
     }
 
     /// Takes in an image. `open` gives the bytes of blobs that are not here yet. With room reserved for it before, none is
@@ -50,7 +50,7 @@ impl Store {
         &self,
         image: ImageIndex,
         mut open: impl FnMut(&ImageBlob) -> io::Result<BlobSource> + Send,
-        room: Option<Promise>,
+        room: Option<SpaceReservation>,
         options: &IngestOptions,
         progress: &Arc<IngestProgress>,
     ) -> Result<Ingested, IngestError> {
@@ -71,8 +71,8 @@ impl Store {
         let _room = match room {
             Some(room) => room,
             None => {
-                let pieces = size / u64::from(average_for_blob("tar", size)) + image.blobs.len() as u64;
-                self.reserve(size - shared.bytes() + pieces * MANIFEST_BYTES_PER_PIECE)?
+                let pieces = size / u64::from(average_blob_piece_bytes("tar", size)) + image.blobs.len() as u64;
+                self.reserve_space(size - shared.bytes() + pieces * MANIFEST_BYTES_PER_PIECE)?
             }
         };
         let cut = write_streams(&folder.path, options, |queue| {
@@ -146,8 +146,8 @@ impl Feed<'_> {
         let bad = |why: String| IngestError::Blob { digest: blob.digest, why };
         let source = open(blob).map_err(|error| bad(format!("cannot be read: {error}")))?;
         let (reader, write): (Box<dyn Read + Send>, bool) = match source {
-            BlobSource::Read(reader) => (reader, true),
-            BlobSource::Own(path) => {
+            BlobSource::Reader(reader) => (reader, true),
+            BlobSource::File(path) => {
                 let file = File::open(&path).map_err(|error| bad(format!("cannot be read: {error}")))?;
                 // Where there are no hard links it is copied.
                 let linked = fs::hard_link(&path, stream_path(self.folder, number)).is_ok();
@@ -158,7 +158,7 @@ impl Feed<'_> {
             return Ok(());
         }
         let checked = Checked { reader, sha256: Context::new(&SHA256), left: blob.size };
-        let mut cutter = Cutter::new(checked, average_for_blob(&blob.media_type, blob.size));
+        let mut cutter = Cutter::new(checked, average_blob_piece_bytes(&blob.media_type, blob.size));
         send_pieces(&mut cutter, &self.queue, self.progress).map_err(|error| match error {
             IngestError::Store(error) => bad(error.to_string()),
             other => other,

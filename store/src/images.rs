@@ -126,7 +126,7 @@ impl Inner {
     pub(crate) fn used(&self) -> u64 {
         let mut seen = HashSet::new();
         let contents = lock(&self.contents);
-        let whole = contents.values().filter(|content| !content.is_shed());
+        let whole = contents.values().filter(|content| !content.is_whole_dropped());
         let files = whole.flat_map(|content| content.layout.extents());
         let linked = lock(&self.linked).clone();
         let shares: u64 = contents.values().map(|content| content.extra.load(Ordering::Relaxed)).sum();

@@ -3,8 +3,8 @@
 //! Two threads: one reads and cuts, the other hashes, codes and writes. Memory is a few stripes whatever the size.
 //! Invariant: either the content is complete and durable in the store, or nothing is left of the attempt.
 
-use crate::codec::{ErasureCodec, Rs};
-use crate::cut::{Cutter, average_for};
+use crate::cdc::{Cutter, average_piece_bytes};
+use crate::erasure::{ErasureCode, ReedSolomonCode};
 use crate::layout;
 use crate::store::{BeginError, FinishError, Store};
 pub use crate::walk::WalkError;
@@ -132,9 +132,9 @@ impl Store {
     ) -> Result<Ingested, IngestError> {
         let listing = walk::list(source)?;
         progress.total.store(listing.size, Ordering::Relaxed);
-        let average = options.average.unwrap_or_else(|| average_for(listing.size));
+        let average = options.average.unwrap_or_else(|| average_piece_bytes(listing.size));
         let need = listing.size + listing.size / u64::from(average.max(1)) * MANIFEST_BYTES_PER_PIECE;
-        let (_promise, _evicted) = self.make_room(need)?;
+        let (_promise, _evicted) = self.make_space(need)?;
         let folder = self.ingest_folder()?;
         let result = (|| {
             let stream = Stream::new(listing.sources);
@@ -254,7 +254,7 @@ pub(crate) fn send_pieces<R: Read>(
 }
 
 fn write_parts(folder: &Path, queue: &Receiver<Part>, options: &IngestOptions) -> Result<Cut, IngestError> {
-    let code = Rs::new(usize::from(options.data), usize::from(options.parity))
+    let code = ReedSolomonCode::new(usize::from(options.data), usize::from(options.parity))
         .map_err(|error| IngestError::Limit(error.to_string()))?;
     let mut cut = Cut::default();
     let mut stream = None;
@@ -289,7 +289,7 @@ fn write_parts(folder: &Path, queue: &Receiver<Part>, options: &IngestOptions) -
     Ok(cut)
 }
 
-pub(crate) fn code_stripe(code: &Rs, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
+pub(crate) fn code_stripe(code: &ReedSolomonCode, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
     let pieces: Vec<&[u8]> = stripe.iter().map(|piece| &piece[..]).collect();
     for row in 0..usize::from(parity) {
         cut.parity_hashes.extend_from_slice(Hash::of(&code.parity(row, &pieces)).as_bytes());

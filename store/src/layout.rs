@@ -1,6 +1,6 @@
 //! Where a content's bytes lie: one preallocated file a stream, pieces end to end.
 
-use crate::direct::{self, BLOCK, Bounce, Edges, floor};
+use crate::direct_io::{self, BLOCK, Bounce, Edges, floor};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::{Errno, pread};
@@ -229,7 +229,7 @@ impl Layout {
     }
 
     /// How far into a block of the disk a piece begins, bytes.
-    pub(crate) fn phase(&self, piece: PieceIndex) -> usize {
+    pub(crate) fn block_offset(&self, piece: PieceIndex) -> usize {
         (self.offsets[piece.index()] % BLOCK as u64) as usize
     }
 
@@ -260,7 +260,7 @@ impl Layout {
             let mut edges = lock(&self.edges);
             let edges = edges.entry(stream).or_default();
             let written =
-                self.file(stream, Way::Direct).and_then(|file| direct::write(&file, edges, bounce, offset, around));
+                self.file(stream, Way::Direct).and_then(|file| direct_io::write(&file, edges, bounce, offset, around));
             match written {
                 Ok(()) => {}
                 // Not every file system can.

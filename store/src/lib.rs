@@ -4,34 +4,34 @@
 //! Invariant: a content marked complete is durable and whole; everything else can be lost and is found out at restart by
 //! hashing what is there.
 //!
-//! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the threads in [`verify`] and [`writer`];
-//! recently arrived shards in [`hot`]; parity in [`codec`]; images and their blobs in [`images`]; what is kept of a demoted
-//! content in [`share`]; versions of feeds in `store/versions`; taking a directory in with [`ingest`] and cutting it in
-//! [`cut`]; small records in [`index`], in and out in [`backup`].
+//! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the threads in [`verifier`] and [`writer`];
+//! recently arrived shards in [`shard_cache`]; parity in [`erasure`]; images and their blobs in [`images`]; what is kept of a demoted
+//! content in [`rack_share`]; versions of feeds in `store/versions`; taking a directory in with [`ingest`] and cutting it in
+//! [`cdc`]; small records in [`index`], in and out in [`backup`].
 
 pub mod backup;
-pub mod codec;
-pub mod cut;
-mod direct;
-mod hot;
+pub mod cdc;
+mod direct_io;
+pub mod erasure;
 mod image_ingest;
 pub mod images;
 pub mod index;
 pub mod ingest;
 mod layout;
-mod records;
-mod reuse;
-mod room;
-pub mod share;
+mod local_dedup;
+pub mod rack_share;
+mod shard_cache;
+mod space;
+mod state_kv;
 pub mod store;
-mod verify;
+mod verifier;
 mod walk;
 mod writer;
 
 pub use image_ingest::BlobSource;
-pub use room::Promise;
-pub use share::{FoundShare, Share, ShareError};
+pub use rack_share::{RackShare, RackShareError, StoredShare};
+pub use space::SpaceReservation;
 pub use store::{
-    BeginError, Begun, FinishError, OpenError, PutError, ReadError, Record, Store, StoreConfig, StoreEvent, Usage,
-    VERSION_PIECE_BYTES_AVG, small_manifest,
+    BeginError, Begun, FinishError, OpenError, ReadError, SUBMIT_QUEUE_MAX, Store, StoreConfig, StoreEvent,
+    StoredContent, SubmitError, Usage, VERSION_PIECE_BYTES_AVG, inline_manifest,
 };

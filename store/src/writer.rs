@@ -5,7 +5,7 @@
 //! disk stands still: whoever does not forward is taken for gone.
 //! Invariant: a piece is counted as here only once it is written; until then it is in the hot cache.
 
-use crate::direct::Bounce;
+use crate::direct_io::Bounce;
 use crate::store::{Content, Inner, StoreEvent};
 use bytes::Bytes;
 use shoal_proto::ids::PieceIndex;
@@ -75,7 +75,7 @@ fn run(inner: &Inner, queue: &Receiver<Write>) {
                     inner.tell(StoreEvent::WriteFailed { content: content.id, error: error.to_string() });
                 }
             }
-            inner.hot.written(&key, payload.len());
+            inner.cache.written(&key, payload.len());
         }
     });
 }
@@ -85,7 +85,7 @@ fn flush(due: &Receiver<Flush>) {
         if let Err(error) = content.layout.flush(stream) {
             // The kernel tells each error once: completing must not miss it.
             tracing::warn!(content = %content.id.short(), %error, "cannot write out");
-            content.spoilt.store(true, Ordering::Release);
+            content.write_failed.store(true, Ordering::Release);
         }
     }
 }

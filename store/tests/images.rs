@@ -54,7 +54,7 @@ fn ingest(store: &Store, index: ImageIndex, bytes: &[Vec<u8>]) -> Result<(Conten
     let source = |blob: &ImageBlob| {
         read.push(blob.digest);
         let bytes = bytes.iter().find(|bytes| sha256(bytes) == blob.digest || bytes.len() as u64 == blob.size);
-        Ok(BlobSource::Read(Box::new(Cursor::new(bytes.unwrap().clone()))))
+        Ok(BlobSource::Reader(Box::new(Cursor::new(bytes.unwrap().clone()))))
     };
     let options = IngestOptions::default();
     let ingested = store.ingest_image(index, source, None, &options, &Arc::new(IngestProgress::default()))?;
@@ -71,7 +71,7 @@ fn fetch(from: &Store, to: &Store, events: &Receiver<StoreEvent>, id: &ContentId
         let shard = begun.geometry.shard_of(piece);
         let bytes: Bytes = from.read(id, shard).unwrap();
         moved += bytes.len() as u64;
-        to.put(id, shard, bytes, 0).unwrap();
+        to.submit_shard(id, shard, bytes, 0).unwrap();
         assert!(matches!(events.recv().unwrap(), StoreEvent::Verified { .. }));
     }
     to.finish(id).unwrap();
@@ -171,7 +171,7 @@ fn wrong_bytes_make_no_content() {
         let (layer, root) = (with(layer), index.root);
         let source = |blob: &ImageBlob| {
             let bytes = layer[usize::from(blob.digest != root)].clone();
-            Ok(BlobSource::Read(Box::new(Cursor::new(bytes))))
+            Ok(BlobSource::Reader(Box::new(Cursor::new(bytes))))
         };
         let (options, progress) = (IngestOptions::default(), Arc::new(IngestProgress::default()));
         match store.ingest_image(index.clone(), source, None, &options, &progress) {
@@ -197,8 +197,8 @@ fn a_file_of_our_own_becomes_the_stream() {
     for (blob, bytes) in index.blobs.iter().zip(&bytes) {
         fs::write(dir.path().join(blob.digest.hex()), bytes).unwrap();
     }
-    let source = |blob: &ImageBlob| Ok(BlobSource::Own(dir.path().join(blob.digest.hex())));
-    let room = store.reserve(300_000).unwrap();
+    let source = |blob: &ImageBlob| Ok(BlobSource::File(dir.path().join(blob.digest.hex())));
+    let room = store.reserve_space(300_000).unwrap();
     let (options, progress) = (IngestOptions::default(), Arc::new(IngestProgress::default()));
     store.ingest_image(index.clone(), source, Some(room), &options, &progress).unwrap();
     let layer = index.blobs[1].digest;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, PieceIndex, ShardIndex, StripeIndex};
 use shoal_store::ingest::{IngestError, IngestOptions, IngestProgress, WalkError};
-use shoal_store::{BeginError, PutError, ReadError, Store, StoreConfig, StoreEvent};
+use shoal_store::{BeginError, ReadError, Store, StoreConfig, StoreEvent, SubmitError};
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
@@ -46,7 +46,7 @@ fn fetch(from: &Store, to: &Store, events: &Receiver<StoreEvent>, id: &ContentId
     let geometry = from.manifest(id).unwrap().geometry(id).unwrap();
     for piece in pieces.iter() {
         let shard = geometry.shard_of(PieceIndex(piece));
-        to.put(id, shard, from.read(id, shard).unwrap(), 7).unwrap();
+        to.submit_shard(id, shard, from.read(id, shard).unwrap(), 7).unwrap();
         assert_eq!(events.recv().unwrap(), StoreEvent::Verified { content: *id, shard, token: 7 });
     }
 }
@@ -134,7 +134,7 @@ fn garbled_pieces_are_found_at_restart() {
     drop(peer);
     fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"garbage", 500_000).unwrap();
     let (peer, _events) = open(&dir.path().join("peer"));
-    assert_eq!(peer.records()[0].have.count(), all.count() - 1);
+    assert_eq!(peer.contents()[0].have.count(), all.count() - 1);
 }
 
 #[test]
@@ -147,12 +147,12 @@ fn bad_shards_are_refused() {
     bytes[0] ^= 1;
     for (shard, payload) in [(0, Bytes::from(bytes)), (1, Bytes::new()), (u32::MAX, Bytes::from_static(b"x"))] {
         let shard = ShardIndex(shard);
-        peer.put(&id, shard, payload, 1).unwrap();
+        peer.submit_shard(&id, shard, payload, 1).unwrap();
         assert_eq!(events.recv().unwrap(), StoreEvent::Corrupt { content: id, shard, token: 1 });
         assert!(matches!(peer.read(&id, shard), Err(ReadError::NotHere)));
     }
     let unknown = ContentId([9; 32]);
-    assert!(matches!(peer.put(&unknown, ShardIndex(0), Bytes::new(), 0), Err(PutError::Unknown)));
+    assert!(matches!(peer.submit_shard(&unknown, ShardIndex(0), Bytes::new(), 0), Err(SubmitError::Unknown)));
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn parity_stands_in_for_missing_pieces() {
     for place in parity..u32::from(geometry.data()) + parity {
         let shard = geometry.shard_at(stripe, place);
         if geometry.split(shard).is_some() {
-            peer.put(&id, shard, seeder.read(&id, shard).unwrap(), 0).unwrap();
+            peer.submit_shard(&id, shard, seeder.read(&id, shard).unwrap(), 0).unwrap();
             assert!(matches!(events.recv().unwrap(), StoreEvent::Verified { .. }));
         }
     }

@@ -8,7 +8,7 @@ use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, Hash, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob, Reference, is_manifest};
 use shoal_proto::manifest::Manifest;
-use shoal_store::{ReadError, Record, Store};
+use shoal_store::{ReadError, Store, StoredContent};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -71,9 +71,9 @@ impl Images {
     }
 
     /// Contents on their way here; of what was demoted nothing more comes.
-    fn arriving(&self) -> impl Iterator<Item = Record> {
-        let demoted = |record: &Record| record.share.as_ref().is_some_and(|found| found.share.shed);
-        self.store.records().into_iter().filter(move |record| !record.complete && !demoted(record))
+    fn arriving(&self) -> impl Iterator<Item = StoredContent> {
+        let demoted = |record: &StoredContent| record.share.as_ref().is_some_and(|found| found.share.whole_dropped);
+        self.store.contents().into_iter().filter(move |record| !record.complete && !demoted(record))
     }
 
     /// Descriptors of the complete images here that say they are about this manifest: signatures, lists of parts. Blocks.
@@ -184,7 +184,7 @@ impl Blob {
 
     /// Pieces of its content that are here: grows while it arrives. `None` when the content is gone.
     pub(crate) fn progress(&self) -> Option<u32> {
-        self.store.held(&self.content)
+        self.store.pieces_stored(&self.content)
     }
 }
 

@@ -10,7 +10,7 @@ use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{HostState, Reason};
-use shoal_store::{BeginError, Record, ShareError, Store};
+use shoal_store::{BeginError, RackShareError, Store, StoredContent};
 use std::sync::Arc;
 
 /// Why a content stays whole.
@@ -38,7 +38,7 @@ impl Driver {
     }
 
     /// What the brain hears of a content found on the disk with a share. True if there is one.
-    pub(super) fn tell_share(&mut self, record: &Record) -> bool {
+    pub(super) fn tell_share(&mut self, record: &StoredContent) -> bool {
         let Some(found) = &record.share else { return false };
         self.tell(Input::ShareFound {
             content: record.content,
@@ -46,14 +46,14 @@ impl Driver {
             have: record.have.clone(),
             parity: found.parity.clone(),
             placements: found.share.placements.clone(),
-            shed: found.share.shed,
+            shed: found.share.whole_dropped,
         });
         true
     }
 
     /// At start: says so of what was demoted before, and removes what a stop left of its versions.
-    pub(super) fn recall_demotion(&mut self, record: &Record) {
-        if record.share.as_ref().is_some_and(|found| found.share.shed) {
+    pub(super) fn recall_demotion(&mut self, record: &StoredContent) {
+        if record.share.as_ref().is_some_and(|found| found.share.whole_dropped) {
             self.reach_demotions(&record.content, HostState::Active, "");
             self.withdraw(record.content);
         }
@@ -94,7 +94,8 @@ impl Driver {
         }
         let (store, folder) = (self.store.clone(), self.content_dir.clone());
         self.done.run(Sort::Store, Class::Bulk as u8, move || {
-            let left = free_to_go(&store, folder.as_ref(), &content).and_then(|()| store.shed(&content).map_err(fault));
+            let left =
+                free_to_go(&store, folder.as_ref(), &content).and_then(|()| store.drop_whole(&content).map_err(fault));
             Done::Shed { content, left }
         });
     }
@@ -133,7 +134,7 @@ impl Driver {
     pub(super) fn keep_whole(&mut self, content: ContentId) {
         let store = self.store.clone();
         self.done.run(Sort::Store, Class::Bulk as u8, move || {
-            if let Err(error) = store.keep_whole(&content) {
+            if let Err(error) = store.discard_share(&content) {
                 tracing::error!(content = %content.short(), %error, "cannot keep what a content's state is");
             }
             Done::Nothing
@@ -150,7 +151,7 @@ impl Driver {
     pub(super) fn regrow(&mut self, content: ContentId) {
         let store = self.store.clone();
         self.done.run(Sort::Store, self.class_of(&content) as u8, move || {
-            let evicted = store.regrow(&content).map_err(super::contents::refusal);
+            let evicted = store.reserve_rest(&content).map_err(super::contents::refusal);
             Done::Regrown { content, evicted }
         });
     }
@@ -174,9 +175,9 @@ fn free_to_go(store: &Store, folder: Option<&ContentDir>, content: &ContentId) -
     }
 }
 
-fn fault(error: ShareError) -> Refusal {
+fn fault(error: RackShareError) -> Refusal {
     let reason = match &error {
-        ShareError::Room(BeginError::WouldNotFit { .. }) => Reason::NoSpace,
+        RackShareError::Room(BeginError::WouldNotFit { .. }) => Reason::NoSpace,
         _ => Reason::Disk,
     };
     (reason, error.to_string())

@@ -112,9 +112,9 @@ impl Driver {
     pub(super) fn use_held(&mut self, content: ContentId) {
         if self.ready_if_whole(&content) {
             self.complete(content);
-        } else if self.store.share(&content).is_some() {
+        } else if self.store.rack_share(&content).is_some() {
             // Unless the brain knows of it: then this says nothing new.
-            let records = self.store.records();
+            let records = self.store.contents();
             if let Some(record) = records.iter().find(|record| record.content == content) {
                 self.tell_share(record);
             }
@@ -146,7 +146,7 @@ impl Driver {
         let store = self.store.clone();
         self.done.run(Sort::Store, Class::from(announcement.kind) as u8, move || {
             let begun = store.begin(&manifest).map_err(refusal).and_then(|begun| {
-                store.fill(&content, &data).map_err(|error| (Reason::Disk, error.to_string()))?;
+                store.write_all_pieces(&content, &data).map_err(|error| (Reason::Disk, error.to_string()))?;
                 Ok(Begun { have: Bitmap::full(begun.geometry.piece_count()), ..begun })
             });
             Done::Begun { content, begun }

@@ -19,7 +19,7 @@ impl Driver {
         // Now that what was due at once is on its way.
         while let Some((content, shard)) = self.cooling.pop() {
             if !self.brain.as_ref().is_some_and(|brain| brain.is_due(&content, shard)) {
-                self.store.cool(&content, shard);
+                self.store.release_from_cache(&content, shard);
             }
         }
     }
@@ -134,7 +134,7 @@ impl Driver {
     }
 
     fn send_shard(&mut self, to: HostIndex, content: ContentId, shard: ShardIndex, class: Class) {
-        if let Some(bytes) = self.store.read_hot(&content, shard) {
+        if let Some(bytes) = self.store.read_cached(&content, shard) {
             self.cooling.push((content, shard));
             self.send_part(to, content, Some(shard), class, bytes);
             return;

@@ -60,7 +60,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Shards in the store's queue at a time; links are not read beyond it. Below the store's own bound.
-const PUTS_MAX: usize = shoal_store::store::QUEUE / 2;
+const PUTS_MAX: usize = shoal_store::SUBMIT_QUEUE_MAX / 2;
 /// Lanes of plans for which no manifest says otherwise.
 const LANES: u8 = 64;
 /// How often expired announcements are looked for.
@@ -465,7 +465,7 @@ impl Driver {
         let mut jobs: Vec<Arc<Announcement>> =
             self.envelopes.values().map(|(announcement, _)| announcement.clone()).collect();
         jobs.sort_by_key(|announcement| announcement.sequence);
-        let records = self.store.records();
+        let records = self.store.contents();
         for announcement in jobs {
             if announcement.feed.is_some() {
                 self.tell_feed_again(announcement);
@@ -629,7 +629,7 @@ impl Driver {
                     names: Vec::new(),
                     tiers: self.book.of(&content).0,
                     sent: self.book.of(&content).1,
-                    demoted: self.store.share(&content).is_some_and(|found| found.share.shed),
+                    demoted: self.store.rack_share(&content).is_some_and(|found| found.share.whole_dropped),
                 }
             });
             row.names.push((announcement.name.clone(), announcement.version.clone(), announcement.kind));

@@ -5,7 +5,7 @@ use shoal_net::links::LinkEvent;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
 use shoal_proto::ids::{ContentId, HostIndex, NodeId, ShardIndex};
 use shoal_proto::message::Message;
-use shoal_store::{PutError, StoreEvent};
+use shoal_store::{StoreEvent, SubmitError};
 use shoal_swarm::io::Input;
 use std::sync::Arc;
 
@@ -88,13 +88,13 @@ impl Driver {
                     Part::Shard(shard) => {
                         // The token brings back who sent it and how long it was.
                         let token = (payload.len() as u64) << 32 | u64::from(from.0);
-                        match self.store.put(&content, shard, payload, token) {
+                        match self.store.submit_shard(&content, shard, payload, token) {
                             Ok(()) => self.puts += 1,
                             // Not ours any more, or never asked for.
-                            Err(PutError::Unknown) => {
+                            Err(SubmitError::Unknown) => {
                                 self.book.metrics.surplus.inc();
                             }
-                            Err(PutError::Full(_)) => {
+                            Err(SubmitError::Full(_)) => {
                                 debug_assert!(false, "puts are counted below the store's bound");
                             }
                         }

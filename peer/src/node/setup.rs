@@ -131,9 +131,9 @@ pub async fn start(
         dir: folders.store.to_path_buf(),
         quota: settings.quota.map(|quota| quota.0),
         min_free: settings.min_free.0,
-        hot: usize::try_from(settings.hot_cache().0).unwrap_or(usize::MAX),
-        unwritten: usize::try_from(settings.receive_memory.0 / 2).unwrap_or(usize::MAX),
-        direct: settings.direct_io,
+        cache_bytes: usize::try_from(settings.hot_cache().0).unwrap_or(usize::MAX),
+        unwritten_bytes: usize::try_from(settings.receive_memory.0 / 2).unwrap_or(usize::MAX),
+        direct_io: settings.direct_io,
     };
     let store = tokio::task::spawn_blocking(move || {
         Store::open(config, Box::new(move |event| drop(store_sink.blocking_send(event))))
@@ -148,7 +148,7 @@ pub async fn start(
     let mut bulk = LinkConfig::new(settings.listen.clone(), identity.clone(), admission);
     bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
     let placing = store.clone();
-    bulk.placement = Some(Arc::new(move |content, shard| placing.phase(content, shard)));
+    bulk.placement = Some(Arc::new(move |content, shard| placing.block_offset(content, shard)));
     bulk.locality = Some(credential.locality.clone());
     let (endpoint, link_events) = LinkEndpoint::bind(bulk).await?;
     let limits = Limits::new(settings.limits.clone(), endpoint.clone());

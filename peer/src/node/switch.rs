@@ -25,7 +25,7 @@ impl Driver {
         self.reach(&announcement.job, HostState::Failed(Reason::Stale), "a newer version is active here");
         let wanted = self.jobs_of(&content).iter().any(|job| !self.is_stale(job));
         // Nor is anything fetched for a share, which the rack may need: a promotion would find it gone.
-        let held = self.store.is_complete(&content) || self.store.share(&content).is_some();
+        let held = self.store.is_complete(&content) || self.store.rack_share(&content).is_some();
         if !wanted && !held {
             self.tell(Input::ContentRefused { content });
         }

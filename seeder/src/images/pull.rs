@@ -13,7 +13,7 @@ use bytes::Bytes;
 use shoal_proto::ids::JobId;
 use shoal_proto::image::{Digest, ImageBlob, ImageIndex};
 use shoal_store::ingest::{IngestError, IngestOptions, IngestProgress, Ingested};
-use shoal_store::{BlobSource, Promise, Store};
+use shoal_store::{BlobSource, SpaceReservation, Store};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Cursor};
@@ -60,7 +60,7 @@ pub(crate) struct Pulled {
     documents: BTreeMap<Digest, Bytes>,
     dir: PathBuf,
     folder: Folder,
-    room: Promise,
+    room: SpaceReservation,
 }
 
 /// A job's folder, gone with it.
@@ -83,8 +83,8 @@ impl Pulled {
         let Self { index, documents, dir, folder, room } = self;
         let source = |blob: &ImageBlob| {
             Ok(match documents.get(&blob.digest) {
-                Some(bytes) => BlobSource::Read(Box::new(Cursor::new(bytes.clone()))),
-                None => BlobSource::Own(folder.0.join(blob.digest.hex())),
+                Some(bytes) => BlobSource::Reader(Box::new(Cursor::new(bytes.clone()))),
+                None => BlobSource::File(folder.0.join(blob.digest.hex())),
             })
         };
         let blobs = index.blobs.clone();
@@ -160,7 +160,7 @@ impl Pulls {
             }
         }
         let keeper = store.clone();
-        let room = tokio::task::spawn_blocking(move || keeper.reserve(need)).await;
+        let room = tokio::task::spawn_blocking(move || keeper.reserve_space(need)).await;
         let room = room.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         let slots = Semaphore::new(AT_ONCE);
         let fetches = wanted.into_iter().map(|blob| {

@@ -4,10 +4,10 @@
 //! where the index calls it complete, and hashed where it does not.
 
 use super::{BeginError, lock};
-use crate::codec::{ErasureCodec, Rs};
+use crate::erasure::{ErasureCode, ReedSolomonCode};
 use crate::index::{Index, Tree};
 use crate::layout::{Layout, OpenFiles};
-use crate::share::{Kept, Share};
+use crate::rack_share::{RackShare, StoredParity};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
@@ -45,7 +45,7 @@ pub(super) struct State {
     sequence: u64,
     /// Shares of it that are here.
     #[n(5)]
-    share: Option<Share>,
+    share: Option<RackShare>,
 }
 
 /// A content, open.
@@ -54,19 +54,19 @@ pub(crate) struct Content {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) geometry: Geometry,
     pub(crate) layout: Layout,
-    pub(crate) codec: Box<dyn ErasureCodec>,
+    pub(crate) codec: Box<dyn ErasureCode>,
     pub(crate) dir: PathBuf,
     /// A feed's version: not in the index.
-    pub(super) light: AtomicBool,
+    pub(super) unindexed: AtomicBool,
     pub(crate) have: Mutex<Bitmap>,
     parity: Mutex<BTreeMap<(StripeIndex, usize), Bytes>>,
     /// Parity on the disk.
-    pub(crate) kept: Mutex<Kept>,
+    pub(crate) kept: Mutex<StoredParity>,
     /// Held while shares are made or dropped.
     pub(crate) sharing: Mutex<()>,
     pub(crate) complete: AtomicBool,
     /// Something written could not be written out: what is on the disk is not to be trusted.
-    pub(crate) spoilt: AtomicBool,
+    pub(crate) write_failed: AtomicBool,
     pub(crate) pinned: AtomicBool,
     pub(crate) used_at: AtomicU64,
     pub(super) completed_at: AtomicU64,
@@ -88,7 +88,7 @@ impl Content {
     ) -> Result<Self, BeginError> {
         let geometry = manifest.geometry(&id)?;
         let layout = Layout::new(dir, &manifest, &geometry, opened.clone());
-        let codec = Rs::new(usize::from(geometry.data()), usize::from(geometry.parity()))
+        let codec = ReedSolomonCode::new(usize::from(geometry.data()), usize::from(geometry.parity()))
             .map_err(|error| DecodeError::invalid("stripe", error.to_string()))?;
         Ok(Self {
             id,
@@ -99,12 +99,12 @@ impl Content {
             layout,
             codec: Box::new(codec),
             dir: dir.to_path_buf(),
-            light: AtomicBool::new(false),
+            unindexed: AtomicBool::new(false),
             parity: Mutex::default(),
             kept: Mutex::default(),
             sharing: Mutex::default(),
             complete: AtomicBool::new(false),
-            spoilt: AtomicBool::new(false),
+            write_failed: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
             used_at: AtomicU64::new(unix_now()),
             completed_at: AtomicU64::new(0),
@@ -134,7 +134,7 @@ impl Content {
             Some(share) => content.load_share(share)?,
             None => content.drop_share(),
         }
-        if content.is_shed() {
+        if content.is_whole_dropped() {
             return Ok(Some(content));
         }
         if state.complete && content.layout.is_there() {
@@ -176,7 +176,7 @@ impl Content {
 
     /// Whether it may be evicted.
     pub(crate) fn may_go(&self) -> bool {
-        (self.is_complete() || self.is_shed()) && !self.pinned.load(Ordering::Relaxed)
+        (self.is_complete() || self.is_whole_dropped()) && !self.pinned.load(Ordering::Relaxed)
     }
 
     pub(super) fn state(&self) -> State {

@@ -49,7 +49,7 @@ pub enum BeginError {
 
 /// Why a shard was not taken.
 #[derive(Debug)]
-pub enum PutError {
+pub enum SubmitError {
     /// The thread is behind; try again after the next event.
     Full(Bytes),
     /// No such content.

@@ -17,16 +17,16 @@ mod versions;
 
 pub(crate) use content::Content;
 use content::unix_now;
-pub use errors::{BeginError, FinishError, OpenError, PutError, ReadError};
-pub use versions::{VERSION_PIECE_BYTES_AVG, small_manifest};
+pub use errors::{BeginError, FinishError, OpenError, ReadError, SubmitError};
+pub use versions::{VERSION_PIECE_BYTES_AVG, inline_manifest};
 
-use crate::hot::Hot;
 use crate::images::BlobPlaces;
 use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{OpenFiles, stream_path};
-use crate::share::FoundShare;
-use crate::verify::{self, Work};
+use crate::rack_share::StoredShare;
+use crate::shard_cache::ShardCache;
+use crate::verifier::{self, Work};
 use crate::writer;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -45,7 +45,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Work waiting for the thread, items. The payload in it is bounded by whoever receives it.
-pub const QUEUE: usize = 256;
+pub const SUBMIT_QUEUE_MAX: usize = 256;
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -56,18 +56,25 @@ pub struct StoreConfig {
     /// Bytes to leave free on the disk.
     pub min_free: u64,
     /// Bytes of arrived shards kept in memory until they are sent on.
-    pub hot: usize,
+    pub cache_bytes: usize,
     /// Bytes that were verified and wait for the disk, at most; further ones wait before they are verified.
-    pub unwritten: usize,
+    pub unwritten_bytes: usize,
     /// Long streams are written around the page cache, where the file system can. Faster but on spinning disks, whose
     /// writes the cache puts in order.
-    pub direct: bool,
+    pub direct_io: bool,
 }
 
 impl StoreConfig {
     /// In a folder, without quota or reserve, and with little memory: what tools and tests need.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), quota: None, min_free: 0, hot: 1 << 20, unwritten: 1 << 20, direct: true }
+        Self {
+            dir: dir.into(),
+            quota: None,
+            min_free: 0,
+            cache_bytes: 1 << 20,
+            unwritten_bytes: 1 << 20,
+            direct_io: true,
+        }
     }
 }
 
@@ -129,7 +136,7 @@ pub struct Begun {
 
 /// A content found at start.
 #[derive(Debug)]
-pub struct Record {
+pub struct StoredContent {
     /// The content.
     pub content: ContentId,
     /// Its manifest.
@@ -141,7 +148,7 @@ pub struct Record {
     /// It is whole and durable.
     pub complete: bool,
     /// Shares of it that are here beside the whole, or instead of it.
-    pub share: Option<FoundShare>,
+    pub share: Option<StoredShare>,
 }
 
 /// Space taken and left.
@@ -168,7 +175,7 @@ pub(crate) struct Inner {
     pub(crate) blobs: Mutex<BlobPlaces>,
     /// Files that contents being begun share with others, inode and length: their room is taken.
     pub(crate) linked: Mutex<Vec<(u64, u64)>>,
-    pub(crate) hot: Hot,
+    pub(crate) cache: ShardCache,
     sink: Sink,
     attempts: AtomicU64,
     opened: Arc<OpenFiles>,
@@ -240,7 +247,7 @@ impl Store {
         let folder = config.dir.join("contents");
         fs::create_dir_all(&folder).map_err(io)?;
         let index = SledIndex::open(&config.dir.join("index"))?;
-        let opened = Arc::new(OpenFiles::new(config.direct));
+        let opened = Arc::new(OpenFiles::new(config.direct_io));
         let mut contents = BTreeMap::new();
         for item in fs::read_dir(&folder).map_err(io)? {
             let path = item.map_err(io)?.path();
@@ -257,7 +264,7 @@ impl Store {
             }
         }
         let inner = Arc::new(Inner {
-            hot: Hot::new(config.hot, config.unwritten),
+            cache: ShardCache::new(config.cache_bytes, config.unwritten_bytes),
             config,
             index: Box::new(index),
             blobs: Mutex::new(BlobPlaces::of(contents.values())),
@@ -269,12 +276,12 @@ impl Store {
             promised: Mutex::default(),
             adopting: Mutex::default(),
         });
-        let (queue, work) = sync_channel(QUEUE);
+        let (queue, work) = sync_channel(SUBMIT_QUEUE_MAX);
         let start = || {
             let (writes, writer) = writer::start(&inner)?;
             let inner = inner.clone();
             let verify = std::thread::Builder::new().name("store".into());
-            let verifier = verify.spawn(move || verify::run(&inner, &work, &writes))?;
+            let verifier = verify.spawn(move || verifier::run(&inner, &work, &writes))?;
             Ok([verifier, writer])
         };
         let threads = start().map_err(|source| OpenError::Io { dir: inner.config.dir.clone(), source })?;
@@ -282,8 +289,8 @@ impl Store {
     }
 
     /// What is here, in order of id.
-    pub fn records(&self) -> Vec<Record> {
-        let record = |content: &Arc<Content>| Record {
+    pub fn contents(&self) -> Vec<StoredContent> {
+        let record = |content: &Arc<Content>| StoredContent {
             content: content.id,
             manifest: content.manifest.clone(),
             geometry: content.geometry.clone(),
@@ -318,14 +325,14 @@ impl Store {
             let content = Content::new(&dir, id, manifest, &self.inner.opened)?;
             let linked = self.link_blobs(&content);
             let need = content.geometry.bytes() - linked.bytes() + manifest_bytes.len() as u64;
-            let (_promise, evicted) = self.make_room(need)?;
+            let (_promise, evicted) = self.make_space(need)?;
             content.layout.hold().map_err(|error| would_not_fit(error, need, self.usage().free))?;
-            content.light.store(version.is_some(), Ordering::Relaxed);
+            content.unindexed.store(version.is_some(), Ordering::Relaxed);
             // The manifest comes last: a folder without one is an attempt that did not get this far.
             write_manifest(&dir, manifest_bytes, version.is_none())?;
             let reused = match version {
-                None => linked.bytes() + self.reuse(&content)?,
-                Some(former) => former.map_or(Ok(0), |former| self.reuse_from(&content, &former))?,
+                None => linked.bytes() + self.copy_known_pieces(&content)?,
+                Some(former) => former.map_or(Ok(0), |former| self.copy_pieces_from(&content, &former))?,
             };
             if version.is_none() {
                 self.inner.save_state(&content)?;
@@ -351,17 +358,23 @@ impl Store {
     }
 
     /// Hands a shard to the store's thread. `token` comes back in the event.
-    pub fn put(&self, id: &ContentId, shard: ShardIndex, payload: Bytes, token: u64) -> Result<(), PutError> {
-        let Some(content) = self.inner.content(id) else { return Err(PutError::Unknown) };
-        match self.queue.try_send(Work::Put { content, shard, payload, token }) {
+    pub fn submit_shard(
+        &self,
+        id: &ContentId,
+        shard: ShardIndex,
+        payload: Bytes,
+        token: u64,
+    ) -> Result<(), SubmitError> {
+        let Some(content) = self.inner.content(id) else { return Err(SubmitError::Unknown) };
+        match self.queue.try_send(Work::Shard { content, shard, payload, token }) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(Work::Put { payload, .. })) => Err(PutError::Full(payload)),
-            Err(_) => Err(PutError::Unknown),
+            Err(TrySendError::Full(Work::Shard { payload, .. })) => Err(SubmitError::Full(payload)),
+            Err(_) => Err(SubmitError::Unknown),
         }
     }
 
     /// Writes all of a content's pieces, given end to end. Pieces that do not fit their hash are left out. Blocks.
-    pub fn fill(&self, id: &ContentId, data: &[u8]) -> Result<(), ReadError> {
+    pub fn write_all_pieces(&self, id: &ContentId, data: &[u8]) -> Result<(), ReadError> {
         let content = self.inner.content(id).ok_or(ReadError::NotHere)?;
         let mut at = 0;
         for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
@@ -378,9 +391,9 @@ impl Store {
 
     /// How far into a block of the disk a shard's first byte lies, bytes: what begins there in memory is written without a
     /// copy. 0 where that does not matter.
-    pub fn phase(&self, id: &ContentId, shard: ShardIndex) -> usize {
+    pub fn block_offset(&self, id: &ContentId, shard: ShardIndex) -> usize {
         let Some(content) = self.inner.content(id) else { return 0 };
-        content.geometry.piece_of(shard).map_or(0, |piece| content.layout.phase(piece))
+        content.geometry.piece_of(shard).map_or(0, |piece| content.layout.block_offset(piece))
     }
 
     /// Asks the store's thread to decode a stripe from the pieces and parity shards that are here.
@@ -392,18 +405,18 @@ impl Store {
     }
 
     /// A shard that arrived a moment ago, without touching the disk.
-    pub fn read_hot(&self, id: &ContentId, shard: ShardIndex) -> Option<Bytes> {
-        self.inner.hot.get(&(*id, shard))
+    pub fn read_cached(&self, id: &ContentId, shard: ShardIndex) -> Option<Bytes> {
+        self.inner.cache.get(&(*id, shard))
     }
 
     /// Nobody is to be sent this shard any more: it needs no memory once it is written.
-    pub fn cool(&self, id: &ContentId, shard: ShardIndex) {
-        self.inner.hot.cool(&(*id, shard));
+    pub fn release_from_cache(&self, id: &ContentId, shard: ShardIndex) {
+        self.inner.cache.release(&(*id, shard));
     }
 
     /// A shard's bytes. A parity shard is made from its stripe. Blocks.
     pub fn read(&self, id: &ContentId, shard: ShardIndex) -> Result<Bytes, ReadError> {
-        if let Some(bytes) = self.read_hot(id, shard) {
+        if let Some(bytes) = self.read_cached(id, shard) {
             return Ok(bytes);
         }
         let content = self.inner.content(id).ok_or(ReadError::NotHere)?;
@@ -439,7 +452,7 @@ impl Store {
     }
 
     /// How many pieces of a content are here; `None` when it is not known.
-    pub fn held(&self, id: &ContentId) -> Option<u32> {
+    pub fn pieces_stored(&self, id: &ContentId) -> Option<u32> {
         self.inner.content(id).map(|content| lock(&content.have).count())
     }
 
@@ -459,12 +472,12 @@ impl Store {
         if content.is_complete() {
             return Ok(());
         }
-        self.settle();
+        self.flush_queue();
         let missing = content.geometry.piece_count() - lock(&content.have).count();
         if missing > 0 {
             return Err(FinishError::Incomplete(missing));
         }
-        if content.spoilt.load(Ordering::Acquire) {
+        if content.write_failed.load(Ordering::Acquire) {
             return Err(FinishError::Io(io::Error::other("what was written could not be written out")));
         }
         content.layout.sync()?;
@@ -526,11 +539,11 @@ impl Store {
     /// Deletes a content.
     pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
-        self.inner.hot.forget(id);
+        self.inner.cache.forget(id);
         content.layout.release();
         lock(&self.inner.blobs).remove(&content);
-        if !content.light.load(Ordering::Relaxed) {
-            self.disinherit(&content)?;
+        if !content.unindexed.load(Ordering::Relaxed) {
+            self.reassign_pieces(&content)?;
             self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
         }
         // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.

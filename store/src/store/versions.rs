@@ -5,8 +5,8 @@
 //! Invariant: a version leaves nothing in the index.
 
 use super::{BeginError, Begun, Content, FinishError, Store, lock};
-use crate::codec::Rs;
-use crate::cut::Cutter;
+use crate::cdc::Cutter;
+use crate::erasure::ReedSolomonCode;
 use crate::ingest::{Cut, IngestError, IngestOptions, Ingested, code_stripe};
 use crate::layout::stream_path;
 use bytes::Bytes;
@@ -33,7 +33,7 @@ impl Store {
     /// Returns once every piece of a version is written; its stream can be read then. Blocks.
     pub fn finish_version(&self, id: &ContentId) -> Result<(), FinishError> {
         let content = self.inner.content(id).ok_or(FinishError::Unknown)?;
-        self.settle();
+        self.flush_queue();
         let missing = content.geometry.piece_count() - lock(&content.have).count();
         if missing > 0 { Err(FinishError::Incomplete(missing)) } else { Ok(()) }
     }
@@ -45,9 +45,9 @@ impl Store {
     }
 
     /// Waits until the store's threads have done all they were given so far.
-    pub(super) fn settle(&self) {
+    pub(super) fn flush_queue(&self) {
         let (done, wait) = sync_channel(0);
-        let _ = self.queue.send(crate::verify::Work::Barrier(done));
+        let _ = self.queue.send(crate::verifier::Work::Barrier(done));
         // Nothing is ever sent: its end is dropped once all work before is done.
         let _ = wait.recv();
     }
@@ -61,7 +61,7 @@ impl Store {
     ) -> Result<Ingested, IngestError> {
         let average = options.average.unwrap_or(VERSION_PIECE_BYTES_AVG);
         let need = 2 * data.len() as u64;
-        let (_promise, _evicted) = self.make_room(need).map_err(|error| match error {
+        let (_promise, _evicted) = self.make_space(need).map_err(|error| match error {
             BeginError::WouldNotFit { need, room } => IngestError::NoSpace { need, room },
             other => IngestError::Store(io::Error::other(other.to_string())),
         })?;
@@ -86,7 +86,7 @@ impl Store {
         fs::rename(&folder.path, &into)?;
         let taken = Content::new(&into, content, manifest, &self.inner.opened)
             .map_err(|error| IngestError::Store(io::Error::other(error.to_string())))?;
-        taken.light.store(true, Ordering::Relaxed);
+        taken.unindexed.store(true, Ordering::Relaxed);
         *lock(&taken.have) = Bitmap::full(taken.geometry.piece_count());
         lock(&self.inner.contents).insert(content, Arc::new(taken));
         Ok(ingested)
@@ -102,7 +102,7 @@ fn cut_version(
     former: Option<&Manifest>,
 ) -> Result<Cut, IngestError> {
     let (k, m) = (usize::from(options.data), usize::from(options.parity));
-    let code = Rs::new(k, m).map_err(|error| IngestError::Limit(error.to_string()))?;
+    let code = ReedSolomonCode::new(k, m).map_err(|error| IngestError::Limit(error.to_string()))?;
     let mut pieces = cut_by_content(data, average)?;
     if let Some(former) = former {
         let known: HashSet<&[u8]> = former.piece_hashes.chunks_exact(32).collect();
@@ -170,7 +170,7 @@ fn version_manifest(size: u64, average: u32, options: &IngestOptions, cut: Cut) 
 }
 
 /// The manifest of a version so small that it travels in its announcement: one piece, no parity.
-pub fn small_manifest(data: &[u8]) -> Manifest {
+pub fn inline_manifest(data: &[u8]) -> Manifest {
     let options = IngestOptions { average: None, data: 1, parity: 0, lanes: 1 };
     let mut cut = Cut::default();
     if !data.is_empty() {

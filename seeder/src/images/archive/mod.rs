@@ -89,10 +89,10 @@ impl LocalImage {
     /// A blob's bytes.
     pub fn source(&self, blob: &ImageBlob) -> io::Result<BlobSource> {
         if let Some(bytes) = self.documents.get(&blob.digest) {
-            return Ok(BlobSource::Read(Box::new(Cursor::new(bytes.clone()))));
+            return Ok(BlobSource::Reader(Box::new(Cursor::new(bytes.clone()))));
         }
         let name = self.names.get(&blob.digest).cloned().unwrap_or_else(|| blob_name(&blob.digest));
-        Ok(BlobSource::Read(self.files.reader(&name)?.0))
+        Ok(BlobSource::Reader(self.files.reader(&name)?.0))
     }
 
     fn of_layout(files: Files, wanted: Option<&Reference>, choice: &Choice) -> Result<Self, ArchiveError> {

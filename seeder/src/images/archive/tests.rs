@@ -62,7 +62,7 @@ fn tar(path: &Path, files: &[(&str, &[u8])], links: &[(&str, &str)]) {
 
 fn read(image: &LocalImage, digest: &Digest) -> io::Result<Vec<u8>> {
     let (_, blob) = image.index.find(digest).unwrap();
-    let BlobSource::Read(mut reader) = image.source(blob)? else { panic!() };
+    let BlobSource::Reader(mut reader) = image.source(blob)? else { panic!() };
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes)?;
     Ok(bytes)

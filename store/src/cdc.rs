@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 /// Average piece length for a content of this size, bytes. Small contents get small pieces, so that a small change moves
 /// little; large ones get pieces large enough that their number stays in the thousands.
-pub fn average_for(size: u64) -> u32 {
+pub fn average_piece_bytes(size: u64) -> u32 {
     const TABLE: [(u64, u32); 3] = [(1 << 20, 16 * 1024), (64 << 20, 64 * 1024), (1 << 30, 128 * 1024)];
     TABLE.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
 }
@@ -16,11 +16,11 @@ pub fn average_for(size: u64) -> u32 {
 /// Average piece length for a blob of an image, bytes. By its type and size alone, so that a blob is cut the same in every
 /// image. Of a plain archive a new version shares most pieces if they are small; of a compressed one it shares none, so
 /// that its pieces only have to be enough to keep every lane busy.
-pub fn average_for_blob(media_type: &str, size: u64) -> u32 {
+pub fn average_blob_piece_bytes(media_type: &str, size: u64) -> u32 {
     const PLAIN: [(u64, u32); 3] = [(64 << 20, 32 * 1024), (1 << 30, 64 * 1024), (32 << 30, 128 * 1024)];
     const PACKED: [(u64, u32); 1] = [(64 << 20, 256 * 1024)];
     if size <= 1 << 20 {
-        return average_for(size);
+        return average_piece_bytes(size);
     }
     let table = if media_type.ends_with("tar") { &PLAIN[..] } else { &PACKED };
     table.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
@@ -135,7 +135,7 @@ mod tests {
             ("application/octet-stream", 1 << 30, 1024 * 1024),
         ];
         for (media_type, size, average) in table {
-            assert_eq!(average_for_blob(media_type, size), average, "{media_type} {size}");
+            assert_eq!(average_blob_piece_bytes(media_type, size), average, "{media_type} {size}");
         }
     }
 

@@ -6,7 +6,7 @@ use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex, StripeIndex};
 use shoal_proto::rack_placement::RackPlacement;
 use shoal_store::ingest::{IngestOptions, IngestProgress};
-use shoal_store::{ReadError, ShareError, Store, StoreConfig, StoreEvent};
+use shoal_store::{RackShareError, ReadError, Store, StoreConfig, StoreEvent};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -80,9 +80,9 @@ fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
     assert!(store.is_complete(&id), "the whole is still here");
     drop(store);
     let store = open(&path);
-    assert_eq!(store.records()[0].share.as_ref().unwrap().share.placements, placements);
+    assert_eq!(store.contents()[0].share.as_ref().unwrap().share.placements, placements);
     assert!(store.is_complete(&id));
-    let left = store.shed(&id).unwrap();
+    let left = store.drop_whole(&id).unwrap();
     assert!(!store.is_complete(&id));
     assert_eq!(store.usage().used, left);
     let share = placements[0].share(&geometry, me).filter_map(|shard| geometry.shard_len(shard));
@@ -95,8 +95,8 @@ fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
     let store = open(&path);
     assert_share(&store, &id, &placements, me, &right);
     assert_eq!(store.usage().used, left);
-    let found = store.records().remove(0);
-    assert!(found.share.unwrap().share.shed && !found.complete);
+    let found = store.contents().remove(0);
+    assert!(found.share.unwrap().share.whole_dropped && !found.complete);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn every_share_promised_is_kept() {
     let (store, _, _) = whole(&path, 2);
     let (me, placements) = (HostIndex(1), [placement(6), placement(5)]);
     placements.iter().for_each(|placement| store.make_share(&id, me, placement).unwrap());
-    store.shed(&id).unwrap();
+    store.drop_whole(&id).unwrap();
     assert_share(&store, &id, &placements, me, &right);
     drop(store);
     assert_share(&open(&path), &id, &placements, me, &right);
@@ -121,10 +121,10 @@ fn a_content_grows_whole_again_from_other_shares() {
     let (store, _, _) = whole(&path, 3);
     let (me, placement) = (HostIndex(0), placement(6));
     store.make_share(&id, me, &placement).unwrap();
-    store.shed(&id).unwrap();
+    store.drop_whole(&id).unwrap();
     drop(store);
     let (store, events) = open_with(&path, None);
-    assert!(store.regrow(&id).unwrap().is_empty());
+    assert!(store.reserve_rest(&id).unwrap().is_empty());
     assert!(store.usage().used >= SIZE as u64);
     // Two of the six hosts are lost; whatever the others have is asked for as long as the stripe lacks something.
     for stripe in (0..geometry.stripe_count()).map(StripeIndex) {
@@ -135,7 +135,7 @@ fn a_content_grows_whole_again_from_other_shares() {
         });
         let need = geometry.stripe_data(stripe) as usize - have.len();
         for shard in others.take(need) {
-            store.put(&id, shard, right.read(&id, shard).unwrap(), 0).unwrap();
+            store.submit_shard(&id, shard, right.read(&id, shard).unwrap(), 0).unwrap();
             assert!(matches!(events.recv().unwrap(), StoreEvent::Verified { .. }));
         }
         store.rebuild(&id, stripe);
@@ -144,7 +144,7 @@ fn a_content_grows_whole_again_from_other_shares() {
     store.finish(&id).unwrap();
     assert_eq!(fs::read(store.stream_path(&id, 0)).unwrap(), noise(3));
     assert_eq!(store.usage().used, SIZE as u64);
-    assert!(store.share(&id).is_none() && !path.join("contents").join(id.to_string()).join("parity").exists());
+    assert!(store.rack_share(&id).is_none() && !path.join("contents").join(id.to_string()).join("parity").exists());
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn other_names_for_the_stream_keep_what_they_had() {
     let link = dir.path().join("linked");
     fs::hard_link(store.stream_path(&id, 0), &link).unwrap();
     store.make_share(&id, HostIndex(0), &placement(6)).unwrap();
-    store.shed(&id).unwrap();
+    store.drop_whole(&id).unwrap();
     assert_eq!(fs::read(link).unwrap(), noise(4));
 }
 
@@ -173,7 +173,7 @@ fn an_exchange_that_was_interrupted_is_finished_or_undone() {
     fs::write(&copy, b"half").unwrap();
     let store = open(&path);
     assert!(store.is_complete(&id) && !copy.exists());
-    store.shed(&id).unwrap();
+    store.drop_whole(&id).unwrap();
     drop(store);
     // Stopped between the index and the exchange: the copy waits in its place.
     fs::rename(&stream, &copy).unwrap();
@@ -196,12 +196,12 @@ fn damage_is_found_before_anything_is_let_go_and_at_start() {
     store.make_share(&id, HostIndex(0), &placement(6)).unwrap();
     garble(&stream);
     let owner = placement(6).holders(&geometry, ShardIndex(4)).next().unwrap();
-    assert!(matches!(store.make_share(&id, owner, &placement(6)), Err(ShareError::Damaged(StripeIndex(0)))));
+    assert!(matches!(store.make_share(&id, owner, &placement(6)), Err(RackShareError::Damaged(StripeIndex(0)))));
     assert!(store.is_complete(&id));
     drop(store);
     garble(&path.join("contents").join(id.to_string()).join("parity"));
     let store = open(&path);
-    let found = store.records().remove(0).share.unwrap();
+    let found = store.contents().remove(0).share.unwrap();
     let rows: u32 = found.parity.values().map(|rows| rows.count_ones()).sum();
     let dealt = placement(6).share(&geometry, HostIndex(0)).filter(|shard| geometry.is_parity(*shard)).count() as u32;
     let first = placement(6).holds(&geometry, HostIndex(0), ShardIndex(4));
@@ -216,13 +216,13 @@ fn nothing_is_let_go_for_which_there_is_no_room() {
     drop(store);
     let (store, _events) = open_with(&path, Some(SIZE as u64 + 100_000));
     let refused = store.make_share(&id, HostIndex(0), &placement(6));
-    assert!(matches!(refused, Err(ShareError::Room(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RackShareError::Room(_))), "{refused:?}");
     assert!(store.is_complete(&id));
-    assert!(matches!(store.shed(&id), Err(ShareError::NotWhole)), "no share was made");
+    assert!(matches!(store.drop_whole(&id), Err(RackShareError::NotWhole)), "no share was made");
     let missing = Bitmap::full(geometry.piece_count());
-    assert_eq!(store.records()[0].have, missing);
+    assert_eq!(store.contents()[0].have, missing);
     let unknown = ContentId([9; 32]);
-    assert!(matches!(store.make_share(&unknown, HostIndex(0), &placement(6)), Err(ShareError::NotWhole)));
+    assert!(matches!(store.make_share(&unknown, HostIndex(0), &placement(6)), Err(RackShareError::NotWhole)));
     let read: Result<Bytes, ReadError> = store.read(&id, geometry.shard_of(PieceIndex(0)));
     read.unwrap();
 }

@@ -12,7 +12,7 @@ type Key = (ContentId, ShardIndex);
 
 /// The cache, shared by the store's threads.
 #[derive(Debug)]
-pub(crate) struct Hot {
+pub(crate) struct ShardCache {
     max: usize,
     unwritten_max: usize,
     shards: Mutex<Shards>,
@@ -42,7 +42,7 @@ struct Shard {
     due: bool,
 }
 
-impl Hot {
+impl ShardCache {
     /// Of `max` bytes, and `unwritten_max` that wait to be written.
     pub(crate) fn new(max: usize, unwritten_max: usize) -> Self {
         Self { max, unwritten_max, shards: Mutex::default(), drained: Condvar::new() }
@@ -81,7 +81,7 @@ impl Hot {
     }
 
     /// Nobody is to be sent this shard any more.
-    pub(crate) fn cool(&self, key: &Key) {
+    pub(crate) fn release(&self, key: &Key) {
         let mut shards = lock(&self.shards);
         if let Some(shard) = shards.shards.get_mut(key) {
             shard.due = false;
@@ -134,56 +134,56 @@ mod tests {
         (ContentId([7; 32]), ShardIndex(shard))
     }
 
-    fn held(hot: &Hot) -> Vec<u32> {
-        (0..100).filter(|shard| hot.get(&key(*shard)).is_some()).collect()
+    fn held(cache: &ShardCache) -> Vec<u32> {
+        (0..100).filter(|shard| cache.get(&key(*shard)).is_some()).collect()
     }
 
-    fn unwritten(hot: &Hot) -> usize {
-        lock(&hot.shards).unwritten
+    fn unwritten(cache: &ShardCache) -> usize {
+        lock(&cache.shards).unwritten
     }
 
     #[test]
     fn only_what_is_written_goes() {
-        let hot = Hot::new(30, 100);
+        let cache = ShardCache::new(30, 100);
         for shard in 0..5 {
-            hot.insert(key(shard), Bytes::from_static(&[0; 10]));
+            cache.insert(key(shard), Bytes::from_static(&[0; 10]));
         }
-        assert_eq!(held(&hot), [0, 1, 2, 3, 4], "none is written");
-        hot.written(&key(0), 10);
-        assert_eq!(held(&hot), [1, 2, 3, 4]);
-        (1..5).for_each(|shard| hot.written(&key(shard), 10));
-        assert_eq!(held(&hot), [2, 3, 4]);
-        assert_eq!(unwritten(&hot), 0);
+        assert_eq!(held(&cache), [0, 1, 2, 3, 4], "none is written");
+        cache.written(&key(0), 10);
+        assert_eq!(held(&cache), [1, 2, 3, 4]);
+        (1..5).for_each(|shard| cache.written(&key(shard), 10));
+        assert_eq!(held(&cache), [2, 3, 4]);
+        assert_eq!(unwritten(&cache), 0);
     }
 
     #[test]
     fn what_is_due_to_nobody_goes_once_it_is_written() {
-        let hot = Hot::new(30, 100);
+        let cache = ShardCache::new(30, 100);
         for shard in 0..3 {
-            hot.insert(key(shard), Bytes::from_static(&[0; 10]));
+            cache.insert(key(shard), Bytes::from_static(&[0; 10]));
         }
-        hot.written(&key(0), 10);
-        hot.cool(&key(0));
-        hot.cool(&key(1));
-        assert_eq!(held(&hot), [1, 2]);
-        hot.written(&key(1), 10);
-        assert_eq!(held(&hot), [2]);
+        cache.written(&key(0), 10);
+        cache.release(&key(0));
+        cache.release(&key(1));
+        assert_eq!(held(&cache), [1, 2]);
+        cache.written(&key(1), 10);
+        assert_eq!(held(&cache), [2]);
         // There is room for three others again.
-        (3..5).for_each(|shard| hot.insert(key(shard), Bytes::from_static(&[0; 10])));
-        (2..5).for_each(|shard| hot.written(&key(shard), 10));
-        assert_eq!(held(&hot), [2, 3, 4]);
-        assert_eq!(lock(&hot.shards).order.len(), 3);
+        (3..5).for_each(|shard| cache.insert(key(shard), Bytes::from_static(&[0; 10])));
+        (2..5).for_each(|shard| cache.written(&key(shard), 10));
+        assert_eq!(held(&cache), [2, 3, 4]);
+        assert_eq!(lock(&cache.shards).order.len(), 3);
     }
 
     #[test]
     fn what_is_forgotten_may_still_be_written() {
-        let hot = Hot::new(20, 100);
-        hot.insert(key(0), Bytes::from_static(&[0; 10]));
-        hot.insert(key(0), Bytes::from_static(&[0; 10]));
-        hot.forget(&ContentId([7; 32]));
-        assert_eq!(unwritten(&hot), 20);
-        (0..2).for_each(|_| hot.written(&key(0), 10));
-        hot.insert(key(1), Bytes::from_static(&[0; 10]));
-        assert_eq!((held(&hot), unwritten(&hot)), (vec![1], 10));
+        let cache = ShardCache::new(20, 100);
+        cache.insert(key(0), Bytes::from_static(&[0; 10]));
+        cache.insert(key(0), Bytes::from_static(&[0; 10]));
+        cache.forget(&ContentId([7; 32]));
+        assert_eq!(unwritten(&cache), 20);
+        (0..2).for_each(|_| cache.written(&key(0), 10));
+        cache.insert(key(1), Bytes::from_static(&[0; 10]));
+        assert_eq!((held(&cache), unwritten(&cache)), (vec![1], 10));
     }
 }

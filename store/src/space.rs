@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Room for a content until it is counted among the others; given back when dropped.
-pub struct Promise {
+pub struct SpaceReservation {
     inner: Arc<Inner>,
     bytes: u64,
 }
 
-impl Drop for Promise {
+impl Drop for SpaceReservation {
     fn drop(&mut self) {
         *lock(&self.inner.promised) -= self.bytes;
     }
@@ -22,16 +22,16 @@ impl Drop for Promise {
 impl Store {
     /// Evicts unpinned contents that are whole or of which only a share is here, least recently used first, until `need`
     /// bytes fit; promises them.
-    pub(crate) fn make_room(&self, need: u64) -> Result<(Promise, Vec<ContentId>), BeginError> {
-        self.make_room_beside(need, None)
+    pub(crate) fn make_space(&self, need: u64) -> Result<(SpaceReservation, Vec<ContentId>), BeginError> {
+        self.make_space_keeping(need, None)
     }
 
     /// The same, but one content stays.
-    pub(crate) fn make_room_beside(
+    pub(crate) fn make_space_keeping(
         &self,
         need: u64,
         beside: Option<&ContentId>,
-    ) -> Result<(Promise, Vec<ContentId>), BeginError> {
+    ) -> Result<(SpaceReservation, Vec<ContentId>), BeginError> {
         let mut evicted = Vec::new();
         // Held throughout: what is found free here is not given to two.
         let mut promised = lock(&self.inner.promised);
@@ -39,7 +39,7 @@ impl Store {
             let room = self.room(*promised);
             if need <= room {
                 *promised += need;
-                return Ok((Promise { inner: self.inner.clone(), bytes: need }, evicted));
+                return Ok((SpaceReservation { inner: self.inner.clone(), bytes: need }, evicted));
             }
             let victim = lock(&self.inner.contents)
                 .values()
@@ -53,14 +53,14 @@ impl Store {
     }
 
     /// Promises `need` bytes if they are free.
-    pub(crate) fn take_room(&self, need: u64) -> Result<Promise, BeginError> {
+    pub(crate) fn reserve_if_free(&self, need: u64) -> Result<SpaceReservation, BeginError> {
         let mut promised = lock(&self.inner.promised);
         let room = self.room(*promised);
         if need > room {
             return Err(BeginError::WouldNotFit { need, room });
         }
         *promised += need;
-        Ok(Promise { inner: self.inner.clone(), bytes: need })
+        Ok(SpaceReservation { inner: self.inner.clone(), bytes: need })
     }
 
     fn room(&self, promised: u64) -> u64 {

@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 
 /// Which shares of a content are here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct Share {
+pub struct RackShare {
     /// Who we are in the placements.
     #[n(0)]
     pub me: HostIndex,
@@ -32,21 +32,21 @@ pub struct Share {
     pub placements: Vec<RackPlacement>,
     /// The whole is gone.
     #[n(2)]
-    pub shed: bool,
+    pub whole_dropped: bool,
 }
 
 /// A share as found at start.
 #[derive(Clone, Debug)]
-pub struct FoundShare {
+pub struct StoredShare {
     /// The share.
-    pub share: Share,
+    pub share: RackShare,
     /// Parity shards here, a bit a row.
     pub parity: BTreeMap<StripeIndex, u32>,
 }
 
 /// Why a share is not made, or the whole not let go. The content is as it was.
 #[derive(Debug, thiserror::Error)]
-pub enum ShareError {
+pub enum RackShareError {
     /// No such content, or it is not whole.
     #[error("it is not whole here")]
     NotWhole,
@@ -66,15 +66,15 @@ pub enum ShareError {
 
 /// Parity of a content that is on the disk.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
-    pub(crate) share: Option<Share>,
+pub(crate) struct StoredParity {
+    pub(crate) share: Option<RackShare>,
     /// A bit a row.
     parity: BTreeMap<StripeIndex, u32>,
     /// Where each stripe's parity begins in the file; made when it is first needed.
     offsets: Option<Box<[u64]>>,
 }
 
-impl Kept {
+impl StoredParity {
     fn place(&mut self, content: &Content, stripe: StripeIndex, row: usize) -> u64 {
         let geometry = &content.geometry;
         let offsets = self.offsets.get_or_insert_with(|| {
@@ -129,8 +129,8 @@ impl Content {
     }
 
     /// Only a share is here.
-    pub(crate) fn is_shed(&self) -> bool {
-        lock(&self.kept).share.as_ref().is_some_and(|share| share.shed)
+    pub(crate) fn is_whole_dropped(&self) -> bool {
+        lock(&self.kept).share.as_ref().is_some_and(|share| share.whole_dropped)
     }
 
     fn parity_bytes(&self) -> u64 {
@@ -154,18 +154,18 @@ impl Content {
         self.extra.store(0, Ordering::Relaxed);
     }
 
-    fn dealt(&self, share: &Share) -> Vec<ShardIndex> {
+    fn dealt(&self, share: &RackShare) -> Vec<ShardIndex> {
         share.placements.iter().flat_map(|placement| placement.share(&self.geometry, share.me)).collect()
     }
 
     /// Finds out at start what is here of a share the index tells of.
-    pub(crate) fn load_share(&self, share: Share) -> io::Result<()> {
+    pub(crate) fn load_share(&self, share: RackShare) -> io::Result<()> {
         let unfinished = |stream: usize| self.dir.join(format!("stream-{stream}.share"));
         for stream in 0..self.manifest.streams.len() {
             let copy = unfinished(stream);
-            if share.shed && copy.exists() {
+            if share.whole_dropped && copy.exists() {
                 fs::rename(copy, stream_path(&self.dir, stream))?;
-            } else if !share.shed {
+            } else if !share.whole_dropped {
                 let _none = fs::remove_file(copy);
             }
         }
@@ -180,27 +180,27 @@ impl Content {
                         *lock(&self.kept).parity.entry(stripe).or_default() |= 1 << row;
                     }
                 }
-                (None, Some(piece)) if share.shed => self.recover_piece(piece),
+                (None, Some(piece)) if share.whole_dropped => self.recover_piece(piece),
                 _ => {}
             }
         }
-        let pieces = if share.shed { self.piece_bytes(&lock(&self.have)) } else { 0 };
+        let pieces = if share.whole_dropped { self.piece_bytes(&lock(&self.have)) } else { 0 };
         self.extra.store(pieces + self.parity_bytes(), Ordering::Relaxed);
         lock(&self.kept).share = Some(share);
         Ok(())
     }
 
     /// The share as the driver wants to know it.
-    pub(crate) fn found_share(&self) -> Option<FoundShare> {
+    pub(crate) fn found_share(&self) -> Option<StoredShare> {
         let kept = lock(&self.kept);
-        Some(FoundShare { share: kept.share.clone()?, parity: kept.parity.clone() })
+        Some(StoredShare { share: kept.share.clone()?, parity: kept.parity.clone() })
     }
 }
 
 impl Store {
     /// Makes our share of a placement durable beside the whole and beside earlier shares. Blocks while it codes and writes.
-    pub fn make_share(&self, id: &ContentId, me: HostIndex, placement: &RackPlacement) -> Result<(), ShareError> {
-        let content = self.inner.content(id).filter(|content| content.is_complete()).ok_or(ShareError::NotWhole)?;
+    pub fn make_share(&self, id: &ContentId, me: HostIndex, placement: &RackPlacement) -> Result<(), RackShareError> {
+        let content = self.inner.content(id).filter(|content| content.is_complete()).ok_or(RackShareError::NotWhole)?;
         let _alone = lock(&content.sharing);
         let rows = placement.share(&content.geometry, me).filter_map(|shard| content.row_of(shard));
         let fresh: Vec<(StripeIndex, usize)> = {
@@ -208,7 +208,7 @@ impl Store {
             rows.filter(|(stripe, row)| !kept.has(*stripe, *row)).collect()
         };
         let need = fresh.iter().map(|(stripe, _)| u64::from(content.geometry.parity_len(*stripe))).sum();
-        let _room = self.take_room(need).map_err(ShareError::Room)?;
+        let _room = self.reserve_if_free(need).map_err(RackShareError::Room)?;
         let path = content.parity_path();
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
         for group in fresh.chunk_by(|a, b| a.0 == b.0) {
@@ -220,7 +220,7 @@ impl Store {
                 let bytes = content.codec.parity(*row, &refs);
                 let shard = content.geometry.shard_at(stripe, u32::from(content.geometry.data()) + *row as u32);
                 if content.manifest.shard_hash(&content.geometry, shard) != Some(Hash::of(&bytes)) {
-                    return Err(ShareError::Damaged(stripe));
+                    return Err(RackShareError::Damaged(stripe));
                 }
                 let at = lock(&content.kept).place(&content, stripe, *row);
                 file.write_all_at(&bytes, at)?;
@@ -232,9 +232,9 @@ impl Store {
         for (stripe, row) in fresh {
             *kept.parity.entry(stripe).or_default() |= 1 << row;
         }
-        let share = kept.share.get_or_insert_with(Share::default);
+        let share = kept.share.get_or_insert_with(RackShare::default);
         if share.me != me {
-            *share = Share { me, ..Share::default() };
+            *share = RackShare { me, ..RackShare::default() };
         }
         if !share.placements.contains(placement) {
             share.placements.push(placement.clone());
@@ -247,12 +247,12 @@ impl Store {
     }
 
     /// Lets go of everything but the shares made; gives the bytes that are left. Blocks.
-    pub fn shed(&self, id: &ContentId) -> Result<u64, ShareError> {
-        let content = self.inner.content(id).ok_or(ShareError::NotWhole)?;
+    pub fn drop_whole(&self, id: &ContentId) -> Result<u64, RackShareError> {
+        let content = self.inner.content(id).ok_or(RackShareError::NotWhole)?;
         let _alone = lock(&content.sharing);
-        let share = lock(&content.kept).share.clone().ok_or(ShareError::NotWhole)?;
-        if !content.is_complete() && !share.shed {
-            return Err(ShareError::NotWhole);
+        let share = lock(&content.kept).share.clone().ok_or(RackShareError::NotWhole)?;
+        if !content.is_complete() && !share.whole_dropped {
+            return Err(RackShareError::NotWhole);
         }
         let mut pieces = content.geometry.no_pieces();
         for piece in content.dealt(&share).into_iter().filter_map(|shard| content.geometry.piece_of(shard)) {
@@ -262,15 +262,15 @@ impl Store {
             }
         }
         let bytes = content.piece_bytes(&pieces);
-        let room = self.take_room(bytes).map_err(ShareError::Room)?;
+        let room = self.reserve_if_free(bytes).map_err(RackShareError::Room)?;
         let copies = content.layout.copy_sparse(&pieces, "share")?;
         drop(room);
         content.complete.store(false, Ordering::Release);
         *lock(&content.have) = pieces;
-        self.inner.hot.forget(id);
+        self.inner.cache.forget(id);
         lock(&self.inner.blobs).remove(&content);
         if let Some(share) = &mut lock(&content.kept).share {
-            share.shed = true;
+            share.whole_dropped = true;
         }
         self.inner.save_state(&content)?;
         self.inner.index.sync()?;
@@ -287,19 +287,21 @@ impl Store {
 
     /// Reserves what is missing of a content of which only a share is here: it is about to become whole. Gives the contents
     /// that had to go.
-    pub fn regrow(&self, id: &ContentId) -> Result<Vec<ContentId>, BeginError> {
-        let Some(content) = self.inner.content(id).filter(|content| content.is_shed()) else { return Ok(Vec::new()) };
+    pub fn reserve_rest(&self, id: &ContentId) -> Result<Vec<ContentId>, BeginError> {
+        let Some(content) = self.inner.content(id).filter(|content| content.is_whole_dropped()) else {
+            return Ok(Vec::new());
+        };
         let _alone = lock(&content.sharing);
         let all = content.geometry.bytes() + content.parity_bytes();
         let need = all.saturating_sub(content.extra.load(Ordering::Relaxed));
-        let (_room, evicted) = self.make_room_beside(need, Some(id))?;
+        let (_room, evicted) = self.make_space_keeping(need, Some(id))?;
         content.layout.reserve()?;
         content.extra.store(all, Ordering::Relaxed);
         Ok(evicted)
     }
 
     /// The whole stays: shares made of it go.
-    pub fn keep_whole(&self, id: &ContentId) -> Result<(), IndexError> {
+    pub fn discard_share(&self, id: &ContentId) -> Result<(), IndexError> {
         let Some(content) = self.inner.content(id).filter(|content| content.is_complete()) else { return Ok(()) };
         let _alone = lock(&content.sharing);
         content.drop_share();
@@ -307,7 +309,7 @@ impl Store {
     }
 
     /// Which shares of a content are here.
-    pub fn share(&self, id: &ContentId) -> Option<FoundShare> {
+    pub fn rack_share(&self, id: &ContentId) -> Option<StoredShare> {
         self.inner.content(id)?.found_share()
     }
 

@@ -13,7 +13,7 @@ const COLUMN: usize = 64 * 1024;
 
 /// Why a stripe cannot be coded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CodecError {
+pub enum ErasureError {
     /// k or m is not usable.
     #[error("no code with {data} data and {parity} parity shards")]
     Shape {
@@ -33,7 +33,7 @@ pub enum CodecError {
 }
 
 /// An erasure code for stripes.
-pub trait ErasureCodec: Send + Sync {
+pub trait ErasureCode: Send + Sync {
     /// One parity shard of a stripe of these pieces.
     fn parity(&self, row: usize, pieces: &[&[u8]]) -> Vec<u8>;
 
@@ -44,20 +44,20 @@ pub trait ErasureCodec: Send + Sync {
         lens: &[usize],
         pieces: &[Option<&[u8]>],
         parity: &[(usize, &[u8])],
-    ) -> Result<Vec<(usize, Vec<u8>)>, CodecError>;
+    ) -> Result<Vec<(usize, Vec<u8>)>, ErasureError>;
 }
 
 /// The code of the `reed-solomon-erasure` crate.
 #[derive(Debug)]
-pub struct Rs {
+pub struct ReedSolomonCode {
     /// `rows[j][i]`: what piece `i` is multiplied by in parity row `j`.
     rows: Vec<Vec<u8>>,
 }
 
-impl Rs {
+impl ReedSolomonCode {
     /// A code of `data` + `parity` shards; `parity` may be 0.
-    pub fn new(data: usize, parity: usize) -> Result<Self, CodecError> {
-        let shape = || CodecError::Shape { data, parity };
+    pub fn new(data: usize, parity: usize) -> Result<Self, ErasureError> {
+        let shape = || ErasureError::Shape { data, parity };
         if data == 0 {
             return Err(shape());
         }
@@ -87,7 +87,7 @@ fn add_scaled(coefficient: u8, input: &[u8], out: &mut [u8]) {
     }
 }
 
-impl ErasureCodec for Rs {
+impl ErasureCode for ReedSolomonCode {
     fn parity(&self, row: usize, pieces: &[&[u8]]) -> Vec<u8> {
         let len = pieces.iter().map(|piece| piece.len()).max().unwrap_or(0);
         let mut out = vec![0u8; len];
@@ -107,13 +107,13 @@ impl ErasureCodec for Rs {
         lens: &[usize],
         pieces: &[Option<&[u8]>],
         parity: &[(usize, &[u8])],
-    ) -> Result<Vec<(usize, Vec<u8>)>, CodecError> {
+    ) -> Result<Vec<(usize, Vec<u8>)>, ErasureError> {
         let missing: Vec<usize> = (0..lens.len()).filter(|place| pieces[*place].is_none()).collect();
         let usable: Vec<&(usize, &[u8])> =
             parity.iter().filter(|(row, _)| *row < self.rows.len()).take(missing.len()).collect();
         if usable.len() < missing.len() {
             let have = lens.len() - missing.len() + usable.len();
-            return Err(CodecError::TooFew { have, need: lens.len() });
+            return Err(ErasureError::TooFew { have, need: lens.len() });
         }
         let longest = missing.iter().map(|place| lens[*place]).max().unwrap_or(0);
         // What the missing pieces alone contribute to each parity row.
@@ -131,7 +131,7 @@ impl ErasureCodec for Rs {
         }
         let square: Vec<Vec<u8>> =
             usable.iter().map(|(row, _)| missing.iter().map(|place| self.rows[*row][*place]).collect()).collect();
-        let inverse = invert(square).ok_or(CodecError::TooFew { have: 0, need: lens.len() })?;
+        let inverse = invert(square).ok_or(ErasureError::TooFew { have: 0, need: lens.len() })?;
         Ok(missing
             .iter()
             .zip(&inverse)
@@ -199,7 +199,7 @@ mod tests {
             lost in prop::collection::btree_set(0usize..16, 0..5),
         ) {
             let data = 12;
-            let code = Rs::new(data, parity).unwrap();
+            let code = ReedSolomonCode::new(data, parity).unwrap();
             let bytes = |place: usize, len: usize| -> Vec<u8> {
                 (0..len).map(|at| (seed.wrapping_mul(at as u64 + 3).rotate_left(place as u32) >> 7) as u8).collect()
             };
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn agrees_with_the_crate_on_equal_lengths() {
         let (data, parity) = (16, 4);
-        let code = Rs::new(data, parity).unwrap();
+        let code = ReedSolomonCode::new(data, parity).unwrap();
         let pieces: Vec<Vec<u8>> =
             (0..data).map(|place| (0..200_000).map(|at| (at * 31 + place * 7) as u8).collect()).collect();
         let refs: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();

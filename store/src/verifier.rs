@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 /// Work for the thread.
 pub(crate) enum Work {
     /// A shard that arrived.
-    Put { content: Arc<Content>, shard: ShardIndex, payload: Bytes, token: u64 },
+    Shard { content: Arc<Content>, shard: ShardIndex, payload: Bytes, token: u64 },
     /// A stripe to decode.
     Rebuild { content: Arc<Content>, stripe: StripeIndex },
     /// Tells when everything before is done and written.
@@ -27,7 +27,7 @@ pub(crate) fn run(inner: &Inner, queue: &Receiver<Work>, writes: &SyncSender<Wri
     let verifier = Verifier { inner, writes };
     for work in queue {
         match work {
-            Work::Put { content, shard, payload, token } => verifier.put(&content, shard, payload, token),
+            Work::Shard { content, shard, payload, token } => verifier.check(&content, shard, payload, token),
             Work::Rebuild { content, stripe } => verifier.rebuild(&content, stripe),
             Work::Barrier(done) => verifier.write(Write::Barrier(done)),
             Work::Stop => return,
@@ -41,7 +41,7 @@ struct Verifier<'a> {
 }
 
 impl Verifier<'_> {
-    fn put(&self, content: &Arc<Content>, shard: ShardIndex, payload: Bytes, token: u64) {
+    fn check(&self, content: &Arc<Content>, shard: ShardIndex, payload: Bytes, token: u64) {
         let expected = content.manifest.shard_hash(&content.geometry, shard);
         if expected != Some(Hash::of(&payload)) {
             self.inner.tell(StoreEvent::Corrupt { content: content.id, shard, token });
@@ -50,7 +50,7 @@ impl Verifier<'_> {
         let verified = StoreEvent::Verified { content: content.id, shard, token };
         match content.geometry.piece_of(shard) {
             Some(piece) if !content.has(piece) => {
-                self.inner.hot.insert((content.id, shard), payload.clone());
+                self.inner.cache.insert((content.id, shard), payload.clone());
                 self.inner.tell(verified);
                 self.write(Write::Piece { content: content.clone(), piece, payload });
             }
@@ -72,7 +72,7 @@ impl Verifier<'_> {
     fn held(&self, content: &Content, piece: PieceIndex) -> Option<Bytes> {
         let key = (content.id, content.geometry.shard_of(piece));
         // The cache first: what leaves it was written before.
-        let hot = self.inner.hot.get(&key);
+        let hot = self.inner.cache.get(&key);
         hot.or_else(|| if content.has(piece) { content.layout.read(piece).ok().map(Bytes::from) } else { None })
     }
 
@@ -100,7 +100,7 @@ impl Verifier<'_> {
                     // All inputs were verified, so this fails only if a piece on the disk was changed since.
                     if content.manifest.piece_hash(piece) == Hash::of(&bytes) {
                         let (shard, payload) = (geometry.shard_of(piece), Bytes::from(bytes));
-                        self.inner.hot.insert((content.id, shard), payload.clone());
+                        self.inner.cache.insert((content.id, shard), payload.clone());
                         self.write(Write::Piece { content: content.clone(), piece, payload });
                         made.push(shard);
                     }

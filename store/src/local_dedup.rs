@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 impl Store {
     /// Copies pieces that other contents have; gives the bytes copied.
-    pub(crate) fn reuse(&self, content: &Content) -> Result<u64, BeginError> {
+    pub(crate) fn copy_known_pieces(&self, content: &Content) -> Result<u64, BeginError> {
         let mut reused = 0;
         for piece in (0..content.geometry.piece_count()).map(PieceIndex).filter(|piece| !content.has(*piece)) {
             let hash = content.manifest.piece_hash(piece);
@@ -17,13 +17,13 @@ impl Store {
             if place.piece.0 >= source.geometry.piece_count() || !source.has(place.piece) {
                 continue;
             }
-            reused += take_over(content, piece, &source, place.piece)?;
+            reused += copy_piece(content, piece, &source, place.piece)?;
         }
         Ok(reused)
     }
 
     /// Copies pieces of another content; gives the bytes copied.
-    pub(crate) fn reuse_from(&self, content: &Content, former: &ContentId) -> Result<u64, BeginError> {
+    pub(crate) fn copy_pieces_from(&self, content: &Content, former: &ContentId) -> Result<u64, BeginError> {
         let Some(source) = self.inner.content(former) else { return Ok(0) };
         let pieces = (0..source.geometry.piece_count()).map(PieceIndex);
         let places: HashMap<Hash, PieceIndex> =
@@ -32,7 +32,7 @@ impl Store {
         for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
             let place = places.get(&content.manifest.piece_hash(piece)).filter(|place| source.has(**place));
             let Some(place) = place else { continue };
-            reused += take_over(content, piece, &source, *place)?;
+            reused += copy_piece(content, piece, &source, *place)?;
         }
         Ok(reused)
     }
@@ -43,32 +43,32 @@ impl Store {
     }
 
     /// A content goes: its pieces are found at another image with the same blob from now on, or nowhere.
-    pub(crate) fn disinherit(&self, content: &Content) -> Result<(), IndexError> {
+    pub(crate) fn reassign_pieces(&self, content: &Content) -> Result<(), IndexError> {
         let mut changes = Vec::new();
         for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
             let hash = content.manifest.piece_hash(piece);
             if self.place_of(&hash)?.is_some_and(|place| place.content == content.id) {
-                let heir = self.heir(content, piece);
-                changes.push((piece_key(&hash), heir.map(|place| encode(&place))));
+                let place = self.other_holder(content, piece);
+                changes.push((piece_key(&hash), place.map(|place| encode(&place))));
             }
         }
         self.inner.index.apply(Tree::Pieces, changes)
     }
 
     /// The same piece of the same blob in another image.
-    fn heir(&self, content: &Content, piece: PieceIndex) -> Option<PiecePlace> {
+    fn other_holder(&self, content: &Content, piece: PieceIndex) -> Option<PiecePlace> {
         let stream = content.layout.stream_of(piece);
         let blob = content.manifest.image.as_ref()?.blobs.get(stream)?;
-        let (heir, at) = self.inner.holder(&blob.digest, blob.size)?;
-        let place = heir.layout.pieces_of(at).start + (piece.0 - content.layout.pieces_of(stream).start);
-        let same = place < heir.layout.pieces_of(at).end
-            && heir.manifest.piece_hash(PieceIndex(place)) == content.manifest.piece_hash(piece);
-        same.then_some(PiecePlace { content: heir.id, piece: PieceIndex(place) })
+        let (holder, at) = self.inner.holder(&blob.digest, blob.size)?;
+        let place = holder.layout.pieces_of(at).start + (piece.0 - content.layout.pieces_of(stream).start);
+        let same = place < holder.layout.pieces_of(at).end
+            && holder.manifest.piece_hash(PieceIndex(place)) == content.manifest.piece_hash(piece);
+        same.then_some(PiecePlace { content: holder.id, piece: PieceIndex(place) })
     }
 }
 
 /// Copies a piece from where it should be, if that is what is there; gives its length.
-fn take_over(content: &Content, piece: PieceIndex, source: &Content, place: PieceIndex) -> Result<u64, BeginError> {
+fn copy_piece(content: &Content, piece: PieceIndex, source: &Content, place: PieceIndex) -> Result<u64, BeginError> {
     let Ok(bytes) = source.layout.read(place) else { return Ok(0) };
     if Hash::of(&bytes) != content.manifest.piece_hash(piece) {
         return Ok(0);
