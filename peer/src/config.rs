@@ -2,10 +2,10 @@
 //!
 //! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
 
-use crate::limits::LimitSettings;
+use crate::activation::settings::{self, Activations};
 use crate::mirror::MirrorConfig;
-use crate::rollout::settings::{self, Activations};
-use crate::warm::ContainerdConfig;
+use crate::prewarm::ContainerdConfig;
+use crate::rate_limits::RateLimitSettings;
 use serde::{Deserialize, Serialize};
 use shoal_proto::limits;
 use shoal_proto::locality::{Labels, validate_labels};
@@ -53,7 +53,7 @@ pub struct NodeSettings {
     /// disks, whose writes the cache puts in order.
     pub direct_io: bool,
     /// What its links keep to. Default: no limits.
-    pub limits: LimitSettings,
+    pub limits: RateLimitSettings,
 }
 
 impl Default for NodeSettings {
@@ -73,7 +73,7 @@ impl Default for NodeSettings {
             hot_cache: None,
             receive_memory: ByteSize(96 << 20),
             direct_io: true,
-            limits: LimitSettings::default(),
+            limits: RateLimitSettings::default(),
         }
     }
 }

@@ -8,18 +8,18 @@
 //! [`rollout`]; what a host says of its jobs in [`reports`]; the tracker's client in [`tracker`]; the HTTP API in [`api`];
 //! the registry mirror in [`mirror`]; having containerd unpack images in [`warm`].
 
-pub mod activate;
+pub mod activation;
 pub mod api;
 pub mod config;
 pub mod feeds;
-pub mod limits;
+pub mod images;
 pub mod mirror;
 pub mod node;
+pub mod prewarm;
+pub mod rate_limits;
 pub mod reports;
 mod role;
-pub mod rollout;
-pub mod tracker;
-pub mod warm;
+pub mod tracker_client;
 
 pub use config::PeerConfig;
 pub use role::{RunError, Started, run, start};

@@ -2,10 +2,10 @@
 
 use crate::api;
 use crate::config::PeerConfig;
-use crate::mirror::{self, Fetcher};
+use crate::mirror::{self, FetchThrough};
 use crate::node::NodeHandle;
 use crate::node::setup::{Folders, SetupError, start as start_node};
-use crate::warm::{Board, Warmer};
+use crate::prewarm::{PrewarmRequests, PrewarmTask};
 use shoal_proto::trust::Role;
 use shoal_service::http::{AdminToken, Server, TokenError, bind};
 use shoal_service::metrics::Metrics;
@@ -60,19 +60,19 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
         content: Some((&config.content_dir, config.keep_versions)),
         activations: config.activation.clone(),
     };
-    let board = config.containerd.as_ref().map(|_| Arc::<Board>::default());
+    let board = config.containerd.as_ref().map(|_| Arc::<PrewarmRequests>::default());
     let node = start_node(Role::Peer, &config.node, folders, board.clone(), &metrics, &mut tasks).await?;
     let mirror = match config.mirror.addr()? {
         Some(addr) => {
             let through = config.mirror.fetch_through;
-            let fetcher = through.then(|| Fetcher::new(node.control.clone(), node.tracker.clone()));
+            let fetcher = through.then(|| FetchThrough::new(node.control.clone(), node.tracker.clone()));
             Some(mirror::start(&config.mirror, addr, &node.handle, fetcher, &metrics, &mut tasks).await?)
         }
         None => None,
     };
     if let (Some(containerd), Some(board)) = (&config.containerd, board) {
         let asked = mirror.as_ref().map(|mirror| mirror.asked.clone());
-        let warmer = Warmer::new(containerd, board, node.handle.clone(), asked, &metrics);
+        let warmer = PrewarmTask::new(containerd, board, node.handle.clone(), asked, &metrics);
         tasks.spawn("warmer", warmer.run(tasks.token().clone()));
     }
     let mirror = mirror.map(|mirror| mirror.addr);
@@ -83,7 +83,7 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
     });
     let routes = api::routes(node.credential.locality.to_string(), node.handle.clone())
         .merge(crate::feeds::routes(node.handle.feeds.clone()))
-        .merge(crate::limits::api::routes(node.limits.clone(), admin));
+        .merge(crate::rate_limits::api::routes(node.limits.clone(), admin));
     let server = Server::new("peer", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, ?mirror, "peer started");

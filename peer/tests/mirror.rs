@@ -2,7 +2,7 @@
 //! when the disk, the network or the daemon fails it.
 
 use bytes::Bytes;
-use shoal_peer::feeds::Shelf;
+use shoal_peer::feeds::LatestVersions;
 use shoal_peer::mirror::{self, MirrorConfig};
 use shoal_peer::node::{Command, NodeHandle};
 use shoal_proto::ids::{ContentId, PieceIndex};
@@ -91,7 +91,7 @@ impl Running {
         runtime.spawn(drive(asked, answers.clone()));
         let (_, membership) = watch::channel(Arc::default());
         let metrics = Metrics::default();
-        let (shared, feeds) = (Arc::default(), Shelf::new(&metrics));
+        let (shared, feeds) = (Arc::default(), LatestVersions::new(&metrics));
         let node = NodeHandle { commands, membership, shared, store: store.clone(), feeds };
         let config = MirrorConfig { budget: Span(budget), ..MirrorConfig::default() };
         let addr = runtime.block_on(async {

@@ -7,9 +7,9 @@ use crate::jobs::Jobs;
 use crate::rollout::Rollouts;
 use crate::wanted::Wanted;
 use shoal_net::identity::{KeyFileError, load_key};
+use shoal_peer::activation::settings::Activations;
 use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::{Folders, SetupError, start as start_node};
-use shoal_peer::rollout::settings::Activations;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Role, Trust};
 use shoal_service::http::{AdminToken, Server, TokenError, bind};
@@ -101,7 +101,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         let wanted = Wanted { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
         tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
     }
-    let limits = shoal_peer::limits::api::routes(node.limits.clone(), Some(admin.clone()));
+    let limits = shoal_peer::rate_limits::api::routes(node.limits.clone(), Some(admin.clone()));
     let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts).merge(limits);
     let server = Server::new("seeder", metrics, check, routes);
     tasks.spawn("http", server.serve(listener, token));

@@ -6,7 +6,7 @@
 use crate::images;
 use crate::jobs::{ImageRequest, Jobs, PushRequest};
 use shoal_peer::node::NodeHandle;
-use shoal_peer::tracker::ImageWish;
+use shoal_peer::tracker_client::FetchThroughRequest;
 use shoal_proto::announcement::Kind;
 use shoal_proto::control::Response;
 use shoal_proto::ids::JobId;
@@ -57,7 +57,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) async fn run(self, mut wishes: mpsc::Receiver<ImageWish>, token: CancellationToken) {
+    pub(crate) async fn run(self, mut wishes: mpsc::Receiver<FetchThroughRequest>, token: CancellationToken) {
         let mut pending: BTreeMap<String, Pending> = BTreeMap::new();
         let mut ours: Ours = BTreeMap::new();
         loop {
@@ -88,7 +88,12 @@ impl Wanted {
         }
     }
 
-    fn accept(&self, wish: &ImageWish, pending: &mut BTreeMap<String, Pending>, ours: &Ours) -> Result<(), String> {
+    fn accept(
+        &self,
+        wish: &FetchThroughRequest,
+        pending: &mut BTreeMap<String, Pending>,
+        ours: &Ours,
+    ) -> Result<(), String> {
         let reference: Reference = wish.reference.parse().map_err(|_| "no image's name".to_string())?;
         if !is_allowed(&self.prefixes, &reference) {
             return Err(format!("the seeder's fetch_through does not name {}/{}", reference.host, reference.path));

@@ -3,7 +3,7 @@
 use super::{Outcome, output};
 use anyhow::bail;
 use serde_json::json;
-use shoal_peer::mirror::hosts::{Change, Hosts, undo};
+use shoal_peer::mirror::hosts_toml::{Change, HostsToml, undo};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -82,8 +82,11 @@ fn write_all(args: &Setup) -> anyhow::Result<Vec<(PathBuf, Change)>> {
     if !args.mirror.ip().is_loopback() {
         bail!("{} is no loopback address, and the mirror listens on nothing else", args.mirror);
     }
-    let hosts =
-        Hosts { mirror: format!("http://{}", args.mirror), server: args.server.clone(), resolve: !args.digests_only };
+    let hosts = HostsToml {
+        mirror: format!("http://{}", args.mirror),
+        server: args.server.clone(),
+        resolve: !args.digests_only,
+    };
     let mut changes = Vec::new();
     for dry in [true, args.dry_run] {
         changes.clear();

@@ -4,7 +4,7 @@ use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use anyhow::{Context, bail};
 use serde_json::Value;
-use shoal_peer::feeds::api::Told;
+use shoal_peer::feeds::api::VersionEvent;
 use shoal_proto::announcement::Kind;
 use shoal_proto::limits::FEED_BYTES_MAX;
 use shoal_seeder::feeds::Published;
@@ -168,7 +168,7 @@ fn watch(args: &Watch) -> anyhow::Result<Outcome> {
     block_on(async {
         let mut lines = client.lines(&path).await?;
         let mut count = 0;
-        while let Some(told) = lines.next::<Told>().await? {
+        while let Some(told) = lines.next::<VersionEvent>().await? {
             if args.json {
                 output::json_line(&told)?;
             } else {

@@ -3,7 +3,8 @@
 //! Invariant: whoever waits holds one of a bounded number of places, and a slow reader skips versions instead of having
 //! them queued.
 
-use super::{Data, FeedStatus, Refused, Shelf, Version};
+use super::latest::{FeedStatus, LatestVersions, Refused};
+use super::version::{FeedData, FeedVersion};
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -33,7 +34,7 @@ const READ_BYTES: usize = 256 * 1024;
 
 #[derive(Clone)]
 struct Api {
-    shelf: Shelf,
+    shelf: LatestVersions,
     places: Arc<Semaphore>,
 }
 
@@ -46,7 +47,7 @@ struct Listing {
 
 /// A version as streams tell it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Told {
+pub struct VersionEvent {
     /// The feed.
     pub feed: String,
     /// Grows with every version.
@@ -60,10 +61,10 @@ pub struct Told {
     pub text: Option<String>,
 }
 
-impl Told {
-    fn of(version: &Version) -> Self {
+impl VersionEvent {
+    fn of(version: &FeedVersion) -> Self {
         let text = match &version.data {
-            Data::Memory(data) if version.size <= INLINE_DATA_BYTES_MAX => String::from_utf8(data.to_vec()).ok(),
+            FeedData::Memory(data) if version.size <= INLINE_DATA_BYTES_MAX => String::from_utf8(data.to_vec()).ok(),
             _ => None,
         };
         let (feed, sequence) = (version.name.clone(), version.sequence);
@@ -84,7 +85,7 @@ struct Asked {
 }
 
 /// The routes.
-pub fn routes(shelf: Shelf) -> Router {
+pub fn routes(shelf: LatestVersions) -> Router {
     let api = Api { shelf, places: Arc::new(Semaphore::new(READERS_MAX)) };
     Router::new().route("/feeds", get(list)).route("/feeds/{*path}", get(read)).with_state(api)
 }
@@ -123,7 +124,7 @@ async fn read(
     Ok((tags(&version), body(&version)?).into_response())
 }
 
-fn tags(version: &Version) -> [(header::HeaderName, String); 3] {
+fn tags(version: &FeedVersion) -> [(header::HeaderName, String); 3] {
     [
         (header::ETAG, format!("\"{}\"", version.sequence)),
         (header::CONTENT_TYPE, "application/octet-stream".into()),
@@ -131,11 +132,11 @@ fn tags(version: &Version) -> [(header::HeaderName, String); 3] {
     ]
 }
 
-fn body(version: &Version) -> Result<Body, ApiError> {
+fn body(version: &FeedVersion) -> Result<Body, ApiError> {
     Ok(match &version.data {
-        Data::Memory(data) => Body::from(data.clone()),
-        Data::File(file) => stream_file(file.clone(), version.size),
-        Data::Store => {
+        FeedData::Memory(data) => Body::from(data.clone()),
+        FeedData::File(file) => stream_file(file.clone(), version.size),
+        FeedData::Store => {
             let what = format!("the feed `{}` is here in pieces only", version.name);
             return Err(ApiError::new(StatusCode::CONFLICT, what, "it is large", "read it on a host"));
         }
@@ -186,8 +187,8 @@ fn events(api: &Api, name: &str, asked: &Asked, headers: &HeaderMap) -> Result<R
     Ok((headers, Body::from_stream(told)).into_response())
 }
 
-fn event(version: &Version, lines: bool) -> Result<Bytes, serde_json::Error> {
-    let told = serde_json::to_string(&Told::of(version))?;
+fn event(version: &FeedVersion, lines: bool) -> Result<Bytes, serde_json::Error> {
+    let told = serde_json::to_string(&VersionEvent::of(version))?;
     let text =
         if lines { format!("{told}\n") } else { format!("id: {}\nevent: version\ndata: {told}\n\n", version.sequence) };
     Ok(text.into())

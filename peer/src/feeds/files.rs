@@ -10,8 +10,8 @@
 //! Nothing here waits for the disk: a kill loses none of it; what a loss of power garbles is told by its hash, dropped,
 //! and heard again from neighbours.
 
-use super::{Data, Version};
-use crate::activate::share_file;
+use super::version::{FeedData, FeedVersion};
+use crate::activation::content_dir::share_file;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -116,14 +116,14 @@ impl FeedFiles {
     }
 
     /// Gives readers a version's bytes, from memory or from a stream file, unless they have a newer one. Gives the file.
-    pub(crate) fn place(&self, version: &Version, stream: Option<&Path>) -> io::Result<Option<Arc<File>>> {
+    pub(crate) fn place(&self, version: &FeedVersion, stream: Option<&Path>) -> io::Result<Option<Arc<File>>> {
         let Some(readers) = &self.readers else { return Ok(None) };
         let folder = readers.join(&version.name);
         fs::create_dir_all(&folder)?;
         let temporary = folder.join(format!("{TEMPORARY}{}", version.sequence));
         let _former = fs::remove_file(&temporary);
         let hash = match (&version.data, stream) {
-            (Data::Memory(bytes), _) => {
+            (FeedData::Memory(bytes), _) => {
                 fs::write(&temporary, bytes)?;
                 Hash::of(bytes)
             }

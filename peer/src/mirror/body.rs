@@ -4,7 +4,7 @@
 //! on elsewhere, a stalled one never would.
 
 use super::Counters;
-use super::images::{Blob, PieceFault};
+use crate::images::{Blob, PieceFault};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use std::io;

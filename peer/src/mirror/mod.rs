@@ -4,44 +4,39 @@
 //! Invariant: the mirror helps or stays out of the way. What it cannot give is refused at once, what stops is cut, and
 //! when the daemon hangs the port is closed, so that containerd goes on to the registry.
 //!
-//! Where to look: what is asked in [`ask`]; the answers in [`answer`] and their bodies in [`body`]; images and their
-//! pieces in [`images`]; images that are not here in [`fetch`]; containerd's files in [`hosts`]; the port in [`port`]; the watchdog in [`watch`].
+//! Where to look: what is asked in [`request`]; the answers in [`handler`] and their bodies in [`body`]; images and their
+//! pieces in [`crate::images`]; images that are not here in [`fetch_through`]; containerd's files in [`hosts_toml`]; the port in [`listener`]; the watchdog in [`watchdog`].
 
-mod answer;
-mod ask;
 mod body;
-mod fetch;
-pub mod hosts;
-mod images;
-mod port;
-mod watch;
+mod fetch_through;
+mod handler;
+pub mod hosts_toml;
+mod listener;
+mod request;
+mod watchdog;
 
-pub use fetch::Fetcher;
-pub use images::Images;
+pub use fetch_through::FetchThrough;
 
+use crate::images::{Images, RecentPulls};
 use crate::node::NodeHandle;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use serde::{Deserialize, Serialize};
-use shoal_proto::image::Digest;
 use shoal_service::config::ConfigError;
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::Tasks;
 use shoal_service::units::Span;
-use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use watch::Health;
+use watchdog::Health;
 
 /// Blobs sent at once: each holds up to two pieces in memory.
 const STREAMS_MAX: usize = 24;
 /// Pieces read at once.
 const READERS_MAX: usize = 4;
-/// Manifests whose asking is remembered.
-const ASKED_MAX: usize = 256;
 
 /// How to run the mirror.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,35 +128,15 @@ impl Counters {
     }
 }
 
-/// Manifests that were asked for, the latest first.
-#[derive(Debug, Default)]
-pub(crate) struct Asked {
-    rows: Mutex<VecDeque<Digest>>,
-}
-
-impl Asked {
-    fn note(&self, digest: Digest) {
-        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.retain(|row| *row != digest);
-        rows.push_front(digest);
-        rows.truncate(ASKED_MAX);
-    }
-
-    /// Whether a manifest was asked for of late.
-    pub(crate) fn has(&self, digest: &Digest) -> bool {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
-    }
-}
-
 /// The mirror.
 struct Mirror {
     images: Images,
     health: Arc<Health>,
-    asked: Arc<Asked>,
+    asked: Arc<RecentPulls>,
     counters: Counters,
     budget: Duration,
     /// Asks the region for what is not here.
-    fetcher: Option<Fetcher>,
+    fetcher: Option<FetchThrough>,
     streams: Arc<Semaphore>,
     readers: Arc<Semaphore>,
 }
@@ -171,7 +146,7 @@ pub struct Running {
     /// Where it listens.
     pub addr: SocketAddr,
     /// What it was asked for.
-    pub(crate) asked: Arc<Asked>,
+    pub(crate) asked: Arc<RecentPulls>,
 }
 
 /// Starts the mirror's tasks. With a `fetcher` images that are not here are asked for.
@@ -179,14 +154,14 @@ pub async fn start(
     config: &MirrorConfig,
     addr: SocketAddr,
     node: &NodeHandle,
-    fetcher: Option<Fetcher>,
+    fetcher: Option<FetchThrough>,
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> std::io::Result<Running> {
     let listener = shoal_service::http::bind(addr).await?;
     let addr = listener.local_addr()?;
     let health = Arc::new(Health::default());
-    let asked = Arc::new(Asked::default());
+    let asked = Arc::new(RecentPulls::default());
     let mirror = Arc::new(Mirror {
         images: Images::new(node.store.clone()),
         health: health.clone(),
@@ -198,9 +173,9 @@ pub async fn start(
         readers: Arc::new(Semaphore::new(READERS_MAX)),
     });
     let token = tasks.token().clone();
-    watch::guard(&health, &token)?;
-    tasks.spawn("mirror's pulse", watch::pulse(health.clone(), node.clone(), token.clone()));
-    tasks.spawn("mirror", port::run(mirror, listener, addr, token));
+    watchdog::guard(&health, &token)?;
+    tasks.spawn("mirror's pulse", watchdog::pulse(health.clone(), node.clone(), token.clone()));
+    tasks.spawn("mirror", listener::run(mirror, listener, addr, token));
     Ok(Running { addr, asked })
 }
 
@@ -219,21 +194,5 @@ mod tests {
         }
         let slow = MirrorConfig { budget: Span(Duration::from_secs(600)), ..Default::default() };
         assert!(slow.validate().is_err());
-    }
-
-    #[test]
-    fn what_was_asked_is_remembered_for_a_while() {
-        let asked = Asked::default();
-        let digest = |n: usize| Digest([(n % 256) as u8; 32].map(|b| b ^ (n / 256) as u8));
-        asked.note(digest(0));
-        assert!(asked.has(&digest(0)) && !asked.has(&digest(1)));
-        (1..=ASKED_MAX).for_each(|n| {
-            let mut other = digest(n);
-            other.0[0] = 0xaa;
-            other.0[1] = n as u8;
-            other.0[2] = (n >> 8) as u8;
-            asked.note(other);
-        });
-        assert!(!asked.has(&digest(0)));
     }
 }

@@ -5,7 +5,7 @@
 use super::contents::Done;
 use super::pool::Sort;
 use super::{Driver, Input};
-use crate::activate::ContentDir;
+use crate::activation::content_dir::ContentDir;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::rack_placement::RackPlacement;

@@ -6,7 +6,7 @@
 use super::Driver;
 use super::contents::{Done, pieces_fit};
 use super::pool::Sort;
-use crate::feeds::{Data, FeedFiles, Keep, Keeper, Shelf, Version};
+use crate::feeds::{FeedData, FeedFiles, FeedVersion, FeedWriter, LatestVersions, PendingWrite};
 use bytes::Bytes;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::codec::Document;
@@ -63,16 +63,16 @@ impl Held {
 
 /// The driver's feeds.
 pub(super) struct Feeds {
-    pub(super) shelf: Shelf,
+    pub(super) shelf: LatestVersions,
     files: FeedFiles,
-    keeper: Keeper,
+    keeper: FeedWriter,
     rows: BTreeMap<JobId, Row>,
     /// Newest versions by the hash of their signed announcement: the same one comes down several lanes.
     known: HashMap<Hash, JobId>,
 }
 
 impl Feeds {
-    pub(super) fn new(shelf: Shelf, files: FeedFiles, keeper: Keeper) -> Self {
+    pub(super) fn new(shelf: LatestVersions, files: FeedFiles, keeper: FeedWriter) -> Self {
         Self { shelf, files, keeper, rows: BTreeMap::new(), known: HashMap::new() }
     }
 
@@ -125,11 +125,13 @@ impl Driver {
             }
             self.feeds.shelf.announce(&announcement, false);
             let data = match &small {
-                Some((_, data)) => Some(Data::Memory(data.clone())),
-                None if self.role == Role::Seeder => Some(Data::Store),
+                Some((_, data)) => Some(FeedData::Memory(data.clone())),
+                None if self.role == Role::Seeder => Some(FeedData::Store),
                 None => {
                     let placed = self.feeds.files.placed(&announcement.name);
-                    placed.filter(|(said, _)| said.sequence == announcement.sequence).map(|(_, file)| Data::File(file))
+                    placed
+                        .filter(|(said, _)| said.sequence == announcement.sequence)
+                        .map(|(_, file)| FeedData::File(file))
                 }
             };
             let in_store = small.is_none() && self.store.manifest(&announcement.content).is_some();
@@ -139,7 +141,7 @@ impl Driver {
                 row.shown = Some(announcement.content);
             }
             if let Some(data) = data {
-                self.feeds.shelf.show(&id, Arc::new(Version::new(&announcement, data)));
+                self.feeds.shelf.show(&id, Arc::new(FeedVersion::new(&announcement, data)));
             }
             self.envelopes.insert(id, (announcement, envelope));
         }
@@ -162,7 +164,7 @@ impl Driver {
             return;
         }
         let envelope = Bytes::from(envelope.to_bytes());
-        let data = small.as_ref().map_or(Data::Store, |(_, data)| Data::Memory(data.clone()));
+        let data = small.as_ref().map_or(FeedData::Store, |(_, data)| FeedData::Memory(data.clone()));
         let inline = small.is_some();
         let manifest = small.as_ref().map(|(manifest, _)| manifest.clone());
         let former = self.remember_feed(announcement.clone(), envelope.clone(), small);
@@ -173,9 +175,9 @@ impl Driver {
         }
         self.carry_out();
         self.drop_superseded(former);
-        let version = Arc::new(Version::new(&announcement, data));
+        let version = Arc::new(FeedVersion::new(&announcement, data));
         self.feeds.shelf.show(&id, version.clone());
-        self.feeds.keeper.put(id, Keep { version, envelope, manifest, done: Some(kept) });
+        self.feeds.keeper.put(id, PendingWrite { version, envelope, manifest, done: Some(kept) });
     }
 
     /// Whether the newest version is small and here.
@@ -308,10 +310,10 @@ impl Driver {
     fn keep_small(&mut self, announcement: &Announcement, held: Held) {
         let Held { envelope, manifest, data, .. } = held;
         let id = announcement.job;
-        let version = Arc::new(Version::new(announcement, Data::Memory(data.clone())));
+        let version = Arc::new(FeedVersion::new(announcement, FeedData::Memory(data.clone())));
         self.feeds.shelf.show(&id, version.clone());
         self.take_desired(&announcement.name, announcement.sequence, &data);
-        self.feeds.keeper.put(id, Keep { version, envelope, manifest: Some(manifest), done: None });
+        self.feeds.keeper.put(id, PendingWrite { version, envelope, manifest: Some(manifest), done: None });
         // A large version may have gone before.
         if let Some(former) = self.feeds.rows.get_mut(&id).and_then(|row| row.shown.take()) {
             self.drop_unnamed(former);
@@ -365,7 +367,7 @@ impl Driver {
                 return;
             }
         };
-        let version = Arc::new(Version::new(announcement, Data::File(file)));
+        let version = Arc::new(FeedVersion::new(announcement, FeedData::File(file)));
         if !self.feeds.shelf.show(&id, version.clone()) {
             self.drop_unnamed(content);
             return;
@@ -376,7 +378,7 @@ impl Driver {
             && row.sequence == announcement.sequence
         {
             let envelope = envelope.clone();
-            self.feeds.keeper.put(id, Keep { version, envelope, manifest: None, done: None });
+            self.feeds.keeper.put(id, PendingWrite { version, envelope, manifest: None, done: None });
         }
     }
 
@@ -446,7 +448,7 @@ fn fits(announcement: &Announcement, manifest: &[u8], data: &[u8]) -> bool {
 fn place(store: &Store, files: &FeedFiles, announcement: &Announcement) -> Result<Arc<File>, String> {
     store.finish_version(&announcement.content).map_err(|error| error.to_string())?;
     let stream = store.stream_path(&announcement.content, 0);
-    let version = Version::new(announcement, Data::Store);
+    let version = FeedVersion::new(announcement, FeedData::Store);
     let placed = files.place(&version, Some(&stream)).map_err(|error| error.to_string())?;
     placed.ok_or_else(|| "this node has no readers".to_string())
 }

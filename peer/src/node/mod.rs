@@ -27,13 +27,13 @@ pub use book::NodeMetrics;
 pub use feeds::FeedPublication;
 pub use rollouts::RolloutStatus;
 
-use crate::activate::ContentDir;
-use crate::feeds::{FeedFiles, Keeper, Shelf};
-use crate::rollout::journal::Journal;
-use crate::rollout::record::Record;
-use crate::rollout::settings::Activations;
-use crate::tracker::{Shared, TrackerEvent};
-use crate::warm::{Board, WarmFault};
+use crate::activation::content_dir::ContentDir;
+use crate::activation::journal::Journal;
+use crate::activation::record::SwitchRecord;
+use crate::activation::settings::Activations;
+use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
+use crate::prewarm::{PrewarmFault, PrewarmRequests};
+use crate::tracker_client::{SharedReports, TrackerEvent};
 use book::Book;
 use bytes::Bytes;
 use contents::{Done, Inlined};
@@ -114,7 +114,7 @@ pub enum Command {
     /// Is the driver there?
     Ping(oneshot::Sender<()>),
     /// A job's image was warmed, or could not be.
-    Warmed(JobId, Result<(), WarmFault>),
+    Warmed(JobId, Result<(), PrewarmFault>),
 }
 
 /// How others reach the driver.
@@ -125,11 +125,11 @@ pub struct NodeHandle {
     /// The membership, as it changes.
     pub membership: watch::Receiver<Arc<Membership>>,
     /// Reports of this host.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SharedReports>,
     /// The store.
     pub store: Store,
     /// The newest versions of feeds.
-    pub feeds: Shelf,
+    pub feeds: LatestVersions,
 }
 
 impl NodeHandle {
@@ -191,8 +191,8 @@ pub struct Parts {
     pub announcements: mpsc::Receiver<LinkEvent>,
     /// From the tracker's client.
     pub tracker_events: mpsc::Receiver<TrackerEvent>,
-    /// Shared with it.
-    pub shared: Arc<Shared>,
+    /// SharedReports with it.
+    pub shared: Arc<SharedReports>,
     /// Where contents are activated; peers only.
     pub content_dir: Option<ContentDir>,
     /// What is done around a switch; peers only.
@@ -200,13 +200,13 @@ pub struct Parts {
     /// Where the journal of switches is written.
     pub journal_dir: PathBuf,
     /// The newest versions of feeds.
-    pub(crate) shelf: Shelf,
+    pub(crate) shelf: LatestVersions,
     /// Where they are kept.
     pub(crate) feed_files: FeedFiles,
     /// Who writes them there.
-    pub(crate) keeper: Keeper,
+    pub(crate) keeper: FeedWriter,
     /// Where wishes for warm images go; peers with a container runtime only.
-    pub warming: Option<Arc<Board>>,
+    pub warming: Option<Arc<PrewarmRequests>>,
     /// Counters.
     pub metrics: NodeMetrics,
 }
@@ -230,9 +230,9 @@ pub struct Driver {
     announcements: mpsc::Receiver<LinkEvent>,
     tracker_events: mpsc::Receiver<TrackerEvent>,
     commands: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedReports>,
     content_dir: Option<ContentDir>,
-    warming: Option<Arc<Board>>,
+    warming: Option<Arc<PrewarmRequests>>,
     started: std::time::Instant,
     /// `None` until our place in the roster and a membership that has us are known.
     brain: Option<Node>,
@@ -260,7 +260,7 @@ pub struct Driver {
     to_switch: VecDeque<Arc<Announcement>>,
     rollouts: Rollouts,
     /// Switches that a kill cut, until they go on.
-    rollouts_cut: Vec<(String, Record)>,
+    rollouts_cut: Vec<(String, SwitchRecord)>,
     puts: usize,
     /// Shards that may be due to nobody any more.
     cooling: Vec<(ContentId, ShardIndex)>,

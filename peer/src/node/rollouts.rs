@@ -4,11 +4,11 @@
 
 use super::Driver;
 use super::waves::wish_of;
-use crate::rollout::journal::Journal;
-use crate::rollout::probe;
-use crate::rollout::record::{OnDisk, Record, Step};
-use crate::rollout::settings::{Activations, settings_for};
-use crate::rollout::switchover::Context;
+use crate::activation::journal::Journal;
+use crate::activation::probe;
+use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
+use crate::activation::settings::{Activations, settings_for};
+use crate::activation::switch::Switch;
 use serde::Serialize;
 use shoal_proto::announcement::Kind;
 use shoal_proto::codec::{Document, decode_exact, encode};
@@ -26,7 +26,7 @@ const NAMES_MAX: usize = 256;
 /// What ended.
 pub(super) enum Ended {
     /// A switch of a name.
-    Switch(String, Record),
+    Switch(String, SwitchRecord),
     /// A name's watch: this attempt's version is ill, and why.
     Watch(String, JobId, u16, String),
 }
@@ -36,7 +36,7 @@ struct Row {
     /// The document's place among those of the name.
     sequence: u64,
     desired: Option<Arc<Desired>>,
-    record: Option<Record>,
+    record: Option<SwitchRecord>,
     /// A switch is under way.
     busy: bool,
     watch: Option<AbortHandle>,
@@ -89,7 +89,7 @@ impl Rollouts {
         let needs = |row: &Row| {
             let asked =
                 row.desired.iter().flat_map(|desired| &desired.rules).any(|rule| rule.target.content == *content);
-            let back = |record: &Record| record.versions().any(|on| on.content == *content);
+            let back = |record: &SwitchRecord| record.versions().any(|on| on.content == *content);
             asked || (row.desired.is_some() && row.record.as_ref().is_some_and(back))
         };
         self.rows.iter().find(|(_, row)| needs(row)).map(|(name, _)| name.as_str())
@@ -167,8 +167,8 @@ impl Driver {
             }
         }
         let mut cut = Vec::new();
-        for (name, record) in Record::load(&self.store) {
-            if record.step != Step::Done {
+        for (name, record) in SwitchRecord::load(&self.store) {
+            if record.step != SwitchStep::Done {
                 cut.push((name.clone(), record.clone()));
             }
             self.rollouts.rows.entry(name.clone()).or_default().record = Some(record);
@@ -282,7 +282,7 @@ impl Driver {
         }
         if let Some(next) = self.next_switch(name, &desired, &me, &target, record, held) {
             match next.step {
-                Step::Done => self.conclude(name, next),
+                SwitchStep::Done => self.conclude(name, next),
                 _ => self.begin_switch(name, next),
             }
         }
@@ -295,19 +295,20 @@ impl Driver {
         desired: &Desired,
         me: &Member,
         target: &Target,
-        record: Option<Record>,
+        record: Option<SwitchRecord>,
         held: bool,
-    ) -> Option<Record> {
+    ) -> Option<SwitchRecord> {
         let current = self.on_disk(name);
-        let to = OnDisk { version: target.version.clone(), content: target.content, sequence: target.sequence };
-        let is_on = |version: &OnDisk| {
+        let to =
+            InstalledVersion { version: target.version.clone(), content: target.content, sequence: target.sequence };
+        let is_on = |version: &InstalledVersion| {
             current.as_ref().is_some_and(|on| (&on.version, on.content) == (&version.version, version.content))
         };
         let before = record.as_ref().map_or_else(|| current.clone(), |record| record.before.clone());
-        let mut next = Record {
+        let mut next = SwitchRecord {
             rollout: desired.rollout,
             attempt: desired.attempt,
-            step: Step::Prepare,
+            step: SwitchStep::Prepare,
             from: current.clone(),
             to: Some(to.clone()),
             before,
@@ -350,7 +351,7 @@ impl Driver {
     }
 
     /// What is switched in.
-    fn on_disk(&self, name: &str) -> Option<OnDisk> {
+    fn on_disk(&self, name: &str) -> Option<InstalledVersion> {
         let folder = self.content_dir.as_ref()?;
         let version = folder.current(name)?;
         let content = folder.content_of(name, &version)?;
@@ -358,14 +359,14 @@ impl Driver {
         let record = self.rollouts.rows.get(name).and_then(|row| row.record.as_ref());
         let recorded = record.and_then(|record| record.versions().find(|on| on.content == content));
         let sequence = known.map(|row| row.sequence).or(recorded.map(|on| on.sequence)).unwrap_or(0);
-        Some(OnDisk { version, content, sequence })
+        Some(InstalledVersion { version, content, sequence })
     }
 
-    fn context(&self, name: &str, record: &Record) -> Option<Context> {
+    fn context(&self, name: &str, record: &SwitchRecord) -> Option<Switch> {
         let mut needed: Vec<String> = record.versions().map(|on| on.version.clone()).collect();
         let desired = self.rollouts.rows.get(name).and_then(|row| row.desired.as_ref());
         needed.extend(desired.iter().flat_map(|desired| &desired.rules).map(|rule| rule.target.version.clone()));
-        Some(Context {
+        Some(Switch {
             store: self.store.clone(),
             folder: self.content_dir.clone()?,
             journal: self.rollouts.journal.clone(),
@@ -375,7 +376,7 @@ impl Driver {
         })
     }
 
-    fn begin_switch(&mut self, name: &str, record: Record) {
+    fn begin_switch(&mut self, name: &str, record: SwitchRecord) {
         let Some(context) = self.context(name, &record) else { return };
         // Otherwise it is judged again when that switch is done.
         if !self.switching.insert(name.to_string()) {
@@ -407,7 +408,7 @@ impl Driver {
             }
             Ended::Watch(name, rollout, attempt, why) => {
                 let row = self.rollouts.rows.entry(name.clone()).or_default();
-                let same = |record: &&Record| (record.rollout, record.attempt) == (rollout, attempt);
+                let same = |record: &&SwitchRecord| (record.rollout, record.attempt) == (rollout, attempt);
                 let Some(mut record) = row.record.as_ref().filter(same).filter(|_| !row.busy).cloned() else { return };
                 row.watch = None;
                 tracing::warn!(name, %why, "ill after the switch");
@@ -422,7 +423,7 @@ impl Driver {
     }
 
     /// A record that needs no switch.
-    pub(super) fn conclude(&mut self, name: &str, record: Record) {
+    pub(super) fn conclude(&mut self, name: &str, record: SwitchRecord) {
         // Should a kill lose it, the same is found again.
         if let Err(error) = record.keep(&self.store, name) {
             tracing::error!(name, %error, "cannot keep what was found");
@@ -435,7 +436,7 @@ impl Driver {
     }
 
     /// Says what came of an attempt.
-    fn told(&mut self, name: &str, record: Record) {
+    fn told(&mut self, name: &str, record: SwitchRecord) {
         let image = record.to.as_ref().filter(|to| self.holds_image(&to.content));
         let current = match image {
             Some(image) => Some(image.version.clone()).filter(|_| record.state == HostState::Active),
@@ -455,7 +456,7 @@ impl Driver {
         let settings = settings_for(&self.rollouts.activations, name);
         let image = desired.rules.iter().any(|rule| self.holds_image(&rule.target.content));
         let Some(row) = self.rollouts.rows.get_mut(name) else { return };
-        let active = |record: &&Record| record.rollout == desired.rollout && record.state == HostState::Active;
+        let active = |record: &&SwitchRecord| record.rollout == desired.rollout && record.state == HostState::Active;
         let record = row.record.as_ref().filter(active).filter(|_| desired.watch && !desired.back && !image);
         let (Some(record), Some(asked)) = (record, settings.probe) else {
             if let Some(watch) = row.watch.take() {

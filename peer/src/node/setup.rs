@@ -1,13 +1,13 @@
 //! From settings to a running node: keys, store, links, the tracker's client, the driver.
 
 use super::{Driver, NodeHandle, NodeMetrics, Parts};
-use crate::activate::{ActivateError, ContentDir};
+use crate::activation::content_dir::{ContentDir, ContentDirError};
+use crate::activation::settings::Activations;
 use crate::config::NodeSettings;
-use crate::feeds::{FeedFiles, Keeper, Shelf};
-use crate::limits::Limits;
-use crate::rollout::settings::Activations;
-use crate::tracker::{ImageWish, Shared, TrackerClient};
-use crate::warm::Board;
+use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
+use crate::prewarm::PrewarmRequests;
+use crate::rate_limits::RateLimits;
+use crate::tracker_client::{FetchThroughRequest, SharedReports, TrackerClient};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
@@ -55,7 +55,7 @@ pub enum SetupError {
     Store(#[from] OpenError),
     /// The content folder cannot be used.
     #[error(transparent)]
-    ContentDir(#[from] ActivateError),
+    ContentDir(#[from] ContentDirError),
     /// The folders of feeds cannot be used.
     #[error("cannot use the folders of feeds: {0}")]
     Feeds(#[source] std::io::Error),
@@ -91,9 +91,9 @@ pub struct Running {
     /// The tracker in use.
     pub tracker: watch::Receiver<Option<NodeId>>,
     /// Hosts' wishes for images; seeders only.
-    pub wanted: Option<mpsc::Receiver<ImageWish>>,
+    pub wanted: Option<mpsc::Receiver<FetchThroughRequest>>,
     /// What its links keep to.
-    pub limits: Limits,
+    pub limits: RateLimits,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
@@ -105,7 +105,7 @@ pub async fn start(
     role: Role,
     settings: &NodeSettings,
     folders: Folders<'_>,
-    warming: Option<Arc<Board>>,
+    warming: Option<Arc<PrewarmRequests>>,
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> Result<Running, SetupError> {
@@ -142,7 +142,7 @@ pub async fn start(
     let content_dir = folders.content.map(|(dir, keep)| ContentDir::open(dir, keep)).transpose()?;
     let feed_files = FeedFiles::open(folders.store.join("feeds"), folders.content.map(|(dir, _)| dir));
     let feed_files = feed_files.map_err(SetupError::Feeds)?;
-    let keeper = Keeper::start(feed_files.clone()).map_err(SetupError::Feeds)?;
+    let keeper = FeedWriter::start(feed_files.clone()).map_err(SetupError::Feeds)?;
 
     let admission = Admission::new(trust.clone(), credential_bytes.clone(), system_clock);
     let mut bulk = LinkConfig::new(settings.listen.clone(), identity.clone(), admission);
@@ -151,12 +151,12 @@ pub async fn start(
     bulk.placement = Some(Arc::new(move |content, shard| placing.block_offset(content, shard)));
     bulk.locality = Some(credential.locality.clone());
     let (endpoint, link_events) = LinkEndpoint::bind(bulk).await?;
-    let limits = Limits::new(settings.limits.clone(), endpoint.clone());
+    let limits = RateLimits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
     let announcements = endpoint.split_announcements().ok_or(BindError::Config("announcements were split before"))?;
 
     let (control, control_events) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await?;
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(SharedReports::default());
     let (tracker_sink, tracker_events) = mpsc::channel(64);
     let (current, tracker) = watch::channel(None);
     let (wanted_in, wanted) = (role == Role::Seeder).then(|| mpsc::channel(WISHES)).unzip();
@@ -195,7 +195,7 @@ pub async fn start(
         content_dir,
         activations: folders.activations,
         journal_dir: folders.store.to_path_buf(),
-        shelf: Shelf::new(metrics),
+        shelf: LatestVersions::new(metrics),
         feed_files,
         keeper,
         warming,

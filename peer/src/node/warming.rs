@@ -4,7 +4,7 @@
 //! says it can be run.
 
 use super::Driver;
-use crate::warm::WarmFault;
+use crate::prewarm::PrewarmFault;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::ids::JobId;
 use shoal_proto::report::HostState;
@@ -42,7 +42,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_warmed(&mut self, job: JobId, result: Result<(), WarmFault>) {
+    pub(super) fn on_warmed(&mut self, job: JobId, result: Result<(), PrewarmFault>) {
         if self.on_wish(job, &result) {
             return;
         }

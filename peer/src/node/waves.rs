@@ -4,8 +4,8 @@
 
 use super::Driver;
 use super::warming::NO_RUNTIME;
-use crate::rollout::record::{OnDisk, Record, Step};
-use crate::warm::WarmFault;
+use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
+use crate::prewarm::PrewarmFault;
 use shoal_proto::desired::{Desired, Target};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::membership::Member;
@@ -51,7 +51,7 @@ impl Driver {
     }
 
     /// A wish was fulfilled, or could not be; false when it is none of a rollout's.
-    pub(super) fn on_wish(&mut self, wish: JobId, result: &Result<(), WarmFault>) -> bool {
+    pub(super) fn on_wish(&mut self, wish: JobId, result: &Result<(), PrewarmFault>) -> bool {
         let Some(name) = self.rollouts.wishing(&wish) else { return false };
         match result {
             Ok(()) => self.end_wish(&name, HostState::Active, ""),
@@ -67,12 +67,12 @@ impl Driver {
         let Some(desired) = self.rollouts.desired(name) else { return };
         let Some(target) = desired.target(me) else { return };
         let (version, content) = (target.version.clone(), target.content);
-        let mut record = Record {
+        let mut record = SwitchRecord {
             rollout: desired.rollout,
             attempt: desired.attempt,
-            step: Step::Done,
+            step: SwitchStep::Done,
             from: None,
-            to: Some(OnDisk { version, content, sequence: target.sequence }),
+            to: Some(InstalledVersion { version, content, sequence: target.sequence }),
             before: None,
             back: desired.back,
             state,

@@ -46,7 +46,7 @@ fn fault<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Ho
 
 /// What a file is to say.
 #[derive(Clone, Debug)]
-pub struct Hosts {
+pub struct HostsToml {
     /// Where the mirror listens, `http://host:port`.
     pub mirror: String,
     /// Where the registry is reached when the mirror cannot help; containerd's own idea of it when absent.
@@ -92,7 +92,7 @@ fn is_ours(text: &str) -> bool {
     text.lines().next() == Some(MARK)
 }
 
-impl Hosts {
+impl HostsToml {
     fn render(&self) -> Result<String, HostsError> {
         for url in [Some(&self.mirror), self.server.as_ref()].into_iter().flatten() {
             if !is_url(url) {
@@ -169,8 +169,8 @@ pub fn undo(dir: &Path, registries: &[String], dry: bool) -> Result<Vec<(PathBuf
 mod tests {
     use super::*;
 
-    fn hosts() -> Hosts {
-        Hosts { mirror: "http://127.0.0.1:7703".into(), server: None, resolve: true }
+    fn hosts() -> HostsToml {
+        HostsToml { mirror: "http://127.0.0.1:7703".into(), server: None, resolve: true }
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             format!("{MARK}\n\n[host.\"http://127.0.0.1:7703\"]\n  capabilities = [\"pull\", \"resolve\"]\n")
         );
         assert_eq!(hosts().setup(&at, "registry.example:5000", false, false).unwrap().1, Change::Unchanged);
-        let digests = Hosts { server: Some("http://10.0.0.1:5000".into()), resolve: false, ..hosts() };
+        let digests = HostsToml { server: Some("http://10.0.0.1:5000".into()), resolve: false, ..hosts() };
         assert_eq!(digests.setup(&at, "registry.example:5000", false, false).unwrap().1, Change::Written);
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("server = \"http://10.0.0.1:5000\"") && !text.contains("resolve"));
@@ -222,7 +222,7 @@ mod tests {
             assert!(matches!(hosts().setup(dir.path(), registry, true, false), Err(HostsError::Registry(_))));
         }
         for url in ["127.0.0.1:7703", "http://a\"]", "http://a/b", "ftp://a"] {
-            let bad = Hosts { mirror: url.into(), ..hosts() };
+            let bad = HostsToml { mirror: url.into(), ..hosts() };
             assert!(matches!(bad.setup(dir.path(), "_default", false, false), Err(HostsError::Url(_))), "{url}");
         }
     }

@@ -30,14 +30,14 @@ pub(super) struct Use {
 
 /// Decides bulk's rates.
 #[derive(Debug)]
-pub(super) struct Governor {
+pub(super) struct NicYield {
     share: u64,
     floor: u64,
     out: u64,
     into: u64,
 }
 
-impl Governor {
+impl NicYield {
     pub(super) fn new(settings: &YieldSettings) -> Self {
         let share = settings.nic.0 / 100 * u64::from(settings.share_percent);
         let floor = settings.floor.0;
@@ -115,13 +115,13 @@ mod tests {
 
     const MB: u64 = 1_000_000;
 
-    fn governor() -> Governor {
+    fn governor() -> NicYield {
         let nic = Rate(125 * MB);
-        Governor::new(&YieldSettings { interface: "eth0".into(), nic, share_percent: 80, floor: Rate(5 * MB) })
+        NicYield::new(&YieldSettings { interface: "eth0".into(), nic, share_percent: 80, floor: Rate(5 * MB) })
     }
 
     /// Steps with others at a rate and us at whatever is allowed; gives what is allowed then.
-    fn settle(governor: &mut Governor, others: u64, steps: usize) -> u64 {
+    fn settle(governor: &mut NicYield, others: u64, steps: usize) -> u64 {
         let mut ours = governor.out;
         for _ in 0..steps {
             let seen = Use { out: others + ours, our_out: ours, into: others + ours, our_in: ours };

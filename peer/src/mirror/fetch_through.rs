@@ -3,7 +3,8 @@
 //! Invariant: an image is asked for once at a time, whoever pulls it here, and nobody waits longer than the budget.
 
 use super::Mirror;
-use super::ask::{By, Name};
+use super::request::By;
+use crate::images::RepositoryName;
 use shoal_net::control::ControlHandle;
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
@@ -31,13 +32,13 @@ struct Flight {
 }
 
 /// Asks the region for images.
-pub struct Fetcher {
+pub struct FetchThrough {
     control: ControlHandle,
     tracker: watch::Receiver<Option<NodeId>>,
     flights: Mutex<BTreeMap<String, Flight>>,
 }
 
-impl Fetcher {
+impl FetchThrough {
     /// By way of the tracker in use.
     pub fn new(control: ControlHandle, tracker: watch::Receiver<Option<NodeId>>) -> Self {
         Self { control, tracker, flights: Mutex::default() }
@@ -93,14 +94,14 @@ impl Fetcher {
 
 impl Mirror {
     /// Has an image brought here and waits for its manifest to be on the way, within the budget.
-    pub(super) async fn fetch(&self, name: &Name, by: &By) -> Option<Digest> {
+    pub(super) async fn fetch(&self, name: &RepositoryName, by: &By) -> Option<Digest> {
         let fetcher = self.fetcher.as_ref()?;
         let until = Instant::now() + self.budget;
         let (tag, digest) = match by {
             By::Tag(tag) => (Some(tag.clone()), None),
             By::Digest(digest) => (None, Some(*digest)),
         };
-        let reference = Reference { host: name.host.clone()?, path: name.path.clone(), tag, digest };
+        let reference = Reference { host: name.registry.clone()?, path: name.path.clone(), tag, digest };
         if !fetcher.ask(&reference.to_string(), self.budget).await {
             return None;
         }

@@ -3,6 +3,7 @@
 //! Invariant: a parsed [`Ask`] names nothing but checked repositories, tags, hosts and digests; no text from outside
 //! becomes part of a path.
 
+use crate::images::RepositoryName;
 use shoal_proto::image::{Digest, is_host, is_repository, is_tag};
 
 /// What is asked for.
@@ -13,7 +14,7 @@ pub(super) enum Ask {
     /// A manifest or index.
     Manifest {
         /// Where and what.
-        name: Name,
+        name: RepositoryName,
         /// By what.
         by: By,
     },
@@ -21,15 +22,6 @@ pub(super) enum Ask {
     Blob(Digest),
     /// What refers to a manifest.
     Referrers(Digest),
-}
-
-/// A repository, in a registry if the client says in which.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
-    /// The registry, from `ns=`.
-    pub(super) host: Option<String>,
-    /// The repository in it.
-    pub(super) path: String,
 }
 
 /// How a manifest is named.
@@ -67,7 +59,10 @@ pub(super) fn parse(path: &str, query: Option<&str>) -> Option<Ask> {
                 Err(_) if is_tag(last) => By::Tag(last.to_string()),
                 Err(_) => return None,
             };
-            Some(Ask::Manifest { name: Name { host: namespace(query)?, path: repository.to_string() }, by })
+            Some(Ask::Manifest {
+                name: RepositoryName { registry: namespace(query)?, path: repository.to_string() },
+                by,
+            })
         }
         _ => None,
     }
@@ -142,10 +137,10 @@ mod tests {
         assert_eq!(parse("/v2/", None), Some(Ask::Base));
         assert_eq!(parse("/v2", None), Some(Ask::Base));
         let ask = parse("/v2/lab/app/manifests/v1", Some("ns=registry.example%3A5000"));
-        let name = Name { host: Some("registry.example:5000".into()), path: "lab/app".into() };
+        let name = RepositoryName { registry: Some("registry.example:5000".into()), path: "lab/app".into() };
         assert_eq!(ask, Some(Ask::Manifest { name, by: By::Tag("v1".into()) }));
         let ask = parse(&format!("/v2/app/manifests/{DIGEST}"), None);
-        let name = Name { host: None, path: "app".into() };
+        let name = RepositoryName { registry: None, path: "app".into() };
         assert_eq!(ask, Some(Ask::Manifest { name, by: By::Digest(DIGEST.parse().unwrap()) }));
         let blob = Some(Ask::Blob(DIGEST.parse().unwrap()));
         assert_eq!(parse(&format!("/v2/a/b/c/blobs/{DIGEST}"), Some("ns=docker.io")), blob);

@@ -3,8 +3,8 @@
 //! Invariant: of each feed at most one version waits, the newest; so a disk that is slow costs memory for none but that,
 //! and delays nobody. Nor does a feed that changes all the time keep the disk busy all the time.
 
-use super::files::Kept;
-use super::{Data, FeedFiles, Version};
+use super::files::{FeedFiles, Kept};
+use super::version::{FeedData, FeedVersion};
 use bytes::Bytes;
 use shoal_proto::ids::JobId;
 use std::collections::BTreeMap;
@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 const WRITE_EVERY: Duration = Duration::from_millis(100);
 
 /// A version to be written.
-pub(crate) struct Keep {
+pub(crate) struct PendingWrite {
     /// The version.
-    pub(crate) version: Arc<Version>,
+    pub(crate) version: Arc<FeedVersion>,
     /// Its signed announcement.
     pub(crate) envelope: Bytes,
     /// A small version's manifest.
@@ -37,7 +37,7 @@ struct Queue {
 }
 
 struct Waiting {
-    keep: Keep,
+    keep: PendingWrite,
     told: Vec<oneshot::Sender<Result<(), String>>>,
 }
 
@@ -78,12 +78,12 @@ impl Shared {
 }
 
 /// The thread that writes. Dropping this writes what waits.
-pub(crate) struct Keeper {
+pub(crate) struct FeedWriter {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl FeedWriter {
     /// Starts it.
     pub(crate) fn start(files: FeedFiles) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
@@ -105,7 +105,7 @@ impl Keeper {
     }
 
     /// Has a version written, in place of an older one that waits.
-    pub(crate) fn put(&self, feed: JobId, mut keep: Keep) {
+    pub(crate) fn put(&self, feed: JobId, mut keep: PendingWrite) {
         let mut queue = self.shared.queue();
         let mut told: Vec<_> = keep.done.take().into_iter().collect();
         if let Some(former) = queue.waiting.remove(&feed) {
@@ -120,7 +120,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for FeedWriter {
     fn drop(&mut self) {
         self.shared.queue().stopping = true;
         self.shared.wake.notify_one();
@@ -130,15 +130,15 @@ impl Drop for Keeper {
     }
 }
 
-fn write(files: &FeedFiles, feed: &JobId, keep: &Keep) -> std::io::Result<()> {
+fn write(files: &FeedFiles, feed: &JobId, keep: &PendingWrite) -> std::io::Result<()> {
     let data = match &keep.version.data {
-        Data::Memory(data) => Some(data.to_vec()),
-        Data::File(_) | Data::Store => None,
+        FeedData::Memory(data) => Some(data.to_vec()),
+        FeedData::File(_) | FeedData::Store => None,
     };
     let manifest = keep.manifest.as_ref().map(|manifest| manifest.to_vec());
     files.save(feed, &Kept { envelope: keep.envelope.to_vec(), manifest, data })?;
     // A large version's file is there before readers are told.
-    if let Data::Memory(_) = &keep.version.data {
+    if let FeedData::Memory(_) = &keep.version.data {
         files.place(&keep.version, None)?;
     }
     Ok(())

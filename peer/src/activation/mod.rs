@@ -6,11 +6,12 @@
 //! any moment the host is wholly on one version, and only a hook that was cut in its middle runs again.
 //!
 //! Split by meaning: [`settings`] is the configuration, [`hooks`] runs commands, [`probe`] asks services how they are,
-//! [`record`] is what is kept, [`switchover`] goes through the steps, [`journal`] is the file of what happened.
+//! [`record`] is what is kept, [`switch`] goes through the steps, [`journal`] is the file of what happened.
 
+pub mod content_dir;
 pub(crate) mod hooks;
 pub(crate) mod journal;
 pub(crate) mod probe;
 pub(crate) mod record;
 pub mod settings;
-pub(crate) mod switchover;
+pub(crate) mod switch;

@@ -11,7 +11,7 @@ use shoal_store::index::IndexError;
 
 /// A version of a name on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct OnDisk {
+pub(crate) struct InstalledVersion {
     /// Its label.
     #[n(0)]
     pub(crate) version: String,
@@ -26,7 +26,7 @@ pub(crate) struct OnDisk {
 /// How far a switch is. A record with a hook's step means: the hook was begun, or is about to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(index_only)]
-pub(crate) enum Step {
+pub(crate) enum SwitchStep {
     /// The version's folder is being made.
     #[n(0)]
     Prepare,
@@ -55,7 +55,7 @@ pub(crate) enum Step {
 
 /// What is kept of a name.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Record {
+pub(crate) struct SwitchRecord {
     /// The rollout.
     #[n(0)]
     pub(crate) rollout: JobId,
@@ -64,16 +64,16 @@ pub(crate) struct Record {
     pub(crate) attempt: u16,
     /// How far.
     #[n(2)]
-    pub(crate) step: Step,
+    pub(crate) step: SwitchStep,
     /// What was on before this attempt.
     #[n(3)]
-    pub(crate) from: Option<OnDisk>,
+    pub(crate) from: Option<InstalledVersion>,
     /// What is to be on.
     #[n(4)]
-    pub(crate) to: Option<OnDisk>,
+    pub(crate) to: Option<InstalledVersion>,
     /// What was on before the rollout.
     #[n(5)]
-    pub(crate) before: Option<OnDisk>,
+    pub(crate) before: Option<InstalledVersion>,
     /// This attempt goes back to that.
     #[n(6)]
     pub(crate) back: bool,
@@ -89,7 +89,7 @@ fn key(name: &str) -> String {
     format!("rollout/{name}")
 }
 
-impl Record {
+impl SwitchRecord {
     /// Writes it, durably.
     pub(crate) fn keep(&self, store: &Store, name: &str) -> Result<(), IndexError> {
         store.put_state(&key(name), Some(encode(self)))?;
@@ -114,13 +114,13 @@ impl Record {
 
     /// The switch has ended.
     pub(crate) fn end(&mut self, state: HostState, detail: impl Into<String>) {
-        self.step = Step::Done;
+        self.step = SwitchStep::Done;
         self.state = state;
         self.detail = detail.into();
     }
 
     /// The version on this host as far as this record goes.
-    pub(crate) fn versions(&self) -> impl Iterator<Item = &OnDisk> {
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &InstalledVersion> {
         [&self.from, &self.to, &self.before].into_iter().flatten()
     }
 }

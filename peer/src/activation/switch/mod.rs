@@ -4,10 +4,10 @@
 //! in its middle by a kill is begun again.
 
 use super::journal::{Entry, Journal, now_ms};
-use super::record::{OnDisk, Record, Step};
+use super::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use super::settings::ActivationSettings;
 use super::{hooks, probe};
-use crate::activate::ContentDir;
+use crate::activation::content_dir::ContentDir;
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::report::{HostState, Reason};
 use shoal_store::Store;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// What a switch works with.
 #[derive(Clone)]
-pub(crate) struct Context {
+pub(crate) struct Switch {
     pub(crate) store: Store,
     pub(crate) folder: ContentDir,
     pub(crate) journal: Journal,
@@ -25,25 +25,25 @@ pub(crate) struct Context {
     pub(crate) needed: Vec<String>,
 }
 
-fn label(version: Option<&OnDisk>) -> &str {
+fn label(version: Option<&InstalledVersion>) -> &str {
     version.map_or("", |on| on.version.as_str())
 }
 
-impl Context {
+impl Switch {
     /// Goes on from the record's step until it is done; the record says how it ended.
-    pub(crate) async fn run(&self, mut record: Record) -> Record {
+    pub(crate) async fn run(&self, mut record: SwitchRecord) -> SwitchRecord {
         match record.step {
-            Step::Prepare => self.note(&record, "begin"),
+            SwitchStep::Prepare => self.note(&record, "begin"),
             _ => self.kill_left_over(),
         }
-        while record.step != Step::Done {
+        while record.step != SwitchStep::Done {
             match self.step(&mut record).await {
                 Ok(next) => record.step = next,
                 Err(why) => self.fail(&mut record, why),
             }
             if let Err(error) = self.keep(&record).await {
                 tracing::error!(name = self.name, %error, "cannot keep how far a switch is");
-                if record.step <= Step::PreStop {
+                if record.step <= SwitchStep::PreStop {
                     // Nothing has happened yet, and after a kill nobody would know what had.
                     record.end(HostState::Failed(Reason::Disk), error);
                 }
@@ -56,31 +56,31 @@ impl Context {
     }
 
     /// Does the record's step; gives the next.
-    async fn step(&self, record: &mut Record) -> Result<Step, String> {
+    async fn step(&self, record: &mut SwitchRecord) -> Result<SwitchStep, String> {
         let settings = &self.settings;
         match record.step {
-            Step::Prepare => {
+            SwitchStep::Prepare => {
                 if let Some(to) = record.to.clone() {
                     let (store, folder, name) = (self.store.clone(), self.folder.clone(), self.name.clone());
                     let made = blocking(move || folder.prepare(&store, &to.content, &name, &to.version)).await;
                     made.map_err(|error| format!("cannot make the folder: {error}"))?;
                 }
-                Ok(Step::PreStop)
+                Ok(SwitchStep::PreStop)
             }
-            Step::PreStop => {
+            SwitchStep::PreStop => {
                 self.hook("pre_stop", &settings.pre_stop, settings.pre_stop_timeout.0, record, false).await?;
-                Ok(Step::Switch)
+                Ok(SwitchStep::Switch)
             }
-            Step::Switch => {
+            SwitchStep::Switch => {
                 self.point(record.to.as_ref()).await?;
                 self.note(record, "switched");
-                Ok(Step::PostStart)
+                Ok(SwitchStep::PostStart)
             }
-            Step::PostStart => {
+            SwitchStep::PostStart => {
                 self.hook("post_start", &settings.post_start, settings.post_start_timeout.0, record, false).await?;
-                Ok(Step::Verify)
+                Ok(SwitchStep::Verify)
             }
-            Step::Verify => {
+            SwitchStep::Verify => {
                 if let Some(probe) = &settings.probe {
                     probe::until_well(probe).await?;
                 }
@@ -90,32 +90,32 @@ impl Context {
                     true => record.end(HostState::Failed(Reason::RolledBack), format!("on `{version}` again")),
                     false => record.end(HostState::Active, ""),
                 }
-                Ok(Step::Done)
+                Ok(SwitchStep::Done)
             }
-            Step::Undo => {
+            SwitchStep::Undo => {
                 self.point(record.from.as_ref()).await?;
                 self.note(record, "undone");
-                Ok(Step::UndoStart)
+                Ok(SwitchStep::UndoStart)
             }
-            Step::UndoStart => {
+            SwitchStep::UndoStart => {
                 self.hook("post_start", &settings.post_start, settings.post_start_timeout.0, record, true).await?;
                 let (why, version) = (record.detail.clone(), label(record.from.as_ref()).to_string());
                 record.end(HostState::Failed(Reason::Activation), format!("{why}; back on `{version}`"));
-                Ok(Step::Done)
+                Ok(SwitchStep::Done)
             }
-            Step::Done => Ok(Step::Done),
+            SwitchStep::Done => Ok(SwitchStep::Done),
         }
     }
 
     /// A step failed: back to what was, unless that is what failed or nothing has changed.
-    fn fail(&self, record: &mut Record, why: String) {
+    fn fail(&self, record: &mut SwitchRecord, why: String) {
         tracing::warn!(name = self.name, step = ?record.step, %why, "a switch failed");
         match record.step {
-            Step::Switch | Step::PostStart | Step::Verify if !record.back => {
+            SwitchStep::Switch | SwitchStep::PostStart | SwitchStep::Verify if !record.back => {
                 record.detail = why;
-                record.step = Step::Undo;
+                record.step = SwitchStep::Undo;
             }
-            Step::Undo | Step::UndoStart => {
+            SwitchStep::Undo | SwitchStep::UndoStart => {
                 let why = format!("{}; and going back: {why}", record.detail);
                 record.end(HostState::Failed(Reason::Activation), why);
             }
@@ -123,13 +123,13 @@ impl Context {
         }
     }
 
-    async fn point(&self, to: Option<&OnDisk>) -> Result<(), String> {
+    async fn point(&self, to: Option<&InstalledVersion>) -> Result<(), String> {
         let (folder, name) = (self.folder.clone(), self.name.clone());
         let version = to.map(|on| on.version.clone());
         blocking(move || folder.switch_to(&name, version.as_deref())).await.map_err(|error| error.to_string())
     }
 
-    async fn keep(&self, record: &Record) -> Result<(), String> {
+    async fn keep(&self, record: &SwitchRecord) -> Result<(), String> {
         let (store, name, record) = (self.store.clone(), self.name.clone(), record.clone());
         blocking(move || record.keep(&store, &name)).await.map_err(|error| error.to_string())
     }
@@ -139,7 +139,7 @@ impl Context {
         what: &str,
         argv: &[String],
         limit: Duration,
-        record: &Record,
+        record: &SwitchRecord,
         undo: bool,
     ) -> Result<(), String> {
         let (to, from) = if undo { (&record.from, &record.to) } else { (&record.to, &record.from) };
@@ -188,7 +188,7 @@ impl Context {
     }
 
     /// Writes a line into the journal.
-    pub(crate) fn note(&self, record: &Record, event: &str) {
+    pub(crate) fn note(&self, record: &SwitchRecord, event: &str) {
         self.journal.add(&Entry {
             at_ms: now_ms(),
             name: &self.name,

@@ -2,12 +2,12 @@
 //!
 //! Invariant: what may pass is tried again with pauses that grow, within bounds; what will not is told at once.
 
-use super::{Pull, Tools, room};
+use super::requests::PrewarmFault;
+use super::{Pull, Tools, disk_space};
 use shoal_containerd::{Descriptor, Runtime, RuntimeError, Unpacked};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::image::{Digest, Reference};
 use shoal_proto::manifest::Manifest;
-use shoal_proto::report::Reason;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,56 +15,6 @@ use std::time::{Duration, Instant};
 const PULLS_MAX: u32 = 3;
 /// First pause, and longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-
-/// Why an image is not warm.
-#[derive(Debug, thiserror::Error)]
-pub enum WarmFault {
-    /// It would not fit where containerd keeps images.
-    #[error("{0}")]
-    NoSpace(String),
-    /// containerd did not answer for as long as we wait.
-    #[error("{0}")]
-    Away(String),
-    /// What arrived is not what was named.
-    #[error("{0}")]
-    Mismatch(String),
-    /// It took too long.
-    #[error("{0}")]
-    Late(String),
-    /// Anything else.
-    #[error("{0}")]
-    Failed(String),
-    /// Its content went away, or its job.
-    #[error("stopped")]
-    Stopped,
-}
-
-impl WarmFault {
-    /// In the words of reports.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::NoSpace(_) => Reason::NoSpace,
-            Self::Away(_) => Reason::RuntimeAway,
-            Self::Mismatch(_) => Reason::DigestMismatch,
-            Self::Late(_) => Reason::Timeout,
-            Self::Failed(_) => Reason::PullFailed,
-            Self::Stopped => Reason::Cancelled,
-        }
-    }
-
-    fn from_runtime(error: &RuntimeError) -> Self {
-        let text = error.to_string();
-        match error {
-            RuntimeError::Away { .. } => Self::Away(text),
-            RuntimeError::NoSpace { .. } => Self::NoSpace(text),
-            RuntimeError::Mismatch { .. } => Self::Mismatch(text),
-            RuntimeError::Late { .. } => Self::Late(text),
-            RuntimeError::Missing { .. } | RuntimeError::Refused { .. } | RuntimeError::Malformed(_) => {
-                Self::Failed(text)
-            }
-        }
-    }
-}
 
 /// What containerd calls an image. It drops the tag of a name that has a digest too.
 fn name_of(reference: &Reference) -> String {
@@ -82,10 +32,10 @@ struct Image {
 
 impl Tools {
     /// Warms a job's image; ends when it is warm, or will not be.
-    pub(super) async fn warm(&self, job: JobId, content: ContentId) -> Result<(), WarmFault> {
+    pub(super) async fn warm(&self, job: JobId, content: ContentId) -> Result<(), PrewarmFault> {
         let found = self.images.image_of(&content);
-        let (manifest, reference) = found.ok_or(WarmFault::Stopped)?;
-        let root = manifest.image.as_ref().map(|image| image.root).ok_or(WarmFault::Stopped)?;
+        let (manifest, reference) = found.ok_or(PrewarmFault::Stopped)?;
+        let root = manifest.image.as_ref().map(|image| image.root).ok_or(PrewarmFault::Stopped)?;
         let image = Image { name: name_of(&reference), root, manifest };
         let (mut pulls, mut pause, mut away_since) = (0, PAUSE.0, None::<Instant>);
         loop {
@@ -97,13 +47,15 @@ impl Tools {
                 Err(fault) => fault,
             };
             let over = match &fault {
-                WarmFault::Away(_) => away_since.get_or_insert_with(Instant::now).elapsed() >= self.config.patience.0,
-                WarmFault::Mismatch(_) | WarmFault::Failed(_) => {
+                PrewarmFault::Away(_) => {
+                    away_since.get_or_insert_with(Instant::now).elapsed() >= self.config.patience.0
+                }
+                PrewarmFault::Mismatch(_) | PrewarmFault::Failed(_) => {
                     away_since = None;
                     pulls += 1;
                     pulls >= PULLS_MAX
                 }
-                WarmFault::NoSpace(_) | WarmFault::Late(_) | WarmFault::Stopped => true,
+                PrewarmFault::NoSpace(_) | PrewarmFault::Late(_) | PrewarmFault::Stopped => true,
             };
             if over {
                 tracing::error!(image = %image.name, %fault, "cannot warm an image");
@@ -115,15 +67,15 @@ impl Tools {
         }
     }
 
-    async fn attempt(&self, job: JobId, image: &Image) -> Result<(), WarmFault> {
-        let fault = |error: RuntimeError| WarmFault::from_runtime(&error);
+    async fn attempt(&self, job: JobId, image: &Image) -> Result<(), PrewarmFault> {
+        let fault = |error: RuntimeError| PrewarmFault::from_runtime(&error);
         let runtime = self.client.inspect().await.map_err(fault)?;
         let mut there = self.client.unpacked(&image.name).await.map_err(fault)?;
         if !is(&there, &image.root) {
             let (images, manifest, known) = (self.images.clone(), image.manifest.clone(), runtime.clone());
             let min_free = self.config.min_free.0;
-            let room = tokio::task::spawn_blocking(move || room::check(&images, &manifest, &known, min_free));
-            room.await.map_err(|panic| WarmFault::Failed(panic.to_string()))??;
+            let room = tokio::task::spawn_blocking(move || disk_space::check(&images, &manifest, &known, min_free));
+            room.await.map_err(|panic| PrewarmFault::Failed(panic.to_string()))??;
             self.pull(&runtime, image).await?;
             there = self.client.unpacked(&image.name).await.map_err(fault)?;
         }
@@ -133,12 +85,12 @@ impl Tools {
                 Unpacked::Yes { root, .. } => format!("containerd has {} under this name", root.digest),
             };
             let hint = "is the mirror in its hosts.toml, and config_path set? see `shoal containerd setup`";
-            return Err(WarmFault::Failed(format!("{} was pulled, but {has}; {hint}", image.name)));
+            return Err(PrewarmFault::Failed(format!("{} was pulled, but {has}; {hint}", image.name)));
         }
         self.client.pin(&job.to_string(), &image.name, &there).await.map_err(fault)
     }
 
-    async fn pull(&self, runtime: &Runtime, image: &Image) -> Result<(), WarmFault> {
+    async fn pull(&self, runtime: &Runtime, image: &Image) -> Result<(), PrewarmFault> {
         let limit = self.config.timeout.0;
         let by_cri = match self.config.pull {
             Pull::Auto => runtime.cri && self.client.namespace() == "k8s.io",
@@ -147,8 +99,8 @@ impl Tools {
         };
         if by_cri {
             let pulled = self.client.cri_pull(&image.name, limit).await;
-            pulled.map_err(|error| WarmFault::from_runtime(&error))?;
-            if self.asked.as_ref().is_some_and(|asked| !asked.has(&image.root)) {
+            pulled.map_err(|error| PrewarmFault::from_runtime(&error))?;
+            if self.asked.as_ref().is_some_and(|asked| !asked.contains(&image.root)) {
                 self.counters.past_mirror.inc();
                 tracing::warn!(
                     image = %image.name,
@@ -158,12 +110,12 @@ impl Tools {
             return Ok(());
         }
         let blob = image.manifest.image.as_ref().and_then(|index| Some(index.find(&image.root)?.1.clone()));
-        let blob = blob.ok_or(WarmFault::Stopped)?;
+        let blob = blob.ok_or(PrewarmFault::Stopped)?;
         let root = Descriptor::new(&blob.media_type, &blob.digest.to_string(), blob.size);
         let load = self.client.load(&image.name, &root, Arc::new(self.images.clone()));
         match tokio::time::timeout(limit, load).await {
-            Ok(loaded) => loaded.map(drop).map_err(|error| WarmFault::from_runtime(&error)),
-            Err(_) => Err(WarmFault::Late(format!("{} was not unpacked in time", image.name))),
+            Ok(loaded) => loaded.map(drop).map_err(|error| PrewarmFault::from_runtime(&error)),
+            Err(_) => Err(PrewarmFault::Late(format!("{} was not unpacked in time", image.name))),
         }
     }
 }

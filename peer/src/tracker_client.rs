@@ -35,7 +35,7 @@ pub enum TrackerEvent {
 
 /// What the client shares with the driver.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub struct SharedReports {
     reports: Mutex<Reports>,
     /// Woken when a state was reached.
     urgent: Notify,
@@ -43,7 +43,7 @@ pub struct Shared {
     known: Mutex<Option<Epoch>>,
 }
 
-impl Shared {
+impl SharedReports {
     /// The reports.
     pub fn reports(&self) -> std::sync::MutexGuard<'_, Reports> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,19 +74,19 @@ pub struct TrackerClient {
     pub trackers: Vec<String>,
     /// What to join with; `known` is filled in.
     pub join: Join,
-    /// Shared with the driver.
-    pub shared: Arc<Shared>,
+    /// SharedReports with the driver.
+    pub shared: Arc<SharedReports>,
     /// To the driver.
     pub sink: mpsc::Sender<TrackerEvent>,
     /// The tracker in use, for others' requests.
     pub current: watch::Sender<Option<NodeId>>,
     /// Where hosts' wishes for images go; seeders only.
-    pub wanted: Option<mpsc::Sender<ImageWish>>,
+    pub wanted: Option<mpsc::Sender<FetchThroughRequest>>,
 }
 
 /// A host was asked for an image that it has not.
 #[derive(Debug)]
-pub struct ImageWish {
+pub struct FetchThroughRequest {
     /// The image's name, in full.
     pub reference: String,
     /// The host.
@@ -196,7 +196,7 @@ impl TrackerClient {
                     Some(ControlEvent::Request { from, request: Request::WantImage { reference, host: Some(host) }, reply, .. })
                         if from == tracker && self.wanted.is_some() =>
                     {
-                        let full = self.wanted.as_ref().map(|wanted| wanted.try_send(ImageWish { reference, host, reply }));
+                        let full = self.wanted.as_ref().map(|wanted| wanted.try_send(FetchThroughRequest { reference, host, reply }));
                         if let Some(Err(mpsc::error::TrySendError::Full(wish))) = full {
                             wish.reply.send(Response::Refused { why: "too many images are wanted at once".into() });
                         }

@@ -2,7 +2,6 @@
 //!
 //! Invariant: every byte given out belongs to a piece whose hash was found right after it was read.
 
-use super::ask::Name;
 use bytes::Bytes;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, Hash, PieceIndex};
@@ -17,6 +16,14 @@ use std::sync::Arc;
 const REFERRER_BYTES_MAX: u64 = 4 << 20;
 /// Manifests named as referring to another.
 const REFERRERS_MAX: usize = 256;
+
+/// A repository, and its registry if the client names one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RepositoryName {
+    /// The registry's host and port, from the query parameter `ns`.
+    pub(crate) registry: Option<String>,
+    pub(crate) path: String,
+}
 
 /// The images of a store.
 #[derive(Clone)]
@@ -77,7 +84,7 @@ impl Images {
     }
 
     /// Descriptors of the complete images here that say they are about this manifest: signatures, lists of parts. Blocks.
-    pub(super) fn referrers(&self, subject: &Digest) -> Vec<serde_json::Value> {
+    pub(crate) fn referrers(&self, subject: &Digest) -> Vec<serde_json::Value> {
         let images = self.store.images();
         let manifests: BTreeSet<Digest> = images
             .values()
@@ -133,9 +140,9 @@ impl Images {
     }
 
     /// What a tag leads to. Without a registry's name it must be the same in all registries.
-    pub(super) fn tagged(&self, name: &Name, tag: &str) -> Option<Digest> {
+    pub(crate) fn tagged(&self, name: &RepositoryName, tag: &str) -> Option<Digest> {
         let fits = |reference: &Reference| {
-            let host = name.host.as_ref().is_none_or(|host| *host == reference.host);
+            let host = name.registry.as_ref().is_none_or(|host| *host == reference.host);
             host && reference.path == name.path && reference.tag.as_deref() == Some(tag)
         };
         let root = |manifest: &Manifest| {

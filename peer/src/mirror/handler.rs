@@ -3,10 +3,11 @@
 //! Invariant: what is not here is answered 404 and what cannot be had now 503, both at once, so that the puller goes on
 //! to the registry; the head of an answer is sent only when the body's first piece was read and found right.
 
-use super::ask::{Ask, By, Span, parse, span};
 use super::body::{self, Answer};
-use super::images::{Blob, PieceFault};
+use super::request::{Ask, By, Span, parse, span};
+
 use super::{Mirror, Outcome, What};
+use crate::images::{Blob, PieceFault};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::header::{self, HeaderValue};
@@ -83,7 +84,7 @@ impl Mirror {
                 let blob =
                     digest.and_then(|digest| self.images.blob(&digest)).filter(|blob| is_manifest(&blob.media_type));
                 let Some(blob) = blob else { return missing(What::Manifest, "MANIFEST_UNKNOWN") };
-                self.asked.note(blob.digest);
+                self.asked.record(blob.digest);
                 let kind = HeaderValue::from_str(&blob.media_type);
                 let kind = kind.unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"));
                 self.send(What::Manifest, request, blob, kind).await

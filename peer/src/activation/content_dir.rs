@@ -24,7 +24,7 @@ const FLUSHED_ALONE_MAX: usize = 512;
 
 /// Why a version was not switched in. `current` is as it was.
 #[derive(Debug, thiserror::Error)]
-pub enum ActivateError {
+pub enum ContentDirError {
     /// The content is not in the store.
     #[error("the content is not in the store")]
     Missing,
@@ -41,8 +41,8 @@ pub enum ActivateError {
     },
 }
 
-fn fault<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ActivateError + 'a {
-    move |source| ActivateError::Io { what, path: path.to_path_buf(), source }
+fn fault<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ContentDirError + 'a {
+    move |source| ContentDirError::Io { what, path: path.to_path_buf(), source }
 }
 
 /// The content folder.
@@ -54,7 +54,7 @@ pub struct ContentDir {
 
 impl ContentDir {
     /// Opens or makes it, and removes what interrupted activations left. `keep` versions of a name stay.
-    pub fn open(dir: &Path, keep: usize) -> Result<Self, ActivateError> {
+    pub fn open(dir: &Path, keep: usize) -> Result<Self, ContentDirError> {
         fs::create_dir_all(dir).map_err(fault("make", dir))?;
         let made = Self { dir: dir.to_path_buf(), keep: keep.max(1) };
         let mut folders = vec![dir.to_path_buf()];
@@ -83,7 +83,7 @@ impl ContentDir {
     }
 
     /// Switches a complete content in. Doing it again changes nothing.
-    pub fn activate(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ActivateError> {
+    pub fn activate(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ContentDirError> {
         self.prepare(store, id, name, version)?;
         self.switch_to(name, Some(version))?;
         self.prune(name, &[version.to_string()]);
@@ -98,13 +98,13 @@ impl ContentDir {
 
     /// Makes the folder of a version, without switching to it. It stays as it is when it is there already, whether or not
     /// the store still holds the content.
-    pub fn prepare(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ActivateError> {
+    pub fn prepare(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ContentDirError> {
         let folder = self.folder(name);
         fs::create_dir_all(&folder).map_err(fault("make", &folder))?;
         let target = folder.join(version);
         let mut ledger = Ledger::load(&folder);
         if ledger.get(version) != Some(*id) || !target.exists() {
-            let manifest = store.manifest(id).ok_or(ActivateError::Missing)?;
+            let manifest = store.manifest(id).ok_or(ContentDirError::Missing)?;
             let temporary = folder.join(format!("{TEMPORARY}{version}"));
             discard(&temporary);
             let made = materialise(store, id, &manifest, &temporary)
@@ -130,7 +130,7 @@ impl ContentDir {
     }
 
     /// Removes a content's versions, but never one that is switched in.
-    pub fn withdraw(&self, id: &ContentId) -> Result<(), ActivateError> {
+    pub fn withdraw(&self, id: &ContentId) -> Result<(), ContentDirError> {
         for folder in self.name_folders() {
             let mut ledger = Ledger::load(&folder);
             let current = fs::read_link(folder.join("current")).ok();
@@ -165,10 +165,10 @@ impl ContentDir {
     }
 
     /// Points `current` at a version that is in the folder, or at nothing.
-    pub fn switch_to(&self, name: &str, version: Option<&str>) -> Result<(), ActivateError> {
+    pub fn switch_to(&self, name: &str, version: Option<&str>) -> Result<(), ContentDirError> {
         let folder = self.folder(name);
         match version {
-            Some(version) if !folder.join(version).exists() => Err(ActivateError::Missing),
+            Some(version) if !folder.join(version).exists() => Err(ContentDirError::Missing),
             Some(version) => point(&folder, version).map_err(fault("switch", &folder)),
             None => match fs::remove_file(folder.join("current")) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault("switch", &folder)(error)),
@@ -240,7 +240,7 @@ impl Ledger {
 }
 
 /// Makes the content under a fresh path, durable.
-fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) -> Result<(), ActivateError> {
+fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) -> Result<(), ContentDirError> {
     let stream = store.stream_path(id, 0);
     fs::create_dir(at).map_err(fault("make", at))?;
     fs::set_permissions(at, Permissions::from_mode(0o700)).map_err(fault("set the mode of", at))?;
@@ -263,7 +263,7 @@ fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) ->
 
 /// Flushes what was made. File by file as long as they are few: a flush of the whole file system also waits for whatever
 /// the host's other programs have written to it.
-fn make_durable(manifest: &Manifest, at: &Path) -> Result<(), ActivateError> {
+fn make_durable(manifest: &Manifest, at: &Path) -> Result<(), ContentDirError> {
     let flush = |path: &Path| match File::open(path).and_then(|file| file.sync_all()) {
         // Its own mode may close it to us, unless we are root.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => flush_all(path),
@@ -277,14 +277,14 @@ fn make_durable(manifest: &Manifest, at: &Path) -> Result<(), ActivateError> {
     flush(at)
 }
 
-fn flush_all(at: &Path) -> Result<(), ActivateError> {
+fn flush_all(at: &Path) -> Result<(), ContentDirError> {
     let folder = at.ancestors().skip(1).find_map(|folder| File::open(folder).ok());
     let folder = folder.ok_or(io::Error::from(io::ErrorKind::PermissionDenied)).map_err(fault("open", at))?;
     rustix::fs::syncfs(&folder).map_err(|error| fault("flush", at)(error.into()))
 }
 
 /// Files, directories and links of a directory content. Directories are open to us until all is in them.
-fn fill(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(), ActivateError> {
+fn fill(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(), ContentDirError> {
     let path_of = |entry: &Entry| at.join(OsStr::from_bytes(&entry.path));
     let mut offset = 0;
     for entry in &manifest.entries {
@@ -332,7 +332,7 @@ fn fill(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(),
     Ok(())
 }
 
-fn set_mode(path: &Path, mode: u32) -> Result<(), ActivateError> {
+fn set_mode(path: &Path, mode: u32) -> Result<(), ContentDirError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fault("set the mode of", path))
 }
 

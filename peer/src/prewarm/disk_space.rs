@@ -2,8 +2,8 @@
 //!
 //! Invariant: what is found is a lower bound of what the image takes, so a "no" is never wrong by itself.
 
-use super::work::WarmFault;
-use crate::mirror::Images;
+use super::requests::PrewarmFault;
+use crate::images::Images;
 use shoal_containerd::{Blobs, Runtime};
 use shoal_proto::image::{ImageBlob, is_manifest};
 use shoal_proto::manifest::Manifest;
@@ -44,7 +44,12 @@ fn free(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Refuses an image that cannot fit. Blocks.
-pub(super) fn check(images: &Images, manifest: &Manifest, runtime: &Runtime, min_free: u64) -> Result<(), WarmFault> {
+pub(super) fn check(
+    images: &Images,
+    manifest: &Manifest,
+    runtime: &Runtime,
+    min_free: u64,
+) -> Result<(), PrewarmFault> {
     let (stored, unpacked) = needs(images, manifest);
     let place = |path: Option<&std::path::PathBuf>| path.and_then(|path| Some((path.clone(), free(path)?)));
     let (content, snapshots) = (place(runtime.content.as_ref()), place(runtime.snapshots.as_ref()));
@@ -62,7 +67,7 @@ pub(super) fn check(images: &Images, manifest: &Manifest, runtime: &Runtime, min
         if free.saturating_sub(min_free) < need {
             let (need, free) = (ByteSize(need).rounded(), ByteSize(free).rounded());
             let spare = ByteSize(min_free).rounded();
-            return Err(WarmFault::NoSpace(format!(
+            return Err(PrewarmFault::NoSpace(format!(
                 "{}: the image takes at least {need}, {free} are free, {spare} of them to be left",
                 path.display()
             )));

@@ -1,7 +1,7 @@
 //! Switches on a real disk with real hooks, ending well, badly, and cut.
 
 use super::*;
-use crate::rollout::record::{OnDisk, Record, Step};
+use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use shoal_proto::ids::JobId;
 use shoal_service::units::Span;
 use shoal_store::StoreConfig;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 struct Host {
     dir: tempfile::TempDir,
-    context: Context,
-    versions: Vec<OnDisk>,
+    context: Switch,
+    versions: Vec<InstalledVersion>,
 }
 
 impl Host {
@@ -29,7 +29,7 @@ impl Host {
             fs::write(source.join("file"), format!("version {number}")).unwrap();
             let progress = Arc::new(IngestProgress::default());
             let content = store.ingest(&source, &IngestOptions::default(), &progress).unwrap().content;
-            versions.push(OnDisk { version: number.to_string(), content, sequence: number });
+            versions.push(InstalledVersion { version: number.to_string(), content, sequence: number });
         }
         folder.activate(&store, &versions[0].content, "edge/a", "1").unwrap();
         let home = dir.path().display();
@@ -48,15 +48,15 @@ impl Host {
         };
         let (journal, name) = (Journal::new(dir.path()), "edge/a".to_string());
         let needed = vec!["1".to_string(), "2".to_string()];
-        Self { context: Context { store, folder, journal, settings, name, needed }, dir, versions }
+        Self { context: Switch { store, folder, journal, settings, name, needed }, dir, versions }
     }
 
-    fn record(&self, from: usize, to: usize, back: bool) -> Record {
+    fn record(&self, from: usize, to: usize, back: bool) -> SwitchRecord {
         let version = |number: usize| Some(self.versions[number - 1].clone());
-        Record {
+        SwitchRecord {
             rollout: JobId([1; 16]),
             attempt: 1,
-            step: Step::Prepare,
+            step: SwitchStep::Prepare,
             from: version(from),
             to: version(to),
             before: version(1),
@@ -87,12 +87,12 @@ impl Host {
 async fn forward_and_back_run_each_hook_once() {
     let host = Host::new();
     let done = host.context.run(host.record(1, 2, false)).await;
-    assert_eq!((done.state, done.step, host.current()), (HostState::Active, Step::Done, "2".into()));
+    assert_eq!((done.state, done.step, host.current()), (HostState::Active, SwitchStep::Done, "2".into()));
     assert_eq!(host.hooks(), ["pre_stop forward 2", "post_start forward 2", "check forward 2"]);
     let done = host.context.run(host.record(2, 1, true)).await;
     assert_eq!((done.state, host.current()), (HostState::Failed(Reason::RolledBack), "1".into()));
     assert_eq!(host.hooks()[3..], ["pre_stop back 1", "post_start back 1", "check back 1"]);
-    assert_eq!(Record::load(&host.context.store), [("edge/a".to_string(), done)]);
+    assert_eq!(SwitchRecord::load(&host.context.store), [("edge/a".to_string(), done)]);
 }
 
 #[tokio::test]
@@ -131,8 +131,8 @@ async fn what_was_cut_goes_on_where_it_was() {
         work.abort();
         assert!(work.await.is_err());
         assert_eq!(host.current(), on);
-        let (_, cut) = Record::load(&host.context.store).remove(0);
-        assert_ne!(cut.step, Step::Done);
+        let (_, cut) = SwitchRecord::load(&host.context.store).remove(0);
+        assert_ne!(cut.step, SwitchStep::Done);
         fs::remove_file(host.file(&format!("wait-{hook}"))).unwrap();
         let done = host.context.run(cut).await;
         assert_eq!((done.state, host.current()), (HostState::Active, "2".into()));

@@ -1,4 +1,4 @@
-//! Limits on what this host's links carry: by tier and way, by time of day, as changed while it runs, and less when the
+//! RateLimits on what this host's links carry: by tier and way, by time of day, as changed while it runs, and less when the
 //! host's own network card is busy.
 //!
 //! What was set while it runs wins over windows of the day, which win over the rest of the configuration; a restart goes
@@ -6,12 +6,12 @@
 //! Invariant: links keep to what the newest word says within a second.
 
 pub mod api;
-mod governor;
+mod nic_yield;
 pub mod schedule;
 
-pub use schedule::{LimitSettings, Rates, Window, YieldSettings};
+pub use schedule::{RateLimitSettings, Rates, Window, YieldSettings};
 
-use governor::{Governor, Nic};
+use nic_yield::{Nic, NicYield};
 use serde::Serialize;
 use shoal_net::admission::system_clock;
 use shoal_net::links::{LinkEndpoint, LinkRates};
@@ -28,7 +28,7 @@ const NIC_EVERY: Duration = Duration::from_millis(250);
 
 /// What the limits are, and why.
 #[derive(Clone, Debug, Serialize)]
-pub struct LimitsView {
+pub struct RateLimitsView {
     /// The rates in force.
     pub effective: Rates,
     /// What was set while it runs.
@@ -62,16 +62,16 @@ struct State {
 
 /// The limits of a node. Clones are the same.
 #[derive(Clone)]
-pub struct Limits {
-    settings: Arc<LimitSettings>,
+pub struct RateLimits {
+    settings: Arc<RateLimitSettings>,
     endpoint: LinkEndpoint,
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
 }
 
-impl Limits {
-    /// Puts the configuration in force. [`Limits::run`] keeps it so.
-    pub fn new(settings: LimitSettings, endpoint: LinkEndpoint) -> Self {
+impl RateLimits {
+    /// Puts the configuration in force. [`RateLimits::run`] keeps it so.
+    pub fn new(settings: RateLimitSettings, endpoint: LinkEndpoint) -> Self {
         let state = Arc::new(Mutex::new(State { set: Rates::default(), yielding: None }));
         let limits = Self { settings: Arc::new(settings), endpoint, state, changed: Arc::default() };
         limits.apply();
@@ -83,10 +83,10 @@ impl Limits {
     }
 
     /// What is in force.
-    pub fn view(&self) -> LimitsView {
+    pub fn view(&self) -> RateLimitsView {
         let state = self.state();
         let (scheduled, window) = self.settings.at(system_clock());
-        LimitsView {
+        RateLimitsView {
             effective: scheduled.overridden_by(&state.set),
             set: state.set,
             configured: self.settings.base(),
@@ -120,7 +120,7 @@ impl Limits {
     /// Follows the time of day and the network card until the token is cancelled.
     pub async fn run(self, token: CancellationToken) {
         let governed = self.settings.yielding.clone();
-        let mut governor = governed.as_ref().map(|settings| (Nic::new(&settings.interface), Governor::new(settings)));
+        let mut governor = governed.as_ref().map(|settings| (Nic::new(&settings.interface), NicYield::new(settings)));
         let every = if governor.is_some() { NIC_EVERY } else { LOOK_EVERY };
         let timed = governor.is_some() || !self.settings.window.is_empty();
         let mut warned = false;

@@ -4,30 +4,30 @@
 //! Invariant: a job's image is called warm only when containerd has the very manifest the job names, unpacked and
 //! pinned. Pins of jobs that are over are taken away.
 //!
-//! The driver states wishes on a [`Board`]; a task of its own fulfils them and tells the driver. Where to look: one
-//! image's way in [`work`]; disk headroom in [`room`].
+//! The driver states wishes on a [`PrewarmRequests`]; a task of its own fulfils them and tells the driver. Where to look: one
+//! image's way in [`worker`]; disk headroom in [`disk_space`].
 
-mod room;
-mod work;
+mod disk_space;
+mod requests;
+mod worker;
 
-use crate::mirror::{Asked, Images};
+use crate::images::{Images, RecentPulls};
 use crate::node::{Command, NodeHandle};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+pub use requests::{PrewarmFault, PrewarmRequests};
 use serde::{Deserialize, Serialize};
 use shoal_containerd::Containerd;
-use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::ids::JobId;
 use shoal_service::config::ConfigError;
 use shoal_service::metrics::Metrics;
 use shoal_service::units::{ByteSize, Span};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
-pub use work::WarmFault;
 
 /// How soon pins are looked at again when containerd did not answer.
 const PINS_AGAIN: Duration = Duration::from_secs(5);
@@ -98,44 +98,6 @@ impl ContainerdConfig {
     }
 }
 
-/// What the driver wishes for, as of now.
-#[derive(Debug, Default)]
-pub struct Board {
-    state: Mutex<Wishes>,
-    changed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Wishes {
-    /// Images that are whole here, by job.
-    wanted: BTreeMap<JobId, ContentId>,
-    /// All jobs, once the driver has told them; pins of others are to go.
-    known: Option<BTreeSet<JobId>>,
-}
-
-impl Board {
-    fn state(&self) -> MutexGuard<'_, Wishes> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A job's image is whole. Saying it again changes nothing.
-    pub(crate) fn want(&self, job: JobId, content: ContentId) {
-        if self.state().wanted.insert(job, content).is_none() {
-            self.changed.notify_one();
-        }
-    }
-
-    /// These jobs there are; whatever is done or pinned for others is to end.
-    pub(crate) fn known(&self, jobs: BTreeSet<JobId>) {
-        let mut state = self.state();
-        if state.known.as_ref() != Some(&jobs) {
-            state.wanted.retain(|job, _| jobs.contains(job));
-            state.known = Some(jobs);
-            self.changed.notify_one();
-        }
-    }
-}
-
 /// The warmer's counters.
 #[derive(Clone)]
 struct Counters {
@@ -152,24 +114,24 @@ struct Tools {
     config: ContainerdConfig,
     images: Images,
     /// What the mirror was asked for, when there is one.
-    asked: Option<Arc<Asked>>,
+    asked: Option<Arc<RecentPulls>>,
     counters: Counters,
 }
 
 /// The task that fulfils wishes.
-pub(crate) struct Warmer {
-    board: Arc<Board>,
+pub(crate) struct PrewarmTask {
+    board: Arc<PrewarmRequests>,
     node: NodeHandle,
     tools: Tools,
 }
 
-impl Warmer {
+impl PrewarmTask {
     /// For the containerd of `config`.
     pub(crate) fn new(
         config: &ContainerdConfig,
-        board: Arc<Board>,
+        board: Arc<PrewarmRequests>,
         node: NodeHandle,
-        asked: Option<Arc<Asked>>,
+        asked: Option<Arc<RecentPulls>>,
         metrics: &Metrics,
     ) -> Self {
         let counters = Counters {
@@ -185,7 +147,7 @@ impl Warmer {
 
     /// Runs until the token is cancelled.
     pub(crate) async fn run(self, token: CancellationToken) {
-        let mut running: JoinSet<Result<(), WarmFault>> = JoinSet::new();
+        let mut running: JoinSet<Result<(), PrewarmFault>> = JoinSet::new();
         let mut busy: BTreeMap<JobId, (CancellationToken, Id)> = BTreeMap::new();
         let mut done: BTreeSet<JobId> = BTreeSet::new();
         let mut swept: Option<BTreeSet<JobId>> = None;
@@ -205,7 +167,10 @@ impl Warmer {
                     let (content, tools, stopped) = (*content, self.tools.clone(), stop.clone());
                     let job = *job;
                     let task = running.spawn(async move {
-                        stopped.run_until_cancelled(tools.warm(job, content)).await.unwrap_or(Err(WarmFault::Stopped))
+                        stopped
+                            .run_until_cancelled(tools.warm(job, content))
+                            .await
+                            .unwrap_or(Err(PrewarmFault::Stopped))
                     });
                     busy.insert(job, (stop, task.id()));
                 }
@@ -221,7 +186,7 @@ impl Warmer {
                     let (task, result) = match ended {
                         Ok((task, result)) => (task, result),
                         // It was printed.
-                        Err(panic) => (panic.id(), Err(WarmFault::Failed("a fault of shoal's own; see the log".into()))),
+                        Err(panic) => (panic.id(), Err(PrewarmFault::Failed("a fault of shoal's own; see the log".into()))),
                     };
                     let Some(job) = busy.iter().find(|(_, row)| row.1 == task).map(|(job, _)| *job) else { continue };
                     busy.remove(&job);
@@ -237,11 +202,11 @@ impl Warmer {
         running.shutdown().await;
     }
 
-    async fn tell(&self, job: JobId, result: Result<(), WarmFault>) {
+    async fn tell(&self, job: JobId, result: Result<(), PrewarmFault>) {
         let counters = &self.tools.counters;
         match &result {
             Ok(()) => counters.warmed.inc(),
-            Err(WarmFault::Stopped) => return,
+            Err(PrewarmFault::Stopped) => return,
             Err(_) => counters.failed.inc(),
         };
         let _ = self.node.commands.send(Command::Warmed(job, result)).await;
@@ -290,15 +255,5 @@ mod tests {
         assert!(refused(|config| config.concurrency = 0).contains("containerd.concurrency"));
         let other = refused(|config| (config.pull, config.namespace) = (Pull::Cri, "default".into()));
         assert!(other.contains("k8s.io"));
-    }
-
-    #[test]
-    fn a_job_that_is_over_is_wished_for_no_more() {
-        let board = Board::default();
-        let (one, two) = (JobId([1; 16]), JobId([2; 16]));
-        board.want(one, ContentId([1; 32]));
-        board.want(two, ContentId([1; 32]));
-        board.known(BTreeSet::from([two]));
-        assert_eq!(board.state().wanted.keys().collect::<Vec<_>>(), [&two]);
     }
 }

@@ -1,4 +1,4 @@
-//! Limits as configured: rates, windows of the day that replace them, and what the time of day makes of both.
+//! RateLimits as configured: rates, windows of the day that replace them, and what the time of day makes of both.
 //!
 //! Invariant: what is in force is a function of the settings and the time alone.
 
@@ -148,7 +148,7 @@ fn default_floor() -> Rate {
 /// A node's limits as configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LimitSettings {
+pub struct RateLimitSettings {
     /// Sent to other racks and seeders. Default: no limit; the same for the others.
     pub uplink_out: Option<Rate>,
     /// Received from other racks and seeders.
@@ -166,7 +166,7 @@ pub struct LimitSettings {
     pub yielding: Option<YieldSettings>,
 }
 
-impl LimitSettings {
+impl RateLimitSettings {
     /// Without windows.
     pub fn base(&self) -> Rates {
         let Self { uplink_out, uplink_in, rack_out, rack_in, .. } = *self;
@@ -220,15 +220,15 @@ mod tests {
         Window { from, to, days, uplink_out, uplink_in, rack_out, rack_in }
     }
 
-    fn settings(window: Vec<Window>, utc_offset: Option<&str>) -> LimitSettings {
+    fn settings(window: Vec<Window>, utc_offset: Option<&str>) -> RateLimitSettings {
         let utc_offset = utc_offset.map(str::to_string);
         let settings =
-            LimitSettings { uplink_out: Some(Rate(1_000_000)), window, utc_offset, ..LimitSettings::default() };
+            RateLimitSettings { uplink_out: Some(Rate(1_000_000)), window, utc_offset, ..RateLimitSettings::default() };
         settings.validate().unwrap();
         settings
     }
 
-    fn out(settings: &LimitSettings, at: u64) -> u64 {
+    fn out(settings: &RateLimitSettings, at: u64) -> u64 {
         settings.at(at).0.uplink_out.unwrap().0
     }
 
@@ -255,7 +255,7 @@ mod tests {
         let settings = settings(vec![window("08:00", "09:00", &[Day::Thu], 9000)], Some("+08:00"));
         assert_eq!(out(&settings, THURSDAY + HOUR / 2), 9000);
         assert_eq!(out(&settings, THURSDAY + 8 * HOUR), 1_000_000);
-        let west = LimitSettings { utc_offset: Some("-05:30".into()), ..settings };
+        let west = RateLimitSettings { utc_offset: Some("-05:30".into()), ..settings };
         assert_eq!(out(&west, THURSDAY + 13 * HOUR + HOUR / 2), 9000);
     }
 
@@ -272,20 +272,20 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        let base = LimitSettings::default();
+        let base = RateLimitSettings::default();
         let yields = |share_percent, floor, interface: &str| {
             let nic = Rate(125_000_000);
             let yielding = Some(YieldSettings { interface: interface.into(), nic, share_percent, floor: Rate(floor) });
-            LimitSettings { yielding, ..base.clone() }
+            RateLimitSettings { yielding, ..base.clone() }
         };
         yields(80, 1_000_000, "eth0").validate().unwrap();
         for bad in [
-            LimitSettings { uplink_in: Some(Rate(100)), ..base.clone() },
-            LimitSettings { window: vec![window("8:00", "09:00", &[], 9000)], ..base.clone() },
-            LimitSettings { window: vec![window("24:00", "09:00", &[], 9000)], ..base.clone() },
-            LimitSettings { window: vec![window("09:00", "09:00", &[], 9000)], ..base.clone() },
-            LimitSettings { window: vec![window("09:00", "10:00", &[], 1)], ..base.clone() },
-            LimitSettings { utc_offset: Some("8".into()), ..base.clone() },
+            RateLimitSettings { uplink_in: Some(Rate(100)), ..base.clone() },
+            RateLimitSettings { window: vec![window("8:00", "09:00", &[], 9000)], ..base.clone() },
+            RateLimitSettings { window: vec![window("24:00", "09:00", &[], 9000)], ..base.clone() },
+            RateLimitSettings { window: vec![window("09:00", "09:00", &[], 9000)], ..base.clone() },
+            RateLimitSettings { window: vec![window("09:00", "10:00", &[], 1)], ..base.clone() },
+            RateLimitSettings { utc_offset: Some("8".into()), ..base.clone() },
             yields(0, 1_000_000, "eth0"),
             yields(80, 10, "eth0"),
             yields(80, 1 << 40, "eth0"),

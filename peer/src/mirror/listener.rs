@@ -3,8 +3,8 @@
 //! Invariant: connections, the time for a head and the time a client may take nothing are bounded.
 
 use super::Mirror;
-use super::answer::without_body;
-use super::watch::Open;
+use super::handler::without_body;
+use super::watchdog::Open;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
