@@ -17,7 +17,7 @@ use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
 use shoal_proto::report::{HostState, HubFlush, HubSubmission, TierBytes};
 use shoal_proto::trust::{Envelope, Role, Trust, TrustError};
-use shoal_service::http::ApiError;
+use shoal_service::http_server::ApiError;
 use shoal_service::metrics::Metrics;
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use crate::api::{Shared, routes};
 use crate::config::HubConfig;
 use crate::ledger::{Ledger, LedgerError};
 use shoal_proto::trust::{Trust, TrustError};
-use shoal_service::http::{Server, bind};
+use shoal_service::http_server::{Server, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 use shoal_proto::ids::ContentId;
-use shoal_service::http::ApiError;
+use shoal_service::http_server::ApiError;
 
 /// What `/v1/status` says.
 #[derive(Debug, Serialize)]

@@ -7,7 +7,7 @@ use crate::node::NodeHandle;
 use crate::node::setup::{Folders, SetupError, start as start_node};
 use crate::prewarm::{PrewarmRequests, PrewarmTask};
 use shoal_proto::trust::Role;
-use shoal_service::http::{AdminToken, Server, TokenError, bind};
+use shoal_service::http_server::{AdminToken, Server, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;

@@ -19,7 +19,7 @@ use shoal_proto::announcement::Order;
 use shoal_proto::ids::{HostIndex, JobId};
 use shoal_proto::locality::Labels;
 use shoal_proto::membership::Presence;
-use shoal_service::http::{AdminToken, ApiError, require_token};
+use shoal_service::http_server::{AdminToken, ApiError, require_token};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;

@@ -22,7 +22,7 @@ use shoal_proto::limits;
 use shoal_proto::locality::Selector;
 use shoal_proto::manifest::Manifest;
 use shoal_proto::trust::{Envelope, Keypair};
-use shoal_service::http::ApiError;
+use shoal_service::http_server::ApiError;
 use shoal_store::ingest::IngestOptions;
 use shoal_store::inline_manifest;
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use shoal_peer::node::NodeHandle;
 use shoal_peer::node::setup::{Folders, SetupError, start as start_node};
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Role, Trust};
-use shoal_service::http::{AdminToken, Server, TokenError, bind};
+use shoal_service::http_server::{AdminToken, Server, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;

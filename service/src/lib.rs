@@ -3,12 +3,12 @@
 //! Owns: the process, not what it does. Invariant: nothing here knows a role, a content or a host.
 //!
 //! Where to look: layered configuration in [`config`] and its human units in [`units`]; the HTTP server every role opens
-//! in [`http`], its client in [`client`]; counters in [`metrics`]; stopping in [`shutdown`]; state in and out in [`backup`], a database's in [`tables`]; logs in [`logs`].
+//! in [`http_server`], its client in [`http_client`]; counters in [`metrics`]; stopping in [`shutdown`]; state in and out in [`backup`], a database's in [`tables`]; logs in [`logs`].
 
 pub mod backup;
-pub mod client;
 pub mod config;
-pub mod http;
+pub mod http_client;
+pub mod http_server;
 pub mod logs;
 pub mod metrics;
 pub mod shutdown;

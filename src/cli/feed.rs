@@ -8,7 +8,7 @@ use shoal_peer::feeds::api::VersionEvent;
 use shoal_proto::announcement::Kind;
 use shoal_proto::limits::FEED_BYTES_MAX;
 use shoal_seeder::feeds::Published;
-use shoal_service::client::Client;
+use shoal_service::http_client::Client;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 

@@ -4,8 +4,8 @@ use super::seeder::block_on;
 use super::{Outcome, output};
 use anyhow::Context;
 use serde_json::{Map, Value};
-use shoal_service::client::Client;
-use shoal_service::http::AdminToken;
+use shoal_service::http_client::Client;
+use shoal_service::http_server::AdminToken;
 use shoal_service::units::Rate;
 use std::path::PathBuf;
 

@@ -9,7 +9,7 @@ use shoal_seeder::images::Resolved;
 use shoal_seeder::jobs::{ImageRequest, JobStatus, PushRequest};
 use shoal_seeder::rollout::api::Begun;
 use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
-use shoal_service::client::Client;
+use shoal_service::http_client::Client;
 use shoal_service::units::{ByteSize, Span};
 use std::path::PathBuf;
 

@@ -8,7 +8,7 @@ use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
 use shoal_seeder::api::Pushed;
 use shoal_seeder::jobs::{JobStatus, Phase};
-use shoal_service::client::Client;
+use shoal_service::http_client::Client;
 use shoal_service::units::{ByteSize, Span};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

@@ -8,7 +8,7 @@ use shoal_seeder::rollout::api::{Begun, Told};
 use shoal_seeder::rollout::machine::{Command as Word, Phase};
 use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
 use shoal_seeder::rollout::view::{Dry, RolloutView};
-use shoal_service::client::Client;
+use shoal_service::http_client::Client;
 use shoal_service::units::Span;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

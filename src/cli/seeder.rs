@@ -1,8 +1,8 @@
 //! How commands reach the seeder's API.
 
 use anyhow::Context;
-use shoal_service::client::Client;
-use shoal_service::http::AdminToken;
+use shoal_service::http_client::Client;
+use shoal_service::http_server::AdminToken;
 use std::path::PathBuf;
 
 /// Which seeder, and how to be let in.

@@ -9,7 +9,7 @@ use shoal_proto::control::RackRollup;
 use shoal_proto::ids::{HostIndex, JobId, NodeId};
 use shoal_proto::locality::Labels;
 use shoal_proto::membership::Presence;
-use shoal_service::http::ApiError;
+use shoal_service::http_server::ApiError;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -103,7 +103,7 @@ impl TrackerConfig {
         check((1..=65_536).contains(&self.limits.spool), "limits.spool", "between 1 and 65536")?;
         check(self.limits.pushes > 0, "limits.pushes", "at least 1")?;
         if let Some(hub) = &self.hub {
-            shoal_service::client::Client::new(hub, None).map_err(|error| ConfigError::invalid("hub", error))?;
+            shoal_service::http_client::Client::new(hub, None).map_err(|error| ConfigError::invalid("hub", error))?;
         }
         Ok(())
     }

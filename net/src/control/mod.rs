@@ -7,16 +7,16 @@
 //! The other end of a connection has proven its key, no more: whether it may ask anything but `Join` is for the
 //! tracker to decide.
 
+mod byte_counter;
 mod codec;
-mod crowd;
-mod driver;
-mod meter;
+mod event_loop;
+mod pending_per_ip;
 mod setup;
 #[cfg(test)]
 mod tests;
 
 use crate::identity::Identity;
-use driver::{Command, Common, Driver, Orders};
+use event_loop::{Command, Common, EventLoop, Orders};
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits;
@@ -201,7 +201,7 @@ impl ControlPlane {
     /// Starts it. Events must be taken, or it stands still once its queue is full.
     pub async fn start(config: ControlConfig) -> Result<(ControlHandle, mpsc::Receiver<ControlEvent>), StartError> {
         let common = Arc::new(Common {
-            meter: Arc::default(),
+            byte_counter: Arc::default(),
             orders: Orders::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -211,8 +211,8 @@ impl ControlPlane {
         let stop = Arc::new(common.stop.clone().drop_guard());
         let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
         let (events, event_queue) = mpsc::channel(EVENTS_MAX);
-        let (driver, local_addrs) = Driver::start(config, common.clone(), command_queue, events).await?;
-        common.tasks.spawn(driver.run());
+        let (event_loop, local_addrs) = EventLoop::start(config, common.clone(), command_queue, events).await?;
+        common.tasks.spawn(event_loop.run());
         let handle = ControlHandle { common, commands, local_addrs: local_addrs.into(), _stop: stop };
         Ok((handle, event_queue))
     }
@@ -271,12 +271,12 @@ impl ControlHandle {
 
     /// Bytes received on our sockets since start, TLS and all.
     pub fn bytes_in(&self) -> u64 {
-        self.common.meter.bytes_in()
+        self.common.byte_counter.bytes_in()
     }
 
     /// Bytes sent on our sockets since start, TLS and all.
     pub fn bytes_out(&self) -> u64 {
-        self.common.meter.bytes_out()
+        self.common.byte_counter.bytes_out()
     }
 
     /// Closes every connection and waits until every task has ended; at `deadline` from now they are cut off.

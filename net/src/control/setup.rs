@@ -1,9 +1,9 @@
 //! How the libp2p swarm is put together, and what its addresses and errors are in our words.
 
+use super::byte_counter::{ByteCounter, CountedStream};
 use super::codec::Codec;
-use super::crowd;
-use super::driver::Common;
-use super::meter::{Meter, Metered};
+use super::event_loop::Common;
+use super::pending_per_ip;
 use super::{ConnectError, ControlConfig, RequestError, StartError};
 use crate::identity::node_of;
 use futures::stream::StreamExt;
@@ -33,7 +33,7 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
-    pub(super) crowd: crowd::Behaviour,
+    pub(super) pending_per_ip: pending_per_ip::Behaviour,
     pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
     pub(super) requests: request_response::Behaviour<Codec>,
 }
@@ -50,7 +50,7 @@ pub(super) fn swarm(config: &ControlConfig, common: &Common) -> Result<Swarm<Beh
         .with_max_concurrent_streams(config.requests_per_connection_max);
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
-        crowd: crowd::Behaviour::new(config.pending_per_addr_max),
+        pending_per_ip: pending_per_ip::Behaviour::new(config.pending_per_addr_max),
         blocked: allow_block_list::Behaviour::default(),
         requests: request_response::Behaviour::with_codec(codec, [(PROTOCOL, ProtocolSupport::Full)], requests),
     };
@@ -65,14 +65,17 @@ pub(super) fn swarm(config: &ControlConfig, common: &Common) -> Result<Swarm<Beh
         });
     };
     let swarm_config = libp2p::swarm::Config::with_executor(executor).with_idle_connection_timeout(config.idle_timeout);
-    let transport = transport(config, common.meter.clone())?;
+    let transport = transport(config, common.byte_counter.clone())?;
     Ok(Swarm::new(transport, behaviour, config.identity.peer_id(), swarm_config))
 }
 
-fn transport(config: &ControlConfig, meter: Arc<Meter>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
+fn transport(
+    config: &ControlConfig,
+    byte_counter: Arc<ByteCounter>,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
     let tls = tls::Config::new(config.identity.libp2p()).map_err(|error| StartError::Tls(error.to_string()))?;
     Ok(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-        .map(move |stream, _| Metered::new(stream, meter.clone()))
+        .map(move |stream, _| CountedStream::new(stream, byte_counter.clone()))
         .upgrade(Version::V1)
         .authenticate(tls)
         .multiplex(yamux::Config::default())

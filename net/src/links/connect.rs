@@ -2,11 +2,11 @@
 //!
 //! Invariant: every connection is a link or closed when the handshake's time is up.
 
-use super::greet::{GreetError, Greeted, greet};
-use super::limit;
+use super::context::EndpointContext;
+use super::hello::{HelloError, HelloOutcome, exchange_hello};
 use super::link::{self, Arrival, Link};
-use super::queue::Queue;
-use super::shared::Shared;
+use super::rate_limit;
+use super::send_queue::Queue;
 use super::{BindError, LinkEvent};
 use crate::tls::{accept as accept_tls, connect as connect_tls};
 use shoal_proto::frame::CloseReason;
@@ -52,22 +52,22 @@ pub(super) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Bind
 }
 
 /// Accepts until the endpoint closes.
-pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+pub(super) async fn accept(context: Arc<EndpointContext>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
-            () = shared.closing.cancelled() => return,
+            () = context.closing.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, remote)) => match shared.pending.enter(remote.ip()) {
-                Some(pass) => {
-                    let task = shared.clone();
-                    shared.spawn(async move {
+            Ok((stream, remote)) => match context.pending.try_acquire(remote.ip()) {
+                Some(permit) => {
+                    let task = context.clone();
+                    context.spawn(async move {
                         welcome(&task, stream, remote).await;
-                        drop(pass);
+                        drop(permit);
                     });
                 }
-                None => stranger(&shared, remote, &"too many connections await admission"),
+                None => stranger(&context, remote, &"too many connections await admission"),
             },
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -77,96 +77,101 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-fn stranger(shared: &Shared, remote: SocketAddr, why: &dyn std::fmt::Display) {
-    shared.counters.strangers.fetch_add(1, Ordering::Relaxed);
+fn stranger(context: &EndpointContext, remote: SocketAddr, why: &dyn std::fmt::Display) {
+    context.counters.strangers.fetch_add(1, Ordering::Relaxed);
     tracing::debug!(%remote, %why, "dropped a connection");
 }
 
-async fn welcome(shared: &Arc<Shared>, stream: TcpStream, remote: SocketAddr) {
+async fn welcome(context: &Arc<EndpointContext>, stream: TcpStream, remote: SocketAddr) {
     let handshake = async {
-        set_options(shared, &stream)?;
-        let (node, mut tls) = accept_tls(&shared.tls, stream).await?;
-        let greeted = greet(shared, &mut tls, node).await;
-        Ok::<_, io::Error>((tls, node, greeted))
+        set_options(context, &stream)?;
+        let (node, mut tls) = accept_tls(&context.tls, stream).await?;
+        let hello = exchange_hello(context, &mut tls, node).await;
+        Ok::<_, io::Error>((tls, node, hello))
     };
     let outcome = tokio::select! {
-        () = shared.closing.cancelled() => return,
-        outcome = timeout(shared.config.handshake_timeout, handshake) => outcome,
+        () = context.closing.cancelled() => return,
+        outcome = timeout(context.config.handshake_timeout, handshake) => outcome,
     };
     match outcome {
-        Ok(Ok((tls, node, Ok(greeted)))) => start(shared, tls, node, greeted, remote, false),
+        Ok(Ok((tls, node, Ok(hello)))) => start(context, tls, node, hello, remote, false),
         Ok(Ok((_, node, Err(error)))) => {
             tracing::debug!(node = %node.short(), %remote, %error, "no link");
-            if let GreetError::Io(error) = error {
-                stranger(shared, remote, &error);
+            if let HelloError::Io(error) = error {
+                stranger(context, remote, &error);
             }
         }
-        Ok(Err(error)) => stranger(shared, remote, &error),
-        Err(_) => stranger(shared, remote, &"not admitted in time"),
+        Ok(Err(error)) => stranger(context, remote, &error),
+        Err(_) => stranger(context, remote, &"not admitted in time"),
     }
 }
 
-fn set_options(shared: &Shared, stream: &TcpStream) -> io::Result<()> {
+fn set_options(context: &EndpointContext, stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket2::SockRef::from(stream).set_tcp_notsent_lowat(shared.config.kernel_unsent_bytes)?;
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(context.config.kernel_unsent_bytes)?;
     Ok(())
 }
 
-/// Makes a greeted connection a link. There is no point of waiting in here, so it cannot happen by halves.
+/// Makes a hello connection a link. There is no point of waiting in here, so it cannot happen by halves.
 pub(super) fn start<S>(
-    shared: &Arc<Shared>,
+    context: &Arc<EndpointContext>,
     stream: S,
     node: NodeId,
-    greeted: Greeted,
+    hello: HelloOutcome,
     remote: SocketAddr,
     dialled: bool,
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let Greeted { credential, seat, slot } = greeted;
-    let queue = Queue::new(shared.config.messages_max, shared.config.parts_max);
-    let reach = limit::reach(shared.config.locality.as_ref(), &credential.locality);
-    let limit = shared.limits.of_link(reach);
+    let HelloOutcome { credential, seat, slot } = hello;
+    let queue = Queue::new(context.config.messages_max, context.config.parts_max);
+    let scope = rate_limit::scope(context.config.locality.as_ref(), &credential.locality);
+    let limit = context.rate_limits.of_link(scope);
     let link = Arc::new(Link::new(node, Arc::new(credential), queue, limit));
     seat.up(link.clone());
-    if shared.closing.is_cancelled() {
+    if context.closing.is_cancelled() {
         link.queue.close(CloseReason::Shutdown);
     }
-    shared.spawn(link::run(shared.clone(), stream, link, seat, Arrival { remote, dialled, slot }));
+    context.spawn(link::run(context.clone(), stream, link, seat, Arrival { remote, dialled, slot }));
 }
 
 /// One dial, to its answer.
-pub(super) async fn dial(shared: Arc<Shared>, node: NodeId, addrs: Vec<SocketAddr>, cancelled: CancellationToken) {
+pub(super) async fn dial(
+    context: Arc<EndpointContext>,
+    node: NodeId,
+    addrs: Vec<SocketAddr>,
+    cancelled: CancellationToken,
+) {
     let work = async {
         // The last link's `LinkDown` comes first, so that the driver can tell to which of both a later event belongs.
-        shared.table.until_settled(node).await;
-        reach(&shared, node, &addrs).await
+        context.registry.until_settled(node).await;
+        reach(&context, node, &addrs).await
     };
     let error = tokio::select! {
-        () = shared.closing.cancelled() => Some("shutting down".to_string()),
+        () = context.closing.cancelled() => Some("shutting down".to_string()),
         () = cancelled.cancelled() => Some("cancelled".to_string()),
-        () = shared.table.until_up(node) => None,
+        () = context.registry.until_up(node) => None,
         outcome = work => outcome.err(),
     };
-    let up = shared.table.link(&node).is_some();
+    let up = context.registry.link(&node).is_some();
     // Before the answer: a dial asked for once the answer is out must not be taken for this one.
-    shared.table.end_dial(&node);
+    context.registry.end_dial(&node);
     if let (Some(error), false) = (error, up) {
-        shared.emit(LinkEvent::DialFailed { node, error }).await;
+        context.emit(LinkEvent::DialFailed { node, error }).await;
     }
 }
 
 /// Tries the addresses in order.
-async fn reach(shared: &Arc<Shared>, node: NodeId, addrs: &[SocketAddr]) -> Result<(), String> {
+async fn reach(context: &Arc<EndpointContext>, node: NodeId, addrs: &[SocketAddr]) -> Result<(), String> {
     let mut errors = Vec::new();
     for addr in addrs.iter().copied().take(limits::ADDRS_MAX) {
-        let connected = match timeout(shared.config.connect_timeout, TcpStream::connect(addr)).await {
+        let connected = match timeout(context.config.connect_timeout, TcpStream::connect(addr)).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),
             Err(_) => Err("no answer".to_string()),
         };
         let outcome = match connected {
-            Ok(stream) => timeout(shared.config.handshake_timeout, introduce(shared, stream, node, addr))
+            Ok(stream) => timeout(context.config.handshake_timeout, introduce(context, stream, node, addr))
                 .await
                 .unwrap_or_else(|_| Err(Attempt::Other("no link in time".to_string()))),
             Err(error) => Err(Attempt::Other(error)),
@@ -175,7 +180,7 @@ async fn reach(shared: &Arc<Shared>, node: NodeId, addrs: &[SocketAddr]) -> Resu
             Ok(()) => return Ok(()),
             Err(Attempt::Refused(CloseReason::Duplicate)) => {
                 // Its own dial to us is on the way, or up already.
-                let up = timeout(DUPLICATE_WAIT, shared.table.until_up(node)).await;
+                let up = timeout(DUPLICATE_WAIT, context.registry.until_up(node)).await;
                 return up.map_err(|_| "refused: it has a link to us that we do not know".to_string());
             }
             Err(Attempt::Refused(reason)) => return Err(format!("refused: {reason}")),
@@ -196,37 +201,42 @@ enum Attempt {
     Other(String),
 }
 
-async fn introduce(shared: &Arc<Shared>, stream: TcpStream, node: NodeId, addr: SocketAddr) -> Result<(), Attempt> {
+async fn introduce(
+    context: &Arc<EndpointContext>,
+    stream: TcpStream,
+    node: NodeId,
+    addr: SocketAddr,
+) -> Result<(), Attempt> {
     let other = |error: io::Error| Attempt::Other(error.to_string());
-    set_options(shared, &stream).map_err(other)?;
-    let (found, mut tls) = connect_tls(&shared.tls, stream).await.map_err(other)?;
+    set_options(context, &stream).map_err(other)?;
+    let (found, mut tls) = connect_tls(&context.tls, stream).await.map_err(other)?;
     if found != node {
         return Err(Attempt::Other(format!("is {}, not {}", found.short(), node.short())));
     }
-    match greet(shared, &mut tls, node).await {
-        Ok(greeted) => {
-            start(shared, tls, node, greeted, addr, true);
+    match exchange_hello(context, &mut tls, node).await {
+        Ok(hello) => {
+            start(context, tls, node, hello, addr, true);
             Ok(())
         }
-        Err(GreetError::Refused(reason)) => Err(Attempt::Refused(reason)),
+        Err(HelloError::Refused(reason)) => Err(Attempt::Refused(reason)),
         // We are the one to pick, and have a link: not a failure.
-        Err(GreetError::Refuse { reason: CloseReason::Duplicate, .. }) => Err(Attempt::Refused(CloseReason::Duplicate)),
-        Err(error @ GreetError::Refuse { .. }) => Err(Attempt::Final(error.to_string())),
-        Err(GreetError::Io(error)) => Err(other(error)),
+        Err(HelloError::Refuse { reason: CloseReason::Duplicate, .. }) => Err(Attempt::Refused(CloseReason::Duplicate)),
+        Err(error @ HelloError::Refuse { .. }) => Err(Attempt::Final(error.to_string())),
+        Err(HelloError::Io(error)) => Err(other(error)),
     }
 }
 
 /// Closes links whose credentials no longer hold, and frees memory that is not in use.
-pub(super) async fn keep_house(shared: Arc<Shared>) {
-    let mut trust = shared.config.admission.changes();
+pub(super) async fn keep_house(context: Arc<EndpointContext>) {
+    let mut trust = context.config.admission.changes();
     loop {
         tokio::select! {
-            () = shared.closing.cancelled() => return,
+            () = context.closing.cancelled() => return,
             _ = trust.changed() => {}
-            () = tokio::time::sleep(HOUSEKEEPING) => shared.pool.trim(),
+            () = tokio::time::sleep(HOUSEKEEPING) => context.pool.trim(),
         }
-        for link in shared.table.links() {
-            if let Err(error) = shared.config.admission.still_holds(&link.credential) {
+        for link in context.registry.links() {
+            if let Err(error) = context.config.admission.still_holds(&link.credential) {
                 tracing::info!(node = %link.node.short(), %error, "closing a link");
                 link.queue.close(CloseReason::NotAdmitted);
             }

@@ -4,12 +4,12 @@
 //! seat in the table is still taken.
 
 use super::LinkEvent;
-use super::calm::Pacer;
-use super::limit::LinkLimit;
-use super::queue::Queue;
+use super::ledbat::Ledbat;
+use super::rate_limit::LinkRateLimiter;
 use super::reader::{ReadEnd, Reader};
-use super::table::Seat;
-use super::{LinkStats, shared::Shared, writer};
+use super::registry::LinkSlot;
+use super::send_queue::Queue;
+use super::{LinkStats, context::EndpointContext, writer};
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::{ContentId, NodeId};
 use shoal_proto::trust::Credential;
@@ -34,7 +34,7 @@ const EXPECTED_MAX: usize = 64;
 const BUSY: Duration = Duration::from_secs(10);
 
 /// When a link last heard and said something, kept as milliseconds since it came up.
-pub(super) struct Clock {
+pub(super) struct Activity {
     born: Instant,
     heard_ms: AtomicU64,
     said_ms: AtomicU64,
@@ -43,14 +43,14 @@ pub(super) struct Clock {
     busy_since_ms: AtomicU64,
     busy_until_ms: AtomicU64,
     /// Woken when it becomes busy.
-    stirred: Notify,
+    became_busy: Notify,
     /// Parts half received.
     open_parts: AtomicU64,
     /// The reader waits for us: for the driver or for memory.
     blocked: AtomicBool,
 }
 
-impl Clock {
+impl Activity {
     fn new() -> Self {
         let zero = || AtomicU64::new(0);
         Self {
@@ -60,7 +60,7 @@ impl Clock {
             slice_ms: zero(),
             busy_since_ms: zero(),
             busy_until_ms: zero(),
-            stirred: Notify::new(),
+            became_busy: Notify::new(),
             open_parts: zero(),
             blocked: AtomicBool::new(false),
         }
@@ -84,11 +84,11 @@ impl Clock {
     }
 
     /// Payload passed.
-    pub(super) fn carried(&self) {
+    pub(super) fn note_payload(&self) {
         let now = self.now_ms();
         if self.busy_until_ms.swap(now + BUSY.as_millis() as u64, Ordering::Relaxed) <= now {
             self.busy_since_ms.store(now, Ordering::Relaxed);
-            self.stirred.notify_one();
+            self.became_busy.notify_one();
         }
     }
 
@@ -152,9 +152,9 @@ pub(super) struct Link {
     pub(super) node: NodeId,
     pub(super) credential: Arc<Credential>,
     pub(super) queue: Queue,
-    pub(super) limit: LinkLimit,
-    pacer: Mutex<Pacer>,
-    pub(super) clock: Clock,
+    pub(super) limit: LinkRateLimiter,
+    pacer: Mutex<Ledbat>,
+    pub(super) activity: Activity,
     pub(super) counters: LinkCounters,
     /// Woken by each `Pong`.
     pub(super) answered: Notify,
@@ -163,14 +163,14 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(node: NodeId, credential: Arc<Credential>, queue: Queue, limit: LinkLimit) -> Self {
+    pub(super) fn new(node: NodeId, credential: Arc<Credential>, queue: Queue, limit: LinkRateLimiter) -> Self {
         Self {
             node,
             credential,
             queue,
             limit,
-            pacer: Mutex::new(Pacer::new()),
-            clock: Clock::new(),
+            pacer: Mutex::new(Ledbat::new()),
+            activity: Activity::new(),
             counters: LinkCounters::default(),
             answered: Notify::new(),
             expected: Mutex::default(),
@@ -179,7 +179,7 @@ impl Link {
     }
 
     /// What its bulk keeps to while something urgent is about.
-    pub(super) fn pacer(&self) -> MutexGuard<'_, Pacer> {
+    pub(super) fn pacer(&self) -> MutexGuard<'_, Ledbat> {
         self.pacer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -245,18 +245,18 @@ pub(super) struct Arrival {
 }
 
 /// Runs a link to its end.
-pub(super) async fn run<S>(shared: Arc<Shared>, stream: S, link: Arc<Link>, seat: Seat, arrival: Arrival)
+pub(super) async fn run<S>(context: Arc<EndpointContext>, stream: S, link: Arc<Link>, seat: LinkSlot, arrival: Arrival)
 where
     S: AsyncRead + AsyncWrite + Send,
 {
     let (node, credential) = (link.node, link.credential.clone());
     let Arrival { remote, dialled, slot } = arrival;
-    shared.emit(LinkEvent::LinkUp { node, credential, remote, dialled }).await;
+    context.emit(LinkEvent::LinkUp { node, credential, remote, dialled }).await;
     let (read_half, mut write_half) = tokio::io::split(stream);
-    let mut reader = Reader::new(shared.clone(), link.clone(), read_half);
+    let mut reader = Reader::new(context.clone(), link.clone(), read_half);
     let end = {
-        let writing = writer::run(&shared, &link, &mut write_half);
-        serve(&shared, &link, &mut reader, writing).await
+        let writing = writer::run(&context, &link, &mut write_half);
+        serve(&context, &link, &mut reader, writing).await
     };
     seat.closing();
     let (reason, error) = match &end {
@@ -266,7 +266,7 @@ where
     };
     // A payload half received gives its memory back before the driver hears of the end.
     let mut read_half = reader.into_io();
-    shared.emit(LinkEvent::LinkDown { node, reason, error }).await;
+    context.emit(LinkEvent::LinkDown { node, reason, error }).await;
     drop(seat);
     drop(slot);
     if let End::Told(_) | End::Said = end {
@@ -281,7 +281,7 @@ where
 
 /// Reader, writer and keep-alive side by side, until one of them ends the link.
 async fn serve<R>(
-    shared: &Shared,
+    context: &EndpointContext,
     link: &Link,
     reader: &mut Reader<R>,
     writing: impl Future<Output = std::io::Result<()>>,
@@ -306,7 +306,7 @@ where
                 Ok(()) => End::Said,
                 Err(error) => End::Broke(error.to_string()),
             },
-            error = keep_alive(shared, link) => return End::Broke(error),
+            error = keep_alive(context, link) => return End::Broke(error),
             why = link.until_cut() => return End::Broke(why.to_string()),
             () = closing => return End::Said,
         }
@@ -322,26 +322,26 @@ where
 /// A kernel whose packets are lost doubles its waits, so after a cut of ten seconds it may say nothing for five more, and it reports
 /// nothing for a quarter hour. So both ends of a busy link say something each second, however long what they carry takes, and soon give up one
 /// that brings nothing: a new connection begins at once.
-async fn keep_alive(shared: &Shared, link: &Link) -> String {
-    let (config, clock) = (&shared.config, &link.clock);
+async fn keep_alive(context: &EndpointContext, link: &Link) -> String {
+    let (config, activity) = (&context.config, &link.activity);
     let mut asked = Instant::now();
     loop {
-        let busy = clock.is_busy();
+        let busy = activity.is_busy();
         let ping_after = if busy { config.busy_ping_after } else { config.ping_after };
         // What we say shows the other end that we live.
-        let quiet = || if busy { clock.silent().max(clock.since(&clock.said_ms)) } else { clock.silent() };
+        let quiet = || if busy { activity.silent().max(activity.since(&activity.said_ms)) } else { activity.silent() };
         let wait = ping_after.saturating_sub(quiet().min(asked.elapsed()));
         tokio::select! {
             () = sleep(wait.max(Duration::from_millis(1))) => {}
-            () = clock.stirred.notified() => continue,
+            () = activity.became_busy.notified() => continue,
         }
-        let silent = clock.silent();
-        if !clock.is_blocked() {
-            let busy_silent = silent.min(clock.since(&clock.busy_since_ms));
+        let silent = activity.silent();
+        if !activity.is_blocked() {
+            let busy_silent = silent.min(activity.since(&activity.busy_since_ms));
             if silent >= config.dead_after || busy && busy_silent >= config.busy_dead_after {
                 return format!("nothing heard for {} s", silent.as_secs());
             }
-            if clock.part_stalled() >= 2 * config.dead_after {
+            if activity.part_stalled() >= 2 * config.dead_after {
                 return "a part stalled half received".to_string();
             }
         }

@@ -7,17 +7,16 @@
 //! connection; the one with the smaller id answers with its own `Hello` on one connection only and with
 //! `Bye(Duplicate)` on any other. The greater admits and confirms with a `Pong`, from which on both may send.
 
-mod bucket;
-mod calm;
 mod connect;
-mod greet;
-mod limit;
+mod context;
+mod hello;
+mod ledbat;
 mod link;
-mod memory;
-mod queue;
+mod rate_limit;
 mod reader;
-mod shared;
-mod table;
+mod receive_memory;
+mod registry;
+mod send_queue;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -25,10 +24,10 @@ mod writer;
 use crate::admission::Admission;
 use crate::identity::Identity;
 use bytes::Bytes;
-pub use limit::{LinkLimits, LinkRates, Reach};
+use context::EndpointContext;
 use link::Expected;
-pub use memory::Placement;
-use shared::Shared;
+pub use rate_limit::{LinkRates, LinkScope, RateLimits};
+pub use receive_memory::BlockOffset;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
@@ -64,7 +63,7 @@ pub struct LinkConfig {
     /// When they are used up, links are not read. At least 8 MiB; default 64 MiB for `Bulk`, 16 MiB for each other.
     pub receive_bytes: usize,
     /// Where shards will lie on the disk. Default: not known.
-    pub placement: Option<Placement>,
+    pub block_offset: Option<BlockOffset>,
     /// Bytes of expected manifests at a time. Default 256 MiB, the largest manifest there is.
     pub manifest_bytes: usize,
     /// Parts queued on a link, for each class; more are refused with [`SendError::Full`]. Default 64.
@@ -85,7 +84,7 @@ pub struct LinkConfig {
     pub ping_after: Duration,
     /// A link that has brought nothing for this long, though asked, is dead. Default 30 s.
     pub dead_after: Duration,
-    /// A link that carried payload within ten seconds says something at least this often. Default 1 s.
+    /// A link that note_payload payload within ten seconds says something at least this often. Default 1 s.
     pub busy_ping_after: Duration,
     /// One that has brought nothing for this long is dead. Default 5 s.
     pub busy_dead_after: Duration,
@@ -103,7 +102,7 @@ impl LinkConfig {
             pending_max: 128,
             pending_per_ip_max: 32,
             receive_bytes: 64 << 20,
-            placement: None,
+            block_offset: None,
             manifest_bytes: limits::MANIFEST_BYTES_MAX,
             parts_max: 64,
             messages_max: 1024,
@@ -192,7 +191,7 @@ pub enum LinkEvent {
 pub enum OutFrame {
     /// A message.
     Message(Message),
-    /// An encoded [`AnnounceFrame`], from [`encode_announce`]: encoded once, shared by all children.
+    /// An encoded [`AnnounceFrame`], from [`encode_announce`]: encoded once, context by all children.
     Announce(Bytes),
     /// The same for a feed, of which only the latest counts: where several wait already, it takes the place of the last.
     Latest {
@@ -268,7 +267,7 @@ pub enum BindError {
 
 /// Counters since start. Bytes are of frames, before TLS (which adds about 0.2 %).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BulkStats {
+pub struct EndpointStats {
     /// Links up now.
     pub links: usize,
     /// Bytes of frames received.
@@ -306,7 +305,7 @@ pub struct LinkStats {
 /// [`LinkEndpoint::shutdown`] does so politely.
 #[derive(Clone)]
 pub struct LinkEndpoint {
-    shared: Arc<Shared>,
+    context: Arc<EndpointContext>,
     local_addrs: Arc<[SocketAddr]>,
     _stop: Arc<DropGuard>,
 }
@@ -315,21 +314,21 @@ impl LinkEndpoint {
     /// Starts listening. Must be called within a tokio runtime. Events must be taken for links to make progress.
     pub async fn bind(config: LinkConfig) -> Result<(Self, mpsc::Receiver<LinkEvent>), BindError> {
         let listeners = config.listen.iter().map(|addr| connect::listen(*addr)).collect::<Result<Vec<_>, _>>()?;
-        let (shared, events) = Shared::new(config)?;
+        let (context, events) = EndpointContext::new(config)?;
         let mut local_addrs = Vec::new();
         for (listener, local) in listeners {
             local_addrs.push(local);
-            shared.spawn(connect::accept(shared.clone(), listener));
+            context.spawn(connect::accept(context.clone(), listener));
         }
-        shared.spawn(connect::keep_house(shared.clone()));
-        let stop = Arc::new(shared.stop.clone().drop_guard());
-        Ok((Self { shared, local_addrs: local_addrs.into(), _stop: stop }, events))
+        context.spawn(connect::keep_house(context.clone()));
+        let stop = Arc::new(context.stop.clone().drop_guard());
+        Ok((Self { context, local_addrs: local_addrs.into(), _stop: stop }, events))
     }
 
     /// Announcements from now on, in a queue of their own: they need not wait for the payload before them to be taken.
     /// They may then come before their link's `LinkUp` or after its `LinkDown`. `None` when they were split before.
     pub fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
-        self.shared.split_announcements()
+        self.context.split_announcements()
     }
 
     /// Where we listen, with the ports picked.
@@ -340,63 +339,63 @@ impl LinkEndpoint {
     /// Brings a link to `node` up: answered by `LinkUp` or `DialFailed`. Nothing happens when a link is up or being
     /// dialled already, or after [`LinkEndpoint::shutdown`]. At most [`shoal_proto::limits::ADDRS_MAX`] addresses are tried, in order.
     pub fn dial(&self, node: NodeId, addrs: Vec<SocketAddr>) {
-        if self.shared.closing.is_cancelled() {
+        if self.context.closing.is_cancelled() {
             return;
         }
-        if let Some(cancelled) = self.shared.table.begin_dial(node) {
-            self.shared.spawn(connect::dial(self.shared.clone(), node, addrs, cancelled));
+        if let Some(cancelled) = self.context.registry.begin_dial(node) {
+            self.context.spawn(connect::dial(self.context.clone(), node, addrs, cancelled));
         }
     }
 
     /// Closes the link, dropping what is queued on it: `LinkDown` follows. Also ends a dial under way (`DialFailed`).
     pub fn close(&self, node: NodeId, reason: CloseReason) {
-        self.shared.table.cancel_dial(&node);
-        if let Some(link) = self.shared.table.link(&node) {
+        self.context.registry.cancel_dial(&node);
+        if let Some(link) = self.context.registry.link(&node) {
             link.queue.close(reason);
         }
     }
 
     /// Queues a frame. Never waits.
     pub fn send(&self, node: NodeId, frame: OutFrame) -> Result<(), SendError> {
-        self.shared.table.link(&node).ok_or(SendError::Gone)?.queue.push(frame)
+        self.context.registry.link(&node).ok_or(SendError::Gone)?.queue.push(frame)
     }
 
     /// Lets `node` send the manifest of `content`, of exactly `bytes` bytes (from its signed announcement). Manifests
     /// that were not announced this way are dropped unread. Holds until the manifest came or the link is gone.
     pub fn expect_manifest(&self, node: NodeId, content: ContentId, bytes: u64) -> Result<(), ExpectError> {
-        let max = limits::MANIFEST_BYTES_MAX.min(self.shared.config.manifest_bytes);
+        let max = limits::MANIFEST_BYTES_MAX.min(self.context.config.manifest_bytes);
         let total = u32::try_from(bytes).map_err(|_| ExpectError::Invalid)?;
         if total == 0 || total as usize > max {
             return Err(ExpectError::Invalid);
         }
-        let link = self.shared.table.link(&node).ok_or(ExpectError::Gone)?;
-        let permit = self.shared.budgets.manifest(total).ok_or(ExpectError::Full)?;
+        let link = self.context.registry.link(&node).ok_or(ExpectError::Gone)?;
+        let permit = self.context.budgets.manifest(total).ok_or(ExpectError::Full)?;
         if link.expect(content, Expected { total, permit }) { Ok(()) } else { Err(ExpectError::Full) }
     }
 
     /// The rates that links keep to.
-    pub fn limits(&self) -> &LinkLimits {
-        &self.shared.limits
+    pub fn rate_limits(&self) -> &RateLimits {
+        &self.context.rate_limits
     }
 
     /// Counters of all links.
-    pub fn stats(&self) -> BulkStats {
-        self.shared.stats()
+    pub fn stats(&self) -> EndpointStats {
+        self.context.stats()
     }
 
     /// Counters of one link.
     pub fn link_stats(&self, node: NodeId) -> Option<LinkStats> {
-        Some(self.shared.table.link(&node)?.stats())
+        Some(self.context.registry.link(&node)?.stats())
     }
 
     /// Stops listening and dialling, says `Bye(Shutdown)` on every link, and waits until every task has ended; at
     /// `deadline` from now they are cut off. Queued messages go out, queued parts do not. Events need not be taken
     /// meanwhile.
     pub async fn shutdown(&self, deadline: Duration) {
-        let Shared { closing, stop, tasks, table, .. } = &*self.shared;
+        let EndpointContext { closing, stop, tasks, registry, .. } = &*self.context;
         closing.cancel();
         tasks.close();
-        for link in table.links() {
+        for link in registry.links() {
             link.queue.close(CloseReason::Shutdown);
         }
         if tokio::time::timeout(deadline, tasks.wait()).await.is_err() {

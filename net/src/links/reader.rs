@@ -4,8 +4,8 @@
 //! class's budget; for a manifest only as its bytes arrive.
 
 use super::link::Link;
-use super::memory::Payload;
-use super::{LinkEvent, shared::Shared};
+use super::receive_memory::Payload;
+use super::{LinkEvent, context::EndpointContext};
 use bytes::BufMut;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec::{self, DecodeError};
@@ -58,7 +58,7 @@ struct Assembly {
 
 /// The reading side of one link.
 pub(super) struct Reader<R> {
-    shared: Arc<Shared>,
+    context: Arc<EndpointContext>,
     link: Arc<Link>,
     io: R,
     scratch: Vec<u8>,
@@ -66,8 +66,8 @@ pub(super) struct Reader<R> {
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    pub(super) fn new(shared: Arc<Shared>, link: Arc<Link>, io: R) -> Self {
-        Self { shared, link, io, scratch: Vec::new(), assemblies: [const { None }; 4] }
+    pub(super) fn new(context: Arc<EndpointContext>, link: Arc<Link>, io: R) -> Self {
+        Self { context, link, io, scratch: Vec::new(), assemblies: [const { None }; 4] }
     }
 
     /// The connection again; what was half received is dropped.
@@ -88,11 +88,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     async fn frame(&mut self) -> Result<(), ReadEnd> {
         let mut head = [0; HEADER_BYTES];
         self.io.read_exact(&mut head).await?;
-        self.link.clock.heard();
+        self.link.activity.heard();
         let header = Header::from_bytes(&head)?;
         let len = header.body_len as usize;
         if header.class == Class::Urgent {
-            self.shared.urgent.passes();
+            self.context.urgent.note();
         }
         self.count(HEADER_BYTES + len, 0);
         match header.kind {
@@ -111,12 +111,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 Ok(())
             }
             FrameKind::Ping => {
-                let now = self.link.clock.now().as_micros() as u64;
+                let now = self.link.activity.now().as_micros() as u64;
                 self.link.queue.pong(now.wrapping_sub(header.stamp));
                 Ok(())
             }
             FrameKind::Pong => {
-                self.link.pacer().answer(header.stamp, self.link.clock.now());
+                self.link.pacer().answer(header.stamp, self.link.activity.now());
                 self.link.answered.notify_waiters();
                 Ok(())
             }
@@ -135,7 +135,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.scratch.shrink_to(SCRATCH_KEPT);
         self.scratch.reserve(len);
         fill(&mut self.io, &mut self.scratch, len).await?;
-        self.link.clock.heard();
+        self.link.activity.heard();
         Ok(())
     }
 
@@ -160,19 +160,19 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             Some(payload) => fill(&mut self.io, payload.buffer(), payload_len).await?,
             None => {
                 skip(&mut self.io, payload_len).await?;
-                self.shared.counters.unexpected.fetch_add(payload_len as u64, Ordering::Relaxed);
+                self.context.counters.unexpected.fetch_add(payload_len as u64, Ordering::Relaxed);
             }
         }
         assembly.filled += payload_len as u32;
         self.count(0, payload_len);
-        self.link.clock.heard();
-        self.link.clock.carried();
+        self.link.activity.heard();
+        self.link.activity.note_payload();
         if assembly.filled < assembly.total {
             self.assemblies[class as usize] = Some(assembly);
-            self.link.clock.slice_heard(self.open_parts());
+            self.link.activity.slice_heard(self.open_parts());
             return Ok(());
         }
-        self.link.clock.slice_heard(self.open_parts());
+        self.link.activity.slice_heard(self.open_parts());
         let Assembly { content, part, payload, .. } = assembly;
         if let Some(payload) = payload {
             let payload = payload.into_bytes();
@@ -186,12 +186,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         let mut blocked = false;
         while let Some(wait) = self.link.limit.must_wait_in(class) {
             if !std::mem::replace(&mut blocked, true) {
-                self.link.clock.block();
+                self.link.activity.block();
             }
             wait.await;
         }
         if blocked {
-            self.link.clock.unblock();
+            self.link.activity.unblock();
         }
         self.link.limit.received(class, len);
     }
@@ -202,26 +202,26 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return Err(ReadEnd::Violation("a part begins in its middle".into()));
         }
         let SliceHeader { content, part, total, .. } = *slice;
-        let pool = &self.shared.pool;
+        let pool = &self.context.pool;
         let payload = match part {
             // The buffer begins empty and grows with what arrives, at most doubling.
             Part::Manifest => {
                 self.link.take_expected(content, total).map(|expected| Payload::new(pool, Vec::new(), expected.permit))
             }
             Part::Shard(shard) => {
-                let budget = self.shared.budgets.class(class).clone();
+                let budget = self.context.budgets.class(class).clone();
                 let permit = match budget.clone().try_acquire_many_owned(total) {
                     Ok(permit) => permit,
                     Err(_) => {
-                        self.link.clock.block();
+                        self.link.activity.block();
                         let permit = budget.acquire_many_owned(total).await;
-                        self.link.clock.unblock();
+                        self.link.activity.unblock();
                         permit.map_err(|_| ReadEnd::Lost("shutting down".into()))?
                     }
                 };
-                let placement = self.shared.config.placement.as_ref();
-                let phase = placement.map_or(0, |phase| phase(&content, shard));
-                Some(Payload::new(pool, pool.take(total as usize, phase), permit))
+                let block_offset = self.context.config.block_offset.as_ref();
+                let offset = block_offset.map_or(0, |offset| offset(&content, shard));
+                Some(Payload::new(pool, pool.take(total as usize, offset), permit))
             }
         };
         Ok(Assembly { content, part, total, filled: 0, payload })
@@ -232,15 +232,15 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn emit(&mut self, event: LinkEvent) {
-        if let Err(event) = self.shared.try_emit(event) {
-            self.link.clock.block();
-            self.shared.emit(*event).await;
-            self.link.clock.unblock();
+        if let Err(event) = self.context.try_emit(event) {
+            self.link.activity.block();
+            self.context.emit(*event).await;
+            self.link.activity.unblock();
         }
     }
 
     fn count(&self, bytes: usize, payload: usize) {
-        for counters in [&self.link.counters, &self.shared.counters.links] {
+        for counters in [&self.link.counters, &self.context.counters.links] {
             counters.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
             counters.payload_in.fetch_add(payload as u64, Ordering::Relaxed);
         }

@@ -4,8 +4,8 @@
 //! Invariant: frames are written whole and in the order the queue gives them; `Bye` is the last.
 
 use super::link::Link;
-use super::queue::Outgoing;
-use super::{LinkEvent, shared::Shared};
+use super::send_queue::Outgoing;
+use super::{LinkEvent, context::EndpointContext};
 use bytes::Buf;
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{HEADER_BYTES, Part, SLICE_HEADER_BYTES};
@@ -30,11 +30,11 @@ const SLICE_MIN: usize = RECORD_BYTES;
 const SLICE_MAX: usize = SLICE_BYTES_MAX - HEADER_BYTES - SLICE_HEADER_BYTES;
 
 /// Length of a link's slices, by how fast it takes them.
-struct Pace {
+struct SliceSizer {
     slice: usize,
 }
 
-impl Pace {
+impl SliceSizer {
     /// A slice of `len` bytes was taken after `time`, most of it spent waiting for those before.
     fn took(&mut self, len: usize, time: Duration) {
         let fits = len as u128 * SLICE_TIME.as_micros() / time.as_micros().max(1);
@@ -45,56 +45,60 @@ impl Pace {
 }
 
 /// Writes until `Bye` is out, or the connection fails.
-pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+pub(super) async fn run(
+    context: &EndpointContext,
+    link: &Link,
+    io: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<()> {
     let mut gathered = Vec::new();
     let mut gathered_parts = Vec::new();
-    let mut pace = Pace { slice: SLICE_MAX };
+    let mut sizer = SliceSizer { slice: SLICE_MAX };
     loop {
         let class = link.queue.next_slice_class();
         if let Some(wait) = class.and_then(|class| link.limit.must_wait(class)) {
-            rest(shared, link, io, &mut gathered, &mut gathered_parts, wait).await?;
+            rest(context, link, io, &mut gathered, &mut gathered_parts, wait).await?;
             continue;
         }
-        let calm = match class {
-            Some(class) => keep_calm(shared, link, class),
-            None => Calm::Free,
+        let pacing = match class {
+            Some(class) => pace_bulk(context, link, class),
+            None => Pacing::Unlimited,
         };
-        if let Calm::Until(opens) = calm {
+        if let Pacing::Until(opens) = pacing {
             let wait = tokio::time::sleep_until(opens);
-            rest(shared, link, io, &mut gathered, &mut gathered_parts, wait).await?;
+            rest(context, link, io, &mut gathered, &mut gathered_parts, wait).await?;
             continue;
         }
-        let (paced, slice) = match calm {
-            Calm::Slices(calm) => (true, calm.min(pace.slice)),
-            _ => (false, pace.slice),
+        let (paced, slice) = match pacing {
+            Pacing::UpTo(pacing) => (true, pacing.min(sizer.slice)),
+            _ => (false, sizer.slice),
         };
-        let Some(frame) = link.queue.pop(slice, link.clock.now().as_micros() as u64) else {
-            rest(shared, link, io, &mut gathered, &mut gathered_parts, std::future::pending()).await?;
+        let Some(frame) = link.queue.pop(slice, link.activity.now().as_micros() as u64) else {
+            rest(context, link, io, &mut gathered, &mut gathered_parts, std::future::pending()).await?;
             continue;
         };
         let Outgoing { class, head, body, slice, completes, last } = frame;
         let len = head.as_slice().len() + body.len();
         link.limit.sent(class, len);
         if class == Class::Urgent {
-            shared.urgent.passes();
+            context.urgent.note();
         } else if slice && paced {
-            link.pacer().spend(len, link.clock.now());
+            link.pacer().spend(len, link.activity.now());
         }
-        count(shared, link, len, if slice { body.len() } else { 0 });
+        count(context, link, len, if slice { body.len() } else { 0 });
         if len <= SMALL {
             gathered.extend_from_slice(head.as_slice());
             gathered.extend_from_slice(&body);
             gathered_parts.extend(completes);
             if gathered.len() >= GATHER || last {
-                flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
+                flush_gathered(context, link, io, &mut gathered, &mut gathered_parts).await?;
             }
         } else {
-            flush_gathered(shared, link, io, &mut gathered, &mut gathered_parts).await?;
+            flush_gathered(context, link, io, &mut gathered, &mut gathered_parts).await?;
             let began = Instant::now();
             io.write_all_buf(&mut head.as_slice().chain(body)).await?;
-            pace.took(len, began.elapsed());
+            sizer.took(len, began.elapsed());
             if let Some((content, part)) = completes {
-                shared.emit(LinkEvent::Sent { node: link.node, content, part }).await;
+                context.emit(LinkEvent::Sent { node: link.node, content, part }).await;
             }
         }
         if last {
@@ -104,23 +108,23 @@ pub(super) async fn run(shared: &Shared, link: &Link, io: &mut (impl AsyncWrite 
 }
 
 /// What the next slice must keep to.
-enum Calm {
+enum Pacing {
     /// Nothing urgent is about, or there is no queue to share.
-    Free,
+    Unlimited,
     /// It may go, but have at most so many bytes.
-    Slices(usize),
+    UpTo(usize),
     /// It may not go yet.
     Until(tokio::time::Instant),
 }
 
-fn keep_calm(shared: &Shared, link: &Link, class: Class) -> Calm {
-    if class <= Class::Urgent || !link.limit.through_uplink() || !shared.urgent.about() {
-        return Calm::Free;
+fn pace_bulk(context: &EndpointContext, link: &Link, class: Class) -> Pacing {
+    if class <= Class::Urgent || !link.limit.through_uplink() || !context.urgent.is_recent() {
+        return Pacing::Unlimited;
     }
-    let now = link.clock.now();
+    let now = link.activity.now();
     let mut pacer = link.pacer();
     if let Some(opens) = pacer.opens_at(now) {
-        return Calm::Until(tokio::time::Instant::now() + (opens - now));
+        return Pacing::Until(tokio::time::Instant::now() + (opens - now));
     }
     let (slice, asks) = (pacer.slice(), pacer.asks(now));
     drop(pacer);
@@ -128,19 +132,19 @@ fn keep_calm(shared: &Shared, link: &Link, class: Class) -> Calm {
         // It goes before the slice, and measures what was there without it.
         link.queue.ping();
     }
-    Calm::Slices(slice)
+    Pacing::UpTo(slice)
 }
 
 /// Writes out what was gathered, then waits for `until`, or for something to be queued: it may be more urgent.
 async fn rest(
-    shared: &Shared,
+    context: &EndpointContext,
     link: &Link,
     io: &mut (impl AsyncWrite + Unpin),
     gathered: &mut Vec<u8>,
     parts: &mut Vec<(ContentId, Part)>,
     until: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    flush_gathered(shared, link, io, gathered, parts).await?;
+    flush_gathered(context, link, io, gathered, parts).await?;
     io.flush().await?;
     tokio::select! {
         () = until => {}
@@ -150,7 +154,7 @@ async fn rest(
 }
 
 async fn flush_gathered(
-    shared: &Shared,
+    context: &EndpointContext,
     link: &Link,
     io: &mut (impl AsyncWrite + Unpin),
     gathered: &mut Vec<u8>,
@@ -162,17 +166,17 @@ async fn flush_gathered(
     io.write_all(gathered).await?;
     gathered.clear();
     for (content, part) in parts.drain(..) {
-        shared.emit(LinkEvent::Sent { node: link.node, content, part }).await;
+        context.emit(LinkEvent::Sent { node: link.node, content, part }).await;
     }
     Ok(())
 }
 
-fn count(shared: &Shared, link: &Link, bytes: usize, payload: usize) {
-    link.clock.said();
+fn count(context: &EndpointContext, link: &Link, bytes: usize, payload: usize) {
+    link.activity.said();
     if payload > 0 {
-        link.clock.carried();
+        link.activity.note_payload();
     }
-    for counters in [&link.counters, &shared.counters.links] {
+    for counters in [&link.counters, &context.counters.links] {
         counters.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
         counters.payload_out.fetch_add(payload as u64, Ordering::Relaxed);
     }
@@ -184,15 +188,15 @@ mod tests {
 
     #[test]
     fn slices_follow_the_link() {
-        let mut pace = Pace { slice: SLICE_MAX };
+        let mut sizer = SliceSizer { slice: SLICE_MAX };
         // 1 MB/s: 5 ms take 5 KB, less than the shortest.
-        (0..8).for_each(|_| pace.took(pace.slice, Duration::from_micros(pace.slice as u64)));
-        assert_eq!(pace.slice, SLICE_MIN);
+        (0..8).for_each(|_| sizer.took(sizer.slice, Duration::from_micros(sizer.slice as u64)));
+        assert_eq!(sizer.slice, SLICE_MIN);
         // 10 MB/s.
-        (0..16).for_each(|_| pace.took(pace.slice, Duration::from_micros(pace.slice as u64 / 10)));
-        assert!((48_000..=52_000).contains(&pace.slice), "{}", pace.slice);
+        (0..16).for_each(|_| sizer.took(sizer.slice, Duration::from_micros(sizer.slice as u64 / 10)));
+        assert!((48_000..=52_000).contains(&sizer.slice), "{}", sizer.slice);
         // At once.
-        (0..16).for_each(|_| pace.took(pace.slice, Duration::ZERO));
-        assert!(pace.slice > SLICE_MAX * 9 / 10, "{}", pace.slice);
+        (0..16).for_each(|_| sizer.took(sizer.slice, Duration::ZERO));
+        assert!(sizer.slice > SLICE_MAX * 9 / 10, "{}", sizer.slice);
     }
 }

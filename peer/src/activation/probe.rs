@@ -1,7 +1,7 @@
 //! Asks a service how it is.
 
 use super::settings::Probe;
-use shoal_service::client::Client;
+use shoal_service::http_client::Client;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Asks once; an error says in words what is wrong.

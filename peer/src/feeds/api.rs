@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::stream;
 use serde::{Deserialize, Serialize};
 use shoal_proto::limits::INLINE_DATA_BYTES_MAX;
-use shoal_service::http::ApiError;
+use shoal_service::http_server::ApiError;
 use shoal_service::units::Span;
 use std::fs::File;
 use std::os::unix::fs::FileExt;

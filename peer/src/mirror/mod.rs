@@ -158,7 +158,7 @@ pub async fn start(
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> std::io::Result<Running> {
-    let listener = shoal_service::http::bind(addr).await?;
+    let listener = shoal_service::http_server::bind(addr).await?;
     let addr = listener.local_addr()?;
     let health = Arc::new(Health::default());
     let asked = Arc::new(RecentPulls::default());

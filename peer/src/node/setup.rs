@@ -148,7 +148,7 @@ pub async fn start(
     let mut bulk = LinkConfig::new(settings.listen.clone(), identity.clone(), admission);
     bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
     let placing = store.clone();
-    bulk.placement = Some(Arc::new(move |content, shard| placing.block_offset(content, shard)));
+    bulk.block_offset = Some(Arc::new(move |content, shard| placing.block_offset(content, shard)));
     bulk.locality = Some(credential.locality.clone());
     let (endpoint, link_events) = LinkEndpoint::bind(bulk).await?;
     let limits = RateLimits::new(settings.limits.clone(), endpoint.clone());

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use shoal_service::http::{AdminToken, ApiError, require_token};
+use shoal_service::http_server::{AdminToken, ApiError, require_token};
 
 /// The routes. Without a token nothing can be set.
 pub fn routes(limits: RateLimits, token: Option<AdminToken>) -> Router {

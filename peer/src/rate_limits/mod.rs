@@ -107,7 +107,7 @@ impl RateLimits {
         let view = self.view();
         let limit = |rate: Option<Rate>| rate.filter(|rate| *rate != Rate::UNLIMITED).map(|rate| rate.0);
         let Rates { uplink_out, uplink_in, rack_out, rack_in } = view.effective;
-        self.endpoint.limits().set(LinkRates {
+        self.endpoint.rate_limits().set(LinkRates {
             uplink_out: limit(uplink_out),
             uplink_in: limit(uplink_in),
             rack_out: limit(rack_out),

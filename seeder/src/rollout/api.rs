@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use shoal_proto::ids::JobId;
-use shoal_service::http::ApiError;
+use shoal_service::http_server::ApiError;
 use std::sync::Arc;
 
 /// The answer to a rollout asked for.

@@ -4,7 +4,7 @@
 
 use super::machine::Gate;
 use serde::Deserialize;
-use shoal_service::client::Client;
+use shoal_service::http_client::Client;
 use std::fmt::Write;
 
 /// A query and what its result must be.

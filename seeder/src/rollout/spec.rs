@@ -222,7 +222,7 @@ impl RolloutSpec {
         check(!self.switch_timeout.0.is_zero(), "switch-timeout is more than 0")?;
         if !self.verify.is_empty() {
             let url = self.prometheus.as_deref().ok_or("verify needs prometheus, as http://host:port")?;
-            shoal_service::client::Client::new(url, None).map_err(|error| error.to_string())?;
+            shoal_service::http_client::Client::new(url, None).map_err(|error| error.to_string())?;
         }
         check(self.verify.len() <= 16, "at most 16 queries")?;
         for query in &self.verify {

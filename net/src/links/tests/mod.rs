@@ -1,9 +1,9 @@
 //! Two endpoints on loopback. The parts' own tests lie below.
 
-mod admit;
+mod admission;
 mod hostile;
-mod order;
-mod quiet;
+mod priorities;
+mod silence;
 
 use crate::links::{ExpectError, LinkEvent, OutFrame, SendError, encode_announce};
 use crate::testing::{Node, config, linked, pair};
@@ -163,8 +163,8 @@ async fn shutdown_sends_what_was_said_and_leaves_no_task() {
         a.endpoint.send(b.id, OutFrame::Message(done(number))).unwrap();
     }
     a.endpoint.shutdown(Duration::from_secs(5)).await;
-    assert!(a.endpoint.shared.tasks.is_empty());
-    assert!(a.endpoint.shared.tasks.is_closed());
+    assert!(a.endpoint.context.tasks.is_empty());
+    assert!(a.endpoint.context.tasks.is_closed());
     for _ in 0..20 {
         assert!(matches!(b.next().await, LinkEvent::Message { .. }));
     }
@@ -183,10 +183,10 @@ async fn shutdown_sends_what_was_said_and_leaves_no_task() {
 #[tokio::test]
 async fn dropping_the_endpoint_ends_its_tasks() {
     let (a, mut b) = linked().await;
-    let shared = a.endpoint.shared.clone();
-    shared.tasks.close();
+    let context = a.endpoint.context.clone();
+    context.tasks.close();
     drop(a);
-    shared.tasks.wait().await;
+    context.tasks.wait().await;
     assert!(matches!(b.next().await, LinkEvent::LinkDown { reason: None, error: Some(_), .. }));
 }
 

@@ -11,9 +11,9 @@
 //!    up
 //! ```
 
+use super::context::EndpointContext;
 use super::link::drain;
-use super::shared::Shared;
-use super::table::{Claim, Seat};
+use super::registry::{ClaimResult, LinkSlot};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{CloseReason, FrameKind, HEADER_BYTES, Header, PROTOCOL_VERSION};
 use shoal_proto::ids::NodeId;
@@ -31,7 +31,7 @@ const BYE_LINGER: Duration = Duration::from_secs(1);
 
 /// Why a connection did not become a link.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum GreetError {
+pub(super) enum HelloError {
     /// The other end refused us.
     #[error("refused: {0}")]
     Refused(CloseReason),
@@ -48,31 +48,35 @@ pub(super) enum GreetError {
     Io(#[from] std::io::Error),
 }
 
-fn refuse(reason: CloseReason, why: impl ToString) -> GreetError {
-    GreetError::Refuse { reason, why: why.to_string() }
+fn refuse(reason: CloseReason, why: impl ToString) -> HelloError {
+    HelloError::Refuse { reason, why: why.to_string() }
 }
 
 /// What a greeting yields.
-pub(super) struct Greeted {
+pub(super) struct HelloOutcome {
     pub(super) credential: Credential,
-    pub(super) seat: Seat,
+    pub(super) seat: LinkSlot,
     pub(super) slot: OwnedSemaphorePermit,
 }
 
 /// Greets `node`, whose key the connection has proven. On refusal the other end is told why. The caller sets a
 /// deadline.
-pub(super) async fn greet<S>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Greeted, GreetError>
+pub(super) async fn exchange_hello<S>(
+    context: &EndpointContext,
+    io: &mut S,
+    node: NodeId,
+) -> Result<HelloOutcome, HelloError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let result = match shared.node.cmp(&node) {
-        std::cmp::Ordering::Greater => greet_first(shared, io, node).await,
-        std::cmp::Ordering::Less => greet_second(shared, io, node).await,
+    let result = match context.node.cmp(&node) {
+        std::cmp::Ordering::Greater => say_hello_first(context, io, node).await,
+        std::cmp::Ordering::Less => answer_hello(context, io, node).await,
         std::cmp::Ordering::Equal => Err(refuse(CloseReason::NotAdmitted, "that is this node's own key")),
     };
-    if let Err(GreetError::Refuse { reason, .. }) = &result {
+    if let Err(HelloError::Refuse { reason, .. }) = &result {
         if *reason == CloseReason::NotAdmitted {
-            shared.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
+            context.counters.not_admitted.fetch_add(1, Ordering::Relaxed);
         }
         let _best_effort = timeout(BYE_LINGER, async {
             write_frame(io, FrameKind::Bye, &[*reason as u8]).await?;
@@ -85,51 +89,51 @@ where
     result
 }
 
-async fn greet_first<S>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Greeted, GreetError>
+async fn say_hello_first<S>(context: &EndpointContext, io: &mut S, node: NodeId) -> Result<HelloOutcome, HelloError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let slot = take_slot(shared)?;
-    say_hello(shared, io).await?;
-    let credential = hear_hello(shared, io, node).await?;
+    let slot = take_link_permit(context)?;
+    send_hello(context, io).await?;
+    let credential = receive_hello(context, io, node).await?;
     // The other end picks, and has picked this connection: a link we still believe in is gone there.
-    let mut changes = shared.table.changes();
+    let mut changes = context.registry.changes();
     let seat = loop {
-        match shared.table.claim(node) {
-            Claim::Seat(seat) => break seat,
-            Claim::Up(old) => old.cut("the other end has replaced it"),
-            Claim::Busy => {}
+        match context.registry.claim(node) {
+            ClaimResult::Claimed(seat) => break seat,
+            ClaimResult::Up(old) => old.cut("the other end has replaced it"),
+            ClaimResult::Busy => {}
         }
         changes.next().await;
     };
     write_frame(io, FrameKind::Pong, &[]).await?;
-    Ok(Greeted { credential, seat, slot })
+    Ok(HelloOutcome { credential, seat, slot })
 }
 
-async fn greet_second<S>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Greeted, GreetError>
+async fn answer_hello<S>(context: &EndpointContext, io: &mut S, node: NodeId) -> Result<HelloOutcome, HelloError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let credential = hear_hello(shared, io, node).await?;
-    let slot = take_slot(shared)?;
-    let seat = pick(shared, node).await?;
-    say_hello(shared, io).await?;
+    let credential = receive_hello(context, io, node).await?;
+    let slot = take_link_permit(context)?;
+    let seat = pick(context, node).await?;
+    send_hello(context, io).await?;
     let header = read_header(io).await?;
     match header.kind {
-        FrameKind::Pong => Ok(Greeted { credential, seat, slot }),
-        FrameKind::Bye => Err(GreetError::Refused(read_reason(io, header).await?)),
+        FrameKind::Pong => Ok(HelloOutcome { credential, seat, slot }),
+        FrameKind::Bye => Err(HelloError::Refused(read_reason(io, header).await?)),
         _ => Err(refuse(CloseReason::Protocol, "expected a pong")),
     }
 }
 
 /// Takes the seat if no living link has it.
-async fn pick(shared: &Shared, node: NodeId) -> Result<Seat, GreetError> {
-    let mut changes = shared.table.changes();
+async fn pick(context: &EndpointContext, node: NodeId) -> Result<LinkSlot, HelloError> {
+    let mut changes = context.registry.changes();
     loop {
-        match shared.table.claim(node) {
-            Claim::Seat(seat) => return Ok(seat),
-            Claim::Busy => {}
-            Claim::Up(old) => {
+        match context.registry.claim(node) {
+            ClaimResult::Claimed(seat) => return Ok(seat),
+            ClaimResult::Busy => {}
+            ClaimResult::Up(old) => {
                 // Either both dialled at once, or the other end has restarted and our old link is a corpse. Ask it.
                 let answered = old.answered.notified();
                 tokio::pin!(answered);
@@ -140,7 +144,7 @@ async fn pick(shared: &Shared, node: NodeId) -> Result<Seat, GreetError> {
                     () = changes.next() => continue,
                     () = tokio::time::sleep(PROBE) => {}
                 }
-                if old.clock.is_blocked() {
+                if old.activity.is_blocked() {
                     // We are not reading it, so its silence says nothing.
                     return Err(refuse(CloseReason::Duplicate, "a link is up already"));
                 }
@@ -151,23 +155,27 @@ async fn pick(shared: &Shared, node: NodeId) -> Result<Seat, GreetError> {
     }
 }
 
-fn take_slot(shared: &Shared) -> Result<OwnedSemaphorePermit, GreetError> {
-    shared.slots.clone().try_acquire_owned().map_err(|_| refuse(CloseReason::Busy, "too many links"))
+fn take_link_permit(context: &EndpointContext) -> Result<OwnedSemaphorePermit, HelloError> {
+    context.link_permits.clone().try_acquire_owned().map_err(|_| refuse(CloseReason::Busy, "too many links"))
 }
 
-async fn say_hello<S: AsyncWrite + Unpin>(shared: &Shared, io: &mut S) -> std::io::Result<()> {
-    let credential = shared.config.admission.credential();
+async fn send_hello<S: AsyncWrite + Unpin>(context: &EndpointContext, io: &mut S) -> std::io::Result<()> {
+    let credential = context.config.admission.credential();
     let mut body = Vec::with_capacity(1 + credential.len());
     body.push(PROTOCOL_VERSION);
     body.extend_from_slice(credential);
     write_frame(io, FrameKind::Hello, &body).await
 }
 
-async fn hear_hello<S: AsyncRead + Unpin>(shared: &Shared, io: &mut S, node: NodeId) -> Result<Credential, GreetError> {
+async fn receive_hello<S: AsyncRead + Unpin>(
+    context: &EndpointContext,
+    io: &mut S,
+    node: NodeId,
+) -> Result<Credential, HelloError> {
     let header = read_header(io).await?;
     match header.kind {
         FrameKind::Hello => {}
-        FrameKind::Bye => return Err(GreetError::Refused(read_reason(io, header).await?)),
+        FrameKind::Bye => return Err(HelloError::Refused(read_reason(io, header).await?)),
         _ => return Err(refuse(CloseReason::Protocol, "expected a hello")),
     }
     let mut body = vec![0; header.body_len as usize];
@@ -178,16 +186,16 @@ async fn hear_hello<S: AsyncRead + Unpin>(shared: &Shared, io: &mut S, node: Nod
     if *version != PROTOCOL_VERSION {
         return Err(refuse(CloseReason::Protocol, format!("speaks link protocol {version}, not {PROTOCOL_VERSION}")));
     }
-    shared.config.admission.admit(credential, node).map_err(|error| refuse(CloseReason::NotAdmitted, error))
+    context.config.admission.admit(credential, node).map_err(|error| refuse(CloseReason::NotAdmitted, error))
 }
 
-async fn read_header<S: AsyncRead + Unpin>(io: &mut S) -> Result<Header, GreetError> {
+async fn read_header<S: AsyncRead + Unpin>(io: &mut S) -> Result<Header, HelloError> {
     let mut head = [0; HEADER_BYTES];
     io.read_exact(&mut head).await?;
     Header::from_bytes(&head).map_err(|error| refuse(CloseReason::Protocol, error))
 }
 
-async fn read_reason<S: AsyncRead + Unpin>(io: &mut S, header: Header) -> Result<CloseReason, GreetError> {
+async fn read_reason<S: AsyncRead + Unpin>(io: &mut S, header: Header) -> Result<CloseReason, HelloError> {
     let number = if header.body_len == 1 { io.read_u8().await? } else { 0 };
     CloseReason::from_wire(number).ok_or_else(|| refuse(CloseReason::Protocol, "bye without a reason"))
 }

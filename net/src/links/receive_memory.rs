@@ -2,7 +2,7 @@
 //!
 //! Invariant: the permits a payload was read under are returned only when its last `Bytes` is dropped.
 //!
-//! A shard begins in memory where it will begin in a block of the disk ([`Placement`]), so that it can be written around the page
+//! A shard begins in memory where it will begin in a block of the disk ([`BlockOffset`]), so that it can be written around the page
 //! cache from where it is.
 //!
 //! Each class has a budget of its own, and a link opens a part of a class only while no part of a more urgent class is
@@ -23,7 +23,7 @@ const BLOCK: usize = 4096;
 const ROUND: usize = POOLED_MIN;
 
 /// How far into a block of the disk, of 4096 bytes, a shard's first byte will lie; 0 if that is not known.
-pub type Placement = Arc<dyn Fn(&ContentId, ShardIndex) -> usize + Send + Sync>;
+pub type BlockOffset = Arc<dyn Fn(&ContentId, ShardIndex) -> usize + Send + Sync>;
 
 #[derive(Default)]
 struct Idle {

@@ -1,6 +1,6 @@
 //! Which nodes have a link, and which are being dialled.
 //!
-//! Invariant: a node has at most one seat; its next link takes the seat only after the last one's `LinkDown` is out.
+//! Invariant: a node has at most one slot; its next link takes the slot only after the last one's `LinkDown` is out.
 
 use super::link::Link;
 use shoal_proto::ids::NodeId;
@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The state of a node's seat.
-enum Place {
+/// The state of a node's slot.
+enum SlotState {
     /// A handshake has it.
     Claimed,
     /// A link has it.
@@ -21,28 +21,28 @@ enum Place {
 
 #[derive(Default)]
 struct State {
-    places: HashMap<NodeId, Place>,
+    places: HashMap<NodeId, SlotState>,
     dials: HashMap<NodeId, CancellationToken>,
 }
 
 /// All seats. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Table {
+pub(super) struct Registry {
     state: Arc<Mutex<State>>,
     changed: watch::Sender<()>,
 }
 
 /// What a claim found.
-pub(super) enum Claim {
-    /// The seat is ours.
-    Seat(Seat),
+pub(super) enum ClaimResult {
+    /// The slot is ours.
+    Claimed(LinkSlot),
     /// A link has it.
     Up(Arc<Link>),
     /// It is between two states: wait for a change.
     Busy,
 }
 
-impl Table {
+impl Registry {
     pub(super) fn new() -> Self {
         Self { state: Arc::default(), changed: watch::Sender::new(()) }
     }
@@ -56,23 +56,23 @@ impl Table {
         Changes(self.changed.subscribe())
     }
 
-    /// Takes the node's seat if it is free.
-    pub(super) fn claim(&self, node: NodeId) -> Claim {
+    /// Takes the node's slot if it is free.
+    pub(super) fn claim(&self, node: NodeId) -> ClaimResult {
         let mut state = self.state();
         match state.places.get(&node) {
             None => {
-                state.places.insert(node, Place::Claimed);
-                Claim::Seat(Seat { table: self.clone(), node })
+                state.places.insert(node, SlotState::Claimed);
+                ClaimResult::Claimed(LinkSlot { registry: self.clone(), node })
             }
-            Some(Place::Up(link)) => Claim::Up(link.clone()),
-            Some(Place::Claimed | Place::Closing) => Claim::Busy,
+            Some(SlotState::Up(link)) => ClaimResult::Up(link.clone()),
+            Some(SlotState::Claimed | SlotState::Closing) => ClaimResult::Busy,
         }
     }
 
     /// The node's link, if one is up.
     pub(super) fn link(&self, node: &NodeId) -> Option<Arc<Link>> {
         match self.state().places.get(node) {
-            Some(Place::Up(link)) => Some(link.clone()),
+            Some(SlotState::Up(link)) => Some(link.clone()),
             _ => None,
         }
     }
@@ -83,19 +83,19 @@ impl Table {
         state
             .places
             .values()
-            .filter_map(|place| if let Place::Up(link) = place { Some(link.clone()) } else { None })
+            .filter_map(|place| if let SlotState::Up(link) = place { Some(link.clone()) } else { None })
             .collect()
     }
 
     /// How many links are up.
     pub(super) fn link_count(&self) -> usize {
-        self.state().places.values().filter(|place| matches!(place, Place::Up(_))).count()
+        self.state().places.values().filter(|place| matches!(place, SlotState::Up(_))).count()
     }
 
     /// Notes a dial; `None` when there is nothing to do: a link is up, or a dial under way.
     pub(super) fn begin_dial(&self, node: NodeId) -> Option<CancellationToken> {
         let mut state = self.state();
-        if matches!(state.places.get(&node), Some(Place::Up(_))) || state.dials.contains_key(&node) {
+        if matches!(state.places.get(&node), Some(SlotState::Up(_))) || state.dials.contains_key(&node) {
             return None;
         }
         let token = CancellationToken::new();
@@ -123,16 +123,16 @@ impl Table {
         }
     }
 
-    /// Returns once the seat of `node` is neither closing nor claimed.
+    /// Returns once the slot of `node` is neither closing nor claimed.
     pub(super) async fn until_settled(&self, node: NodeId) {
         let mut changes = self.changes();
-        while matches!(self.state().places.get(&node), Some(Place::Claimed | Place::Closing)) {
+        while matches!(self.state().places.get(&node), Some(SlotState::Claimed | SlotState::Closing)) {
             changes.next().await;
         }
     }
 }
 
-/// Tells when a seat was taken or left.
+/// Tells when a slot was taken or left.
 pub(super) struct Changes(watch::Receiver<()>);
 
 impl Changes {
@@ -145,29 +145,29 @@ impl Changes {
     }
 }
 
-/// A node's seat. Dropping it frees the seat.
-pub(super) struct Seat {
-    table: Table,
+/// A node's slot. Dropping it frees the slot.
+pub(super) struct LinkSlot {
+    registry: Registry,
     node: NodeId,
 }
 
-impl Seat {
-    /// Hands the seat to a link: from now on it can be sent to.
+impl LinkSlot {
+    /// Hands the slot to a link: from now on it can be sent to.
     pub(super) fn up(&self, link: Arc<Link>) {
-        self.table.state().places.insert(self.node, Place::Up(link));
-        self.table.changed.send_replace(());
+        self.registry.state().places.insert(self.node, SlotState::Up(link));
+        self.registry.changed.send_replace(());
     }
 
-    /// The link has ended: nothing can be sent to it, but the seat is not free yet.
+    /// The link has ended: nothing can be sent to it, but the slot is not free yet.
     pub(super) fn closing(&self) {
-        self.table.state().places.insert(self.node, Place::Closing);
-        self.table.changed.send_replace(());
+        self.registry.state().places.insert(self.node, SlotState::Closing);
+        self.registry.changed.send_replace(());
     }
 }
 
-impl Drop for Seat {
+impl Drop for LinkSlot {
     fn drop(&mut self) {
-        self.table.state().places.remove(&self.node);
-        self.table.changed.send_replace(());
+        self.registry.state().places.remove(&self.node);
+        self.registry.changed.send_replace(());
     }
 }

@@ -21,14 +21,14 @@ fn times(rate: u64, span: Duration) -> i64 {
 
 /// The bucket. Times are since some moment that does not change.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(super) struct TokenBucket {
     /// Bytes/s.
     rate: u64,
     level: i64,
     at: Duration,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full one.
     pub(super) fn new(rate: u64, now: Duration) -> Self {
         Self { rate, level: Self::burst(rate), at: now }
@@ -86,7 +86,7 @@ mod tests {
             rate in 10_000u64..1_000_000_000,
             frames in prop::collection::vec((0usize..4, 1u64..SLICE, 0u64..20_000_000), 1..300),
         ) {
-            let (mut bucket, mut now, mut sent) = (Bucket::new(rate, Duration::ZERO), Duration::ZERO, 0u64);
+            let (mut bucket, mut now, mut sent) = (TokenBucket::new(rate, Duration::ZERO), Duration::ZERO, 0u64);
             for (class, bytes, pause) in frames {
                 now += Duration::from_nanos(pause);
                 let class = Class::ALL[class];
@@ -97,14 +97,14 @@ mod tests {
                 }
                 bucket.spend(bytes, now);
                 sent += bytes;
-                let most = times(rate, now) + times(rate, LOAN) + Bucket::burst(rate) + SLICE as i64;
+                let most = times(rate, now) + times(rate, LOAN) + TokenBucket::burst(rate) + SLICE as i64;
                 prop_assert!(sent as i64 <= most, "{sent} bytes in {now:?} at {rate}");
             }
         }
 
         #[test]
         fn a_busy_sender_gets_the_whole_rate(rate in 1_000_000u64..1_000_000_000) {
-            let (mut bucket, mut now, mut sent) = (Bucket::new(rate, Duration::ZERO), Duration::ZERO, 0u64);
+            let (mut bucket, mut now, mut sent) = (TokenBucket::new(rate, Duration::ZERO), Duration::ZERO, 0u64);
             while now < Duration::from_secs(5) {
                 match bucket.opens_at(Class::Bulk, now) {
                     Some(opens) => now = opens,
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn the_urgent_go_while_bulk_waits_and_bulk_pays() {
         let rate = 1_000_000;
-        let mut bucket = Bucket::new(rate, Duration::ZERO);
+        let mut bucket = TokenBucket::new(rate, Duration::ZERO);
         let now = Duration::ZERO;
         while bucket.opens_at(Class::Bulk, now).is_none() {
             bucket.spend(SLICE, now);
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn another_rate_counts_at_once() {
-        let mut bucket = Bucket::new(1000, Duration::ZERO);
+        let mut bucket = TokenBucket::new(1000, Duration::ZERO);
         bucket.spend(10_000_000, Duration::ZERO);
         assert!(bucket.opens_at(Class::Bulk, Duration::ZERO).unwrap() > Duration::from_secs(9000));
         bucket.set_rate(1_000_000, Duration::ZERO);

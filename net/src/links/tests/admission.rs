@@ -60,7 +60,7 @@ async fn no_credential_at_all() {
 async fn a_revoked_node_is_refused_and_its_link_closed() {
     let (mut a, mut b) = linked().await;
     let revoking = trust(0, 2, vec![b.id]);
-    a.endpoint.shared.config.admission.set_trust(revoking);
+    a.endpoint.context.config.admission.set_trust(revoking);
     match b.next().await {
         LinkEvent::LinkDown { reason: Some(CloseReason::NotAdmitted), .. } => {}
         other => panic!("{other:?}"),

@@ -3,7 +3,7 @@
 use super::hostile::{frame, hello, slice};
 use super::*;
 use crate::links::connect::start;
-use crate::links::greet::{GreetError, greet};
+use crate::links::hello::{HelloError, exchange_hello};
 use crate::testing::keys;
 use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -18,10 +18,10 @@ async fn deaf_node(number: u8) -> Node {
 }
 
 /// Greets whoever is at the other end as node `other`, and makes it a link.
-async fn adopt(node: &Node, other: u8, mut io: DuplexStream) -> Result<(), GreetError> {
+async fn adopt(node: &Node, other: u8, mut io: DuplexStream) -> Result<(), HelloError> {
     let other = keys(other).node();
-    let greeted = greet(&node.endpoint.shared, &mut io, other).await?;
-    start(&node.endpoint.shared, io, other, greeted, "192.0.2.1:1".parse().unwrap(), false);
+    let hello = exchange_hello(&node.endpoint.context, &mut io, other).await?;
+    start(&node.endpoint.context, io, other, hello, "192.0.2.1:1".parse().unwrap(), false);
     Ok(())
 }
 
@@ -226,7 +226,7 @@ async fn a_living_link_does_not() {
         living.write_all(&frame(FrameKind::Pong, Class::Control, &[])).await.unwrap();
     };
     let (refused, (), ()) = tokio::join!(adopt(&node, other, near), second, first);
-    assert!(matches!(refused, Err(GreetError::Refuse { reason: CloseReason::Duplicate, .. })));
+    assert!(matches!(refused, Err(HelloError::Refuse { reason: CloseReason::Duplicate, .. })));
     assert_eq!(node.endpoint.stats().links, 1);
 }
 
@@ -252,6 +252,6 @@ async fn closing_does_not_wait_for_the_deaf() {
     node.endpoint.close(other, CloseReason::Idle);
     assert!(matches!(node.next().await, LinkEvent::LinkDown { reason: None, error: None, .. }));
     node.endpoint.shutdown(Duration::from_secs(5)).await;
-    assert!(node.endpoint.shared.tasks.is_empty());
+    assert!(node.endpoint.context.tasks.is_empty());
     drop(far);
 }

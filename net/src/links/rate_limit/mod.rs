@@ -4,12 +4,14 @@
 //! Without a rate none of this costs more than reading a flag.
 //! Invariant: whoever waits is counted as waiting, and stops being counted however the wait ends.
 
-use super::bucket::Bucket;
+mod token_bucket;
+
 use shoal_proto::announcement::Class;
 use shoal_proto::locality::Locality;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use token_bucket::TokenBucket;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -20,7 +22,7 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How far a link reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub enum LinkScope {
     /// To a host behind the same uplink.
     Rack,
     /// Through the uplink.
@@ -45,22 +47,22 @@ pub struct LinkRates {
 }
 
 struct State {
-    bucket: Bucket,
+    bucket: TokenBucket,
     /// How many wait, by class.
     waiting: [usize; 4],
 }
 
 /// One bucket, and who waits for it.
-struct Gate {
+struct RateLimiter {
     limited: AtomicBool,
     state: Mutex<State>,
     born: Instant,
     changed: Notify,
 }
 
-impl Gate {
+impl RateLimiter {
     fn new() -> Self {
-        let state = State { bucket: Bucket::new(u64::MAX, Duration::ZERO), waiting: [0; 4] };
+        let state = State { bucket: TokenBucket::new(u64::MAX, Duration::ZERO), waiting: [0; 4] };
         let (limited, changed) = (AtomicBool::new(false), Notify::new());
         Self { limited, state: Mutex::new(state), born: Instant::now(), changed }
     }
@@ -73,7 +75,7 @@ impl Gate {
         let now = self.born.elapsed();
         let mut state = self.state();
         match (rate, self.limited.load(Ordering::Relaxed)) {
-            (Some(rate), false) => state.bucket = Bucket::new(rate, now),
+            (Some(rate), false) => state.bucket = TokenBucket::new(rate, now),
             (Some(rate), true) => state.bucket.set_rate(rate, now),
             (None, _) => {}
         }
@@ -116,63 +118,63 @@ impl Gate {
 }
 
 struct Waiting<'a> {
-    gate: &'a Gate,
+    limiter: &'a RateLimiter,
     class: Class,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(gate: &'a Gate, class: Class) -> Self {
-        gate.state().waiting[class as usize] += 1;
-        Self { gate, class }
+    fn new(limiter: &'a RateLimiter, class: Class) -> Self {
+        limiter.state().waiting[class as usize] += 1;
+        Self { limiter, class }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.gate.state().waiting[self.class as usize] -= 1;
+        self.limiter.state().waiting[self.class as usize] -= 1;
     }
 }
 
 /// One way of a host's links.
-struct Way {
-    rack: Gate,
-    uplink: Gate,
-    bulk: Gate,
+struct Direction {
+    rack: RateLimiter,
+    uplink: RateLimiter,
+    bulk: RateLimiter,
 }
 
-impl Way {
+impl Direction {
     fn new() -> Self {
-        Self { rack: Gate::new(), uplink: Gate::new(), bulk: Gate::new() }
+        Self { rack: RateLimiter::new(), uplink: RateLimiter::new(), bulk: RateLimiter::new() }
     }
 
-    fn gates(&self, reach: Reach, class: Class) -> impl Iterator<Item = &Gate> {
-        let tier = match reach {
-            Reach::Rack => &self.rack,
-            Reach::Uplink => &self.uplink,
+    fn limiters(&self, scope: LinkScope, class: Class) -> impl Iterator<Item = &RateLimiter> {
+        let tier = match scope {
+            LinkScope::Rack => &self.rack,
+            LinkScope::Uplink => &self.uplink,
         };
         [Some(tier), (class == Class::Bulk).then_some(&self.bulk)].into_iter().flatten()
     }
 }
 
 struct Inner {
-    out: Way,
-    into: Way,
+    out: Direction,
+    into: Direction,
     rates: Mutex<LinkRates>,
 }
 
 /// The rates of an endpoint's links. Clones are the same.
 #[derive(Clone)]
-pub struct LinkLimits {
+pub struct RateLimits {
     inner: Arc<Inner>,
 }
 
-impl Default for LinkLimits {
+impl Default for RateLimits {
     fn default() -> Self {
-        Self { inner: Arc::new(Inner { out: Way::new(), into: Way::new(), rates: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { out: Direction::new(), into: Direction::new(), rates: Mutex::default() }) }
     }
 }
 
-impl LinkLimits {
+impl RateLimits {
     /// Rates from now on. What waits goes on at these.
     pub fn set(&self, rates: LinkRates) {
         let mut held = self.inner.rates.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,52 +196,54 @@ impl LinkLimits {
         *self.inner.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a link with this reach keeps to.
-    pub(super) fn of_link(&self, reach: Reach) -> LinkLimit {
-        LinkLimit { inner: self.inner.clone(), reach }
+    /// What a link with this scope keeps to.
+    pub(in crate::links) fn of_link(&self, scope: LinkScope) -> LinkRateLimiter {
+        LinkRateLimiter { inner: self.inner.clone(), scope }
     }
 }
 
 /// How far a link between two hosts reaches.
-pub(super) fn reach(ours: Option<&Locality>, theirs: &Locality) -> Reach {
+pub(super) fn scope(ours: Option<&Locality>, theirs: &Locality) -> LinkScope {
     match ours {
-        Some(ours) if ours.same_rack(theirs) => Reach::Rack,
-        _ => Reach::Uplink,
+        Some(ours) if ours.same_rack(theirs) => LinkScope::Rack,
+        _ => LinkScope::Uplink,
     }
 }
 
 /// What one link keeps to.
-pub(super) struct LinkLimit {
+pub(super) struct LinkRateLimiter {
     inner: Arc<Inner>,
-    reach: Reach,
+    scope: LinkScope,
 }
 
-impl LinkLimit {
+impl LinkRateLimiter {
     /// Whether the link passes the uplink.
     pub(super) fn through_uplink(&self) -> bool {
-        self.reach == Reach::Uplink
+        self.scope == LinkScope::Uplink
     }
 
     /// Whether a slice of this class must wait before it is sent; if so, what for.
     pub(super) fn must_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
-        let waits = self.inner.out.gates(self.reach, class).find_map(|gate| Some((gate, gate.opens_at(class)?)));
-        waits.map(move |(gate, until)| gate.wait(class, until))
+        let waits =
+            self.inner.out.limiters(self.scope, class).find_map(|limiter| Some((limiter, limiter.opens_at(class)?)));
+        waits.map(move |(limiter, until)| limiter.wait(class, until))
     }
 
     /// A frame was sent.
     pub(super) fn sent(&self, class: Class, bytes: usize) {
-        self.inner.out.gates(self.reach, class).for_each(|gate| gate.spend(bytes));
+        self.inner.out.limiters(self.scope, class).for_each(|limiter| limiter.spend(bytes));
     }
 
     /// Whether a slice of this class must wait before it is read; if so, what for.
     pub(super) fn must_wait_in(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
-        let waits = self.inner.into.gates(self.reach, class).find_map(|gate| Some((gate, gate.opens_at(class)?)));
-        waits.map(move |(gate, until)| gate.wait(class, until))
+        let waits =
+            self.inner.into.limiters(self.scope, class).find_map(|limiter| Some((limiter, limiter.opens_at(class)?)));
+        waits.map(move |(limiter, until)| limiter.wait(class, until))
     }
 
     /// A slice is being read.
     pub(super) fn received(&self, class: Class, bytes: usize) {
-        self.inner.into.gates(self.reach, class).for_each(|gate| gate.spend(bytes));
+        self.inner.into.limiters(self.scope, class).for_each(|limiter| limiter.spend(bytes));
     }
 }
 
@@ -248,7 +252,7 @@ mod tests {
     use super::*;
 
     /// Sends `slices` of a class as fast as the limit lets it; gives when the last went.
-    async fn send(limit: &LinkLimit, class: Class, slices: usize, bytes: usize) -> Instant {
+    async fn send(limit: &LinkRateLimiter, class: Class, slices: usize, bytes: usize) -> Instant {
         for _ in 0..slices {
             while let Some(wait) = limit.must_wait(class) {
                 wait.await;
@@ -260,10 +264,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_links_of_a_tier_share_its_rate_and_the_other_tier_is_free() {
-        let limits = LinkLimits::default();
+        let limits = RateLimits::default();
         limits.set(LinkRates { uplink_out: Some(1_000_000), ..LinkRates::default() });
         let began = Instant::now();
-        let (a, b, near) = (limits.of_link(Reach::Uplink), limits.of_link(Reach::Uplink), limits.of_link(Reach::Rack));
+        let (a, b, near) =
+            (limits.of_link(LinkScope::Uplink), limits.of_link(LinkScope::Uplink), limits.of_link(LinkScope::Rack));
         let (a, b) = tokio::join!(send(&a, Class::Bulk, 50, 100_000), send(&b, Class::Bulk, 50, 100_000));
         let took = a.max(b) - began;
         assert!(took >= Duration::from_millis(9_500) && took < Duration::from_secs(11), "{took:?}");
@@ -273,9 +278,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_limited_bulk_class_delays_no_urgent_frame() {
-        let limits = LinkLimits::default();
+        let limits = RateLimits::default();
         limits.set(LinkRates { uplink_out: Some(1_000_000), ..LinkRates::default() });
-        let (bulk, urgent) = (limits.of_link(Reach::Uplink), limits.of_link(Reach::Uplink));
+        let (bulk, urgent) = (limits.of_link(LinkScope::Uplink), limits.of_link(LinkScope::Uplink));
         let urgents = async {
             let mut worst = Duration::ZERO;
             for _ in 0..20 {
@@ -291,9 +296,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn configs_go_before_images_across_links() {
-        let limits = LinkLimits::default();
+        let limits = RateLimits::default();
         limits.set(LinkRates { rack_out: Some(1_000_000), ..LinkRates::default() });
-        let (bulk, normal) = (limits.of_link(Reach::Rack), limits.of_link(Reach::Rack));
+        let (bulk, normal) = (limits.of_link(LinkScope::Rack), limits.of_link(LinkScope::Rack));
         let began = Instant::now();
         let (images, configs) =
             tokio::join!(send(&bulk, Class::Bulk, 50, 100_000), send(&normal, Class::Normal, 20, 100_000));
@@ -303,9 +308,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_change_wakes_who_waits() {
-        let limits = LinkLimits::default();
+        let limits = RateLimits::default();
         limits.set(LinkRates { bulk_out: Some(1000), ..LinkRates::default() });
-        let link = limits.of_link(Reach::Rack);
+        let link = limits.of_link(LinkScope::Rack);
         let began = Instant::now();
         let change = async {
             tokio::time::sleep(Duration::from_millis(300)).await;

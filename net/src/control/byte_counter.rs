@@ -9,12 +9,12 @@ use std::task::{Context, Poll, ready};
 
 /// Bytes in both directions since start.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(super) struct ByteCounter {
     read: AtomicU64,
     written: AtomicU64,
 }
 
-impl Meter {
+impl ByteCounter {
     pub(super) fn bytes_in(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
@@ -25,21 +25,21 @@ impl Meter {
 }
 
 /// A socket whose bytes are counted.
-pub(super) struct Metered<S> {
+pub(super) struct CountedStream<S> {
     io: S,
-    meter: Arc<Meter>,
+    byte_counter: Arc<ByteCounter>,
 }
 
-impl<S> Metered<S> {
-    pub(super) fn new(io: S, meter: Arc<Meter>) -> Self {
-        Self { io, meter }
+impl<S> CountedStream<S> {
+    pub(super) fn new(io: S, byte_counter: Arc<ByteCounter>) -> Self {
+        Self { io, byte_counter }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
-        self.meter.read.fetch_add(n as u64, Ordering::Relaxed);
+        self.byte_counter.read.fetch_add(n as u64, Ordering::Relaxed);
         Poll::Ready(Ok(n))
     }
 
@@ -49,15 +49,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         buffers: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_read_vectored(cx, buffers))?;
-        self.meter.read.fetch_add(n as u64, Ordering::Relaxed);
+        self.byte_counter.read.fetch_add(n as u64, Ordering::Relaxed);
         Poll::Ready(Ok(n))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
-        self.meter.written.fetch_add(n as u64, Ordering::Relaxed);
+        self.byte_counter.written.fetch_add(n as u64, Ordering::Relaxed);
         Poll::Ready(Ok(n))
     }
 
@@ -67,7 +67,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, buffers))?;
-        self.meter.written.fetch_add(n as u64, Ordering::Relaxed);
+        self.byte_counter.written.fetch_add(n as u64, Ordering::Relaxed);
         Poll::Ready(Ok(n))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: every exchange has a deadline and an upper size.
 
-use crate::http::ApiError;
+use crate::http_server::ApiError;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;

@@ -1,12 +1,12 @@
 //! Priorities and back-pressure.
 
 use super::*;
-use crate::links::queue::Queue;
+use crate::links::send_queue::Queue;
 use proptest::prelude::*;
 use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header, SLICE_HEADER_BYTES, SliceHeader};
 use shoal_proto::ids::JobId;
 
-fn header(frame: &crate::links::queue::Outgoing) -> (Header, Option<SliceHeader>) {
+fn header(frame: &crate::links::send_queue::Outgoing) -> (Header, Option<SliceHeader>) {
     let head = frame.head.as_slice();
     let header = Header::from_bytes(head[..HEADER_BYTES].try_into().unwrap()).unwrap();
     assert_eq!(header.body_len as usize, head.len() - HEADER_BYTES + frame.body.len());

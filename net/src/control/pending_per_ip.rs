@@ -20,7 +20,7 @@ use super::setup::socket_addr;
 /// Too many connections from one address are being made.
 #[derive(Debug, thiserror::Error)]
 #[error("too many connections from {0} are being made")]
-struct Crowded(IpAddr);
+struct TooManyPending(IpAddr);
 
 /// Counts inbound connections being made.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl NetworkBehaviour for Behaviour {
         let Some(addr) = socket_addr(remote).map(|addr| addr.ip()) else { return Ok(()) };
         let count = self.counts.entry(addr).or_default();
         if *count >= self.most {
-            return Err(ConnectionDenied::new(Crowded(addr)));
+            return Err(ConnectionDenied::new(TooManyPending(addr)));
         }
         *count += 1;
         self.pending.insert(connection, addr);

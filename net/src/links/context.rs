@@ -2,12 +2,12 @@
 //!
 //! Invariant: no event is dropped while the endpoint is in use; once it shuts down, none holds a task up.
 
-use super::calm::Urgent;
-use super::limit::LinkLimits;
+use super::ledbat::UrgentActivity;
 use super::link::LinkCounters;
-use super::memory::{Budgets, Pool};
-use super::table::Table;
-use super::{BindError, BulkStats, LinkConfig, LinkEvent};
+use super::rate_limit::RateLimits;
+use super::receive_memory::{Budgets, Pool};
+use super::registry::Registry;
+use super::{BindError, EndpointStats, LinkConfig, LinkEvent};
 use crate::tls::Tls;
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits;
@@ -29,20 +29,20 @@ pub(super) struct Counters {
 }
 
 /// What every task of an endpoint shares.
-pub(super) struct Shared {
+pub(super) struct EndpointContext {
     pub(super) node: NodeId,
     pub(super) config: LinkConfig,
     pub(super) tls: Tls,
-    pub(super) table: Table,
+    pub(super) registry: Registry,
     pub(super) budgets: Budgets,
     pub(super) pool: Arc<Pool>,
-    pub(super) limits: LinkLimits,
-    pub(super) urgent: Urgent,
+    pub(super) rate_limits: RateLimits,
+    pub(super) urgent: UrgentActivity,
     pub(super) counters: Counters,
     /// Links that may be.
-    pub(super) slots: Arc<Semaphore>,
+    pub(super) link_permits: Arc<Semaphore>,
     /// Connections that may await admission.
-    pub(super) pending: Gate,
+    pub(super) pending: PendingLimiter,
     pub(super) tasks: TaskTracker,
     /// Refuse what is new, finish what is not.
     pub(super) closing: CancellationToken,
@@ -53,7 +53,7 @@ pub(super) struct Shared {
     announcements: OnceLock<mpsc::Sender<LinkEvent>>,
 }
 
-impl Shared {
+impl EndpointContext {
     pub(super) fn new(config: LinkConfig) -> Result<(Arc<Self>, mpsc::Receiver<LinkEvent>), BindError> {
         if config.receive_bytes < limits::PIECE_BYTES_MAX as usize {
             return Err(BindError::Config("the receive budget is smaller than one piece"));
@@ -63,17 +63,17 @@ impl Shared {
         }
         let tls = Tls::new(&config.identity).map_err(BindError::Tls)?;
         let (events, receiver) = mpsc::channel(config.events_max);
-        let shared = Self {
+        let context = Self {
             node: config.identity.node(),
             tls,
-            table: Table::new(),
+            registry: Registry::new(),
             budgets: Budgets::new(config.receive_bytes, config.manifest_bytes),
             pool: Arc::new(Pool::new(config.receive_bytes)),
-            limits: LinkLimits::default(),
-            urgent: Urgent::new(),
+            rate_limits: RateLimits::default(),
+            urgent: UrgentActivity::new(),
             counters: Counters::default(),
-            slots: Arc::new(Semaphore::new(config.links_max)),
-            pending: Gate::new(config.pending_max, config.pending_per_ip_max),
+            link_permits: Arc::new(Semaphore::new(config.links_max)),
+            pending: PendingLimiter::new(config.pending_max, config.pending_per_ip_max),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             stop: CancellationToken::new(),
@@ -81,7 +81,7 @@ impl Shared {
             announcements: OnceLock::new(),
             config,
         };
-        Ok((Arc::new(shared), receiver))
+        Ok((Arc::new(context), receiver))
     }
 
     /// Starts a task that ends when `stop` is called.
@@ -130,11 +130,11 @@ impl Shared {
         }
     }
 
-    pub(super) fn stats(&self) -> BulkStats {
+    pub(super) fn stats(&self) -> EndpointStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counters { links, unexpected, strangers, not_admitted } = &self.counters;
-        BulkStats {
-            links: self.table.link_count(),
+        EndpointStats {
+            links: self.registry.link_count(),
             bytes_in: read(&links.bytes_in),
             bytes_out: read(&links.bytes_out),
             payload_in: read(&links.payload_in),
@@ -148,19 +148,19 @@ impl Shared {
 }
 
 /// Counts connections that are not admitted yet, in all and for each address.
-pub(super) struct Gate {
+pub(super) struct PendingLimiter {
     inside: Arc<Mutex<HashMap<IpAddr, usize>>>,
     room: Arc<Semaphore>,
     per_ip_max: usize,
 }
 
-impl Gate {
+impl PendingLimiter {
     fn new(max: usize, per_ip_max: usize) -> Self {
         Self { inside: Arc::default(), room: Arc::new(Semaphore::new(max)), per_ip_max }
     }
 
     /// Lets a connection in, if there is room.
-    pub(super) fn enter(&self, ip: IpAddr) -> Option<Pass> {
+    pub(super) fn try_acquire(&self, ip: IpAddr) -> Option<PendingPermit> {
         let room = self.room.clone().try_acquire_owned().ok()?;
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let count = inside.entry(ip).or_default();
@@ -170,18 +170,18 @@ impl Gate {
         }
         *count += 1;
         drop(inside);
-        Some(Pass { inside: self.inside.clone(), ip, _room: room })
+        Some(PendingPermit { inside: self.inside.clone(), ip, _room: room })
     }
 }
 
 /// The right to await admission. Dropping it makes room.
-pub(super) struct Pass {
+pub(super) struct PendingPermit {
     inside: Arc<Mutex<HashMap<IpAddr, usize>>>,
     ip: IpAddr,
     _room: tokio::sync::OwnedSemaphorePermit,
 }
 
-impl Drop for Pass {
+impl Drop for PendingPermit {
     fn drop(&mut self) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = inside.get_mut(&self.ip) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long after the last urgent frame.
-const CALM: Duration = Duration::from_secs(10);
+const URGENT_RECENT: Duration = Duration::from_secs(10);
 /// How long bulk may keep the queue.
 const TARGET: Duration = Duration::from_millis(3);
 /// Between two measurements of a link that sends bulk.
@@ -50,26 +50,26 @@ const HALVED: Duration = Duration::from_millis(200);
 const FLOOR_KEPT: Duration = Duration::from_secs(300);
 
 /// When something urgent last passed an endpoint, either way.
-pub(super) struct Urgent {
+pub(super) struct UrgentActivity {
     born: Instant,
     /// Milliseconds since `born`, plus one; 0: never.
     last: AtomicU64,
 }
 
-impl Urgent {
+impl UrgentActivity {
     pub(super) fn new() -> Self {
         Self { born: Instant::now(), last: AtomicU64::new(0) }
     }
 
     /// Something urgent passes.
-    pub(super) fn passes(&self) {
+    pub(super) fn note(&self) {
         self.last.store(self.born.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
     }
 
     /// Whether something urgent is about.
-    pub(super) fn about(&self) -> bool {
+    pub(super) fn is_recent(&self) -> bool {
         let last = self.last.load(Ordering::Relaxed);
-        last > 0 && self.born.elapsed().as_millis() as u64 + 1 - last < CALM.as_millis() as u64
+        last > 0 && self.born.elapsed().as_millis() as u64 + 1 - last < URGENT_RECENT.as_millis() as u64
     }
 }
 
@@ -83,7 +83,7 @@ struct Floor {
 
 /// One link's delays, and the rate they leave to its bulk. Times are since some moment that does not change.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(super) struct Ledbat {
     floor: Option<Floor>,
     /// Of the last delays above the floor, each half as much as the one after it.
     delay: Duration,
@@ -101,7 +101,7 @@ pub(super) struct Pacer {
     known: u64,
 }
 
-impl Pacer {
+impl Ledbat {
     pub(super) fn new() -> Self {
         let zero = Duration::ZERO;
         Self {
@@ -200,7 +200,7 @@ mod tests {
     const STEP: Duration = Duration::from_micros(250);
 
     /// A link, its answers on the way with when they are due, and what it sent.
-    type Row = (Pacer, Vec<(Duration, u64)>, u64);
+    type Row = (Ledbat, Vec<(Duration, u64)>, u64);
 
     /// Links that share one queue.
     struct Uplink {
@@ -219,7 +219,7 @@ mod tests {
 
     impl Uplink {
         fn new(rate: u64, links: usize, busy: bool) -> Self {
-            let links = (0..links).map(|_| (Pacer::new(), Vec::new(), 0)).collect();
+            let links = (0..links).map(|_| (Ledbat::new(), Vec::new(), 0)).collect();
             Self { rate, queued: 0.0, sent: 0, now: Duration::from_secs(1000), links, busy, fitful: false, noise: 1 }
         }
 
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn who_is_not_answered_slows_down_and_asks_again() {
-        let mut pacer = Pacer::new();
+        let mut pacer = Ledbat::new();
         let mut now = Duration::from_secs(1);
         assert!(pacer.opens_at(now).is_none() && pacer.asks(now) && !pacer.asks(now));
         for _ in 0..20 {
@@ -341,7 +341,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_stops_a_link(answers in prop::collection::vec((any::<u64>(), 0u64..1_000_000), 1..50)) {
-            let (mut pacer, mut now) = (Pacer::new(), Duration::from_secs(1));
+            let (mut pacer, mut now) = (Ledbat::new(), Duration::from_secs(1));
             for (took, pause) in answers {
                 now += Duration::from_micros(pause);
                 pacer.answer(took, now);

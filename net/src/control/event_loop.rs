@@ -3,7 +3,7 @@
 //! Invariant: it waits for nobody: what the driver above has not taken yet is kept in a bounded backlog, and only when
 //! that is full does the swarm stand still.
 
-use super::meter::Meter;
+use super::byte_counter::ByteCounter;
 use super::setup::{self, Behaviour, BehaviourEvent};
 use super::{ConnectError, ControlConfig, ControlEvent, ReplySlot, RequestError, StartError};
 use crate::identity::{node_of, peer_id_of};
@@ -65,7 +65,7 @@ impl Orders {
 
 /// What handle and driver share.
 pub(super) struct Common {
-    pub(super) meter: Arc<Meter>,
+    pub(super) byte_counter: Arc<ByteCounter>,
     pub(super) orders: Orders,
     pub(super) tasks: TaskTracker,
     /// Close every connection, then end.
@@ -85,7 +85,7 @@ struct Dial {
 type Answer = BoxFuture<'static, (ResponseChannel<Response>, Option<Response>)>;
 
 /// The task's state.
-pub(super) struct Driver {
+pub(super) struct EventLoop {
     common: Arc<Common>,
     config: ControlConfig,
     swarm: Swarm<Behaviour>,
@@ -99,7 +99,7 @@ pub(super) struct Driver {
     answers: FuturesUnordered<Answer>,
 }
 
-impl Driver {
+impl EventLoop {
     /// Makes the swarm and has it listen. Returns the addresses with the ports picked.
     pub(super) async fn start(
         config: ControlConfig,
