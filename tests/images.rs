@@ -306,7 +306,7 @@ fn platforms_are_chosen_and_docker_images_are_images_too() {
 
 #[test]
 fn layouts_and_saved_archives_are_taken_in() {
-    let region = Region::start(1, 2, |_| vec!["mirror.listen='127.0.0.1:0'".into()]);
+    let region = Region::start(1, 2, |_| vec![format!("mirror.listen='{}:0'", common::ADDR)]);
     let folder = region.folder.path();
     let image = Image::new(&[plain(tar(&[("bin/tool", &noise(700_000, 1))])), packed("etc/x", 100_000, 2)]);
     let layout = folder.join("layout");
@@ -551,12 +551,13 @@ fn registries_that_misbehave_have_clear_outcomes() {
 #[test]
 fn a_registry_with_a_certificate_of_ones_own_is_pulled_from() {
     let folder = tempfile::tempdir().unwrap();
-    let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_string()]).unwrap();
+    let addr = common::own_loopback();
+    let own = rcgen::generate_simple_self_signed(vec![addr.to_string()]).unwrap();
     let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
     fs::write(&certificate, own.cert.pem()).unwrap();
     fs::write(&key, own.key_pair.serialize_pem()).unwrap();
     let tls = format!("tls: {{certificate: '{}', key: '{}'}}", certificate.display(), key.display());
-    let registry = Registry::start_with(&folder.path().join("registry"), &tls);
+    let registry = Registry::start_with(addr, &folder.path().join("registry"), &tls);
     let image = Image::new(&[packed("app", 400_000, 1)]);
     registry.put(&image, &folder.path().join("v1"), "lab/app:v1");
     let mut region = Region::start(1, 1, |_| Vec::new());

@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::{Process, Region, files, issue, node, noise, ok, run, until};
+use common::{Process, Region, files, issue, node, noise, ok, own_loopback, run, until};
 use serde_json::Value;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
@@ -34,18 +35,20 @@ fn received(region: &Region) -> u64 {
 fn a_region_moves_to_other_machines_under_the_same_names() {
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
-    let point = |addr: &str| {
+    let point = |addr: Ipv4Addr| {
         // In place: the processes see this very file.
         fs::write(&hosts, format!("127.0.0.1 localhost\n{addr} tracker.shoal.test hub.shoal.test\n")).unwrap();
     };
-    point("127.0.0.1");
+    // The names lead to an address before the region starts on it.
+    let (first, second) = (own_loopback(), own_loopback());
+    point(first);
     let Some(wrap) = with_hosts_file(&hosts) else {
         eprintln!("skipped: no mount namespaces here");
         return;
     };
     let port = |addr: &str| addr.rsplit_once(':').unwrap().1.to_string();
     let named = |role: &str, addr: &str| format!("{role}.shoal.test:{}", port(addr));
-    let mut region = Region::start_named(1, 2, &[], &wrap, named, |_| Vec::new());
+    let mut region = Region::start_named(first, 1, 2, &[], &wrap, named, |_| Vec::new());
     let at = region.folder.path().to_path_buf();
     let file = at.join("content");
     fs::write(&file, noise(3_000_000, 5)).unwrap();
@@ -63,7 +66,7 @@ fn a_region_moves_to_other_machines_under_the_same_names() {
         match role {
             "hub" => vec![state(name), format!("trust='{}'", at.join(name).join("trust").display())],
             "tracker" => [files(&at, name, ""), vec![state(name)]].concat(),
-            _ => [node(&at, name, "tracker.shoal.test:1"), vec![key, token.clone()]].concat(),
+            _ => [node(&at, second, name, "tracker.shoal.test:1"), vec![key, token.clone()]].concat(),
         }
     };
     for role in ["hub", "tracker", "seeder"] {
@@ -80,7 +83,7 @@ fn a_region_moves_to_other_machines_under_the_same_names() {
     let after = publisher.publish("gslb/main", b"after").unwrap();
     issue(&at, "late", "peer", "t/site/rack0/late");
     let tracker = named("tracker", region.tracker.addrs["control"][0].as_str().unwrap());
-    let mut late = node(&at, "late", &tracker);
+    let mut late = node(&at, first, "late", &tracker);
     late.push("mirror.listen=''".into());
     late.push(format!("content_dir='{}'", at.join("late/content").display()));
     let mut late = Process::new(&at, "late", "peer", late, &wrap);
@@ -116,18 +119,18 @@ fn a_region_moves_to_other_machines_under_the_same_names() {
         let again = run(&args);
         assert!(!again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     }
-    point("127.0.0.2");
-    let elsewhere = |addr: &str| format!("127.0.0.2:{}", port(addr));
+    point(second);
+    let elsewhere = |addr: &str| format!("{second}:{}", port(addr));
     let mut set = settings("hub", "hub2", "");
     set.push(format!("http={}", elsewhere(&hub)));
     region.hub = Process::new(&at, "hub2", "hub", set, &wrap);
     region.hub.start();
     let mut set = settings("tracker", "tracker2", "");
-    set.extend([format!("listen=['{}']", elsewhere(&control)), "http=127.0.0.1:0".into()]);
+    set.extend([format!("listen=['{}']", elsewhere(&control)), format!("http={second}:0")]);
     set.extend([format!("hub=http://{}", named("hub", &hub)), "beat=300ms".into(), "flush=200ms".into()]);
     region.tracker = Process::new(&at, "tracker2", "tracker", set, &wrap);
     region.tracker.start();
-    let mut set = node(&at, "seeder2", &named("tracker", &control));
+    let mut set = node(&at, second, "seeder2", &named("tracker", &control));
     set.push(format!("publisher_key='{}'", at.join("seeder2/publisher.key").display()));
     set.push(format!("admin_token='{}'", at.join("seeder2/admin.token").display()));
     region.seeder = Process::new(&at, "seeder2", "seeder", set, &wrap);

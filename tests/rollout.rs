@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PATIENCE, Process, Region, get, until};
+use common::{PATIENCE, Process, Region, get, own_loopback, until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -331,7 +331,8 @@ struct Prometheus {
 impl Prometheus {
     fn start(target: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        // Prometheus does not say which port it got. On an address of its own, a drawn port stays free.
+        let addr = TcpListener::bind((own_loopback(), 0)).unwrap().local_addr().unwrap().to_string();
         let file = dir.path().join("prometheus.yml");
         let scrape =
             format!("scrape_interval: 100ms, scrape_timeout: 100ms, static_configs: [{{targets: ['{target}']}}]");

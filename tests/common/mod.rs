@@ -11,12 +11,17 @@ pub(crate) use http::get;
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Stands for the region's loopback address in a peer's settings.
+pub(crate) const ADDR: &str = "{addr}";
 
 /// Stands for the admin token's path in a peer's settings.
 pub(crate) const ADMIN_TOKEN: &str = "{admin-token}";
@@ -57,6 +62,19 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "gave up waiting: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// A loopback address that no other test uses, in this process or in another.
+///
+/// A port that a stopped process gave back on it is free until the process starts again. On 127.0.0.1 any connection of
+/// another test may take it meanwhile.
+pub(crate) fn own_loopback() -> Ipv4Addr {
+    static USED: AtomicU8 = AtomicU8::new(0);
+    let used = USED.fetch_add(1, Ordering::Relaxed);
+    assert!(used < 250, "one process has used all its loopback addresses");
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    // Process ids have at most 22 bits, so the six bits of `high` and the top two of `middle` are folded together.
+    Ipv4Addr::new(127, 1 + (high.wrapping_mul(64) ^ middle) % 250, low, 1 + used)
 }
 
 /// What a program that packs, or does anything else with its input, makes of bytes.
@@ -212,6 +230,8 @@ pub(crate) fn print_if_failed(name: &str, log: &str) {
 
 /// A region.
 pub(crate) struct Region {
+    /// Where all its processes listen.
+    pub(crate) addr: Ipv4Addr,
     pub(crate) hub: Process,
     pub(crate) tracker: Process,
     pub(crate) seeder: Process,
@@ -233,11 +253,12 @@ impl Region {
         seeder_extra: &[&str],
         extra: impl Fn(usize) -> Vec<String>,
     ) -> Self {
-        Self::start_named(racks, hosts, seeder_extra, &[], |_, addr| addr.to_string(), extra)
+        Self::start_named(own_loopback(), racks, hosts, seeder_extra, &[], |_, addr| addr.to_string(), extra)
     }
 
-    /// The same, with the program run by `wrap`, and the addresses of hub and tracker as `name` has them.
+    /// The same, listening on `addr`, with the program run by `wrap`, and hub and tracker reached under what `name` returns.
     pub(crate) fn start_named(
+        addr: Ipv4Addr,
         racks: usize,
         hosts: usize,
         seeder_extra: &[&str],
@@ -252,17 +273,18 @@ impl Region {
         issue(&at, "hub", "hub", "t/core/core/hub");
         let trust = |name: &str| format!("trust='{}'", at.join(name).join("trust").display());
         let dir = |name: &str| format!("dir='{}'", at.join(name).join("state").display());
-        let mut hub = Process::new(&at, "hub", "hub", vec![trust("hub"), dir("hub"), "http=127.0.0.1:0".into()], wrap);
+        let http = format!("http={addr}:0");
+        let mut hub = Process::new(&at, "hub", "hub", vec![trust("hub"), dir("hub"), http.clone()], wrap);
         hub.start();
         issue(&at, "tracker", "tracker", "t/core/core/tracker");
         let mut set = files(&at, "tracker", "");
-        set.extend([dir("tracker"), "listen=['127.0.0.1:0']".into(), "http=127.0.0.1:0".into()]);
+        set.extend([dir("tracker"), format!("listen=['{addr}:0']"), http]);
         set.extend([format!("hub=http://{}", name("hub", hub.http())), "beat=300ms".into(), "flush=200ms".into()]);
         let mut tracker = Process::new(&at, "tracker", "tracker", set, wrap);
         tracker.start();
         let control = name("tracker", tracker.addrs["control"][0].as_str().unwrap());
         issue(&at, "seeder", "seeder", "t/core/core/seeder");
-        let mut set = node(&at, "seeder", &control);
+        let mut set = node(&at, addr, "seeder", &control);
         set.push(format!("publisher_key='{}'", cluster.join("publisher.key").display()));
         set.push(format!("admin_token='{}'", cluster.join("admin.token").display()));
         set.extend(seeder_extra.iter().map(|pair| pair.to_string()));
@@ -273,16 +295,17 @@ impl Region {
             let (rack, host) = (number / hosts, number % hosts);
             let host_name = format!("rack{rack}-host{host}");
             issue(&at, &host_name, "peer", &format!("t/site/rack{rack}/host{host}"));
-            let mut set = node(&at, &host_name, &control);
+            let mut set = node(&at, addr, &host_name, &control);
             set.push("mirror.listen=''".into());
             set.push(format!("content_dir='{}'", at.join(&host_name).join("content").display()));
             let admin = cluster.join("admin.token").display().to_string();
-            set.extend(extra(number).into_iter().map(|pair| pair.replace(ADMIN_TOKEN, &format!("'{admin}'"))));
+            let fill = |pair: String| pair.replace(ADMIN_TOKEN, &format!("'{admin}'")).replace(ADDR, &addr.to_string());
+            set.extend(extra(number).into_iter().map(fill));
             let mut peer = Process::new(&at, &host_name, "peer", set, wrap);
             peer.start();
             peers.push(peer);
         }
-        let region = Self { hub, tracker, seeder, peers, folder };
+        let region = Self { addr, hub, tracker, seeder, peers, folder };
         region.wait_up(racks * hosts);
         region
     }
@@ -386,12 +409,12 @@ pub(crate) fn files(folder: &Path, name: &str, prefix: &str) -> Vec<String> {
         .to_vec()
 }
 
-pub(crate) fn node(folder: &Path, name: &str, control: &str) -> Vec<String> {
+pub(crate) fn node(folder: &Path, addr: Ipv4Addr, name: &str, control: &str) -> Vec<String> {
     let mut set = files(folder, name, "node.");
     set.push(format!("dir='{}'", folder.join(name).join("state").display()));
-    set.push("node.listen=['127.0.0.1:0']".into());
+    set.push(format!("node.listen=['{addr}:0']"));
     set.push("node.min_free=0".into());
     set.push(format!("node.trackers=['{control}']"));
-    set.push("http=127.0.0.1:0".into());
+    set.push(format!("http={addr}:0"));
     set
 }

@@ -1,6 +1,6 @@
 //! A region whose hosts each have a containerd of their own.
 
-use crate::common::{Region, noise, ok};
+use crate::common::{ADDR, Region, noise, ok};
 use crate::image::{Item, layer, layout, shell};
 use crate::runtime::{Runtime, require_packages};
 use serde_json::Value;
@@ -33,7 +33,7 @@ impl Lab {
         let region = Region::start(racks, hosts, |host| {
             let socket = runtimes[host].socket();
             let mut set = vec![
-                "mirror.listen='127.0.0.1:0'".to_string(),
+                format!("mirror.listen='{ADDR}:0'"),
                 format!("containerd.socket='{}'", socket.display()),
                 "containerd.min_free=0".into(),
             ];
@@ -85,6 +85,6 @@ pub(crate) fn line<'a>(status: &'a Value, host: &str) -> &'a Value {
 
 /// Runs a container that looks at the image's noise.
 pub(crate) fn run_in(runtime: &Runtime, reference: &str, data: &[u8]) {
-    let said = runtime.ok(&["run", "--rm", reference, "one", "/bin/sh", "-c", "sha256sum < /data/noise"]);
+    let said = runtime.run(reference, "sha256sum < /data/noise");
     assert!(said.contains(&shoal_containerd::sha256(data)["sha256:".len()..]), "{said}");
 }

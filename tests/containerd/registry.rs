@@ -1,6 +1,6 @@
 //! A registry of Debian's with an image in it, and what was asked of it.
 
-use crate::common::{get, until};
+use crate::common::{get, own_loopback, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
@@ -16,9 +16,8 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts it in `dir` and puts the layout's image there, as `lab/app:v1`.
     pub(crate) fn start(dir: &Path, layout: &Path) -> Self {
-        // Nobody else takes this port between here and there, or the wait below fails.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let addr = format!("127.0.0.1:{port}");
+        // The registry does not say which port it got. On an address of its own, a drawn port stays free.
+        let addr = TcpListener::bind((own_loopback(), 0)).unwrap().local_addr().unwrap().to_string();
         let config = dir.join("registry.yml");
         let data = dir.join("registry");
         let text = format!(

@@ -1,9 +1,12 @@
-//! A real containerd of one host, with folders of its own, started, killed and started again.
+//! A real containerd of one host: started, killed and started again.
+//!
+//! Invariant: two runtimes share nothing. Each has its own folders, its own runc root, and containers with unique names.
 
 use crate::common::{print_if_failed, until};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What these tests run, and where it comes from.
 const NEEDED: [(&str, &str); 6] = [
@@ -106,6 +109,17 @@ disabled_plugins = [{}]
         let mut command = Command::new("ctr");
         command.arg("-a").arg(self.socket()).args(["-n", "k8s.io"]).args(args).stdin(Stdio::null());
         command
+    }
+
+    /// Runs a shell script in a new container of an image. Returns what the script printed.
+    pub(crate) fn run(&self, reference: &str, script: &str) -> String {
+        // Control groups are named after the container, so a name must be unique on the machine, not only in its runc root.
+        static CONTAINERS: AtomicU32 = AtomicU32::new(0);
+        let number = CONTAINERS.fetch_add(1, Ordering::Relaxed);
+        let container = format!("shoal-test-{}-{number}", std::process::id());
+        let root = self.dir.join("runc");
+        let root = root.to_str().unwrap();
+        self.ok(&["run", "--rm", "--runc-root", root, reference, &container, "/bin/sh", "-c", script])
     }
 
     /// The same, and it must succeed; gives what it printed.

@@ -1,6 +1,6 @@
 //! An image nobody pushed, pulled on every host at once: its registry is asked once for all of them.
 
-use crate::common::{Region, noise, ok, until};
+use crate::common::{ADDR, Region, noise, ok, until};
 use crate::image::{Item, layer, layout, shell};
 use crate::registry::Registry;
 use crate::runtime::{Runtime, require_packages};
@@ -18,8 +18,8 @@ fn a_miss_is_fetched_once_for_all_hosts() {
         (0..3).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), true)).collect();
     runtimes.iter_mut().for_each(Runtime::start);
     let mut region = Region::start(1, 3, |_| {
-        let set = ["mirror.listen='127.0.0.1:0'", "mirror.fetch_through=true", "mirror.budget=50s"];
-        set.map(str::to_string).to_vec()
+        let listen = format!("mirror.listen='{ADDR}:0'");
+        vec![listen, "mirror.fetch_through=true".into(), "mirror.budget=50s".into()]
     });
     region.seeder.kill();
     let at = format!("{{ url = 'http://{}', plain_http = true }}", registry.addr);
@@ -46,7 +46,7 @@ fn a_miss_is_fetched_once_for_all_hosts() {
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     }
     for runtime in &runtimes {
-        let said = runtime.ok(&["run", "--rm", reference, "one", "/bin/sh", "-c", "sha256sum < /data/noise"]);
+        let said = runtime.run(reference, "sha256sum < /data/noise");
         assert!(said.contains(&shoal_containerd::sha256(&data)["sha256:".len()..]), "{said}");
     }
     let gets = registry.blob_gets();

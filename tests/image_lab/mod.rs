@@ -2,12 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use crate::common::{filter, until};
+use crate::common::{filter, own_loopback, until};
 use aws_lc_rs::digest::{SHA256, digest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
@@ -191,14 +191,14 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn start(dir: &Path) -> Self {
-        Self::start_with(dir, "")
+        Self::start_with(own_loopback(), dir, "")
     }
 
     /// With more settings of its `http` section.
-    pub(crate) fn start_with(dir: &Path, more: &str) -> Self {
+    pub(crate) fn start_with(addr: Ipv4Addr, dir: &Path, more: &str) -> Self {
         fs::create_dir_all(dir).unwrap();
-        // The registry does not say which port it got, so one is drawn for it.
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        // The registry does not say which port it got. On an address of its own, a drawn port stays free.
+        let addr = TcpListener::bind((addr, 0)).unwrap().local_addr().unwrap().to_string();
         let storage = dir.join("data").display().to_string();
         let text = format!(
             "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{storage}'}}}}\nhttp: {{addr: '{addr}', {more}}}\n"
