@@ -19,6 +19,7 @@ fn digests() -> String {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "the golden file is read and written here")]
 fn the_scheduler_decides_what_it_decided_before() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/testdata/digests.txt");
     let now = digests();
