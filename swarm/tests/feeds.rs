@@ -8,7 +8,7 @@ use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::trust::Role;
 use shoal_swarm::io::{Input, Output};
 use shoal_swarm::membership::Membership;
-use shoal_swarm::node::{CachingPlanner, Node, NodeConfig};
+use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Tuning};
 use shoal_swarm::time::Instant;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Region {
             rack: hosts,
         };
         for member in membership.iter() {
-            let config = NodeConfig { me: member.index, lanes: 64 };
+            let config = NodeConfig { me: member.index, lanes: 64, tuning: Tuning::default() };
             let brain = Node::new(config, Box::new(CachingPlanner::default()));
             let host = Host { brain, newest: None, held: None, shown: Vec::new(), copies: 0 };
             region.hosts.insert(member.index, host);

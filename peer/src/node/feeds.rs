@@ -17,7 +17,7 @@ use shoal_proto::message::Message;
 use shoal_proto::trust::{Envelope, Role, TrustError};
 use shoal_store::Store;
 use shoal_swarm::io::Input;
-use shoal_swarm::node::limits::ENTROPY_LANE;
+use shoal_swarm::node::bounds::ENTROPY_LANE;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::Arc;

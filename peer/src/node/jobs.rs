@@ -11,7 +11,7 @@ use shoal_proto::ids::{ContentId, HostIndex, JobId};
 use shoal_proto::report::{HostState, Reason};
 use shoal_proto::trust::{Envelope, Role, TrustError};
 use shoal_swarm::io::Input;
-use shoal_swarm::node::limits::JOBS_MAX;
+use shoal_swarm::node::bounds::JOBS_MAX;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -50,7 +50,7 @@ use shoal_proto::trust::{Envelope, Role, Trust};
 use shoal_store::{Store, StoreEvent};
 use shoal_swarm::io::Input;
 use shoal_swarm::membership::Membership;
-use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Progress};
+use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Progress, Tuning};
 use shoal_swarm::time::Instant;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -460,7 +460,10 @@ impl Driver {
         if self.brain.is_some() || self.membership.get(me).is_none_or(|member| member.node != self.node) {
             return;
         }
-        self.brain = Some(Node::new(NodeConfig { me, lanes: LANES }, Box::new(CachingPlanner::default())));
+        self.brain = Some(Node::new(
+            NodeConfig { me, lanes: LANES, tuning: Tuning::default() },
+            Box::new(CachingPlanner::default()),
+        ));
         self.tell(Input::Membership(self.membership.clone()));
         let mut jobs: Vec<Arc<Announcement>> =
             self.envelopes.values().map(|(announcement, _)| announcement.clone()).collect();
@@ -471,7 +474,7 @@ impl Driver {
                 self.tell_feed_again(announcement);
                 continue;
             }
-            let lane = shoal_swarm::node::limits::ENTROPY_LANE;
+            let lane = shoal_swarm::node::bounds::ENTROPY_LANE;
             let inline = records.iter().any(|record| record.content == announcement.content);
             self.open_report(&announcement);
             self.tell(Input::Announced { from: None, lane, announcement, inline });

@@ -8,7 +8,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex, StripeIndex};
 use shoal_proto::rack_placement::RackPlacement;
 use shoal_swarm::io::Input;
-use shoal_swarm::node::limits;
+use shoal_swarm::node::bounds;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -133,7 +133,7 @@ impl World {
         let known: Vec<usize> = self.hosts[host.index()].orders.iter().copied().collect();
         for place in known {
             let announcement = self.orders[place].1.clone();
-            self.input(host, Input::Announced { from: None, lane: limits::ENTROPY_LANE, announcement, inline: true });
+            self.input(host, Input::Announced { from: None, lane: bounds::ENTROPY_LANE, announcement, inline: true });
         }
     }
 

@@ -7,7 +7,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{Epoch, HostIndex};
 use shoal_proto::membership::{MembershipUpdate, Presence};
 use shoal_swarm::io::Input;
-use shoal_swarm::node::{Node, NodeConfig, limits};
+use shoal_swarm::node::{Node, NodeConfig, Tuning, bounds};
 use std::sync::Arc;
 
 impl World {
@@ -24,7 +24,10 @@ impl World {
         let row = &mut self.hosts[host.index()];
         row.life += 1;
         row.tick_at = None;
-        row.node = Some(Node::new(NodeConfig { me: host, lanes: LANES }, Box::new(self.planner.clone())));
+        row.node = Some(Node::new(
+            NodeConfig { me: host, lanes: LANES, tuning: Tuning::default() },
+            Box::new(self.planner.clone()),
+        ));
         self.tell_checks(&Seen::Started { host });
     }
 
@@ -36,7 +39,7 @@ impl World {
         self.input(host, Input::Membership(self.membership.clone()));
         for (number, _) in &disk {
             let announcement = self.pushes[*number].announcement.clone();
-            self.input(host, Input::Announced { from: None, lane: limits::ENTROPY_LANE, announcement, inline: true });
+            self.input(host, Input::Announced { from: None, lane: bounds::ENTROPY_LANE, announcement, inline: true });
         }
         self.recall_orders(host);
         for (number, have) in disk {

@@ -6,8 +6,9 @@
 //! it leaves goes to the others. Lanes are compared with all of the content's, for a rack's importers share its uplink.
 //! Invariant: at most half of what a host imports rests, and nothing for a while once resting has cost rate.
 
+use super::Node;
 use super::content::{Body, Lane, middle};
-use super::{Node, limits};
+use super::tuning::Tuning;
 use crate::plan::Plan;
 use crate::time::Instant;
 use shoal_proto::ids::{ContentId, HostIndex, LaneIndex};
@@ -17,13 +18,13 @@ use std::collections::BTreeMap;
 impl Body {
     /// Pieces a lane may be ahead, and how many a lane lacks that counts as behind. One that brings nothing, or lacks more still,
     /// is slow by itself, and nobody waits for it.
-    fn abreast(&self, plan: &Plan, now: Instant) -> (u32, u32) {
-        let usual = (self.typical * limits::ABREAST_TIME.as_millis() as u64 / 1_000_000) as u32;
+    fn abreast(&self, plan: &Plan, now: Instant, tuning: &Tuning) -> (u32, u32) {
+        let usual = (self.typical * tuning.lane_lead_time.as_millis() as u64 / 1_000_000) as u32;
         // Each step down a tree takes the time of a piece: lanes that come from further down are behind by nature.
-        let lead = usual.max(limits::ABREAST).max(plan.height());
-        let moves = |lane: &&Lane| lane.missing == 0 || lane.rests || now.since(lane.brought) < limits::ABREAST_MOVES;
+        let lead = usual.max(tuning.lane_lead_pieces).max(plan.height());
+        let moves = |lane: &&Lane| lane.missing == 0 || lane.rests || now.since(lane.brought) < tuning.lane_idle;
         let missing = self.lanes.iter().filter(moves).map(|lane| lane.missing);
-        let reach = middle(missing.clone()) + lead;
+        let reach = middle(missing.clone()).saturating_add(lead);
         (lead, missing.filter(|missing| *missing <= reach).max().unwrap_or(0))
     }
 
@@ -42,10 +43,10 @@ impl Node {
         let (now, me) = (self.now, self.config.me);
         let Some(content) = self.contents.get_mut(&id) else { return };
         let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
-        body.toll.count(0, body.lanes.iter().any(|lane| lane.rests), now);
+        body.toll.count(0, body.lanes.iter().any(|lane| lane.rests), now, &self.config.tuning);
         // Who is late takes what its rack has, and all of it is there.
         let free = content.late || body.toll.is_due(now);
-        let (lead, behind) = body.abreast(plan, now);
+        let (lead, behind) = body.abreast(plan, now, &self.config.tuning);
         let mut room = body.may_rest(plan, me);
         let mut rests: BTreeMap<HostIndex, LaneSet> = BTreeMap::new();
         let mut goes_on = false;

@@ -1,7 +1,7 @@
 //! Jobs: learning of them, passing them on, and getting hold of their contents' manifests.
 
 use super::content::{Body, Content};
-use super::{Job, Node, entropy, limits};
+use super::{Job, Node, bounds, entropy};
 use crate::io::Output;
 use crate::plan::Plan;
 use shoal_proto::announcement::{Announcement, Kind, Order};
@@ -44,7 +44,7 @@ impl Node {
     }
 
     pub(super) fn remember(&mut self, job: JobId, row: Job) {
-        if self.jobs.len() >= limits::JOBS_MAX {
+        if self.jobs.len() >= bounds::JOBS_MAX {
             let jobs = self.jobs.iter().filter(|(_, job)| job.announcement.feed.is_none());
             let oldest = jobs.min_by_key(|(id, job)| (job.announcement.created_at, **id));
             if let Some(oldest) = oldest.map(|(id, _)| *id) {
@@ -69,7 +69,7 @@ impl Node {
     pub(super) fn take_job(&mut self, job: JobId, from: Option<HostIndex>, lane: u8, inline: bool) {
         let announcement = self.jobs[&job].announcement.clone();
         let id = announcement.content;
-        if self.contents.len() >= limits::CONTENTS_MAX && !self.contents.contains_key(&id) {
+        if self.contents.len() >= bounds::CONTENTS_MAX && !self.contents.contains_key(&id) {
             return;
         }
         let origin = self.membership.by_node(&announcement.origin);
@@ -86,7 +86,7 @@ impl Node {
         self.supersede(&announcement);
         let Some(content) = self.contents.get_mut(&id) else { return };
         // Where a rack holds shares of it, they are looked for first.
-        content.late = lane == limits::ENTROPY_LANE || announcement.order == Some(Order::Promote);
+        content.late = lane == bounds::ENTROPY_LANE || announcement.order == Some(Order::Promote);
         (content.refused, content.gave_up) = (false, false);
         self.follow_order(id);
         self.active.insert(id);
@@ -131,7 +131,7 @@ impl Node {
         let Some(plan) = content.plan.clone() else { return };
         for (number, lane) in lanes_of(content.announce_offset, plan.lanes()) {
             for child in self.hearers(&plan, (number, lane), from, by) {
-                let waits = number == 0 && (1..limits::ANNOUNCE_LANES).contains(&by);
+                let waits = number == 0 && (1..bounds::ANNOUNCE_LANES).contains(&by);
                 if Some(child) != from || waits {
                     self.announce_to(child, job, number, inline && number == 0);
                 }
@@ -171,7 +171,7 @@ impl Node {
         }
         self.connect(host);
         if let Some(link) = self.links.get_mut(&host)
-            && link.announcements.len() < limits::JOBS_MAX
+            && link.announcements.len() < bounds::JOBS_MAX
             && !link.announcements.contains(&(job, lane, inline))
         {
             link.announcements.push_back((job, lane, inline));
@@ -193,7 +193,7 @@ impl Node {
             if self.feeds.contains_key(&job) {
                 self.feed_is_ours(job);
             } else {
-                self.take_job(job, None, limits::ENTROPY_LANE, false);
+                self.take_job(job, None, bounds::ENTROPY_LANE, false);
             }
         }
     }
@@ -222,11 +222,11 @@ impl Node {
         if let Some(from) = from
             && !hunt.tried.contains(&from)
             && !hunt.sources.contains(&from)
-            && hunt.sources.len() < limits::MANIFEST_HOSTS_MAX
+            && hunt.sources.len() < bounds::MANIFEST_HOSTS_MAX
         {
             if lane == 0 { hunt.sources.push_front(from) } else { hunt.sources.push_back(from) }
         }
-        let at = if lane == 0 { now } else { now + limits::MANIFEST_PATIENCE };
+        let at = if lane == 0 { now } else { now + self.config.tuning.manifest_patience };
         hunt.ask_at = Some(hunt.ask_at.map_or(at, |former| former.min(at)));
         self.hunt_manifest(id);
     }
@@ -243,7 +243,7 @@ impl Node {
             self.manifest_source_failed(id, host);
             return;
         }
-        let asked_in_vain = content.asked_in_vain(now);
+        let asked_in_vain = content.asked_in_vain(now, &self.config.tuning);
         let hunt = &mut content.manifest;
         if hunt.asked.is_some() && !asked_in_vain || hunt.ask_at.is_some_and(|at| at > now) {
             return;
@@ -257,7 +257,7 @@ impl Node {
         let Some(content) = self.contents.get_mut(&id) else { return };
         if content.manifest.sources.is_empty() {
             if !asked_in_vain {
-                content.manifest.ask_at = Some(now + limits::WANT_TIMEOUT);
+                content.manifest.ask_at = Some(now + self.config.tuning.want_timeout);
             }
             return;
         }
@@ -269,12 +269,12 @@ impl Node {
             Some(host) => {
                 content.manifest.sources.retain(|source| *source != host);
                 content.manifest.tried.insert(host);
-                content.manifest.asked = Some((host, now + limits::MANIFEST_TIMEOUT));
+                content.manifest.asked = Some((host, now + self.config.tuning.manifest_timeout));
                 content.manifest.ask_at = None;
                 self.send(host, Message::WantManifest { content: id });
             }
             None => {
-                content.manifest.ask_at = Some(now + limits::RETRY_FIRST);
+                content.manifest.ask_at = Some(now + self.config.tuning.redial_first);
                 let Some(first) = content.manifest.sources.pop_front() else { return };
                 content.manifest.sources.push_back(first);
                 self.connect(first);
@@ -315,8 +315,11 @@ impl Node {
         if content.manifest.asked.is_some_and(|(asked, _)| asked == host) {
             content.manifest.asked = None;
             // With nobody else to ask, give it a moment before beginning again.
-            let wait =
-                if content.manifest.sources.is_empty() { limits::RETRY_FIRST } else { std::time::Duration::ZERO };
+            let wait = if content.manifest.sources.is_empty() {
+                self.config.tuning.redial_first
+            } else {
+                std::time::Duration::ZERO
+            };
             content.manifest.ask_at = Some(now + wait);
             self.hunt_manifest(id);
         }
@@ -328,7 +331,7 @@ impl Node {
             return;
         };
         if content.body.is_none() && !content.manifest.found {
-            if content.manifest.waiters.len() < limits::MANIFEST_HOSTS_MAX {
+            if content.manifest.waiters.len() < bounds::MANIFEST_HOSTS_MAX {
                 content.manifest.waiters.insert(from);
             } else {
                 self.send(from, Message::NotServed { content: id });
@@ -341,7 +344,7 @@ impl Node {
     fn queue_manifest(&mut self, to: HostIndex, id: ContentId) {
         if let Some(link) = self.links.get_mut(&to).filter(|link| link.is_up())
             && !link.manifests.contains(&id)
-            && link.manifests.len() < limits::CONTENTS_MAX
+            && link.manifests.len() < bounds::CONTENTS_MAX
         {
             link.manifests.push_back(id);
             self.dirty.insert(to);
@@ -374,13 +377,14 @@ impl Node {
             return;
         }
         content.refused = false;
-        let mut body = Body::new(geometry, have, now);
+        let mut body = Body::new(geometry, have, now, &self.config.tuning);
         if content.late {
             let promoted = self
                 .jobs
                 .iter()
                 .any(|(job, row)| content.jobs.contains(job) && row.announcement.order == Some(Order::Promote));
-            body.import_at = now + if promoted { limits::COLD_PATIENCE } else { limits::MATES_PATIENCE };
+            body.import_at = now
+                + if promoted { self.config.tuning.promote_patience } else { self.config.tuning.rack_peers_patience };
         }
         content.body = Some(body);
         self.hand_on_manifest(id);
@@ -450,8 +454,8 @@ impl Node {
 
 /// The trees that announcements of a name go down, numbered.
 pub(super) fn lanes_of(offset: u8, lanes: u8) -> impl Iterator<Item = (u8, LaneIndex)> {
-    (0..limits::ANNOUNCE_LANES.min(lanes)).map(move |number| {
-        let spread = u32::from(number) * u32::from(lanes) / u32::from(limits::ANNOUNCE_LANES);
+    (0..bounds::ANNOUNCE_LANES.min(lanes)).map(move |number| {
+        let spread = u32::from(number) * u32::from(lanes) / u32::from(bounds::ANNOUNCE_LANES);
         (number, LaneIndex(((u32::from(offset) + spread) % u32::from(lanes)) as u8))
     })
 }

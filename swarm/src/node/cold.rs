@@ -8,7 +8,7 @@
 //! has shed.
 
 use super::content::Body;
-use super::{Job, Node, limits};
+use super::{Job, Node, bounds};
 use crate::io::{Input, Output};
 use crate::time::Instant;
 use shoal_proto::bitmap::Bitmap;
@@ -217,7 +217,7 @@ impl Node {
         if cold.is_shed() || cold.settled || cold.placement == placement {
             return;
         }
-        if cold.held.len() >= limits::PLACEMENTS_MAX {
+        if cold.held.len() >= bounds::PLACEMENTS_MAX {
             self.opt_out(id);
             return;
         }
@@ -282,7 +282,7 @@ impl Node {
         let shards = cold.shards(&body.geometry, me);
         cold.stage = Stage::Shed;
         let (have, kept) = sorted(&body.geometry, shards.into_iter());
-        let mut fresh = Body::new(body.geometry.clone(), have, now);
+        let mut fresh = Body::new(body.geometry.clone(), have, now, &self.config.tuning);
         fresh.keep(kept);
         fresh.children = std::mem::take(&mut body.children);
         fresh.takers = std::mem::take(&mut body.takers);
@@ -303,7 +303,7 @@ impl Node {
             if !self.contents.contains_key(&id) {
                 return;
             }
-            let mut body = Body::new(geometry, have, now);
+            let mut body = Body::new(geometry, have, now, &self.config.tuning);
             body.keep(parity);
             let mut cold = Cold::new(order.unwrap_or(JobId([0; 16])), now);
             (cold.stage, cold.held) = (Stage::Shed, placements);
@@ -340,7 +340,7 @@ impl Node {
         let now = self.now;
         let Some(message) = self.hold_message(id, ask) else { return };
         if let Some(cold) = self.contents.get_mut(&id).and_then(|content| content.cold.as_mut()) {
-            cold.ask_at = now + limits::HOLD_EVERY;
+            cold.ask_at = now + self.config.tuning.demotion_ask_every;
         }
         for mate in self.membership.rack_mates(self.config.me) {
             if self.is_linked(mate) {

@@ -2,10 +2,11 @@
 //!
 //! Invariant: `missing` and every lane's `missing` agree with `have`, and what is pending for a child is had.
 
+use super::bounds;
 use super::cold::Cold;
 use super::level::Level;
-use super::limits;
 use super::toll::Toll;
+use super::tuning::Tuning;
 use super::warm::Warm;
 use crate::plan::Plan;
 use crate::time::Instant;
@@ -299,22 +300,22 @@ impl Content {
     }
 
     /// Whether whom we asked for the manifest last takes so long that another is asked as well.
-    pub(super) fn asked_in_vain(&self, now: Instant) -> bool {
+    pub(super) fn asked_in_vain(&self, now: Instant, tuning: &Tuning) -> bool {
         let patience =
-            limits::MANIFEST_PATIENCE + Duration::from_millis(self.manifest_bytes / limits::MANIFEST_BYTES_PER_MS);
+            tuning.manifest_patience + Duration::from_millis(self.manifest_bytes / tuning.manifest_bytes_per_ms);
         let hunt = &self.manifest;
-        hunt.tried.len() <= limits::MANIFEST_AGAIN
-            && hunt.asked.is_some_and(|(_, until)| now + limits::MANIFEST_TIMEOUT >= until + patience)
+        hunt.tried.len() <= tuning.manifest_extra_sources
+            && hunt.asked.is_some_and(|(_, until)| now + tuning.manifest_timeout >= until + patience)
     }
 
     /// Whether there is somebody to try again, as the time is over for which the content went around them.
-    pub(super) fn tries_again(&self, now: Instant) -> bool {
-        self.useless.values().any(|until| *until <= now) && !self.is_late_for_trials()
+    pub(super) fn tries_again(&self, now: Instant, tuning: &Tuning) -> bool {
+        self.useless.values().any(|until| *until <= now) && !self.is_late_for_trials(tuning)
     }
 
     /// Tries those again for whom that time is over, but nobody near the end.
-    pub(super) fn try_again(&mut self, now: Instant) {
-        if self.is_late_for_trials() {
+    pub(super) fn try_again(&mut self, now: Instant, tuning: &Tuning) {
+        if self.is_late_for_trials(tuning) {
             return;
         }
         self.useless.retain(|_, until| *until > now);
@@ -322,8 +323,8 @@ impl Content {
         self.detours.retain(|_, hosts| !hosts.is_empty());
     }
 
-    fn is_late_for_trials(&self) -> bool {
-        self.body.as_ref().is_some_and(Body::is_late_for_trials)
+    fn is_late_for_trials(&self, tuning: &Tuning) -> bool {
+        self.body.as_ref().is_some_and(|body| body.is_late_for_trials(tuning))
     }
 
     /// Whether pieces are still to come.
@@ -334,7 +335,7 @@ impl Content {
 }
 
 impl Body {
-    pub(super) fn new(geometry: Geometry, have: Bitmap, now: Instant) -> Self {
+    pub(super) fn new(geometry: Geometry, have: Bitmap, now: Instant, tuning: &Tuning) -> Self {
         let mut lanes = vec![Lane::default(); usize::from(geometry.lanes())];
         let takers = vec![Vec::new(); usize::from(geometry.lanes())];
         let mut missing = 0;
@@ -356,7 +357,7 @@ impl Body {
             rebuilding: BTreeSet::new(),
             kept: BTreeMap::new(),
             wants: BTreeMap::new(),
-            wants_room: limits::WANTS_FIRST,
+            wants_room: tuning.wants_first,
             asked: BTreeSet::new(),
             tries: BTreeMap::new(),
             got: Vec::new(),
@@ -400,8 +401,8 @@ impl Body {
     }
 
     /// How long an imported lane may bring nothing.
-    pub(super) fn patience(&self) -> Duration {
-        limits::SILENT.max(Duration::from_millis(limits::SILENT_PIECES * 1_000_000 / self.typical.max(1)))
+    pub(super) fn patience(&self, tuning: &Tuning) -> Duration {
+        tuning.silence.max(Duration::from_millis(tuning.silence_pieces * 1_000_000 / self.typical.max(1)))
     }
 
     /// Pieces that half of the lanes lack, or fewer.
@@ -415,14 +416,14 @@ impl Body {
     }
 
     /// Whether too little is left to try again whom nothing came from: if that is in vain again, the rest comes later.
-    fn is_late_for_trials(&self) -> bool {
+    fn is_late_for_trials(&self, tuning: &Tuning) -> bool {
         let rest = u64::from(self.usually_missing()) * 1_000_000 / self.typical.max(1);
-        self.typical > 0 && Duration::from_millis(rest) < self.patience() * limits::TRIAL_REST
+        self.typical > 0 && Duration::from_millis(rest) < self.patience(tuning) * tuning.late_for_retry
     }
 
-    /// Whether a lane has come no further than others are when they have come far; see [`limits::BEHIND`].
-    pub(super) fn is_behind(&self, lane: &Lane) -> bool {
-        lane.missing * self.lanes.len() as u32 * limits::BEHIND >= self.geometry.piece_count()
+    /// Whether a lane has come no further than others are when they have come far; see [`Tuning::ending_behind`].
+    pub(super) fn is_behind(&self, lane: &Lane, tuning: &Tuning) -> bool {
+        lane.missing * self.lanes.len() as u32 * tuning.ending_behind >= self.geometry.piece_count()
     }
 
     /// Counts a piece in; false when it was here.
@@ -438,11 +439,11 @@ impl Body {
     }
 
     /// A piece was asked for in vain. The longer that goes on, the longer the waits.
-    pub(super) fn failed(&mut self, piece: PieceIndex, now: Instant) {
+    pub(super) fn failed(&mut self, piece: PieceIndex, now: Instant, tuning: &Tuning) {
         let tries = self.tries.entry(piece).or_default();
         tries.count = tries.count.saturating_add(1);
-        let doublings = (tries.count / limits::TRIES_SWIFT).min(limits::TRIES_DOUBLINGS);
-        let wait = if doublings == 0 { Duration::ZERO } else { limits::CHECK_EVERY * 2u32.pow(doublings) };
+        let doublings = (tries.count / tuning.tries_without_wait).min(tuning.tries_doublings);
+        let wait = if doublings == 0 { Duration::ZERO } else { tuning.check_every * 2u32.pow(doublings) };
         tries.not_before = now + wait;
     }
 
@@ -486,7 +487,7 @@ impl Body {
         assert_eq!(self.missing, self.geometry.piece_count() - self.have.count(), "missing pieces");
         let by_lane: u32 = self.lanes.iter().map(|lane| lane.missing).sum();
         assert_eq!(self.missing, by_lane, "missing pieces by lane");
-        assert!(self.wants.len() <= limits::WANTS_MAX, "wants are bounded");
+        assert!(self.wants.len() <= bounds::WANTS_MAX, "wants are bounded");
         for (number, takers) in self.takers.iter().enumerate() {
             let takes = |child: &Child| child.lanes.contains(LaneIndex(number as u8));
             let taking = self.children.iter().filter(|(_, child)| takes(child)).map(|(host, _)| host);
@@ -496,7 +497,7 @@ impl Body {
             let mut unheld = child.pending.clone();
             unheld.subtract(&self.have);
             assert!(unheld.none(), "only pieces we have are pending");
-            assert!(child.wants.len() <= limits::WANTED_MAX, "a child's wants are bounded");
+            assert!(child.wants.len() <= bounds::CHILD_WANTS_MAX, "a child's wants are bounded");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Anti-entropy: neighbours compare the lists of jobs they know, which heals whatever announcements were missed.
 
-use super::{Node, limits};
+use super::{Node, bounds};
 use shoal_proto::ids::{Hash, HostIndex, JobId};
 use shoal_proto::message::Message;
 
@@ -18,7 +18,7 @@ impl Node {
 
     /// Sends an announcement outside the lanes.
     pub(super) fn announce_again(&mut self, to: HostIndex, job: JobId) {
-        self.announce_to(to, job, limits::ENTROPY_LANE, self.is_feed_held(&job));
+        self.announce_to(to, job, bounds::ENTROPY_LANE, self.is_feed_held(&job));
     }
 
     /// Compares with the next neighbour in turn.
@@ -42,7 +42,7 @@ impl Node {
         let mut jobs: Vec<(u64, JobId)> =
             self.jobs.iter().map(|(id, job)| (job.announcement.created_at, *id)).collect();
         jobs.sort_unstable_by(|a, b| b.cmp(a));
-        jobs.truncate(limits::DIGEST_JOBS);
+        jobs.truncate(bounds::DIGEST_JOBS);
         jobs.into_iter().map(|(_, id)| id).collect()
     }
 

@@ -6,7 +6,7 @@
 //! sequences, each version once.
 
 use super::content::announce_offset;
-use super::{Job, Node, limits};
+use super::{Job, Node, bounds};
 use crate::io::Output;
 use crate::plan::{Plan, PlanRequest, Shape};
 use crate::time::Instant;
@@ -114,7 +114,7 @@ impl Node {
         }
         if ours && small && inline {
             // At a restart neighbours compare what they know; nobody need be told.
-            if from.is_none() && lane == limits::ENTROPY_LANE {
+            if from.is_none() && lane == bounds::ENTROPY_LANE {
                 self.hold(id);
             } else {
                 self.feed_arrived(id, from, lane);
@@ -125,7 +125,7 @@ impl Node {
         } else if ours {
             self.take_job(id, from, lane, false);
         }
-        if former.is_none() && self.feeds.len() <= limits::WARM_FEEDS_MAX {
+        if former.is_none() && self.feeds.len() <= bounds::KEEP_OPEN_FEEDS_MAX {
             self.warm_feed(id);
         }
         if let Some(former) = former.filter(|former| former.content != content) {
@@ -136,9 +136,9 @@ impl Node {
     /// A feed that a change of membership makes ours.
     pub(super) fn feed_is_ours(&mut self, id: JobId) {
         if self.feeds.get(&id).is_some_and(|feed| feed.small) {
-            self.feed_source(id, None, limits::ENTROPY_LANE);
+            self.feed_source(id, None, bounds::ENTROPY_LANE);
         } else {
-            self.take_job(id, None, limits::ENTROPY_LANE, false);
+            self.take_job(id, None, bounds::ENTROPY_LANE, false);
         }
     }
 
@@ -191,7 +191,7 @@ impl Node {
         feed.held = Some(announcement.sequence);
         feed.astray &= lane != 0;
         // Its lane brings what it should, if late: the newest is likely behind it.
-        let patience = self.now + limits::FEED_PATIENCE;
+        let patience = self.now + self.config.tuning.feed_patience;
         feed.lacks = feed.lacks.map(|_| self.now);
         feed.ask_at = feed.ask_at.map(|at| if feed.asked == 0 { at.max(patience) } else { at });
         self.spread_feed(announcement, from, lane, true);
@@ -251,12 +251,13 @@ impl Node {
         let Some(feed) = self.feeds.get_mut(&id).filter(|feed| !feed.is_held()) else { return };
         if let Some(from) = from
             && !feed.sources.contains(&from)
-            && feed.sources.len() < limits::MANIFEST_HOSTS_MAX
+            && feed.sources.len() < bounds::MANIFEST_HOSTS_MAX
         {
             feed.sources.push_back(from);
         }
         let lacks = *feed.lacks.get_or_insert(now);
-        let at = if lane == limits::ENTROPY_LANE || feed.astray { now } else { lacks + limits::FEED_PATIENCE };
+        let at =
+            if lane == bounds::ENTROPY_LANE || feed.astray { now } else { lacks + self.config.tuning.feed_patience };
         if feed.asked == 0 {
             feed.ask_at = Some(feed.ask_at.map_or(at, |former| former.min(at)));
         }
@@ -281,8 +282,9 @@ impl Node {
             }
         }
         let asked = feed.asked;
-        let again = limits::FEED_PATIENCE * 2u32.pow(asked.min(8) as u32 + 1);
-        let wait = if hosts.is_empty() { limits::RETRY_FIRST } else { again.min(limits::WANT_TIMEOUT) };
+        let again = self.config.tuning.feed_patience * 2u32.pow(asked.min(8) as u32 + 1);
+        let wait =
+            if hosts.is_empty() { self.config.tuning.redial_first } else { again.min(self.config.tuning.want_timeout) };
         let now = self.now;
         if let Some(feed) = self.feeds.get_mut(&id) {
             feed.ask_at = Some(now + wait);
@@ -317,7 +319,7 @@ impl Node {
         let ours = self.jobs.get(id).is_some_and(|job| job.ours);
         match self.feeds.get_mut(id) {
             Some(feed) if ours && feed.small && !feed.is_held() => {
-                if feed.waiters.len() < limits::MANIFEST_HOSTS_MAX {
+                if feed.waiters.len() < bounds::MANIFEST_HOSTS_MAX {
                     feed.waiters.insert(from);
                 }
                 false

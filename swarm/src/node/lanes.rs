@@ -1,6 +1,6 @@
 //! The child's side: which parent each lane comes from, and what becomes of the shards that arrive.
 
-use super::{Node, limits};
+use super::{Node, bounds};
 use crate::io::Output;
 use crate::plan::{PlanRequest, Shape};
 use shoal_proto::bitmap::Bitmap;
@@ -14,7 +14,7 @@ impl Node {
         let me = self.config.me;
         let now = self.now;
         let Some(content) = self.contents.get_mut(&id) else { return };
-        content.try_again(now);
+        content.try_again(now, &self.config.tuning);
         let mut avoid: BTreeSet<HostIndex> = self.avoid.keys().copied().collect();
         avoid.extend(content.useless.keys());
         avoid.remove(&me);
@@ -172,7 +172,7 @@ impl Node {
         let Some(body) = content.body.as_mut() else { return };
         let Some((stripe, place)) = body.geometry.split(shard) else { return };
         if let Some(want) = body.wants.remove(&shard) {
-            body.wants_room = (body.wants_room + 1).min(limits::WANTS_MAX);
+            body.wants_room = (body.wants_room + 1).min(bounds::WANTS_MAX);
             if let Some(warm) = content.warm.as_mut().filter(|_| want.from == from) {
                 warm.tardy.answered(now.since(want.asked));
             }
@@ -200,7 +200,7 @@ impl Node {
         self.counters.shards_taken += 1;
         body.last_arrival = now;
         body.delivered += 1;
-        body.toll.count(1, false, now);
+        body.toll.count(1, false, now, &self.config.tuning);
         if let Some(piece) = body.geometry.piece_of(shard) {
             let lane = &mut body.lanes[body.geometry.lane_of_piece(piece).index()];
             lane.brought = now;
@@ -223,7 +223,7 @@ impl Node {
         let lane = body.lanes[number.index()];
         if lane.subscribed && lane.parent.is_some() && lane.parent != from {
             body.got.push(piece);
-            let at = self.now + limits::GOT_EVERY;
+            let at = self.now + self.config.tuning.received_every;
             self.got_at = Some(self.got_at.map_or(at, |former| former.min(at)));
         }
         for host in &body.takers[number.index()] {

@@ -7,9 +7,10 @@
 //! for nothing nor do those that take nothing at all, and as soon as the origin sends less for it than before, nobody waits for a while.
 //! Invariant: whoever waits is looked at again whenever the origin has sent something, and at every check.
 
+use super::Node;
 use super::content::{Body, Child, above, middle};
 use super::toll::Toll;
-use super::{Node, limits};
+use super::tuning::Tuning;
 use crate::time::Instant;
 use shoal_proto::ids::{ContentId, HostIndex};
 use std::collections::BTreeSet;
@@ -26,11 +27,11 @@ pub(super) struct Level {
 
 impl Body {
     /// The place in the content up to which its origin may send now; `None` when there is no limit.
-    fn level(&self, now: Instant, is_up: impl Fn(HostIndex) -> bool) -> Option<u32> {
+    fn level(&self, now: Instant, tuning: &Tuning, is_up: impl Fn(HostIndex) -> bool) -> Option<u32> {
         if self.level.toll.is_due(now) {
             return None;
         }
-        let stuck = self.stuck_after(now);
+        let stuck = self.stuck_after(now, tuning);
         // Who lacks nothing that is here is not behind.
         let place = |child: &Child| match child.place() {
             Some(_) if now.since(child.took) >= stuck => None,
@@ -38,11 +39,11 @@ impl Body {
         };
         let up = self.children.iter().filter(|(host, _)| is_up(**host));
         let places: Vec<u32> = up.filter_map(|(_, child)| place(child)).collect();
-        if places.len() < limits::LEVEL_LEAST {
+        if places.len() < tuning.send_children_min {
             return None;
         }
-        let ahead = places.len() as u32 * limits::LEVEL_AHEAD;
-        Some(above(places.into_iter(), limits::LEVEL_SLOW).saturating_add(ahead))
+        let ahead = (places.len() as u32).saturating_mul(tuning.send_lead_pieces);
+        Some(above(places.into_iter(), tuning.send_slow_one_in).saturating_add(ahead))
     }
 
     /// A child has taken something, or is held back: it is not stuck.
@@ -53,10 +54,10 @@ impl Body {
     }
 
     /// How long a child with something to take must have taken nothing to be stuck.
-    fn stuck_after(&self, now: Instant) -> Duration {
+    fn stuck_after(&self, now: Instant, tuning: &Tuning) -> Duration {
         let takes = self.children.values().filter(|child| child.place().is_some());
         let usual = middle(takes.map(|child| now.since(child.took).as_millis() as u32));
-        limits::LEVEL_STUCK.max(Duration::from_millis(u64::from(usual)) * limits::LEVEL_STUCK_FACTOR)
+        tuning.send_stuck.max(Duration::from_millis(u64::from(usual)) * tuning.send_stuck_factor)
     }
 
     /// Whether a child's next piece is beyond the level; what it asked for goes to it at any time.
@@ -72,12 +73,12 @@ impl Node {
         let (now, me, links) = (self.now, self.config.me, &self.links);
         let content = self.contents.get_mut(&id).filter(|content| content.origin == Some(me));
         let Some(body) = content.and_then(|content| content.body.as_mut()) else { return false };
-        let level = body.level(now, |host| links.get(&host).is_some_and(|link| link.is_up()));
+        let level = body.level(now, &self.config.tuning, |host| links.get(&host).is_some_and(|link| link.is_up()));
         let ahead = body.is_ahead(host, level);
         if ahead {
             body.level.held.insert(host);
             body.took(host, now);
-            body.level.toll.count(0, true, now);
+            body.level.toll.count(0, true, now, &self.config.tuning);
             self.uneven.insert(id);
         }
         ahead
@@ -88,7 +89,7 @@ impl Node {
         let (now, me) = (self.now, self.config.me);
         let content = self.contents.get_mut(&id).filter(|content| content.origin == Some(me));
         if let Some(body) = content.and_then(|content| content.body.as_mut()) {
-            body.level.toll.count(u64::from(bytes), !body.level.held.is_empty(), now);
+            body.level.toll.count(u64::from(bytes), !body.level.held.is_empty(), now, &self.config.tuning);
             body.took(to, now);
         }
     }
@@ -99,8 +100,9 @@ impl Node {
         for id in std::mem::take(&mut self.uneven) {
             let Some(content) = self.contents.get_mut(&id) else { continue };
             let Some(body) = content.body.as_mut() else { continue };
-            body.level.toll.count(0, true, now);
-            let level = body.level(now, |host| self.links.get(&host).is_some_and(|link| link.is_up()));
+            body.level.toll.count(0, true, now, &self.config.tuning);
+            let level =
+                body.level(now, &self.config.tuning, |host| self.links.get(&host).is_some_and(|link| link.is_up()));
             let held = std::mem::take(&mut body.level.held);
             let (held, freed): (BTreeSet<_>, BTreeSet<_>) =
                 held.into_iter().partition(|host| body.is_ahead(*host, level));

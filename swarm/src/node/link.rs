@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is outstanding on a link of one class never exceeds the window, but for two shards larger than it.
 
-use super::limits;
+use super::bounds;
 use crate::time::Instant;
 use shoal_proto::announcement::Class;
 use shoal_proto::ids::{ContentId, JobId, ShardIndex};
@@ -67,14 +67,14 @@ impl Link {
     pub(super) fn has_room(&self, class: Class, len: u32) -> bool {
         let ahead = self.outstanding.iter().filter(|(.., of)| *of <= class);
         let (count, bytes) = ahead.fold((0, 0), |(count, bytes), (_, _, len, _)| (count + 1, bytes + u64::from(*len)));
-        count < 2 || (count < limits::LINK_WINDOW_SHARDS && bytes + u64::from(len) <= limits::LINK_WINDOW_BYTES)
+        count < 2 || (count < bounds::LINK_WINDOW_SHARDS && bytes + u64::from(len) <= bounds::LINK_WINDOW_BYTES)
     }
 
     /// Whether each class keeps to the window.
     pub(super) fn keeps_window(&self) -> bool {
         Class::ALL.into_iter().all(|class| {
             let lens = self.outstanding.iter().filter(|(.., of)| *of == class).map(|(_, _, len, _)| u64::from(*len));
-            lens.clone().count() <= 2 || lens.sum::<u64>() <= limits::LINK_WINDOW_BYTES
+            lens.clone().count() <= 2 || lens.sum::<u64>() <= bounds::LINK_WINDOW_BYTES
         })
     }
 

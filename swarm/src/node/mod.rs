@@ -9,13 +9,13 @@
 
 mod abreast;
 mod announce;
+pub mod bounds;
 mod cold;
 mod content;
 mod entropy;
 mod feeds;
 mod lanes;
 mod level;
-pub mod limits;
 mod link;
 mod neighbours;
 mod planner;
@@ -23,10 +23,12 @@ mod push;
 mod repair;
 mod tardy;
 mod toll;
+pub mod tuning;
 mod warm;
 
-pub use limits::{LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
+pub use bounds::{LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
 pub use planner::{CachingPlanner, Planner};
+pub use tuning::{Rule, Tuning};
 
 use crate::io::{Input, Notice, Output};
 use crate::membership::Membership;
@@ -48,6 +50,8 @@ pub struct NodeConfig {
     pub me: HostIndex,
     /// Trees used for announcements and for contents whose manifest is not known yet.
     pub lanes: u8,
+    /// Windows, waits and thresholds.
+    pub tuning: Tuning,
 }
 
 /// How far a content is.
@@ -149,6 +153,7 @@ impl Node {
     pub fn new(config: NodeConfig, planner: Box<dyn Planner>) -> Self {
         // Hosts of a rack compare lists at different times.
         let stagger = std::time::Duration::from_millis(u64::from(config.me.0) % 64 * 75);
+        let anti_entropy_every = config.tuning.anti_entropy_every;
         Self {
             config,
             planner,
@@ -173,7 +178,7 @@ impl Node {
             counters: Counters::default(),
             check_at: None,
             got_at: None,
-            entropy_at: Instant::ZERO + limits::ENTROPY_EVERY + stagger,
+            entropy_at: Instant::ZERO + anti_entropy_every + stagger,
             entropy_turn: 0,
         }
     }
@@ -277,11 +282,11 @@ impl Node {
 
     /// Walks the whole state and panics where it contradicts itself. For tests and the simulator.
     pub fn check_invariants(&self) {
-        assert!(self.links.len() <= limits::LINKS_MAX, "links are bounded");
-        assert!(self.jobs.len() <= limits::JOBS_MAX, "jobs are bounded");
+        assert!(self.links.len() <= bounds::LINKS_MAX, "links are bounded");
+        assert!(self.jobs.len() <= bounds::JOBS_MAX, "jobs are bounded");
         assert!(self.feeds.len() <= shoal_proto::limits::FEEDS_MAX, "feeds are bounded");
         assert!(self.feeds.keys().all(|id| self.jobs.contains_key(id)), "a feed has its announcement");
-        assert!(self.parked.len() <= limits::PARKED_MAX, "parked subscriptions are bounded");
+        assert!(self.parked.len() <= bounds::PARKED_MAX, "parked subscriptions are bounded");
         for link in self.links.values() {
             assert!(link.keeps_window(), "the window holds");
         }
@@ -357,7 +362,7 @@ impl Node {
             self.flush_got();
         }
         if self.now >= self.entropy_at {
-            self.entropy_at = self.now + limits::ENTROPY_EVERY;
+            self.entropy_at = self.now + self.config.tuning.anti_entropy_every;
             self.compare_with_next();
             self.close_idle();
         }
@@ -373,7 +378,7 @@ impl Node {
             || !self.retry.is_empty()
             || !self.avoid.is_empty();
         if busy && self.check_at.is_none() {
-            self.check_at = Some(self.now + limits::CHECK_EVERY);
+            self.check_at = Some(self.now + self.config.tuning.check_every);
         }
     }
 

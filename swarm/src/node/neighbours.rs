@@ -1,7 +1,7 @@
 //! Links: which to bring up, when to dial again, whom to avoid, what to close.
 
 use super::link::{Link, State};
-use super::{Node, limits};
+use super::{Node, bounds};
 use crate::io::{AvoidReason, Notice, Output};
 use crate::plan::{PlanRequest, Shape};
 use crate::time::Instant;
@@ -22,7 +22,7 @@ pub(super) struct Avoid {
 impl Node {
     /// Wants a link to `host`: dials now, or when its time comes.
     pub(super) fn connect(&mut self, host: HostIndex) {
-        let full = self.links.len() >= limits::LINKS_MAX;
+        let full = self.links.len() >= bounds::LINKS_MAX;
         if host == self.config.me || (full && !self.links.contains_key(&host)) || self.is_banned(host) {
             return;
         }
@@ -52,7 +52,7 @@ impl Node {
             self.push(Output::Disconnect { host, reason: CloseReason::Banned });
             return;
         }
-        if self.links.len() >= limits::LINKS_MAX && !self.links.contains_key(&host) {
+        if self.links.len() >= bounds::LINKS_MAX && !self.links.contains_key(&host) {
             self.push(Output::Disconnect { host, reason: CloseReason::Busy });
             return;
         }
@@ -89,7 +89,7 @@ impl Node {
         let Some(link) = self.links.get_mut(&host) else { return };
         link.reset();
         link.state = State::Down;
-        link.retry_at = self.now + limits::RETRY_FIRST;
+        link.retry_at = self.now + self.config.tuning.redial_first;
         self.parked.retain(|parked| parked.from != host);
         self.lost(host);
     }
@@ -102,7 +102,8 @@ impl Node {
         link.state = State::Down;
         link.reset();
         let lost_at = *link.lost_at.get_or_insert(self.now);
-        let wait = (self.now.since(lost_at) / limits::RETRY_SHARE).clamp(limits::RETRY_FIRST, limits::RETRY_MAX);
+        let wait = (self.now.since(lost_at) / self.config.tuning.redial_one_in)
+            .clamp(self.config.tuning.redial_first, self.config.tuning.redial_max);
         // Hosts that lost the same neighbour do not all dial it at once.
         let jitter = Duration::from_millis(u64::from(self.config.me.0.wrapping_mul(2_654_435_761) >> 24));
         link.retry_at = self.now + wait + jitter;
@@ -114,7 +115,7 @@ impl Node {
 
     /// Hosts that were lost at about this time: whatever kept one away kept the others away as well, and when it is back so are they.
     fn lost_together(&self, at: Instant) -> BTreeSet<HostIndex> {
-        let near = |lost: Instant| lost.since(at).max(at.since(lost)) <= limits::LOST_TOGETHER;
+        let near = |lost: Instant| lost.since(at).max(at.since(lost)) <= self.config.tuning.lost_together;
         let lost = self.links.iter().filter(|(_, link)| !link.is_up() && link.lost_at.is_some_and(near));
         lost.map(|(host, _)| *host).collect()
     }
@@ -125,7 +126,7 @@ impl Node {
             if let Some(body) = self.contents.get_mut(id).and_then(|content| content.body.as_mut()) {
                 body.tries.clear();
                 body.trials.clear();
-                body.judged_at = self.now + limits::JUDGE_GRACE;
+                body.judged_at = self.now + self.config.tuning.detect_grace;
             }
         }
     }
@@ -162,9 +163,9 @@ impl Node {
         }
         let strikes = former.map_or(0, |avoid| avoid.strikes) + 1;
         let span = match why {
-            AvoidReason::Unreachable => limits::AVOID_UNREACHABLE,
-            AvoidReason::Slow => limits::AVOID_SLOW,
-            AvoidReason::Useless => limits::AVOID_USELESS,
+            AvoidReason::Unreachable => self.config.tuning.avoid_unreachable,
+            AvoidReason::Slow => self.config.tuning.avoid_slow,
+            AvoidReason::Useless => self.config.tuning.avoid_useless,
         } * 2u32.pow(strikes.min(6) - 1);
         self.notice(Notice::Avoided { host, why });
         let until = self.now + span;
@@ -258,7 +259,7 @@ impl Node {
         for host in wanted {
             self.connect(host);
         }
-        let feeds: Vec<JobId> = self.feeds.keys().take(limits::WARM_FEEDS_MAX).copied().collect();
+        let feeds: Vec<JobId> = self.feeds.keys().take(bounds::KEEP_OPEN_FEEDS_MAX).copied().collect();
         for id in feeds {
             self.warm_feed(id);
         }
@@ -270,7 +271,7 @@ impl Node {
             .iter()
             .filter(|(host, link)| {
                 link.is_up()
-                    && self.now.since(link.last_used) > limits::IDLE
+                    && self.now.since(link.last_used) > self.config.tuning.idle
                     && link.outstanding.is_empty()
                     && !self.is_needed(**host)
             })
@@ -282,7 +283,7 @@ impl Node {
         let now = self.now;
         let retry = &self.retry;
         self.links.retain(|host, link| {
-            link.state != State::Down || retry.contains(host) || now.since(link.last_used) < limits::IDLE
+            link.state != State::Down || retry.contains(host) || now.since(link.last_used) < self.config.tuning.idle
         });
     }
 
@@ -291,11 +292,11 @@ impl Node {
         self.counters.shards_corrupt += 1;
         let Some(link) = self.links.get_mut(&host) else { return };
         link.bad = link.bad.saturating_add(1);
-        if link.bad < limits::BAD_SHARDS_MAX {
+        if link.bad < bounds::BAD_SHARDS_MAX {
             return;
         }
         link.bad = 0;
-        let until = self.now + limits::BAN;
+        let until = self.now + bounds::BAN;
         self.avoid.insert(host, Avoid { until, why: AvoidReason::Useless, strikes: 1, banned: true });
         self.push(Output::Disconnect { host, reason: CloseReason::Banned });
         self.notice(Notice::Banned { host });

@@ -4,7 +4,7 @@
 //! window, filled most urgent class first, contents of one class in turn, asked-for shards before lane pushes.
 
 use super::content::Child;
-use super::{Node, Parked, limits};
+use super::{Node, Parked, bounds};
 use crate::io::Output;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::frame::CloseReason;
@@ -94,11 +94,11 @@ impl Node {
 
     /// Keeps a subscription to a content that is not ready here: its announcement or manifest is likely on its way.
     fn park(&mut self, from: HostIndex, content: ContentId, lanes: LaneSet, have: Bitmap) {
-        if self.parked.len() >= limits::PARKED_MAX {
+        if self.parked.len() >= bounds::PARKED_MAX {
             self.send(from, Message::NotServed { content });
             return;
         }
-        let until = self.now + limits::PARKED_TIME;
+        let until = self.now + self.config.tuning.parked_time;
         match self.parked.iter_mut().find(|parked| parked.from == from && parked.content == content) {
             Some(parked) => {
                 parked.lanes = LaneSet(parked.lanes.0 | lanes.0);
@@ -197,7 +197,7 @@ impl Node {
                 Some(child) => child.wants.len(),
                 None => 0,
             };
-            if !body.can_serve(shard) || child >= limits::WANTED_MAX {
+            if !body.can_serve(shard) || child >= bounds::CHILD_WANTS_MAX {
                 lacking.push(shard);
                 continue;
             }

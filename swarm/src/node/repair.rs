@@ -6,8 +6,9 @@
 //! their rack peers, who see the same silence, wait for them, or the rack would import the lane twice. Shards are asked for one by one only where nothing else will bring them: the lane has no parent, or nothing at
 //! all arrived for a while, or a rack peer has it already. Rack peers are asked first; then, and only by the lane's owner, other racks; last the seeder.
 
+use super::Node;
 use super::content::{Lane, Trial, Want};
-use super::{Node, limits};
+use super::tuning::Tuning;
 use crate::io::{AvoidReason, Notice};
 use crate::time::Instant;
 use shoal_proto::ids::{ContentId, HostIndex, LaneIndex, PieceIndex, ShardIndex};
@@ -36,12 +37,12 @@ impl Node {
         let Some(content) = self.contents.get_mut(&id) else { return };
         let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
         let span = now.since(body.judged_at).as_millis() as u64;
-        if body.missing == 0 || span < limits::JUDGE_SPAN.as_millis() as u64 {
+        if body.missing == 0 || span < self.config.tuning.detect_span.as_millis() as u64 {
             return;
         }
         let near = |host: HostIndex| plan.same_rack(host, me);
         // What is usual is what lanes bring that bring anything: silent ones must not make silence usual.
-        let patience = body.patience();
+        let patience = body.patience(&self.config.tuning);
         let alive = body.lanes.iter().filter(|lane| lane.is_awaited() && !lane.is_silent(now, patience));
         let (lanes, parents) = alive.fold((0u64, BTreeSet::new()), |(count, mut parents), lane| {
             parents.extend(lane.parent);
@@ -74,15 +75,17 @@ impl Node {
             let fresh = Trial { since: now, delivered: 0, strikes: 0 };
             let trial = body.trials.entry(host).or_insert(fresh);
             let expected = body.typical * lanes * now.since(trial.since).as_millis() as u64 / 1_000_000;
-            if expected < limits::JUDGE_PIECES {
+            if expected < self.config.tuning.detect_pieces_min {
                 continue;
             }
-            let lags = lag * 1000 >= body.typical * lanes * limits::LAG.as_secs() && trial.delivered * 3 < expected * 2;
-            let crawls = trial.delivered * limits::SLOW_FACTOR < expected && behind > lanes;
+            let lags = lag * 1000 >= body.typical * lanes * self.config.tuning.slow_lag.as_secs()
+                && trial.delivered * 3 < expected * 2;
+            let crawls = trial.delivered.saturating_mul(self.config.tuning.slow_factor) < expected && behind > lanes;
             let strikes = if crawls || lags { trial.strikes + 1 } else { 0 };
-            let doubted = trial.delivered * limits::DOUBTED_FACTOR < expected && body.doubted.contains(&host);
+            let doubted =
+                trial.delivered * self.config.tuning.suspected_factor < expected && body.doubted.contains(&host);
             *trial = Trial { strikes, ..fresh };
-            if strikes >= if doubted { limits::DOUBTED_STRIKES } else { limits::SLOW_STRIKES } {
+            if strikes >= if doubted { self.config.tuning.suspected_strikes } else { self.config.tuning.slow_strikes } {
                 slow.push(host);
             }
         }
@@ -98,10 +101,10 @@ impl Node {
         let (now, me) = (self.now, self.config.me);
         let Some(content) = self.contents.get_mut(&id) else { return };
         let (Some(plan), Some(body)) = (&content.plan, content.body.as_mut()) else { return };
-        let patience = body.patience();
+        let patience = body.patience(&self.config.tuning);
         let mut awaited = body.lanes.iter().filter(|lane| lane.is_awaited());
         // Near the end there is room on the links: whoever has brought little is not waited for.
-        let ending = awaited.clone().count() * limits::ENDING <= body.lanes.len();
+        let ending = awaited.clone().count().saturating_mul(self.config.tuning.ending_one_in) <= body.lanes.len();
         // Before it, where nothing comes from anybody, nobody is to blame.
         if body.typical == 0 || !ending && awaited.all(|lane| lane.rests || lane.is_silent(now, patience)) {
             return;
@@ -114,8 +117,13 @@ impl Node {
                 *last = (*last).max(lane.since.max(lane.brought));
             }
         }
-        let alone =
-            |lane: &Lane| if ending && body.is_behind(lane) { patience } else { patience * limits::SILENT_ALONE };
+        let alone = |lane: &Lane| {
+            if ending && body.is_behind(lane, &self.config.tuning) {
+                patience
+            } else {
+                patience * self.config.tuning.silence_single_lane
+            }
+        };
         if heard.values().all(|last| now.since(*last) < patience)
             && !body.lanes.iter().any(|lane| lane.is_awaited() && lane.is_silent(now, alone(lane)))
         {
@@ -136,7 +144,11 @@ impl Node {
             from.lanes.push((number, parent));
             from.alive |= now.since(heard[&parent]) < patience;
             // Who is nearest to where it stops goes around first; those below it then get it as before.
-            let depth = if ending { 1 } else { plan.depth(number, parent).unwrap_or(1).clamp(1, limits::SILENT_DEPTH) };
+            let depth = if ending {
+                1
+            } else {
+                plan.depth(number, parent).unwrap_or(1).clamp(1, self.config.tuning.silence_depth)
+            };
             if now.since(heard[&parent]) >= patience * depth || lane.is_silent(now, alone(lane) * depth) {
                 from.silent.push((number, parent));
             }
@@ -146,9 +158,9 @@ impl Node {
         let suspects: BTreeMap<HostIndex, Instant> =
             content.detours.values().flatten().map(|(host, until)| (*host, *until)).collect();
         for (rack, Imports { alive, lanes, silent }) in imports {
-            let until = now + limits::AVOID_USELESS;
+            let until = now + self.config.tuning.avoid_useless;
             let hosts: BTreeSet<HostIndex> = lanes.iter().map(|(_, parent)| *parent).collect();
-            if hosts.len() >= limits::SILENT_HOSTS && !alive {
+            if hosts.len() >= self.config.tuning.silent_rack_hosts && !alive {
                 found.push((None, lanes[0].1));
                 content.useless.extend(rack.into_iter().map(|host| (host, until)));
             } else {
@@ -177,7 +189,7 @@ impl Node {
         let Some(plan) = self.contents.get(id).and_then(|content| content.plan.as_ref()) else { return false };
         let near = |other: &HostIndex| plan.same_rack(*other, host);
         let slow = self.avoid.iter().filter(|(other, avoid)| avoid.why == AvoidReason::Slow && near(other)).count();
-        slow < (plan.mates(host).count() / limits::SLOW_SHARE).max(1)
+        slow < (plan.mates(host).count() / self.config.tuning.slow_one_in).max(1)
     }
 
     pub(super) fn on_corrupt(&mut self, id: ContentId, shard: ShardIndex, from: HostIndex) {
@@ -187,7 +199,7 @@ impl Node {
                 body.wants.remove(&shard);
             }
             if let Some(piece) = asked.or(body.geometry.piece_of(shard)) {
-                body.failed(piece, self.now);
+                body.failed(piece, self.now, &self.config.tuning);
             }
         }
         self.on_bad_shard(from);
@@ -199,7 +211,7 @@ impl Node {
         for shard in shards {
             let Some(want) = body.wants.get(shard).filter(|want| want.from == from).copied() else { continue };
             body.wants.remove(shard);
-            body.failed(want.piece, now);
+            body.failed(want.piece, now, &self.config.tuning);
             if let (Some(piece), Some(child)) = (body.geometry.piece_of(*shard), body.children.get_mut(&from)) {
                 child.has.unset(piece.0);
             }
@@ -210,7 +222,7 @@ impl Node {
 
     /// A neighbour does not know the content: not a source of its manifest, not a parent for a while.
     pub(super) fn on_unknown(&mut self, from: HostIndex, id: ContentId) {
-        let until = self.now + limits::AVOID_USELESS;
+        let until = self.now + self.config.tuning.avoid_useless;
         let Some(content) = self.contents.get_mut(&id) else { return };
         if content.body.is_none() {
             self.manifest_source_failed(id, from);
@@ -244,12 +256,12 @@ impl Node {
         let Some(content) = self.contents.get_mut(&id) else { return };
         let far = |host| content.plan.as_ref().is_some_and(|plan| !plan.same_rack(host, me));
         let Some(body) = content.body.as_mut().filter(|body| body.missing > 0) else { return };
-        expire_wants(body, now);
+        expire_wants(body, now, &self.config.tuning);
         if now < body.next_repair {
             return;
         }
-        body.next_repair = now + limits::CHECK_EVERY;
-        let stalled = now.since(body.last_arrival) >= limits::STALL;
+        body.next_repair = now + self.config.tuning.check_every;
+        let stalled = now.since(body.last_arrival) >= self.config.tuning.stall;
         let mut room = body.wants_room.saturating_sub(body.wants.len());
         let mut due: Vec<PieceIndex> = Vec::new();
         let mut at = 0;
@@ -283,7 +295,7 @@ impl Node {
 
     fn refresh_useless(&mut self, id: ContentId) {
         let now = self.now;
-        if self.contents.get(&id).is_some_and(|content| content.tries_again(now)) {
+        if self.contents.get(&id).is_some_and(|content| content.tries_again(now, &self.config.tuning)) {
             self.replan(id);
         }
     }
@@ -294,7 +306,7 @@ impl Node {
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         let tries = body.tries.get(&piece).map_or(0, |tries| tries.count);
         if candidates.is_empty() {
-            body.failed(piece, self.now);
+            body.failed(piece, self.now, &self.config.tuning);
             return;
         }
         let round = tries as usize / candidates.len();
@@ -307,17 +319,17 @@ impl Node {
             shard = body.geometry.shard_at(stripe, u32::from(body.geometry.data()) + row);
             let held = body.parity.get(&stripe).is_some_and(|rows| rows >> row & 1 == 1);
             if held || body.wants.contains_key(&shard) {
-                body.failed(piece, self.now);
+                body.failed(piece, self.now, &self.config.tuning);
                 return;
             }
         }
         if !self.links.get(&host).is_some_and(|link| link.is_up()) {
-            body.failed(piece, self.now);
+            body.failed(piece, self.now, &self.config.tuning);
             self.connect(host);
             return;
         }
         // Every full round without success doubles the wait.
-        let wait = limits::WANT_TIMEOUT + Duration::from_millis(200) * 2u32.pow((round as u32).min(5));
+        let wait = self.config.tuning.want_timeout + Duration::from_millis(200) * 2u32.pow((round as u32).min(5));
         let Some(body) = self.contents.get_mut(&id).and_then(|content| content.body.as_mut()) else { return };
         body.wants.insert(shard, Want { piece, from: host, asked: self.now, until: self.now + wait });
         body.asked.insert(host);
@@ -343,7 +355,7 @@ impl Node {
         let tries = body.tries.get(&piece).map_or(0, |tries| tries.count);
         // Others of the rack wait for the owner, unless that has led nowhere for long.
         let patience = match owner {
-            Some(owner) if self.is_linked(owner) => limits::OWNER_TRIES,
+            Some(owner) if self.is_linked(owner) => self.config.tuning.owner_tries,
             _ => 2 * MATES_ASKED as u32,
         };
         if owner.is_none_or(|owner| owner == me) || tries > patience {
@@ -363,14 +375,14 @@ impl Node {
     }
 }
 
-fn expire_wants(body: &mut super::content::Body, now: Instant) {
+fn expire_wants(body: &mut super::content::Body, now: Instant, tuning: &Tuning) {
     let late: Vec<(ShardIndex, PieceIndex)> =
         body.wants.iter().filter(|(_, want)| want.until <= now).map(|(shard, want)| (*shard, want.piece)).collect();
     if !late.is_empty() {
-        body.wants_room = (body.wants_room / 2).max(limits::WANTS_FIRST);
+        body.wants_room = (body.wants_room / 2).max(tuning.wants_first);
     }
     for (shard, piece) in late {
         body.wants.remove(&shard);
-        body.failed(piece, now);
+        body.failed(piece, now, tuning);
     }
 }

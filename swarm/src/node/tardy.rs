@@ -5,7 +5,7 @@
 //! Invariant: a mate is tardy only once another answer has told what is usual.
 
 use super::content::Want;
-use super::limits;
+use super::tuning::Tuning;
 use crate::time::Instant;
 use shoal_proto::ids::{HostIndex, ShardIndex};
 use std::collections::BTreeMap;
@@ -25,12 +25,12 @@ impl Tardy {
     }
 
     /// Sees who keeps us waiting now.
-    pub(super) fn look(&mut self, wants: &BTreeMap<ShardIndex, Want>, now: Instant) {
+    pub(super) fn look(&mut self, wants: &BTreeMap<ShardIndex, Want>, now: Instant, tuning: &Tuning) {
         self.until.retain(|_, until| *until > now);
         let Some(usual) = self.usual else { return };
-        let patience = (usual * limits::TARDY_FACTOR).clamp(limits::TARDY_LEAST, limits::WANT_TIMEOUT);
+        let patience = (usual * tuning.slow_holder_factor).clamp(tuning.slow_holder_min, tuning.want_timeout);
         for want in wants.values().filter(|want| now.since(want.asked) >= patience) {
-            self.until.entry(want.from).or_insert(now + limits::TARDY_TIME);
+            self.until.entry(want.from).or_insert(now + tuning.slow_holder_time);
         }
     }
 
@@ -53,7 +53,7 @@ mod tests {
     fn wants(rows: &[(u32, u32, u64)]) -> BTreeMap<ShardIndex, Want> {
         let want = |from, asked| {
             let asked = Instant::ZERO + Duration::from_millis(asked);
-            Want { piece: PieceIndex(0), from: HostIndex(from), asked, until: asked + limits::WANT_TIMEOUT }
+            Want { piece: PieceIndex(0), from: HostIndex(from), asked, until: asked + Tuning::default().want_timeout }
         };
         rows.iter().map(|(shard, from, asked)| (ShardIndex(*shard), want(*from, *asked))).collect()
     }
@@ -65,15 +65,15 @@ mod tests {
     #[test]
     fn only_who_is_slower_than_others_is_tardy_and_for_a_while() {
         let (mut tardy, wants) = (Tardy::default(), wants(&[(0, 1, 0), (1, 1, 90), (2, 2, 150)]));
-        tardy.look(&wants, at(1000));
+        tardy.look(&wants, at(1000), &Tuning::default());
         assert!(!tardy.is(HostIndex(1)), "nothing tells yet what is usual");
         tardy.answered(Duration::from_millis(5));
-        tardy.look(&wants, at(199));
+        tardy.look(&wants, at(199), &Tuning::default());
         assert_eq!(tardy.awaited(&wants, None), 3);
-        tardy.look(&wants, at(200));
+        tardy.look(&wants, at(200), &Tuning::default());
         assert!(tardy.is(HostIndex(1)) && !tardy.is(HostIndex(2)));
         assert_eq!((tardy.awaited(&wants, None), tardy.awaited(&wants, Some(HostIndex(1)))), (1, 0));
-        tardy.look(&BTreeMap::new(), at(1200));
+        tardy.look(&BTreeMap::new(), at(1200), &Tuning::default());
         assert!(!tardy.is(HostIndex(1)));
     }
 
@@ -81,9 +81,9 @@ mod tests {
     fn where_answers_take_long_nobody_is_tardy_soon() {
         let (mut tardy, wants) = (Tardy::default(), wants(&[(0, 1, 0)]));
         tardy.answered(Duration::from_millis(400));
-        tardy.look(&wants, at(1599));
+        tardy.look(&wants, at(1599), &Tuning::default());
         assert!(!tardy.is(HostIndex(1)));
-        tardy.look(&wants, at(1600));
+        tardy.look(&wants, at(1600), &Tuning::default());
         assert!(tardy.is(HostIndex(1)));
     }
 }

@@ -1,8 +1,8 @@
 //! What holding some back costs: whether as much passes as when nobody is held.
 //!
-//! Invariant: nobody is held for longer than twice [`limits::TOLL_PROBE`] spans on end.
+//! Invariant: nobody is held for longer than twice [`Tuning::guard_probe_spans`] spans on end.
 
-use super::limits;
+use super::tuning::Tuning;
 use crate::time::Instant;
 
 /// Compares the rate of each span with the best of late.
@@ -27,29 +27,29 @@ pub(super) struct Toll {
 
 impl Toll {
     /// So much passed, while somebody was held back or nobody.
-    pub(super) fn count(&mut self, passed: u64, held: bool, now: Instant) {
+    pub(super) fn count(&mut self, passed: u64, held: bool, now: Instant, tuning: &Tuning) {
         let since = *self.since.get_or_insert(now);
         self.passed += passed;
         self.held |= held;
         let span = now.since(since);
-        if span < limits::TOLL_SPAN {
+        if span < tuning.guard_span {
             return;
         }
         let rate = self.passed * 1000 / span.as_millis() as u64;
         // After a rest, what was usual before it says nothing.
-        let rested = span >= limits::TOLL_SPAN * limits::TOLL_REST && !self.held;
+        let rested = span >= tuning.guard_span * tuning.guard_forget_spans && !self.held;
         self.best = match self.best {
             _ if rested => None,
             None => Some(0),
             Some(best) => {
                 self.spans = if self.held { self.spans + 1 } else { 0 };
                 if self.held && rate * 5 < best * 4 {
-                    self.free_until = now + limits::TOLL_FREE * (1 << self.costs.min(limits::TOLL_DOUBLINGS));
+                    self.free_until = now + tuning.guard_suspend * (1 << self.costs.min(tuning.guard_doublings));
                     self.costs += 1;
                     (self.spans, self.looked) = (0, false);
-                } else if self.spans >= limits::TOLL_PROBE << u32::from(self.looked) {
+                } else if self.spans >= tuning.guard_probe_spans << u32::from(self.looked) {
                     // What would pass if nobody were held?
-                    self.free_until = now + limits::TOLL_SPAN;
+                    self.free_until = now + tuning.guard_span;
                     self.looked = true;
                     (self.spans, self.costs) = (0, 0);
                 }
@@ -74,13 +74,16 @@ mod tests {
     fn due_after(spans: &[(u64, bool)]) -> bool {
         let mut toll = Toll::default();
         let mut now = Instant::ZERO;
-        toll.count(0, false, now);
+        toll.count(0, false, now, &Tuning::default());
         for (passed, held) in spans {
-            now = now + limits::TOLL_SPAN;
-            toll.count(*passed, *held, now);
+            now = now + Tuning::default().guard_span;
+            toll.count(*passed, *held, now, &Tuning::default());
         }
         let due = toll.is_due(now);
-        assert!(!toll.is_due(now + limits::TOLL_FREE * (1 << limits::TOLL_DOUBLINGS)), "not for ever");
+        assert!(
+            !toll.is_due(now + Tuning::default().guard_suspend * (1 << Tuning::default().guard_doublings)),
+            "not for ever"
+        );
         due
     }
 
@@ -95,8 +98,8 @@ mod tests {
     #[test]
     fn now_and_then_nobody_is_held_to_see_what_passes() {
         let held = |count: usize| vec![(100, true); count + 1];
-        assert!(!due_after(&held(limits::TOLL_PROBE as usize - 1)));
-        assert!(due_after(&held(limits::TOLL_PROBE as usize)));
+        assert!(!due_after(&held(Tuning::default().guard_probe_spans as usize - 1)));
+        assert!(due_after(&held(Tuning::default().guard_probe_spans as usize)));
     }
 
     #[test]
@@ -104,14 +107,14 @@ mod tests {
         let mut toll = Toll::default();
         let mut now = Instant::ZERO;
         for _ in 0..4 {
-            toll.count(100, false, now);
-            now = now + limits::TOLL_SPAN;
+            toll.count(100, false, now, &Tuning::default());
+            now = now + Tuning::default().guard_span;
         }
         now = now + Duration::from_secs(60);
-        toll.count(1, false, now);
+        toll.count(1, false, now, &Tuning::default());
         for _ in 0..3 {
-            now = now + limits::TOLL_SPAN;
-            toll.count(10, true, now);
+            now = now + Tuning::default().guard_span;
+            toll.count(10, true, now, &Tuning::default());
         }
         assert!(!toll.is_due(now));
     }

@@ -8,7 +8,7 @@
 
 use super::content::{Body, Want};
 use super::tardy::Tardy;
-use super::{Node, limits};
+use super::{Node, bounds};
 use crate::io::{Notice, Output};
 use crate::time::Instant;
 use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex, StripeIndex};
@@ -111,7 +111,7 @@ impl Node {
 
     pub(super) fn warm_lacks(&mut self, id: ContentId, from: HostIndex, shards: &[ShardIndex]) {
         if let Some(warm) = self.contents.get_mut(&id).and_then(|content| content.warm.as_mut())
-            && warm.lacking.len() < limits::LACKING_MAX
+            && warm.lacking.len() < bounds::UNAVAILABLE_MAX
         {
             warm.lacking.extend(shards.iter().map(|shard| (*shard, from)));
         }
@@ -138,10 +138,10 @@ impl Node {
         if body.missing == 0 {
             return;
         }
-        warm.tardy.look(&body.wants, now);
+        warm.tardy.look(&body.wants, now, &self.config.tuning);
         let ask_all = warm.ask_at <= now;
         if ask_all {
-            warm.ask_at = now + limits::HOLD_EVERY;
+            warm.ask_at = now + self.config.tuning.demotion_ask_every;
         }
         let mut holders: Vec<Holder<'_>> = Vec::new();
         for (mate, linked) in &mates {
@@ -157,10 +157,10 @@ impl Node {
         let dial: Vec<HostIndex> = mates.iter().filter(|(_, linked)| !linked).map(|(mate, _)| *mate).collect();
         let idle =
             asks.is_empty() && whole_with_parity.is_empty() && body.wants.is_empty() && body.rebuilding.is_empty();
-        let over = idle && now.since(warm.since) >= limits::COLD_PATIENCE;
+        let over = idle && now.since(warm.since) >= self.config.tuning.promote_patience;
         for (host, shards) in &asks {
             for (shard, piece) in shards {
-                let until = now + limits::WANT_TIMEOUT;
+                let until = now + self.config.tuning.want_timeout;
                 body.wants.insert(*shard, Want { piece: *piece, from: *host, asked: now, until });
             }
             body.asked.insert(*host);
@@ -214,11 +214,11 @@ impl Node {
         let late: Vec<(ShardIndex, HostIndex)> =
             body.wants.iter().filter(|(_, want)| want.until <= now).map(|(shard, want)| (*shard, want.from)).collect();
         if !late.is_empty() {
-            body.wants_room = (body.wants_room / 2).max(limits::WANTS_FIRST);
+            body.wants_room = (body.wants_room / 2).max(self.config.tuning.wants_first);
         }
         for (shard, host) in late {
             body.wants.remove(&shard);
-            warm.late.insert(host, now + limits::AVOID_USELESS);
+            warm.late.insert(host, now + self.config.tuning.avoid_useless);
         }
     }
 
@@ -259,7 +259,7 @@ struct Chosen {
 fn choose(body: &Body, holders: &[Holder<'_>], warm: &Warm, me: HostIndex) -> Chosen {
     let mut chosen = Chosen::default();
     let room = body.wants_room.saturating_sub(warm.tardy.awaited(&body.wants, None));
-    let mut room = room.min(limits::WANTS_MAX.saturating_sub(body.wants.len()));
+    let mut room = room.min(bounds::WANTS_MAX.saturating_sub(body.wants.len()));
     let geometry = &body.geometry;
     let (stripes, data) = (geometry.stripe_count(), u32::from(geometry.data()));
     // Each host begins elsewhere, so that they do not all ask the same one at a time.
@@ -281,7 +281,7 @@ fn choose(body: &Body, holders: &[Holder<'_>], warm: &Warm, me: HostIndex) -> Ch
             }
             if body.stripe_have(stripe) + rows < geometry.stripe_data(stripe) {
                 room -= choose_of_stripe(body, stripe, holders, warm, room, &mut chosen.asks);
-            } else if body.rebuilding.len() + chosen.whole_with_parity.len() < limits::REBUILDS_MAX {
+            } else if body.rebuilding.len() + chosen.whole_with_parity.len() < bounds::REBUILDS_MAX {
                 chosen.whole_with_parity.push(stripe);
             }
         }

@@ -1,0 +1,381 @@
+//! The core's tuning: windows, waits and thresholds, each with what it costs to change.
+//!
+//! Owns: [`Tuning`], which the driver hands to a node once. The daemon uses [`Tuning::default`] throughout; the simulator
+//! can switch off one rule at a time ([`Tuning::rules`]).
+//! Invariant: no value here guards memory or peers. Those are in [`super::bounds`].
+
+use super::bounds;
+use std::time::Duration;
+
+/// Longer than any run. Small enough to be multiplied.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// All tuning constants of a node. Each field says at which value its rule is off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    // Fairness on the sending side (`fairness::sender`).
+    /// Pieces of its own that a child may be ahead of the lower quartile of children, at a content's origin.
+    /// Rule off at `u32::MAX`: no child is paused.
+    pub send_lead_pieces: u32,
+    /// One child in this many may be slow by itself without making the others wait.
+    /// Rule off at `usize::MAX`: the others wait for the slowest child.
+    pub send_slow_one_in: usize,
+    /// With fewer children than this the origin pauses none, because it cannot say which one is slow.
+    /// Rule off at `1`: one child is enough.
+    pub send_children_min: usize,
+    /// A child that took nothing for this long is stuck, and the others do not wait for it.
+    /// Rule off at `NEVER`: no child counts as stuck.
+    pub send_stuck: Duration,
+    /// A stuck child has also taken nothing for this many times as long as the median child.
+    /// Rule off at `0`: `send_stuck` alone decides.
+    pub send_stuck_factor: u32,
+
+    // The throughput guard (`fairness::throughput_guard`).
+    /// The span over which the guard measures a rate.
+    /// Rule off at `NEVER`: the guard never suspends fairness.
+    pub guard_span: Duration,
+    /// After this many spans without a measurement the guard forgets the former rate.
+    /// Rule off at `u32::MAX`: the guard never forgets it.
+    pub guard_forget_spans: u32,
+    /// After this many spans in a row with pauses the guard resumes everything for one span, to see what passes then.
+    /// It waits twice as long after a probe that showed no gain.
+    /// Rule off at `u32::MAX`: the guard never probes.
+    pub guard_probe_spans: u32,
+    /// How often `guard_suspend` doubles.
+    /// Rule off at `0`: it never doubles.
+    pub guard_doublings: u32,
+    /// How long fairness is suspended once pauses have cost a fifth of the rate. Doubles with each repeat.
+    /// Rule off at `Duration::ZERO`: a loss of rate suspends nothing.
+    pub guard_suspend: Duration,
+
+    // Fairness on the receiving side (`fairness::receiver`).
+    /// Pieces that an imported lane may be ahead of the others. The lead is at least what a lane usually brings in
+    /// `lane_lead_time`, and at least the height of the trees.
+    /// Rule off at `u32::MAX`: no lane is paused.
+    pub lane_lead_pieces: u32,
+    /// The others do not wait for a lane that has brought nothing for this long.
+    /// Rule off at `NEVER`: they wait for every lane.
+    pub lane_idle: Duration,
+    /// See `lane_lead_pieces`.
+    /// Rule off at `Duration::ZERO`: the lead does not grow with the rate.
+    pub lane_lead_time: Duration,
+
+    // Jobs, manifests and feeds.
+    /// How long a host waits for the manifest's own lane when another lane was faster, and for a manifest it
+    /// requested, beyond the time it takes to send. A lost packet costs 250 ms. A manifest that comes twice is a few
+    /// parts in 10,000 of its content.
+    /// Rule off at `Duration::ZERO`: it does not wait.
+    pub manifest_patience: Duration,
+    /// How long a host waits for a small version's data on its own lane, when another lane announced the version
+    /// first. A link of 10 Mbit/s carries 64 KiB, the largest small version, in this time.
+    /// Rule off at `Duration::from_millis(1)`: it requests the data after 1 ms.
+    pub feed_patience: Duration,
+    /// When a host gives up on the source of a manifest.
+    /// Rule off at `HOUR`: it waits for an hour.
+    pub manifest_timeout: Duration,
+    /// A source that sends a manifest slower than this is not the only one asked (10 Mbit/s, beyond
+    /// `manifest_patience`).
+    /// Rule off at `u64::MAX`: large manifests get no more time than small ones.
+    pub manifest_bytes_per_ms: u64,
+    /// How many further hosts are asked for a late manifest. With one slow host in four, as many as there are
+    /// announcement lanes.
+    /// Rule off at `0`: one source at a time.
+    pub manifest_extra_sources: usize,
+    /// How long a host that joins late waits for its rack peers to say what they have, before it imports anything.
+    /// Rule off at `Duration::ZERO`: it does not wait.
+    pub rack_peers_patience: Duration,
+    /// How long a parked subscription waits before the child hears `NotServed`.
+    /// Rule off at `Duration::ZERO`: until the next check.
+    pub parked_time: Duration,
+
+    // Detection of slow parents (`stragglers::detect`).
+    /// How often running contents are checked for stragglers and missing pieces.
+    /// No rule: it is the core's clock.
+    pub check_every: Duration,
+    /// Shortest span over which a parent's deliveries are compared.
+    /// Rule off at `NEVER`: no parent is compared and no lane rerouted.
+    pub detect_span: Duration,
+    /// Deliveries expected of a parent before it is compared. Fewer say little.
+    /// Rule off at `0`: every span counts.
+    pub detect_pieces_min: u64,
+    /// A parent crawls when it delivers less than one part in this many of what is usual per lane.
+    /// Rule off at `u64::MAX`: only a parent that delivers nothing crawls.
+    pub slow_factor: u64,
+    /// A parent lags when its lanes lack what others bring in this time and it delivers under two thirds of what is
+    /// usual. Such a parent would make its rack wait for the whole push.
+    /// Rule off at `NEVER`: no parent lags.
+    pub slow_lag: Duration,
+    /// Spans in a row in which a parent crawls or lags before it is avoided. Its rack imports its lanes a second
+    /// time, so a host that lacked a processor for one second must not look slow.
+    /// Rule off at `1`: one span is enough.
+    pub slow_strikes: u8,
+    /// The same for a parent that hosts of other racks found silent, if it also delivers less than one part in
+    /// `suspected_factor`.
+    /// Rule off at `4`: suspicion changes nothing.
+    pub suspected_strikes: u8,
+    /// See `suspected_strikes`. A host at half an uplink's rate is often silent to others, and its rack is better off
+    /// with it.
+    /// Rule off at `1`: any delivery below what is expected.
+    pub suspected_factor: u64,
+    /// How long no parent is compared after a lost host has come back, because others still look for their parents.
+    /// Rule off at `Duration::ZERO`: comparison goes on.
+    pub detect_grace: Duration,
+
+    // Reroutes of silent lanes (`stragglers::reroute`).
+    /// An imported lane is silent when it brought nothing for this long. A disk that writes back takes 1 to 2 s.
+    /// Rule off at `NEVER`: no lane is silent.
+    pub silence: Duration,
+    /// A silent lane has also brought nothing for as long as this many pieces usually take.
+    /// Rule off at `0`: `silence` alone decides.
+    pub silence_pieces: u64,
+    /// The deeper in a lane's tree its parent is, the longer the silence must last, up to this many times as long.
+    /// Rule off at `1`: depth does not matter.
+    pub silence_depth: u32,
+    /// A lane whose parent brings other lanes must be silent this many times as long.
+    /// Rule off at `1`: no longer than others.
+    pub silence_single_lane: u32,
+    /// The end is near when one lane in this many is still awaited.
+    /// Rule off at `usize::MAX`: the end is never near.
+    pub ending_one_in: usize,
+    /// A host that was silent is not used again when the rest takes less than this many times the silence.
+    /// Rule off at `0`: it is used again at any time.
+    pub late_for_retry: u32,
+    /// Near the end a lane is behind when it lacks one piece in this many, or more. Others are merely last: links
+    /// share a rate unevenly, and a reroute would only make the others later.
+    /// Rule off at `0`: no lane is behind.
+    pub ending_behind: u32,
+    /// A whole rack is bypassed when at least this many of its hosts should bring something and all are silent.
+    /// Rule off at `usize::MAX`: racks are never bypassed as a whole.
+    pub silent_rack_hosts: usize,
+    /// One in this many rack peers may be avoided as slow at the same time, and one always. When more seem slow, the
+    /// cause lies elsewhere.
+    /// Rule off at `1`: all may be.
+    pub slow_one_in: usize,
+
+    // Repair.
+    /// When nothing arrived for this long although the parents' links are up, single pieces are wanted. A disk that
+    /// writes back for 1 to 2 s must not look like a stall, because wanted pieces then arrive twice.
+    /// Rule off at `NEVER`: a stall causes no wants.
+    pub stall: Duration,
+    /// After this time a want goes to another host.
+    /// Rule off at `Duration::from_secs(60)`: after a minute.
+    pub want_timeout: Duration,
+    /// Wants for one piece that may fail without a wait. Then the wait doubles with each further such number of
+    /// failures.
+    /// Rule off at `u32::MAX`: no want ever waits.
+    pub tries_without_wait: u32,
+    /// How often that wait doubles, from `check_every`.
+    /// Rule off at `0`: no want ever waits.
+    pub tries_doublings: u32,
+    /// Wants under way per content at first, and at least. Each arrival allows one more, and each timeout halves the
+    /// number.
+    /// Rule off at `bounds::WANTS_MAX`: the number is always the maximum.
+    pub wants_first: usize,
+    /// While a lane's owner is linked, its rack peers ask other racks only after this many failed wants for the
+    /// piece.
+    /// Rule off at `8`: as soon as without an owner.
+    pub owner_tries: u32,
+
+    // Avoidance.
+    /// How long a lost host is avoided. Doubles with each strike.
+    /// Rule off at `Duration::from_millis(100)`: until about the next check.
+    pub avoid_unreachable: Duration,
+    /// How long a slow host is avoided. Doubles with each strike.
+    /// Rule off at `Duration::from_millis(100)`: until about the next check.
+    pub avoid_slow: Duration,
+    /// How long a host that does not serve a content, or was silent for it, is not used as its parent.
+    /// Rule off at `Duration::from_millis(100)`: until about the next check.
+    pub avoid_useless: Duration,
+    /// How often parents hear which pieces came from elsewhere.
+    /// Rule off at `Duration::ZERO`: each piece at once.
+    pub received_every: Duration,
+
+    // Demotion and promotion.
+    /// How often rack peers that have not answered are asked about a demotion or a promotion.
+    /// Rule off at `NEVER`: they are asked once.
+    pub demotion_ask_every: Duration,
+    /// How long the rack may bring nothing of a content whose rack shares it holds, before other racks are asked.
+    /// Rule off at `Duration::ZERO`: other racks are asked at once.
+    pub promote_patience: Duration,
+    /// A holder of rack shares is slow when its answer takes this many times as long as usual. What it was asked for
+    /// is then sent twice within the rack.
+    /// Rule off at `u32::MAX`: no holder is slow before a want times out.
+    pub slow_holder_factor: u32,
+    /// A holder is not slow before this time.
+    /// Rule off at `Duration::ZERO`: `slow_holder_factor` alone decides.
+    pub slow_holder_min: Duration,
+    /// How long a slow holder is asked for nothing more.
+    /// Rule off at `Duration::ZERO`: until the next look.
+    pub slow_holder_time: Duration,
+
+    // Links.
+    /// How often job lists are compared with a neighbour.
+    /// Rule off at `NEVER`: lists are never compared.
+    pub anti_entropy_every: Duration,
+    /// A link that carried nothing for this long is closed.
+    /// Rule off at `NEVER`: idle links stay open.
+    pub idle: Duration,
+    /// Shortest wait before a host is dialled again.
+    /// Rule off at `Duration::from_millis(10)`: 10 ms.
+    pub redial_first: Duration,
+    /// The wait is one part in this many of the time the host was away.
+    /// Rule off at `u32::MAX`: the wait does not grow.
+    pub redial_one_in: u32,
+    /// Hosts that were lost within this time of each other were lost to one cause and come back together.
+    /// Rule off at `Duration::ZERO`: each comes back alone.
+    pub lost_together: Duration,
+    /// Longest wait before a host is dialled again.
+    /// Rule off at `NEVER`: the wait grows without limit.
+    pub redial_max: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            send_lead_pieces: 8,
+            send_slow_one_in: 4,
+            send_children_min: 4,
+            send_stuck: Duration::from_secs(2),
+            send_stuck_factor: 4,
+            guard_span: Duration::from_millis(500),
+            guard_forget_spans: 4,
+            guard_probe_spans: 4,
+            guard_doublings: 3,
+            guard_suspend: Duration::from_secs(2),
+            lane_lead_pieces: 2,
+            lane_idle: Duration::from_secs(1),
+            lane_lead_time: Duration::from_millis(300),
+            manifest_patience: Duration::from_millis(100),
+            feed_patience: Duration::from_millis(50),
+            manifest_timeout: Duration::from_secs(10),
+            manifest_bytes_per_ms: 1250,
+            manifest_extra_sources: bounds::ANNOUNCE_LANES as usize,
+            rack_peers_patience: Duration::from_millis(250),
+            parked_time: Duration::from_secs(15),
+            check_every: Duration::from_millis(100),
+            detect_span: Duration::from_millis(600),
+            detect_pieces_min: 8,
+            slow_factor: 6,
+            slow_lag: Duration::from_secs(3),
+            slow_strikes: 4,
+            suspected_strikes: 3,
+            suspected_factor: 3,
+            detect_grace: Duration::from_secs(3),
+            silence: Duration::from_millis(2000),
+            silence_pieces: 3,
+            silence_depth: 3,
+            silence_single_lane: 4,
+            ending_one_in: 4,
+            late_for_retry: 3,
+            ending_behind: 2,
+            silent_rack_hosts: 2,
+            slow_one_in: 4,
+            stall: Duration::from_millis(2000),
+            want_timeout: Duration::from_secs(2),
+            tries_without_wait: 8,
+            tries_doublings: 5,
+            wants_first: 8,
+            owner_tries: 40,
+            avoid_unreachable: Duration::from_secs(10),
+            avoid_slow: Duration::from_secs(30),
+            avoid_useless: Duration::from_secs(10),
+            received_every: Duration::from_millis(50),
+            demotion_ask_every: Duration::from_secs(1),
+            promote_patience: Duration::from_secs(3),
+            slow_holder_factor: 4,
+            slow_holder_min: Duration::from_millis(200),
+            slow_holder_time: Duration::from_secs(1),
+            anti_entropy_every: Duration::from_secs(5),
+            idle: Duration::from_secs(120),
+            redial_first: Duration::from_millis(500),
+            redial_one_in: 4,
+            lost_together: Duration::from_secs(5),
+            redial_max: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A rule that can be switched off.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// The name of its field in [`Tuning`].
+    pub name: &'static str,
+    /// Sets the field to the value at which the rule is off.
+    pub switch_off: fn(&mut Tuning),
+}
+
+impl Tuning {
+    /// Returns every rule, one for each tuning constant that has one.
+    pub fn rules() -> &'static [Rule] {
+        RULES
+    }
+
+    /// Returns the defaults with one rule off.
+    pub fn without(rule: Rule) -> Self {
+        let mut tuning = Self::default();
+        (rule.switch_off)(&mut tuning);
+        tuning
+    }
+}
+
+const RULES: &[Rule] = &[
+    Rule { name: "send_lead_pieces", switch_off: |tuning| tuning.send_lead_pieces = u32::MAX },
+    Rule { name: "send_slow_one_in", switch_off: |tuning| tuning.send_slow_one_in = usize::MAX },
+    Rule { name: "send_children_min", switch_off: |tuning| tuning.send_children_min = 1 },
+    Rule { name: "send_stuck", switch_off: |tuning| tuning.send_stuck = NEVER },
+    Rule { name: "send_stuck_factor", switch_off: |tuning| tuning.send_stuck_factor = 0 },
+    Rule { name: "guard_span", switch_off: |tuning| tuning.guard_span = NEVER },
+    Rule { name: "guard_forget_spans", switch_off: |tuning| tuning.guard_forget_spans = u32::MAX },
+    Rule { name: "guard_probe_spans", switch_off: |tuning| tuning.guard_probe_spans = u32::MAX },
+    Rule { name: "guard_doublings", switch_off: |tuning| tuning.guard_doublings = 0 },
+    Rule { name: "guard_suspend", switch_off: |tuning| tuning.guard_suspend = Duration::ZERO },
+    Rule { name: "lane_lead_pieces", switch_off: |tuning| tuning.lane_lead_pieces = u32::MAX },
+    Rule { name: "lane_idle", switch_off: |tuning| tuning.lane_idle = NEVER },
+    Rule { name: "lane_lead_time", switch_off: |tuning| tuning.lane_lead_time = Duration::ZERO },
+    Rule { name: "manifest_patience", switch_off: |tuning| tuning.manifest_patience = Duration::ZERO },
+    Rule { name: "feed_patience", switch_off: |tuning| tuning.feed_patience = Duration::from_millis(1) },
+    Rule { name: "manifest_timeout", switch_off: |tuning| tuning.manifest_timeout = HOUR },
+    Rule { name: "manifest_bytes_per_ms", switch_off: |tuning| tuning.manifest_bytes_per_ms = u64::MAX },
+    Rule { name: "manifest_extra_sources", switch_off: |tuning| tuning.manifest_extra_sources = 0 },
+    Rule { name: "rack_peers_patience", switch_off: |tuning| tuning.rack_peers_patience = Duration::ZERO },
+    Rule { name: "parked_time", switch_off: |tuning| tuning.parked_time = Duration::ZERO },
+    Rule { name: "detect_span", switch_off: |tuning| tuning.detect_span = NEVER },
+    Rule { name: "detect_pieces_min", switch_off: |tuning| tuning.detect_pieces_min = 0 },
+    Rule { name: "slow_factor", switch_off: |tuning| tuning.slow_factor = u64::MAX },
+    Rule { name: "slow_lag", switch_off: |tuning| tuning.slow_lag = NEVER },
+    Rule { name: "slow_strikes", switch_off: |tuning| tuning.slow_strikes = 1 },
+    Rule { name: "suspected_strikes", switch_off: |tuning| tuning.suspected_strikes = 4 },
+    Rule { name: "suspected_factor", switch_off: |tuning| tuning.suspected_factor = 1 },
+    Rule { name: "detect_grace", switch_off: |tuning| tuning.detect_grace = Duration::ZERO },
+    Rule { name: "silence", switch_off: |tuning| tuning.silence = NEVER },
+    Rule { name: "silence_pieces", switch_off: |tuning| tuning.silence_pieces = 0 },
+    Rule { name: "silence_depth", switch_off: |tuning| tuning.silence_depth = 1 },
+    Rule { name: "silence_single_lane", switch_off: |tuning| tuning.silence_single_lane = 1 },
+    Rule { name: "ending_one_in", switch_off: |tuning| tuning.ending_one_in = usize::MAX },
+    Rule { name: "late_for_retry", switch_off: |tuning| tuning.late_for_retry = 0 },
+    Rule { name: "ending_behind", switch_off: |tuning| tuning.ending_behind = 0 },
+    Rule { name: "silent_rack_hosts", switch_off: |tuning| tuning.silent_rack_hosts = usize::MAX },
+    Rule { name: "slow_one_in", switch_off: |tuning| tuning.slow_one_in = 1 },
+    Rule { name: "stall", switch_off: |tuning| tuning.stall = NEVER },
+    Rule { name: "want_timeout", switch_off: |tuning| tuning.want_timeout = Duration::from_secs(60) },
+    Rule { name: "tries_without_wait", switch_off: |tuning| tuning.tries_without_wait = u32::MAX },
+    Rule { name: "tries_doublings", switch_off: |tuning| tuning.tries_doublings = 0 },
+    Rule { name: "wants_first", switch_off: |tuning| tuning.wants_first = bounds::WANTS_MAX },
+    Rule { name: "owner_tries", switch_off: |tuning| tuning.owner_tries = 8 },
+    Rule { name: "avoid_unreachable", switch_off: |tuning| tuning.avoid_unreachable = Duration::from_millis(100) },
+    Rule { name: "avoid_slow", switch_off: |tuning| tuning.avoid_slow = Duration::from_millis(100) },
+    Rule { name: "avoid_useless", switch_off: |tuning| tuning.avoid_useless = Duration::from_millis(100) },
+    Rule { name: "received_every", switch_off: |tuning| tuning.received_every = Duration::ZERO },
+    Rule { name: "demotion_ask_every", switch_off: |tuning| tuning.demotion_ask_every = NEVER },
+    Rule { name: "promote_patience", switch_off: |tuning| tuning.promote_patience = Duration::ZERO },
+    Rule { name: "slow_holder_factor", switch_off: |tuning| tuning.slow_holder_factor = u32::MAX },
+    Rule { name: "slow_holder_min", switch_off: |tuning| tuning.slow_holder_min = Duration::ZERO },
+    Rule { name: "slow_holder_time", switch_off: |tuning| tuning.slow_holder_time = Duration::ZERO },
+    Rule { name: "anti_entropy_every", switch_off: |tuning| tuning.anti_entropy_every = NEVER },
+    Rule { name: "idle", switch_off: |tuning| tuning.idle = NEVER },
+    Rule { name: "redial_first", switch_off: |tuning| tuning.redial_first = Duration::from_millis(10) },
+    Rule { name: "redial_one_in", switch_off: |tuning| tuning.redial_one_in = u32::MAX },
+    Rule { name: "lost_together", switch_off: |tuning| tuning.lost_together = Duration::ZERO },
+    Rule { name: "redial_max", switch_off: |tuning| tuning.redial_max = NEVER },
+];
