@@ -1,6 +1,6 @@
 //! The peer's local HTTP API: what is here and how it goes.
 
-use crate::node::{ContentStatus, NodeHandle, RolloutStatus};
+use crate::handle::{ContentStatus, NodeHandle, RolloutStatus};
 use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};

@@ -2,9 +2,9 @@
 
 use crate::api;
 use crate::config::PeerConfig;
+use crate::driver::setup::{Folders, SetupError, start as start_node};
+use crate::handle::NodeHandle;
 use crate::mirror::{self, FetchThrough};
-use crate::node::NodeHandle;
-use crate::node::setup::{Folders, SetupError, start as start_node};
 use crate::prewarm::{PrewarmRequests, PrewarmTask};
 use shoal_proto::trust::Role;
 use shoal_service::http_server::{AdminToken, Server, TokenError, bind};

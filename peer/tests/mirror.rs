@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use shoal_peer::feeds::LatestVersions;
+use shoal_peer::handle::{DriverCommand, NodeHandle};
 use shoal_peer::mirror::{self, MirrorConfig};
-use shoal_peer::node::{Command, NodeHandle};
 use shoal_proto::ids::{ContentId, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
 use shoal_service::metrics::Metrics;
@@ -138,12 +138,12 @@ impl Running {
 }
 
 /// Answers as the driver does, and while it is not to, hangs without letting go of anything.
-async fn drive(mut asked: mpsc::Receiver<Command>, answers: Arc<AtomicBool>) {
+async fn drive(mut asked: mpsc::Receiver<DriverCommand>, answers: Arc<AtomicBool>) {
     while let Some(command) = asked.recv().await {
         while !answers.load(Ordering::SeqCst) {
             tokio::task::yield_now().await;
         }
-        if let Command::Ping(reply) = command {
+        if let DriverCommand::Ping(reply) = command {
             let _ = reply.send(());
         }
     }

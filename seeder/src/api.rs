@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::stream;
 use serde::{Deserialize, Serialize};
-use shoal_peer::node::{ContentStatus, NodeHandle};
+use shoal_peer::handle::{ContentStatus, NodeHandle};
 use shoal_proto::announcement::Order;
 use shoal_proto::ids::{HostIndex, JobId};
 use shoal_proto::locality::Labels;

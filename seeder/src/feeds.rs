@@ -10,9 +10,9 @@ use axum::routing::post;
 use axum::{Json, Router};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use shoal_peer::driver::setup::RunningNode;
 use shoal_peer::feeds::unix_ms;
-use shoal_peer::node::setup::Running;
-use shoal_peer::node::{Command, FeedPublication, NodeHandle};
+use shoal_peer::handle::{DriverCommand, FeedPublication, NodeHandle};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::desired::name_of;
@@ -78,7 +78,7 @@ pub struct Feeds {
 
 impl Feeds {
     /// Continues from the disk.
-    pub fn open(config: &SeederConfig, publisher: Keypair, running: &Running) -> Arc<Self> {
+    pub fn open(config: &SeederConfig, publisher: Keypair, running: &RunningNode) -> Arc<Self> {
         let node = running.handle.clone();
         let ceiling = node.store.get_state(CEILING).ok().flatten();
         let ceiling = ceiling.and_then(|bytes| decode_exact::<u64>(&bytes).ok()).unwrap_or(0);
@@ -147,7 +147,7 @@ impl Feeds {
         let (kept, written) = oneshot::channel();
         let publication = FeedPublication { envelope, announcement: Arc::new(announcement), small, kept };
         let stopping = || FeedError::Store("the node is stopping".into());
-        self.node.commands.send(Command::PublishFeed(Box::new(publication))).await.map_err(|_| stopping())?;
+        self.node.commands.send(DriverCommand::PublishFeed(Box::new(publication))).await.map_err(|_| stopping())?;
         written.await.map_err(|_| stopping())?.map_err(FeedError::Store)?;
         Ok(sequence)
     }

@@ -9,8 +9,8 @@ pub use crate::status::{HostLine, ImageRequest, JobStatus, Phase, PushRequest};
 use minicbor::{Decode, Encode};
 use shoal_net::admission::system_clock;
 use shoal_net::control::ControlHandle;
-use shoal_peer::node::NodeHandle;
-use shoal_peer::node::setup::Running;
+use shoal_peer::driver::setup::RunningNode;
+use shoal_peer::handle::NodeHandle;
 use shoal_proto::announcement::{Announcement, Kind, Order, is_content_name, is_reserved, is_version};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{ContentId, JobId, NodeId};
@@ -154,7 +154,7 @@ fn key(job: &JobId) -> String {
 
 impl Jobs {
     /// Continues with the jobs on disk.
-    pub fn open(config: SeederConfig, publisher: Keypair, running: &Running) -> Arc<Self> {
+    pub fn open(config: SeederConfig, publisher: Keypair, running: &RunningNode) -> Arc<Self> {
         let jobs = Self {
             pulls: Pulls::new(&config.dir),
             config,

@@ -6,7 +6,7 @@ use crate::jobs::{Job, Jobs};
 use crate::status::{JobStatus, Phase};
 use serde::{Deserialize, Serialize};
 use shoal_net::admission::system_clock;
-use shoal_peer::node::Command;
+use shoal_peer::handle::DriverCommand;
 use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
@@ -166,7 +166,7 @@ impl Jobs {
             self.open_at(tracker, job).await;
         }
         tracing::info!(%job, name = announcement.name, version = announcement.version, ?order, "ordered");
-        let command = Command::Publish { envelope, announcement: Arc::new(announcement) };
+        let command = DriverCommand::Publish { envelope, announcement: Arc::new(announcement) };
         self.node().commands.send(command).await.map_err(|_| OrderError::Store("the node is stopping".into()))?;
         Ok(job)
     }

@@ -3,7 +3,7 @@
 use crate::jobs::Jobs;
 use crate::status::{Phase, PushRequest};
 use shoal_net::admission::system_clock;
-use shoal_peer::node::Command;
+use shoal_peer::handle::DriverCommand;
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{ContentId, JobId};
@@ -176,7 +176,7 @@ impl Jobs {
             self.open_at(tracker, job).await;
         }
         tracing::info!(%job, name = request.name, version = request.version, size = announcement.size, "announced");
-        let command = Command::Publish { envelope, announcement: Arc::new(announcement) };
+        let command = DriverCommand::Publish { envelope, announcement: Arc::new(announcement) };
         self.node().commands.send(command).await.map_err(|_| "the node is stopping".to_string())
     }
 

@@ -5,7 +5,7 @@
 
 use crate::images;
 use crate::jobs::{ImageRequest, Jobs, PushRequest};
-use shoal_peer::node::NodeHandle;
+use shoal_peer::handle::NodeHandle;
 use shoal_peer::tracker_client::FetchThroughRequest;
 use shoal_proto::announcement::Kind;
 use shoal_proto::control::Response;

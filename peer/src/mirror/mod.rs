@@ -17,8 +17,8 @@ mod watchdog;
 
 pub use fetch_through::FetchThrough;
 
+use crate::handle::NodeHandle;
 use crate::images::{Images, RecentPulls};
-use crate::node::NodeHandle;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;

@@ -6,7 +6,7 @@
 //! Invariant: an answer that takes the driver longer than [`WELL_FOR`] makes the mirror refuse, longer than
 //! [`CLOSE_AFTER`] closes the port.
 
-use crate::node::NodeHandle;
+use crate::handle::NodeHandle;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{Shutdown, shutdown};
 use std::collections::BTreeMap;
@@ -149,7 +149,7 @@ pub(super) async fn pulse(health: Arc<Health>, node: NodeHandle, token: Cancella
         tokio::select! {
             biased;
             () = token.cancelled() => return,
-            there = node.is_there() => if there {
+            there = node.is_alive() => if there {
                 health.beat();
             },
         }

@@ -11,8 +11,8 @@ mod disk_space;
 mod requests;
 mod worker;
 
+use crate::handle::{DriverCommand, Failure, NodeHandle};
 use crate::images::{Images, RecentPulls};
-use crate::node::{Command, NodeHandle};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 pub use requests::{PrewarmFault, PrewarmRequests};
@@ -209,7 +209,8 @@ impl PrewarmTask {
             Err(PrewarmFault::Stopped) => return,
             Err(_) => counters.failed.inc(),
         };
-        let _ = self.node.commands.send(Command::Warmed(job, result)).await;
+        let outcome = result.map_err(|fault| Failure::new(fault.reason(), fault));
+        let _ = self.node.commands.send(DriverCommand::ImagePrewarmed { job, outcome }).await; // the driver is gone
     }
 
     /// Takes pins away that no job holds any more; gives whether all went.

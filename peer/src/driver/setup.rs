@@ -79,7 +79,7 @@ pub struct Folders<'a> {
 }
 
 /// A node that runs.
-pub struct Running {
+pub struct RunningNode {
     /// How to reach its driver.
     pub handle: NodeHandle,
     /// Its credential.
@@ -108,7 +108,7 @@ pub async fn start(
     warming: Option<Arc<PrewarmRequests>>,
     metrics: &Metrics,
     tasks: &mut Tasks,
-) -> Result<Running, SetupError> {
+) -> Result<RunningNode, SetupError> {
     let trust_fault = |path: &Path| {
         let path = path.to_path_buf();
         move |source| SetupError::Trust { path, source }
@@ -204,5 +204,5 @@ pub async fn start(
     tasks.spawn("tracker client", client.run(token.clone()));
     tasks.spawn("limits", limits.clone().run(token.clone()));
     tasks.spawn("driver", driver.run(token));
-    Ok(Running { handle, credential, bulk_addrs, control, tracker, wanted, limits })
+    Ok(RunningNode { handle, credential, bulk_addrs, control, tracker, wanted, limits })
 }

@@ -1,44 +1,42 @@
 //! The driver: one task that tells the brain what happened and carries out what it wishes.
 //!
 //! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
-//! under way for it. Split by meaning: [`network`] takes what links bring, [`jobs`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`cold`] demotes them, [`mates`] finds the rack
-//! again, [`feeds`] keeps to the latest versions of feeds, [`switch`] has versions switched in, [`rollouts`] does what
-//! desired states ask for, [`warming`] has images warmed, [`waves`] when desired states say so, [`effects`] carries wishes
-//! out, [`pool`] runs those that block, [`book`] counts.
+//! under way for it. Split by meaning: [`link_events`] takes what links bring, [`job_table`] keeps announcements and says how far
+//! their jobs are, [`contents`] takes contents from manifest to completion, [`demotion`] demotes them, [`rack_recovery`] finds the rack
+//! again, [`feeds`] keeps to the latest versions of feeds, [`activation`] has versions switched in, [`rollouts`] does what
+//! desired states ask for, [`image_activation`] has images prewarmed, [`outputs`] carries wishes
+//! out, [`blocking_pool`] runs those that block, [`accounting`] counts.
 //! Invariant: the brain hears of every effect it wished for, also when it failed.
 
-mod book;
-mod cold;
+mod accounting;
+mod activation;
+mod blocking_pool;
 mod contents;
-mod effects;
+mod demotion;
 mod feeds;
-mod jobs;
-mod mates;
-mod network;
-mod pool;
+mod image_activation;
+mod job_table;
+mod link_events;
+mod outputs;
+mod rack_recovery;
 mod rollouts;
 pub mod setup;
-mod switch;
-mod warming;
-mod waves;
 
-pub use book::NodeMetrics;
-pub use feeds::FeedPublication;
-pub use rollouts::RolloutStatus;
+pub use accounting::NodeMetrics;
 
 use crate::activation::content_dir::ContentDir;
 use crate::activation::journal::Journal;
 use crate::activation::record::SwitchRecord;
 use crate::activation::settings::Activations;
 use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
-use crate::prewarm::{PrewarmFault, PrewarmRequests};
+use crate::handle::{ContentStatus, DriverCommand, NodeHandle};
+use crate::prewarm::PrewarmRequests;
 use crate::tracker_client::{SharedReports, TrackerEvent};
-use book::Book;
+use accounting::Book;
+use blocking_pool::{Pool, Sort};
 use bytes::Bytes;
 use contents::{Done, Inlined};
-use mates::Mates;
-use pool::{Pool, Sort};
+use rack_recovery::Mates;
 use rollouts::Rollouts;
 use shoal_net::links::{LinkEndpoint, LinkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
@@ -71,101 +69,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 const PROGRESS_AFTER: Duration = Duration::from_millis(100);
 /// Events of one source handled before the others are looked at.
 const BATCH: usize = 32;
-
-/// A content as the API shows it.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct ContentStatus {
-    /// The content.
-    pub content: ContentId,
-    /// Pieces verified here, and in all.
-    pub have: u32,
-    /// Pieces in all; 0 while the manifest is not known.
-    pub total: u32,
-    /// Payload bytes.
-    pub size: u64,
-    /// Jobs that named it: name, version, kind.
-    pub names: Vec<(String, String, Kind)>,
-    /// Payload bytes received, by source.
-    pub tiers: TierBytes,
-    /// Payload bytes sent.
-    pub sent: u64,
-    /// Only this host's share of it is here.
-    pub demoted: bool,
-}
-
-/// What others ask of the driver.
-#[derive(Debug)]
-pub enum Command {
-    /// A seeder has taken a content in and signed its announcement.
-    Publish {
-        /// The signed announcement.
-        envelope: Envelope,
-        /// The same, opened.
-        announcement: Arc<Announcement>,
-    },
-    /// A seeder has signed a feed's next version.
-    PublishFeed(Box<FeedPublication>),
-    /// What is here?
-    Contents(oneshot::Sender<Vec<ContentStatus>>),
-    /// Payload bytes sent for a job's content since the job began.
-    Sent(JobId, oneshot::Sender<u64>),
-    /// How are the rollouts?
-    Rollouts(oneshot::Sender<Vec<RolloutStatus>>),
-    /// Is the driver there?
-    Ping(oneshot::Sender<()>),
-    /// A job's image was warmed, or could not be.
-    Warmed(JobId, Result<(), PrewarmFault>),
-}
-
-/// How others reach the driver.
-#[derive(Clone)]
-pub struct NodeHandle {
-    /// Commands.
-    pub commands: mpsc::Sender<Command>,
-    /// The membership, as it changes.
-    pub membership: watch::Receiver<Arc<Membership>>,
-    /// Reports of this host.
-    pub shared: Arc<SharedReports>,
-    /// The store.
-    pub store: Store,
-    /// The newest versions of feeds.
-    pub feeds: LatestVersions,
-}
-
-impl NodeHandle {
-    /// What is here.
-    pub async fn contents(&self) -> Vec<ContentStatus> {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Contents(reply)).await;
-        answer.await.unwrap_or_default()
-    }
-
-    /// Payload bytes sent for a job's content since the job began.
-    pub async fn sent(&self, job: JobId) -> u64 {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Sent(job, reply)).await;
-        answer.await.unwrap_or_default()
-    }
-
-    /// What desired states ask for here, and how far that is.
-    pub async fn rollouts(&self) -> Vec<RolloutStatus> {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Rollouts(reply)).await;
-        answer.await.unwrap_or_default()
-    }
-
-    /// Whether the driver answers. Waits for it.
-    pub async fn is_there(&self) -> bool {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Ping(reply)).await;
-        answer.await.is_ok()
-    }
-
-    /// This host's own reports.
-    pub fn reports(&self) -> Vec<HostReport> {
-        self.shared.reports().all().cloned().collect()
-    }
-}
 
 /// What the driver is made of.
 pub struct Parts {
@@ -229,7 +132,7 @@ pub struct Driver {
     link_events: mpsc::Receiver<LinkEvent>,
     announcements: mpsc::Receiver<LinkEvent>,
     tracker_events: mpsc::Receiver<TrackerEvent>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<DriverCommand>,
     shared: Arc<SharedReports>,
     content_dir: Option<ContentDir>,
     warming: Option<Arc<PrewarmRequests>>,
@@ -596,24 +499,24 @@ impl Driver {
         }
     }
 
-    fn on_command(&mut self, command: Command) {
+    fn on_command(&mut self, command: DriverCommand) {
         match command {
-            Command::Publish { envelope, announcement } => self.publish(&envelope, announcement),
-            Command::Rollouts(reply) => {
+            DriverCommand::Publish { envelope, announcement } => self.publish(&envelope, announcement),
+            DriverCommand::Rollouts(reply) => {
                 let _ = reply.send(self.rollout_statuses());
             }
-            Command::PublishFeed(publication) => self.publish_feed(*publication),
-            Command::Contents(reply) => {
+            DriverCommand::PublishFeed(publication) => self.publish_feed(*publication),
+            DriverCommand::Contents(reply) => {
                 let _ = reply.send(self.content_statuses());
             }
-            Command::Sent(job, reply) => {
+            DriverCommand::Sent(job, reply) => {
                 let sent = self.envelopes.get(&job).map(|(row, _)| self.book.of_job(&job, &row.content).1);
                 let _ = reply.send(sent.unwrap_or(0));
             }
-            Command::Ping(reply) => {
+            DriverCommand::Ping(reply) => {
                 let _ = reply.send(());
             }
-            Command::Warmed(job, result) => self.on_warmed(job, result),
+            DriverCommand::ImagePrewarmed { job, outcome } => self.on_prewarmed(job, outcome),
         }
     }
 

@@ -3,13 +3,13 @@
 //! Invariant: a host begins to switch at most once an attempt, and never while the name is being switched otherwise.
 
 use super::Driver;
-use super::waves::wish_of;
+use super::image_activation::wish_of;
 use crate::activation::journal::Journal;
 use crate::activation::probe;
 use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use crate::activation::settings::{Activations, settings_for};
 use crate::activation::switch::Switch;
-use serde::Serialize;
+use crate::handle::RolloutStatus;
 use shoal_proto::announcement::Kind;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::desired::{Desired, Rule, Target, name_of};
@@ -52,27 +52,6 @@ pub(super) struct Rollouts {
     activations: Activations,
     journal: Journal,
     work: JoinSet<Ended>,
-}
-
-/// A name under a desired state, as the API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct RolloutStatus {
-    /// The name.
-    pub name: String,
-    /// The rollout.
-    pub rollout: JobId,
-    /// Its attempt.
-    pub attempt: u16,
-    /// The version this host should be on; absent when the rollout is not for it.
-    pub desired: Option<String>,
-    /// The version it is on.
-    pub current: Option<String>,
-    /// Whether a switch is under way.
-    pub switching: bool,
-    /// How the last switch ended.
-    pub state: String,
-    /// Why.
-    pub detail: String,
 }
 
 fn desired_key(name: &str) -> String {

@@ -1,8 +1,8 @@
 //! The brain's wishes, carried out.
 
 use super::Driver;
+use super::blocking_pool::Sort;
 use super::contents::Done;
-use super::pool::Sort;
 use shoal_net::links::{OutFrame, SendError, encode_announce};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{AnnounceFrame, Part};

@@ -1,7 +1,7 @@
 //! Having versions switched in: one at a time for each name, newer ones never followed by older ones.
 
+use super::blocking_pool::Sort;
 use super::contents::Done;
-use super::pool::Sort;
 use super::{Driver, Input};
 use shoal_proto::announcement::{Announcement, Class, Kind};
 use shoal_proto::codec::{decode_exact, encode};

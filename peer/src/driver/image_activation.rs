@@ -1,15 +1,20 @@
-//! Images under desired states: they are warmed when a host's turn has come, instead of being switched in.
+//! Activation of images: containerd unpacks them instead of a switch of `current`.
 //!
-//! A warm image changes nothing that runs, so there is nothing to go back to.
+//! A prewarmed image changes nothing that runs, so a rollback leaves it in place.
+//! Invariant: without a containerd a host reports an image as stored, never as active.
 
 use super::Driver;
-use super::warming::NO_RUNTIME;
 use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
-use crate::prewarm::PrewarmFault;
+use crate::handle::Failure;
+use shoal_proto::announcement::Announcement;
 use shoal_proto::desired::{Desired, Target};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::membership::Member;
 use shoal_proto::report::{HostState, Reason};
+use std::collections::BTreeSet;
+
+/// What a host without containerd says of an image.
+const NO_RUNTIME: &str = "no containerd is configured here; the image is whole and the mirror serves it";
 
 /// What an attempt's wish for a warm image is called, towards containerd too: no job's id, and another one each attempt.
 pub(super) fn wish_of(rollout: &JobId, attempt: u16) -> JobId {
@@ -51,11 +56,11 @@ impl Driver {
     }
 
     /// A wish was fulfilled, or could not be; false when it is none of a rollout's.
-    pub(super) fn on_wish(&mut self, wish: JobId, result: &Result<(), PrewarmFault>) -> bool {
+    pub(super) fn on_wish(&mut self, wish: JobId, result: &Result<(), Failure>) -> bool {
         let Some(name) = self.rollouts.wishing(&wish) else { return false };
         match result {
             Ok(()) => self.end_wish(&name, HostState::Active, ""),
-            Err(fault) => self.end_wish(&name, HostState::Failed(fault.reason()), &fault.to_string()),
+            Err(failure) => self.end_wish(&name, HostState::Failed(failure.reason), &failure.detail),
         }
         true
     }
@@ -80,5 +85,43 @@ impl Driver {
         };
         record.end(state, detail);
         self.conclude(name, record);
+    }
+
+    /// Whether a job's content is an image.
+    pub(super) fn is_image(&self, announcement: &Announcement) -> bool {
+        self.holds_image(&announcement.content)
+    }
+
+    /// An image is whole. Of several under one name the mirror serves the newest.
+    pub(super) fn order_image(&mut self, announcement: &Announcement) {
+        if let Err(error) = self.store.set_sequence(&announcement.content, announcement.sequence) {
+            tracing::error!(%error, "cannot keep which version of an image is newest");
+        }
+    }
+
+    /// A job's image is whole, and is to be run.
+    pub(super) fn warm(&mut self, announcement: &Announcement) {
+        match &self.warming {
+            Some(board) => board.want(announcement.job, announcement.content),
+            None => self.reach(&announcement.job, HostState::Stored, NO_RUNTIME),
+        }
+    }
+
+    /// Images of other jobs need not be kept in containerd.
+    pub(super) fn tell_known_jobs(&self) {
+        if let Some(board) = &self.warming {
+            let known: BTreeSet<JobId> = self.envelopes.keys().copied().chain(self.rollouts.wishes()).collect();
+            board.known(known);
+        }
+    }
+
+    pub(super) fn on_prewarmed(&mut self, job: JobId, result: Result<(), Failure>) {
+        if self.on_wish(job, &result) {
+            return;
+        }
+        match result {
+            Ok(()) => self.reach(&job, HostState::Active, ""),
+            Err(failure) => self.reach(&job, HostState::Failed(failure.reason), &failure.detail),
+        }
     }
 }

@@ -4,9 +4,10 @@
 //! neighbours for what came after.
 
 use super::Driver;
+use super::blocking_pool::Sort;
 use super::contents::{Done, pieces_fit};
-use super::pool::Sort;
 use crate::feeds::{FeedData, FeedFiles, FeedVersion, FeedWriter, LatestVersions, PendingWrite};
+use crate::handle::FeedPublication;
 use bytes::Bytes;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::codec::Document;
@@ -14,27 +15,13 @@ use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{ContentId, Hash, HostIndex, JobId};
 use shoal_proto::manifest::Manifest;
 use shoal_proto::message::Message;
-use shoal_proto::trust::{Envelope, Role, TrustError};
+use shoal_proto::trust::{Role, TrustError};
 use shoal_store::Store;
 use shoal_swarm::io::Input;
 use shoal_swarm::node::bounds::ENTROPY_LANE;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::Arc;
-use tokio::sync::oneshot;
-
-/// A seeder's own version of a feed.
-#[derive(Debug)]
-pub struct FeedPublication {
-    /// The signed announcement.
-    pub envelope: Envelope,
-    /// The same, opened.
-    pub announcement: Arc<Announcement>,
-    /// A small version's manifest and data; a large one is in the store.
-    pub small: Option<(Bytes, Bytes)>,
-    /// Told once a kill can no longer lose the version.
-    pub kept: oneshot::Sender<Result<(), String>>,
-}
 
 /// What the driver knows of a feed's newest version, beside its announcement, which is among the envelopes.
 struct Row {

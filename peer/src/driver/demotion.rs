@@ -2,8 +2,8 @@
 //!
 //! Invariant: what is switched in or pinned here stays whole, whatever is ordered.
 
+use super::blocking_pool::Sort;
 use super::contents::Done;
-use super::pool::Sort;
 use super::{Driver, Input};
 use crate::activation::content_dir::ContentDir;
 use shoal_proto::announcement::{Announcement, Class};

@@ -1,8 +1,8 @@
 //! A content's way here: from its announcement and manifest to being whole and durable.
 
 use super::Driver;
-use super::cold::Refusal;
-use super::pool::Sort;
+use super::blocking_pool::Sort;
+use super::demotion::Refusal;
 use bytes::Bytes;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::bitmap::Bitmap;

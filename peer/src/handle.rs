@@ -1,0 +1,158 @@
+//! How other tasks reach the driver: a channel of commands, and the state that the driver shares with readers.
+//!
+//! The HTTP API, the mirror, the prewarm task and the seeder use this module without the driver itself.
+//! Invariant: a [`NodeHandle`] never touches the core. Every command travels through one bounded channel to the driver.
+
+use crate::feeds::LatestVersions;
+use crate::tracker_client::SharedReports;
+use bytes::Bytes;
+use serde::Serialize;
+use shoal_proto::announcement::{Announcement, Kind};
+use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::report::{HostReport, Reason, TierBytes};
+use shoal_proto::trust::Envelope;
+use shoal_store::Store;
+use shoal_swarm::membership::Membership;
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A content on this host, as the HTTP API shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ContentStatus {
+    /// The content's id.
+    pub content: ContentId,
+    /// Verified pieces in the store.
+    pub have: u32,
+    /// Pieces of the whole content. It is 0 until the manifest arrives.
+    pub total: u32,
+    /// Payload bytes of the whole content.
+    pub size: u64,
+    /// Name, version and kind of each job for this content.
+    pub names: Vec<(String, String, Kind)>,
+    /// Received payload bytes, by tier of the sender.
+    pub tiers: TierBytes,
+    /// Payload bytes sent to other hosts.
+    pub sent: u64,
+    /// True after a demotion, while the host keeps its rack share only.
+    pub demoted: bool,
+}
+
+/// A name under a desired state, as the HTTP API shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct RolloutStatus {
+    /// The activation's name.
+    pub name: String,
+    /// The rollout that published the desired state.
+    pub rollout: JobId,
+    /// The rollout's attempt. It grows with a retry or a rollback.
+    pub attempt: u16,
+    /// The version that the desired state asks this host for. `None` when no rule matches this host.
+    pub desired: Option<String>,
+    /// The version that `current` points at.
+    pub current: Option<String>,
+    /// True while a switch of the name runs.
+    pub switching: bool,
+    /// Result of the last switch, in the words of reports.
+    pub state: String,
+    /// Reason for `state`.
+    pub detail: String,
+}
+
+/// A seeder's own next version of a feed.
+#[derive(Debug)]
+pub struct FeedPublication {
+    /// The signed announcement.
+    pub envelope: Envelope,
+    /// The announcement inside `envelope`.
+    pub announcement: Arc<Announcement>,
+    /// Manifest and data of a small version. A large version is in the store already.
+    pub small: Option<(Bytes, Bytes)>,
+    /// Receives the result once the version is durable.
+    pub kept: oneshot::Sender<Result<(), String>>,
+}
+
+/// Why a host cannot do what a job asks, in the form of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The category that reports and the CLI count by.
+    pub reason: Reason,
+    /// The sentence for the operator.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure with the text of `detail`.
+    pub fn new(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self { reason, detail: detail.to_string() }
+    }
+}
+
+/// An order or a question to the driver.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the variants' docs say what their fields are for")]
+pub enum DriverCommand {
+    /// A seeder ingested a content and signed its announcement.
+    Publish { envelope: Envelope, announcement: Arc<Announcement> },
+    /// A seeder signed the next version of a feed.
+    PublishFeed(Box<FeedPublication>),
+    /// Asks for the state of every content of a job.
+    Contents(oneshot::Sender<Vec<ContentStatus>>),
+    /// Asks for the payload bytes of a job's content that this host sent since the job began.
+    Sent(JobId, oneshot::Sender<u64>),
+    /// Asks for the state of every name under a desired state.
+    Rollouts(oneshot::Sender<Vec<RolloutStatus>>),
+    /// Asks for a sign of life.
+    Ping(oneshot::Sender<()>),
+    /// The prewarm task finished a job's image.
+    ImagePrewarmed { job: JobId, outcome: Result<(), Failure> },
+}
+
+/// The way to a node's driver. Clones reach the same driver.
+#[derive(Clone)]
+pub struct NodeHandle {
+    /// Orders and questions.
+    pub commands: mpsc::Sender<DriverCommand>,
+    /// The membership. The driver publishes every change.
+    pub membership: watch::Receiver<Arc<Membership>>,
+    /// This host's reports.
+    pub shared: Arc<SharedReports>,
+    /// The node's store.
+    pub store: Store,
+    /// The newest versions of feeds.
+    pub feeds: LatestVersions,
+}
+
+impl NodeHandle {
+    /// Sends a question with a place for its answer. Returns `None` once the driver has stopped.
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> DriverCommand) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(question(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The state of every content of a job. Empty once the driver has stopped.
+    pub async fn contents(&self) -> Vec<ContentStatus> {
+        self.ask(DriverCommand::Contents).await.unwrap_or_default()
+    }
+
+    /// Payload bytes of a job's content that this host sent since the job began.
+    pub async fn sent(&self, job: JobId) -> u64 {
+        self.ask(|reply| DriverCommand::Sent(job, reply)).await.unwrap_or_default()
+    }
+
+    /// The state of every name under a desired state. Empty once the driver has stopped.
+    pub async fn rollouts(&self) -> Vec<RolloutStatus> {
+        self.ask(DriverCommand::Rollouts).await.unwrap_or_default()
+    }
+
+    /// Waits until the driver has handled a ping. Returns false once the driver has stopped.
+    pub async fn is_alive(&self) -> bool {
+        self.ask(DriverCommand::Ping).await.is_some()
+    }
+
+    /// This host's own reports.
+    pub fn reports(&self) -> Vec<HostReport> {
+        self.shared.reports().all().cloned().collect()
+    }
+}
