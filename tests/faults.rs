@@ -21,7 +21,7 @@ const IN_FLIGHT: u64 = (32 << 20) + (8 << 20);
 
 /// Payload a peer has received since it was started.
 fn received(peer: &common::Process) -> u64 {
-    peer.received(&["Rack", "Site", "Region", "Seeder"])
+    peer.received(&["rack", "site", "region", "seeder"])
 }
 
 #[test]

@@ -224,7 +224,7 @@ fn a_large_table_moves_only_what_changed() {
     last = until("the version is taken", || publisher.publish("gslb/table", &table));
     region.peers[3].start();
     arrived(&region, last, &table);
-    assert!(region.peers[3].received(&["Rack"]) < SIZE as u64 / 20);
+    assert!(region.peers[3].received(&["rack"]) < SIZE as u64 / 20);
     for process in region.peers.iter().chain([&region.seeder]) {
         until(&format!("{} lets go", process.name), || (process.metric("shoal_contents") == 1).then_some(()));
     }

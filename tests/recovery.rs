@@ -26,7 +26,7 @@ fn set(pairs: &[String]) -> Vec<&str> {
 }
 
 fn received(region: &Region) -> u64 {
-    let tiers = ["Rack", "Site", "Region", "Seeder", "Local"];
+    let tiers = ["rack", "site", "region", "seeder", "local"];
     region.peers.iter().map(|peer| peer.received(&tiers)).sum()
 }
 

@@ -148,7 +148,7 @@ fn imported(stage: &Stage, host: Place) -> anyhow::Result<u64> {
     let enter = stage.racks.entrance(host)?;
     let asked = std::thread::spawn(move || {
         enter();
-        let tiers = ["Site", "Region", "Seeder"];
+        let tiers = ["site", "region", "seeder"];
         let of = |tier| metric(READ_API, &format!("shoal_feed_received_bytes_total{{tier=\"{tier}\"}}"));
         tiers.into_iter().map(of).sum::<Option<u64>>()
     });

@@ -194,7 +194,7 @@ impl Process {
         &self.dir
     }
 
-    /// Payload bytes that came from these tiers, of `Rack`, `Site`, `Region`, `Seeder` and `Local`, since it was started.
+    /// Payload bytes that came from these tiers, of `rack`, `site`, `region`, `seeder` and `local`, since it was started.
     pub(crate) fn received(&self, tiers: &[&str]) -> u64 {
         let of = |tier: &&str| self.metric(&format!("shoal_payload_received_bytes_total{{tier=\"{tier}\"}}"));
         tiers.iter().map(of).sum()
@@ -202,7 +202,7 @@ impl Process {
 
     /// Those of them that came over its rack's uplink.
     pub(crate) fn imported(&self) -> u64 {
-        self.received(&["Site", "Region", "Seeder"])
+        self.received(&["site", "region", "seeder"])
     }
 
     /// A metric's value.

@@ -3,7 +3,7 @@
 //! Every payload byte that arrives is counted, wanted or not, so that what crossed an uplink is told honestly.
 //! Counts are kept on disk, a little late: a kill costs the last seconds' of them, a restart nothing.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,27 +15,18 @@ use shoal_store::Store;
 use shoal_swarm::membership::Tier;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum TierLabel {
-    Local,
-    Rack,
-    Site,
-    Region,
-    Seeder,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TierLabels {
-    tier: TierLabel,
+    tier: &'static str,
 }
 
 fn labels(tier: Option<Tier>) -> TierLabels {
     let tier = match tier {
-        None => TierLabel::Local,
-        Some(Tier::Rack) => TierLabel::Rack,
-        Some(Tier::Site) => TierLabel::Site,
-        Some(Tier::Region) => TierLabel::Region,
-        Some(Tier::Seeder) => TierLabel::Seeder,
+        None => "local",
+        Some(Tier::Rack) => "rack",
+        Some(Tier::Site) => "site",
+        Some(Tier::Region) => "region",
+        Some(Tier::Seeder) => "seeder",
     };
     TierLabels { tier }
 }
@@ -76,7 +67,7 @@ impl NodeMetrics {
             surplus: metrics.counter("shoal_shards_surplus", "Shards of contents that are not here or not wanted"),
             duplicate_bytes: metrics.counter("shoal_payload_duplicate_bytes", "Payload received that was here already"),
             corrupt: metrics.counter("shoal_shards_corrupt", "Shards that arrived broken"),
-            pieces: metrics.counter("shoal_pieces_verified", "Shards that arrived and were right"),
+            pieces: metrics.counter("shoal_shards_verified", "Shards that arrived and were right"),
             refused: metrics.counter("shoal_announcements_refused", "Announcements not accepted"),
             links: metrics.gauge("shoal_links", "Bulk links up"),
             jobs: metrics.gauge("shoal_jobs", "Jobs remembered"),
