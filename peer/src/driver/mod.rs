@@ -43,8 +43,7 @@ use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId, ShardIndex};
 use shoal_proto::locality::Locality;
 use shoal_proto::membership::MembershipUpdate;
-use shoal_proto::report::{HostReport, TierBytes};
-use shoal_proto::trust::{Envelope, Role, Trust};
+use shoal_proto::trust::{Role, Trust};
 use shoal_store::{Store, StoreEvent};
 use shoal_swarm::io::Input;
 use shoal_swarm::membership::Membership;
@@ -54,7 +53,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Shards in the store's queue at a time; links are not read beyond it. Below the store's own bound.
