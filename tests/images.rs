@@ -573,16 +573,16 @@ fn a_registry_with_a_certificate_of_ones_own_is_pulled_from() {
 }
 
 #[test]
-fn a_pulled_image_is_warmed_in_waves() {
+fn a_pulled_image_is_warmed_in_batches() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(&folder.path().join("registry"));
     let region = region(1, 3, &registry.addr);
     let image = Image::new(&[packed("app", 1 << 20, 1)]);
     registry.put(&image, &folder.path().join("v1"), "lab/app:v1");
-    let args = ["prewarm", &format!("{NAME}/lab/app:v1"), "--batch", "1,100%", "--hold", "300ms"];
+    let args = ["prewarm", &format!("{NAME}/lab/app:v1"), "--batch", "1,100%", "--soak", "300ms"];
     let told = follow(&region, &args);
     let last = told.last().unwrap();
     assert_eq!((&last["phase"], &last["tally"]["active"]), (&"done".into(), &3.into()), "{last:#}");
-    assert!(told.iter().any(|view| view["wave"] == 1 && view["tally"]["active"] == 1), "one host first: {told:#?}");
+    assert!(told.iter().any(|view| view["batch"] == 1 && view["tally"]["active"] == 1), "one host first: {told:#?}");
     assert_everywhere(&region, &image);
 }

@@ -197,7 +197,7 @@ fn what_is_not_in_order_is_refused_and_said_why() {
     let source = region.folder.path().join("settings");
     fs::write(&source, "version 1").unwrap();
     let what = format!("{NAME}@1");
-    let args = ["rollout", &what, source.to_str().unwrap(), "--to", "all", "--hold", "0s", "--wait"];
+    let args = ["rollout", &what, source.to_str().unwrap(), "--to", "all", "--soak", "0s", "--wait"];
     let output = region.cli(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let peer = &region.peers[0];
@@ -243,7 +243,7 @@ fn what_is_not_in_order_is_refused_and_said_why() {
         name: NAME.into(),
         rollout: JobId([77; 16]),
         attempt: 1,
-        hold: false,
+        paused: false,
         back: false,
         watch: false,
         rules: vec![Rule { hosts: Hosts::All, target }],

@@ -1,4 +1,4 @@
-//! Rollouts in regions of real processes: wave by wave, rack by rack, back when it is not well, through kills.
+//! Rollouts in regions of real processes: batch by batch, rack by rack, back when it is not well, through kills.
 
 mod common;
 
@@ -47,8 +47,8 @@ fn begin(region: &Region, version: &str, path: Option<&Path>, more: &[&str]) -> 
     args.extend(path.map(|path| path.to_str().unwrap()));
     args.extend(["--to", "all", "--json"]);
     args.extend(more);
-    if !more.contains(&"--hold") {
-        args.extend(["--hold", "300ms"]);
+    if !more.contains(&"--soak") {
+        args.extend(["--soak", "300ms"]);
     }
     let output = region.cli(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -125,13 +125,13 @@ fn assert_one_a_rack(region: &Region, mates: usize, rollout: &str) {
 }
 
 #[test]
-fn waves_go_rack_by_rack_and_a_bad_version_goes_back() {
+fn batches_go_rack_by_rack_and_a_bad_version_goes_back() {
     let region = Region::start(4, 4, |_| hooks());
     first_version(&region);
     let path = version(&region, "2", false);
     let id = begin(&region, "2", Some(&path), &["--batch", "1,25%,100%", "--per-rack", "1"]);
     let view = wait_phase(&region, &id, "done");
-    assert_eq!((&view["tally"]["active"], &view["wave"]), (&16.into(), &3.into()), "{view:#}");
+    assert_eq!((&view["tally"]["active"], &view["batch"]), (&16.into(), &3.into()), "{view:#}");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
     assert!(region.peers.iter().all(|peer| spans(peer, &id).len() == 1));
     assert_one_a_rack(&region, 4, &id);
@@ -140,7 +140,7 @@ fn waves_go_rack_by_rack_and_a_bad_version_goes_back() {
     let listed = String::from_utf8(region.cli(&["status"]).stdout).unwrap();
     assert!(listed.contains("rollout") && listed.contains("staged"), "{listed}");
 
-    // Version 3 fails on one host, which is not of the first waves.
+    // Version 3 fails on one host, which is not of the first batches.
     let bad = version(&region, "3", true);
     let args = ["push", bad.to_str().unwrap(), "--name", NAME, "--version", "3", "--kind", "config", "--to", "all"];
     let output = region.cli(&[&args[..], &["--stage", "--wait", "--json"]].concat());
@@ -166,15 +166,15 @@ fn waves_go_rack_by_rack_and_a_bad_version_goes_back() {
     ]);
     let dry = dry.unwrap();
     assert_eq!(
-        dry["waves"].as_array().unwrap().iter().map(|wave| wave["hosts"].as_u64().unwrap()).collect::<Vec<_>>(),
+        dry["batches"].as_array().unwrap().iter().map(|batch| batch["hosts"].as_u64().unwrap()).collect::<Vec<_>>(),
         [1, 3, 12]
     );
-    let weak = dry["waves"][1]["named"][1].as_str().unwrap();
+    let weak = dry["batches"][1]["named"][1].as_str().unwrap();
     let weak = region.peers.iter().find(|peer| weak.ends_with(&peer.name.replace('-', "/"))).unwrap();
     fs::write(weak.dir().join("weak"), "").unwrap();
     let id = begin(&region, "3", None, &["--batch", "1,25%,100%", "--per-rack", "1"]);
     let view = wait_phase(&region, &id, "rolled-back");
-    assert_eq!(view["wave"], 2, "{view:#}");
+    assert_eq!(view["batch"], 2, "{view:#}");
     assert!(view["why"].as_str().unwrap().contains("failed"), "{view:#}");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
     let tried = region.peers.iter().filter(|peer| !spans(peer, &id).is_empty()).count();
@@ -199,9 +199,9 @@ fn a_killed_seeder_goes_on_and_nobody_switches_twice() {
     first_version(&region);
     let path = version(&region, "2", false);
     let id = begin(&region, "2", Some(&path), &["--batch", "1,100%", "--per-rack", "1"]);
-    until("the last wave is under way", || {
+    until("the last batch is under way", || {
         let view = look(&region, &id);
-        (view["wave"] == 2 && view["tally"]["active"].as_u64()? >= 3).then_some(())
+        (view["batch"] == 2 && view["tally"]["active"].as_u64()? >= 3).then_some(())
     });
     region.seeder.kill();
     region.seeder.start();
@@ -392,10 +392,10 @@ fn gates_and_people_steer() {
         assert!(output.status.success(), "{word:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
 
-    // A pause between waves is as long as it is, but for a person's word.
+    // A pause between batches is as long as it is, but for a person's word.
     let path = version(&region, "2", false);
-    let id = begin(&region, "2", Some(&path), &[&gated[..], &["--pause-between", "1h"]].concat());
-    wait(&id, "pausing");
+    let id = begin(&region, "2", Some(&path), &[&gated[..], &["--wait-between", "1h"]].concat());
+    wait(&id, "waiting");
     assert!(prometheus.asked() > asked);
     assert_eq!(region.peers.iter().filter(|peer| current(peer).as_deref() == Some("2")).count(), 1, "the canary");
     let busy = region.cli(&[
@@ -420,8 +420,8 @@ fn gates_and_people_steer() {
 
     // The query does not hold: back.
     let path = version(&region, "3", false);
-    let id = begin(&region, "3", Some(&path), &[&gated[..], &["--hold", "1h"]].concat());
-    wait(&id, "holding");
+    let id = begin(&region, "3", Some(&path), &[&gated[..], &["--soak", "1h"]].concat());
+    wait(&id, "soaking");
     service.errors.store(9, Ordering::SeqCst);
     let view = wait(&id, "rolled-back");
     assert!(view["why"].as_str().unwrap().contains("sum(errors) < 5"), "{view:#}");
@@ -434,8 +434,8 @@ fn gates_and_people_steer() {
 
     // A host's probe fails after it has switched: a person is asked, and takes it back.
     let path = version(&region, "4", false);
-    let id = begin(&region, "4", Some(&path), &["--batch", "1,100%", "--rollback", "manual", "--hold", "1h"]);
-    wait(&id, "holding");
+    let id = begin(&region, "4", Some(&path), &["--batch", "1,100%", "--rollback", "manual", "--soak", "1h"]);
+    wait(&id, "soaking");
     service.health.store(503, Ordering::SeqCst);
     let view = wait(&id, "stopped");
     assert!(view["why"].as_str().unwrap().contains("1 of 3 hosts failed"), "{view:#}");

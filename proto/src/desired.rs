@@ -48,7 +48,7 @@ pub enum Hosts {
 }
 
 /// A host's share of a name, below [`HASH_BUCKETS`]: a hash, so that it stays as hosts come and go.
-pub fn share_of(node: &NodeId, name: &str) -> u32 {
+pub fn hash_bucket(node: &NodeId, name: &str) -> u32 {
     let hash = blake3::Hasher::new().update(b"shoal share ").update(node.as_bytes()).update(name.as_bytes()).finalize();
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_bytes()[..8]);
@@ -61,7 +61,7 @@ impl Hosts {
         match self {
             Self::All => true,
             Self::Selector(selector) => selector.matches(&member.locality, &member.labels),
-            Self::HashRange { from, to } => (*from..*to).contains(&share_of(&member.node, name)),
+            Self::HashRange { from, to } => (*from..*to).contains(&hash_bucket(&member.node, name)),
             Self::Indices(hosts) => hosts.get(member.index.0),
         }
     }
@@ -119,7 +119,7 @@ pub struct Desired {
     pub attempt: u16,
     /// Nobody begins to switch.
     #[n(3)]
-    pub hold: bool,
+    pub paused: bool,
     /// Hosts that switched in this rollout go back to what they were on before it.
     #[n(4)]
     pub back: bool,
@@ -143,7 +143,7 @@ impl Desired {
 
     /// Whether a host may begin to switch.
     pub fn may_switch(&self, member: &Member) -> bool {
-        !self.hold && self.open.has(&self.name, member)
+        !self.paused && self.open.has(&self.name, member)
     }
 }
 
@@ -188,16 +188,16 @@ mod tests {
     #[test]
     fn shares_are_even_and_stay() {
         let node = |number: u32| NodeId(*blake3::hash(&number.to_be_bytes()).as_bytes());
-        let tenth = (0..10_000).filter(|number| share_of(&node(*number), "edge/a") < HASH_BUCKETS / 10).count();
+        let tenth = (0..10_000).filter(|number| hash_bucket(&node(*number), "edge/a") < HASH_BUCKETS / 10).count();
         assert!((850..1150).contains(&tenth), "{tenth}");
         // Another name draws other hosts.
         let both = |number: &u32| {
-            share_of(&node(*number), "edge/a") < HASH_BUCKETS / 10
-                && share_of(&node(*number), "edge/b") < HASH_BUCKETS / 10
+            hash_bucket(&node(*number), "edge/a") < HASH_BUCKETS / 10
+                && hash_bucket(&node(*number), "edge/b") < HASH_BUCKETS / 10
         };
         let both = (0..10_000).filter(both).count();
         assert!((50..200).contains(&both), "{both}");
-        assert_eq!(share_of(&node(1), "edge/a"), 459_610);
+        assert_eq!(hash_bucket(&node(1), "edge/a"), 459_610);
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         let rules = vec![rule; limits::DESIRED_RULES_MAX];
         let name = ["n".repeat(60), "n".repeat(50)].join("/");
         let (rollout, attempt) = (JobId([1; 16]), 1);
-        let desired = Desired { name, rollout, attempt, hold: false, back: false, watch: true, rules, open };
+        let desired = Desired { name, rollout, attempt, paused: false, back: false, watch: true, rules, open };
         let bytes = desired.to_bytes();
         assert!(bytes.len() < limits::DESIRED_BYTES_MAX, "{}", bytes.len());
         assert_eq!(Desired::from_bytes(&bytes).unwrap(), desired);

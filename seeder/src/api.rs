@@ -1,9 +1,9 @@
 //! The seeder's HTTP API. Every request shows the admin token.
 
+use crate::demotion::{OrderError, OrderRequest};
 use crate::feeds::{self, Feeds};
 use crate::images::{self, Resolved};
 use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
-use crate::orders::{OrderError, OrderRequest};
 use crate::rollout::{self, RolloutError, Rollouts};
 use axum::body::Body;
 use axum::extract::{Path, State};

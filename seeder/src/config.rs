@@ -2,8 +2,8 @@
 //!
 //! Invariant: a configuration that passed [`SeederConfig::validate`] can be run.
 
+use crate::fetch_through::is_repository_prefix;
 use crate::registry::http::Url;
-use crate::wanted::is_prefix;
 use serde::{Deserialize, Serialize};
 use shoal_peer::config::NodeSettings;
 use shoal_proto::image::is_host;
@@ -95,7 +95,7 @@ impl SeederConfig {
         check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "at most 1d")?;
         for prefix in &self.fetch_through {
             let why = format!("`{prefix}` is no registry, nor one with the beginning of repositories");
-            check(is_prefix(prefix), "fetch_through", &why)?;
+            check(is_repository_prefix(prefix), "fetch_through", &why)?;
         }
         for (name, settings) in &self.registries {
             let key = format!("registries.{name}");

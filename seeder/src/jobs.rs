@@ -221,7 +221,7 @@ impl Jobs {
         self.handle.store.put_state(&key(job), Some(encode(&kept))).map_err(|error| error.to_string())
     }
 
-    /// Checks a push and gives it a job, which is on the disk then. [`Jobs::take_in`] does the rest. Blocks.
+    /// Checks a push and gives it a job, which is on the disk then. [`Jobs::work_on_push`] does the rest. Blocks.
     pub fn create(&self, request: &PushRequest) -> Result<JobId, PushError> {
         if !is_content_name(&request.name) || is_reserved(&request.name) {
             return Err(PushError::Name(request.name.clone()));

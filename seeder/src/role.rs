@@ -3,9 +3,9 @@
 use crate::api::{self, PUSHES_QUEUED};
 use crate::config::SeederConfig;
 use crate::feeds::Feeds;
+use crate::fetch_through::FetchThrough;
 use crate::jobs::Jobs;
 use crate::rollout::Rollouts;
-use crate::wanted::Wanted;
 use shoal_net::identity::{KeyFileError, load_key};
 use shoal_peer::activation::settings::Activations;
 use shoal_peer::driver::setup::{Folders, SetupError, start as start_node};
@@ -98,7 +98,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     });
     if let Some(wishes) = node.wanted {
         let (prefixes, node) = (config.fetch_through.clone(), node.handle.clone());
-        let wanted = Wanted { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
+        let wanted = FetchThrough { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
         tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
     }
     let limits = shoal_peer::rate_limits::api::routes(node.limits.clone(), Some(admin.clone()));
@@ -128,7 +128,7 @@ async fn work_on_pushes(
 ) {
     let mut running = JoinSet::new();
     for (job, request) in jobs.unfinished() {
-        running.spawn(jobs.clone().take_in(job, request));
+        running.spawn(jobs.clone().work_on_push(job, request));
     }
     loop {
         tokio::select! {
@@ -141,7 +141,7 @@ async fn work_on_pushes(
             }
             next = queue.recv() => match next {
                 Some((job, request)) => {
-                    running.spawn(jobs.clone().take_in(job, request));
+                    running.spawn(jobs.clone().work_on_push(job, request));
                 }
                 None => break,
             },

@@ -46,7 +46,7 @@ enum Command {
     Demote(order::Args),
     /// Have hosts hold a demoted version whole again, from their racks' shares, and switch it in
     Promote(order::Args),
-    /// Switch a version in on hosts, wave by wave, and back when it is not well
+    /// Switch a version in on hosts, batch by batch, and back when it is not well
     Rollout(Box<rollout::Args>),
     /// Show which host is on which version of a name, and on which it should be
     Versions(versions::Args),

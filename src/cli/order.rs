@@ -4,7 +4,7 @@ use super::Outcome;
 use super::progress::{Waiting, begun};
 use super::seeder::{SeederArgs, block_on};
 use shoal_seeder::api::Pushed;
-use shoal_seeder::orders::OrderRequest;
+use shoal_seeder::demotion::OrderRequest;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

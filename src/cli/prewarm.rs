@@ -25,18 +25,18 @@ pub(crate) struct Args {
     /// Which platform: os/arch, os/arch/variant or all. Default: Linux on the seeder's processor
     #[arg(long)]
     platform: Option<String>,
-    /// Warm wave by wave once all have the data: hosts that are warm after each wave, as for rollout
+    /// Warm batch by batch once all have the data: hosts that are warm after each batch, as for rollout
     #[arg(long, value_delimiter = ',', value_name = "N|N%,...")]
     batch: Vec<Amount>,
     /// With --batch: hosts of a rack that may be warming at a time [default: 1]
     #[arg(long, requires = "batch")]
     per_rack: Option<u32>,
-    /// With --batch: failed hosts that are borne; beyond that it stops [default: 0]
+    /// With --batch: number or percentage of failed hosts to tolerate; more stop it [default: 0]
     #[arg(long, requires = "batch", value_name = "N|N%")]
     max_failures: Option<Amount>,
-    /// With --batch: how long all must be well after each wave [default: 10s]
+    /// With --batch: how long all must be well after each batch [default: 10s]
     #[arg(long, requires = "batch")]
-    hold: Option<Span>,
+    soak: Option<Span>,
     /// With --batch: how long all of it may take [default: as long as it takes]
     #[arg(long, requires = "batch")]
     deadline: Option<Span>,
@@ -68,7 +68,7 @@ impl Args {
 }
 
 /// Pushes the images, and has them warmed by rollouts.
-async fn in_waves(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
+async fn in_batches(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
     let mut rollouts = Vec::new();
     for image in &args.images {
         let pushed: Pushed = client.post("/v1/push", &args.request(image)).await?;
@@ -78,7 +78,7 @@ async fn in_waves(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
         (spec.kind, spec.rollback, spec.batch) = (Kind::Image, RollbackMode::Manual, args.batch.clone());
         spec.per_rack = args.per_rack.unwrap_or(spec.per_rack);
         spec.max_failures = args.max_failures.unwrap_or(spec.max_failures);
-        spec.hold = args.hold.unwrap_or(spec.hold);
+        spec.soak = args.soak.unwrap_or(spec.soak);
         spec.deadline = args.deadline;
         // Unpacking takes its time.
         spec.switch_timeout = Span::seconds(3600);
@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             return dry_run(args, &client).await;
         }
         if !args.batch.is_empty() {
-            return in_waves(args, &client).await;
+            return in_batches(args, &client).await;
         }
         let mut jobs = Vec::new();
         for image in &args.images {

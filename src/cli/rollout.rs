@@ -1,4 +1,4 @@
-//! `shoal rollout`: switches a version in wave by wave, and says how it goes.
+//! `shoal rollout`: switches a version in batch by batch, and says how it goes.
 
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
@@ -7,7 +7,7 @@ use shoal_proto::announcement::Kind;
 use shoal_seeder::rollout::api::{Begun, Told};
 use shoal_seeder::rollout::machine::{Command as Word, Phase};
 use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
-use shoal_seeder::rollout::view::{Dry, RolloutView};
+use shoal_seeder::rollout::view::{DryRun, RolloutView};
 use shoal_service::http_client::Client;
 use shoal_service::units::Span;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Between two looks at a rollout that is followed.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
-/// Switch a version in on hosts, wave by wave, and back when it is not well
+/// Switch a version in on hosts, batch by batch, and back when it is not well
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -39,28 +39,28 @@ struct Begin {
     /// Read it from a TOML or YAML file (by its ending); what is said beside counts
     #[arg(long)]
     file: Option<PathBuf>,
-    /// Hosts that have switched after each wave, in all, as numbers or percentages; the last is also the step of further
-    /// waves [default: 1,100%]
+    /// Hosts that have switched after each batch, in all, as numbers or percentages; the last is also the step of further
+    /// batches [default: 1,100%]
     #[arg(long, value_delimiter = ',', value_name = "N|N%,...")]
     batch: Vec<Amount>,
     /// Hosts of a rack that may be switching at a time [default: 1]
     #[arg(long)]
     per_rack: Option<u32>,
-    /// Failed hosts that are borne, as a number or percentage [default: 0]
+    /// Number or percentage of failed hosts to tolerate [default: 0]
     #[arg(long, value_name = "N|N%")]
     max_failures: Option<Amount>,
-    /// A PromQL query with a comparison that must hold after each wave, e.g. `sum(rate(errors[1m])) < 5`; repeat for more
+    /// A PromQL query with a comparison that must hold after each batch, e.g. `sum(rate(errors[1m])) < 5`; repeat for more
     #[arg(long, value_name = "QUERY")]
     verify: Vec<String>,
     /// Who answers the queries, as http://host:port
     #[arg(long, value_name = "URL")]
     prometheus: Option<String>,
-    /// How long all must be well after each wave [default: 10s]
+    /// How long all must be well after each batch [default: 10s]
     #[arg(long)]
-    hold: Option<Span>,
-    /// Wait between two waves, after that [default: none]
+    soak: Option<Span>,
+    /// Wait between two batches, after that [default: none]
     #[arg(long)]
-    pause_between: Option<Span>,
+    wait_between: Option<Span>,
     /// When something is not well: auto goes back, manual stops [default: auto]
     #[arg(long, value_name = "auto|manual")]
     rollback: Option<RollbackMode>,
@@ -100,7 +100,7 @@ enum Command {
     Wait(Waiting),
     /// Let nobody begin to switch until it is resumed
     Pause(One),
-    /// Go on; failures so far are borne
+    /// Continue; after a stop, tolerate the failures so far
     Resume(One),
     /// Call it off; hosts stay as they are
     Cancel(One),
@@ -108,7 +108,7 @@ enum Command {
     Rollback(One),
     /// Let failed hosts try again
     RetryFailed(One),
-    /// Go on with the next wave, without waiting
+    /// Go on with the next batch, without waiting
     Promote(Promotion),
     /// List the rollouts there were
     History(Which),
@@ -149,7 +149,7 @@ struct Waiting {
 struct Promotion {
     #[command(flatten)]
     one: One,
-    /// All waves at once, without waiting between them
+    /// All batches at once, without waiting between them
     #[arg(long)]
     all: bool,
 }
@@ -216,8 +216,8 @@ fn spec(args: &Begin) -> anyhow::Result<RolloutSpec> {
     put(&mut spec.verify, Some(&args.verify).filter(|verify| !verify.is_empty()));
     put(&mut spec.per_rack, args.per_rack.as_ref());
     put(&mut spec.max_failures, args.max_failures.as_ref());
-    put(&mut spec.hold, args.hold.as_ref());
-    put(&mut spec.pause_between, args.pause_between.as_ref());
+    put(&mut spec.soak, args.soak.as_ref());
+    put(&mut spec.wait_between, args.wait_between.as_ref());
     put(&mut spec.rollback, args.rollback.as_ref());
     put(&mut spec.switch_timeout, args.switch_timeout.as_ref());
     put(&mut spec.kind, args.kind.as_ref());
@@ -236,7 +236,7 @@ fn begin(args: &Begin) -> anyhow::Result<Outcome> {
     let client = args.seeder.client()?;
     block_on(async {
         if args.dry_run {
-            let dry: Dry = client.post("/v1/rollouts/dry", &spec).await?;
+            let dry: DryRun = client.post("/v1/rollouts/dry", &spec).await?;
             if args.json {
                 output::json(&dry)?
             } else {
@@ -257,14 +257,14 @@ fn begin(args: &Begin) -> anyhow::Result<Outcome> {
     })
 }
 
-fn show_dry(dry: &Dry) {
+fn show_dry(dry: &DryRun) {
     output::line(&format!("{} hosts in {} racks, {} away now", dry.hosts, dry.racks, dry.away));
     for (version, hosts) in &dry.versions {
         output::line(&format!("  {version}: {hosts} hosts"));
     }
-    for (number, wave) in (1..).zip(&dry.waves) {
-        let more = if wave.hosts as usize > wave.named.len() { ", ..." } else { "" };
-        output::line(&format!("  wave {number}: {} hosts: {}{more}", wave.hosts, wave.named.join(", ")));
+    for (number, batch) in (1..).zip(&dry.batches) {
+        let more = if batch.hosts as usize > batch.named.len() { ", ..." } else { "" };
+        output::line(&format!("  batch {number}: {} hosts: {}{more}", batch.hosts, batch.named.join(", ")));
     }
 }
 
@@ -318,7 +318,12 @@ fn outcome(view: &RolloutView) -> Outcome {
 fn counts(view: &RolloutView) -> String {
     let tally = &view.tally;
     let mut parts = vec![format!("{} of {} hosts active", tally.active, tally.hosts)];
-    let more = [("switching", tally.switching), ("failed", tally.failed), ("back", tally.back), ("away", tally.away)];
+    let more = [
+        ("switching", tally.switching),
+        ("failed", tally.failed),
+        ("rolled back", tally.rolled_back),
+        ("away", tally.away),
+    ];
     parts.extend(more.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")));
     parts.join(", ")
 }
@@ -351,7 +356,7 @@ fn status(which: &Which) -> anyhow::Result<Outcome> {
             output::json(&view)?;
         } else {
             summary(&view);
-            output::line(&format!("  wave {}: until {} hosts have switched", view.wave, view.goal));
+            output::line(&format!("  batch {}: until {} hosts have switched", view.batch, view.goal));
             let last = view.events.iter().rev().take(20).rev();
             last.for_each(|event| output::line(&format!("  {}: {}", output::ago(event.at_ms / 1000), event.what)));
         }
@@ -378,14 +383,14 @@ fn list(all: &[RolloutView], json: bool) -> anyhow::Result<Outcome> {
             view.spec.name.clone(),
             view.spec.version.clone(),
             phase(view),
-            view.wave.to_string(),
+            view.batch.to_string(),
             format!("{}/{}", tally.active, tally.hosts),
             tally.failed.to_string(),
             output::ago(view.began_ms / 1000),
             view.why.clone(),
         ]
     };
-    let head = ["ROLLOUT", "NAME", "VERSION", "PHASE", "WAVE", "ACTIVE", "FAILED", "BEGAN", "WHY"];
+    let head = ["ROLLOUT", "NAME", "VERSION", "PHASE", "BATCH", "ACTIVE", "FAILED", "BEGAN", "WHY"];
     output::table(&head, &all.iter().map(row).collect::<Vec<_>>());
     Ok(Outcome::Ok)
 }
@@ -410,8 +415,8 @@ mod tests {
     fn job_files_are_read_in_both_forms() {
         let dir = tempfile::tempdir().unwrap();
         let toml =
-            "name = 'edge/a'\nversion = '2'\npath = 'settings'\nto = ['site=x']\nbatch = [1, '25%']\nhold = '1m'\n";
-        let yaml = "name: edge/a\nversion: '2'\npath: settings\nto: [site=x]\nbatch: [1, 25%]\nhold: 1m\n";
+            "name = 'edge/a'\nversion = '2'\npath = 'settings'\nto = ['site=x']\nbatch = [1, '25%']\nsoak = '1m'\n";
+        let yaml = "name: edge/a\nversion: '2'\npath: settings\nto: [site=x]\nbatch: [1, 25%]\nsoak: 1m\n";
         let read_as = |ending: &str, text: &str| {
             let file = dir.path().join(format!("job.{ending}"));
             std::fs::write(&file, text).unwrap();

@@ -206,7 +206,7 @@ fn a_pull_outlives_the_mirror_it_began_at() {
 }
 
 #[test]
-fn staged_images_are_warmed_in_waves() {
+fn staged_images_are_warmed_in_batches() {
     let lab = Lab::start(1, 2, |_| true, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", 3_000_000, 3);
     let args = ["push", at.to_str().unwrap(), "--kind", "image", "--ref", &reference, "--to", "all"];
@@ -217,13 +217,13 @@ fn staged_images_are_warmed_in_waves() {
     assert!(lab.runtimes.iter().all(|runtime| !runtime.ok(&["images", "ls"]).contains(&reference)));
     let what = format!("{}@{}", jobs[0]["name"].as_str().unwrap(), jobs[0]["version"].as_str().unwrap());
     let args = [
-        "rollout", &what, "--kind", "image", "--to", "all", "--batch", "1,100%", "--hold", "300ms", "--wait", "--json",
+        "rollout", &what, "--kind", "image", "--to", "all", "--batch", "1,100%", "--soak", "300ms", "--wait", "--json",
     ];
     let output = lab.region.cli(&args);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let views: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(views.iter().any(|view| view["wave"] == 1 && view["tally"]["active"] == 1), "one host first: {said}");
+    assert!(views.iter().any(|view| view["batch"] == 1 && view["tally"]["active"] == 1), "one host first: {said}");
     assert_eq!(views.last().unwrap()["tally"]["active"], 2);
     lab.runtimes.iter().for_each(|runtime| run_in(runtime, &reference, &data));
 }

@@ -296,7 +296,7 @@ pub(crate) fn desired() -> Desired {
         name: "edge/nginx".into(),
         rollout: JobId([6; 16]),
         attempt: 3,
-        hold: true,
+        paused: true,
         back: false,
         watch: true,
         rules: vec![

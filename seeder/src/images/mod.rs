@@ -1,14 +1,14 @@
 //! Images on their way in: from a folder, an archive or a registry to one content whose blobs are its streams.
 //!
-//! Owns: [`documents`] and what they lead to, [`archive`]s and the [`files`] in them, [`pull`]s, [`names`] of jobs, and the order of images that [`share`] blobs.
+//! Owns: [`documents`] and what they lead to, [`archive`]s and the [`files`] in them, [`pull`]s, [`names`] of jobs, and the order of images that [`layer_dependencies`] blobs.
 //! Invariant: the name hosts know an image by is written out in full before its job begins.
 
 pub mod archive;
 pub mod documents;
 mod files;
+mod layer_dependencies;
 pub mod names;
 pub mod pull;
-mod share;
 
 use crate::jobs::{ImageRequest, Jobs, Phase, PushError, PushRequest};
 use crate::registry::{RegistryError, Repository};

@@ -3,7 +3,7 @@
 use super::machine::Command;
 use super::spec::RolloutSpec;
 use super::versions::HostVersion;
-use super::view::{Dry, RolloutView};
+use super::view::{DryRun, RolloutView};
 use super::{RolloutError, Rollouts};
 use crate::jobs::PushError;
 use axum::extract::{Query, State};
@@ -78,7 +78,7 @@ async fn begin(State(api): Api, Json(spec): Json<RolloutSpec>) -> Result<Json<Be
     Ok(Json(Begun { rollout }))
 }
 
-async fn dry(State(api): Api, Json(spec): Json<RolloutSpec>) -> Result<Json<Dry>, ApiError> {
+async fn dry(State(api): Api, Json(spec): Json<RolloutSpec>) -> Result<Json<DryRun>, ApiError> {
     api.dry_run(&spec).map(Json).map_err(refused)
 }
 

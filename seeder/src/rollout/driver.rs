@@ -258,7 +258,7 @@ impl Rollouts {
         };
         let Some((server, queries)) = asked else { return };
         let asked = tokio::time::timeout(GATES_WITHIN, gate::ask(&server, &queries)).await;
-        let gate = asked.unwrap_or_else(|_| Gate::Unknown(format!("{server} gave no answer in time")));
+        let gate = asked.unwrap_or_else(|_| Gate::Undecided(format!("{server} gave no answer in time")));
         self.tell(id, Input::Gate(gate));
     }
 
@@ -288,9 +288,9 @@ impl Rollouts {
             name: spec.name.clone(),
             rollout: *id,
             attempt: state.attempt,
-            hold: row.machine.holds(),
-            back: row.machine.goes_back(),
-            watch: row.machine.watches(),
+            paused: row.machine.is_paused(),
+            back: row.machine.is_rolling_back(),
+            watch: row.machine.is_watching(),
             rules,
             open: Hosts::Indices(state.open.clone()),
         })

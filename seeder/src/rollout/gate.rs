@@ -1,6 +1,6 @@
 //! Gates asked of Prometheus: a query, a comparison, a number.
 //!
-//! Invariant: a gate holds only if there is data and every sample of it compares as it should.
+//! Invariant: a gate passes only if there is data and every sample of it compares as it should.
 
 use super::machine::Gate;
 use serde::Deserialize;
@@ -30,7 +30,7 @@ impl Threshold {
         if query.is_empty() { Err(bad()) } else { Ok(Self { query, compare, limit }) }
     }
 
-    fn holds(&self, value: f64) -> bool {
+    fn is_met(&self, value: f64) -> bool {
         match self.compare {
             "<" => value < self.limit,
             "<=" => value <= self.limit,
@@ -86,16 +86,16 @@ fn samples(body: &[u8]) -> Result<Vec<(String, f64)>, String> {
     }
 }
 
-/// Asks all; the first that does not hold counts.
+/// Asks all; the first that is not met counts.
 pub(crate) async fn ask(server: &str, queries: &[String]) -> Gate {
     for text in queries {
         match ask_one(server, text).await {
             Ok(None) => {}
-            Ok(Some(breach)) => return Gate::Breached(breach),
-            Err(why) => return Gate::Unknown(format!("cannot tell whether `{text}`: {why}")),
+            Ok(Some(gate_failed)) => return Gate::Failed(gate_failed),
+            Err(why) => return Gate::Undecided(format!("cannot tell whether `{text}`: {why}")),
         }
     }
-    Gate::Holds
+    Gate::Passed
 }
 
 async fn ask_one(server: &str, text: &str) -> Result<Option<String>, String> {
@@ -107,8 +107,8 @@ async fn ask_one(server: &str, text: &str) -> Result<Option<String>, String> {
     if samples.is_empty() {
         return Err("there is no data".into());
     }
-    let broken = samples.iter().find(|(_, value)| !threshold.holds(*value));
-    Ok(broken.map(|(metric, value)| format!("`{text}` does not hold: {value} {metric}")))
+    let broken = samples.iter().find(|(_, value)| !threshold.is_met(*value));
+    Ok(broken.map(|(metric, value)| format!("`{text}` is not met: {value} {metric}")))
 }
 
 /// Percent-encodes all but what may stand in a query.
@@ -138,8 +138,8 @@ mod tests {
             assert!(Threshold::parse(bad).is_err(), "{bad}");
         }
         let threshold = Threshold::parse("x != 1").unwrap();
-        assert!(threshold.holds(2.0) && !threshold.holds(1.0));
-        assert!(!Threshold::parse("x < 1").unwrap().holds(f64::NAN));
+        assert!(threshold.is_met(2.0) && !threshold.is_met(1.0));
+        assert!(!Threshold::parse("x < 1").unwrap().is_met(f64::NAN));
     }
 
     #[test]

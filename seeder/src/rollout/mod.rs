@@ -1,4 +1,4 @@
-//! Rollouts: a version switched in wave by wave, watched, and taken back when it is not well.
+//! Rollouts: a version switched in batch by batch, watched, and taken back when it is not well.
 //!
 //! Owns: which rollouts there are, their states on disk, and the loop that tells each machine what its hosts say.
 //! Invariant: a machine's state is on the disk before a host can hear of it, so a seeder that was killed goes on where it was.
@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, mpsc};
-use view::{Dry, RolloutView};
+use view::{DryRun, RolloutView};
 
 /// Rollouts remembered; the oldest that are over go first.
 const ROLLOUTS_MAX: usize = 256;
@@ -192,7 +192,7 @@ impl Rollouts {
     }
 
     /// What a rollout would do now.
-    pub fn dry_run(&self, spec: &RolloutSpec) -> Result<Dry, RolloutError> {
+    pub fn dry_run(&self, spec: &RolloutSpec) -> Result<DryRun, RolloutError> {
         let (targets, _) = self.check(spec)?;
         Ok(view::dry(spec, &self.membership(), &targets))
     }

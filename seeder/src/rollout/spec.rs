@@ -1,4 +1,4 @@
-//! A rollout as asked for: which version, for whom, in which steps, and what must hold.
+//! A rollout as asked for: which version, for whom, in which steps, and which gates must pass.
 //!
 //! Invariant: a specification that passed [`RolloutSpec::validate`] can be carried out, or it is said which host cannot.
 
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// What happens when a gate does not hold.
+/// What happens when a gate fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RollbackMode {
@@ -124,28 +124,28 @@ pub struct RolloutSpec {
     pub kind: Kind,
     /// Selectors, each an alternative.
     pub to: Vec<String>,
-    /// Hosts that have switched after each wave, in all; the last entry is also the step of the waves after it. Default: one
+    /// Hosts that have switched after each batch, in all; the last entry is also the step of the batches after it. Default: one
     /// host, then all.
     #[serde(default = "batch")]
     pub batch: Vec<Amount>,
     /// Hosts of a rack that may be switching at a time. Default 1.
     #[serde(default = "per_rack")]
     pub per_rack: u32,
-    /// Failed hosts that are borne. Default 0.
+    /// Number or percentage of failed hosts to tolerate. Default 0.
     #[serde(default = "max_failures")]
     pub max_failures: Amount,
-    /// PromQL queries that end with a comparison, e.g. `sum(rate(errors[1m])) < 5`. All must hold after each wave.
+    /// PromQL queries that end with a comparison, e.g. `sum(rate(errors[1m])) < 5`. All must pass after each batch.
     #[serde(default)]
     pub verify: Vec<String>,
     /// Who answers them: `http://host:port`.
     #[serde(default)]
     pub prometheus: Option<String>,
-    /// How long all must be well after each wave. Default `10s`.
-    #[serde(default = "hold")]
-    pub hold: Span,
-    /// Wait between two waves, after that. Default none.
+    /// How long all must be well after each batch. Default `10s`.
+    #[serde(default = "soak")]
+    pub soak: Span,
+    /// Wait between two batches, after that. Default none.
     #[serde(default)]
-    pub pause_between: Span,
+    pub wait_between: Span,
     /// What happens when something is not well. Default `auto`.
     #[serde(default)]
     pub rollback: RollbackMode,
@@ -176,7 +176,7 @@ fn max_failures() -> Amount {
     Amount::Hosts(0)
 }
 
-fn hold() -> Span {
+fn soak() -> Span {
     Span::seconds(10)
 }
 
@@ -198,8 +198,8 @@ impl RolloutSpec {
             max_failures: max_failures(),
             verify: Vec::new(),
             prometheus: None,
-            hold: hold(),
-            pause_between: Span::default(),
+            soak: soak(),
+            wait_between: Span::default(),
             rollback: RollbackMode::Auto,
             split: None,
             switch_timeout: switch_timeout(),
@@ -266,12 +266,12 @@ impl RolloutSpec {
         Ok(rules)
     }
 
-    /// Hosts that have switched after the wave, of `total`; waves count from 0.
-    pub fn goal(&self, wave: u32, total: u32) -> u32 {
+    /// Hosts that have switched after the batch, of `total`; batches count from 0.
+    pub fn goal(&self, batch: u32, total: u32) -> u32 {
         let last = self.batch.len().saturating_sub(1);
         let Some(step) = self.batch.get(last).map(|amount| amount.of(total)) else { return total };
-        let before = self.batch.iter().take((wave as usize).min(last) + 1).map(|amount| amount.of(total));
-        let more = u64::from(wave).saturating_sub(last as u64) * u64::from(step);
+        let before = self.batch.iter().take((batch as usize).min(last) + 1).map(|amount| amount.of(total));
+        let more = u64::from(batch).saturating_sub(last as u64) * u64::from(step);
         let goal = u64::from(before.max().unwrap_or(total)) + more;
         u32::try_from(goal).unwrap_or(total).min(total)
     }
@@ -293,8 +293,8 @@ mod tests {
         let goals = |batch: &[&str], total| {
             let spec = spec(batch);
             let mut goals = Vec::new();
-            for wave in 0.. {
-                goals.push(spec.goal(wave, total));
+            for batch in 0.. {
+                goals.push(spec.goal(batch, total));
                 if goals.last() == Some(&total) {
                     return goals;
                 }

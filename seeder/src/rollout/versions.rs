@@ -89,7 +89,7 @@ impl Rollouts {
             let spec = row.machine.spec();
             let rules = spec.rules().unwrap_or_default();
             let version = |host: u32| {
-                let member = members.get(HostIndex(host)).filter(|_| !row.machine.goes_back())?;
+                let member = members.get(HostIndex(host)).filter(|_| !row.machine.is_rolling_back())?;
                 rules.iter().find(|(hosts, _)| hosts.has(name, member)).map(|(_, version)| version.clone())
             };
             return targets(spec, members).iter().map(|host| (host, version(host))).collect();

@@ -5,16 +5,16 @@ use super::spec::RolloutSpec;
 use super::with_version;
 use serde::{Deserialize, Serialize};
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::desired::share_of;
+use shoal_proto::desired::hash_bucket;
 use shoal_proto::ids::{HostIndex, JobId, NodeId};
 use shoal_proto::membership::Member;
 use shoal_swarm::membership::Membership;
 use std::collections::BTreeMap;
 
-/// Hosts named of each wave of a dry run.
+/// Hosts named of each batch of a dry run.
 const NAMED_MAX: usize = 8;
-/// Waves shown of a dry run.
-const WAVES_MAX: u32 = 100;
+/// Batches shown of a dry run.
+const BATCHES_MAX: u32 = 100;
 
 /// A rollout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,8 +27,8 @@ pub struct RolloutView {
     pub phase: Phase,
     /// Nobody begins to switch until it is resumed.
     pub paused: bool,
-    /// The wave, from 1.
-    pub wave: u32,
+    /// The batch, from 1.
+    pub batch: u32,
     /// Hosts that have switched when it is over, in all.
     pub goal: u32,
     /// The attempt.
@@ -53,8 +53,8 @@ impl RolloutView {
             spec: machine.spec().clone(),
             phase: state.phase,
             paused: state.paused,
-            wave: state.wave + 1,
-            goal: machine.spec().goal(state.wave, tally.hosts),
+            batch: state.batch + 1,
+            goal: machine.spec().goal(state.batch, tally.hosts),
             attempt: state.attempt,
             tally,
             why: state.why.clone(),
@@ -65,9 +65,9 @@ impl RolloutView {
     }
 }
 
-/// A wave of a dry run.
+/// A batch of a dry run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DryWave {
+pub struct DryRunBatch {
     /// Hosts that switch in it.
     pub hosts: u32,
     /// Some of them.
@@ -76,7 +76,7 @@ pub struct DryWave {
 
 /// What a rollout would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dry {
+pub struct DryRun {
     /// Hosts.
     pub hosts: u32,
     /// Racks.
@@ -85,15 +85,15 @@ pub struct Dry {
     pub away: u32,
     /// Hosts by version.
     pub versions: BTreeMap<String, u32>,
-    /// The waves, if every host is there and all is well.
-    pub waves: Vec<DryWave>,
+    /// The batches, if every host is there and all is well.
+    pub batches: Vec<DryRunBatch>,
 }
 
 /// Hosts in the order they should switch in: one of each rack, then the next of each.
 pub(super) fn in_order<'a>(name: &str, membership: &'a Membership, targets: &Bitmap) -> Vec<(u32, &'a Member)> {
     let mut racks: BTreeMap<String, Vec<(u32, NodeId, &Member)>> = BTreeMap::new();
     for member in targets.iter().filter_map(|host| membership.get(HostIndex(host))) {
-        let row = (share_of(&member.node, name), member.node, member);
+        let row = (hash_bucket(&member.node, name), member.node, member);
         racks.entry(member.locality.rack_path()).or_default().push(row);
     }
     let mut order = Vec::new();
@@ -106,29 +106,29 @@ pub(super) fn in_order<'a>(name: &str, membership: &'a Membership, targets: &Bit
     order.into_iter().map(|(_, _, number, member)| (number, member)).collect()
 }
 
-pub(super) fn dry(spec: &RolloutSpec, membership: &Membership, targets: &Bitmap) -> Dry {
+pub(super) fn dry(spec: &RolloutSpec, membership: &Membership, targets: &Bitmap) -> DryRun {
     let order = in_order(&spec.name, membership, targets);
     let hosts = order.len() as u32;
     let rules = spec.rules().unwrap_or_default();
     let counts =
         rules.iter().map(|(_, version)| (version.clone(), with_version(spec, membership, targets, version).count()));
-    let mut waves = Vec::new();
+    let mut batches = Vec::new();
     let mut from = 0;
-    for wave in 0..WAVES_MAX {
-        let to = spec.goal(wave, hosts);
+    for batch in 0..BATCHES_MAX {
+        let to = spec.goal(batch, hosts);
         let some = order[from as usize..to as usize].iter().take(NAMED_MAX);
         let named = some.map(|(_, member)| member.locality.to_string()).collect();
-        waves.push(DryWave { hosts: to - from, named });
+        batches.push(DryRunBatch { hosts: to - from, named });
         from = to;
         if to >= hosts {
             break;
         }
     }
-    Dry {
+    DryRun {
         hosts,
         racks: order.iter().map(|(rack, _)| rack).max().map_or(0, |last| last + 1),
         away: order.iter().filter(|(_, member)| !membership.is_up(member.index)).count() as u32,
         versions: counts.collect(),
-        waves,
+        batches,
     }
 }

@@ -27,22 +27,22 @@ pub enum Phase {
     /// Its data is on its way to the hosts.
     #[n(1)]
     Staging,
-    /// A wave's hosts switch.
+    /// A batch's hosts switch.
     #[n(2)]
-    Wave,
+    Switching,
     /// They have, and all must be well for a while.
     #[n(3)]
-    Holding,
-    /// The wait before the next wave.
+    Soaking,
+    /// The wait before the next batch.
     #[n(4)]
-    Pausing,
+    Waiting,
     /// Something is not well; a person decides.
     #[n(5)]
     Stopped,
     /// Hosts that switched go back.
     #[n(6)]
     RollingBack,
-    /// Every host that is there has switched or was borne as failed.
+    /// Every host that is there has switched or failed within the tolerated number.
     #[n(7)]
     Done,
     /// Every host that is there is back.
@@ -98,11 +98,11 @@ pub struct HostFact {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gate {
     /// All is well.
-    Holds,
+    Passed,
     /// Something is not.
-    Breached(String),
+    Failed(String),
     /// It cannot be told.
-    Unknown(String),
+    Undecided(String),
 }
 
 /// What a person asks for.
@@ -111,7 +111,7 @@ pub enum Gate {
 pub enum Command {
     /// Nobody begins to switch until it is resumed.
     Pause,
-    /// Go on; what has failed so far is borne.
+    /// Go on; what has failed so far is tolerated_failures.
     Resume,
     /// Call it off; hosts stay as they are.
     Cancel,
@@ -119,9 +119,9 @@ pub enum Command {
     Rollback,
     /// Hosts that failed try again.
     RetryFailed,
-    /// The next wave, without waiting.
+    /// The next batch, without waiting.
     Promote,
-    /// All waves, without waiting.
+    /// All batches, without waiting.
     PromoteAll,
 }
 
@@ -159,22 +159,22 @@ pub struct State {
     pub opened_at: BTreeMap<u32, u64>,
     /// Who may have switched at any time.
     #[n(4)]
-    pub touched: Bitmap,
-    /// Failures that are borne.
+    pub ever_opened: Bitmap,
+    /// Failures that are tolerated.
     #[n(5)]
-    pub borne: Bitmap,
-    /// The wave, from 0.
+    pub tolerated_failures: Bitmap,
+    /// The batch, from 0.
     #[n(6)]
-    pub wave: u32,
+    pub batch: u32,
     /// Since when the phase lasts, Unix milliseconds.
     #[n(7)]
     pub since_ms: u64,
     /// Since when all is well, Unix milliseconds.
     #[n(8)]
-    pub well_since_ms: u64,
-    /// A gate was seen to hold since then.
+    pub healthy_since_ms: u64,
+    /// A gate passed since then.
     #[n(9)]
-    pub gate_seen: bool,
+    pub gate_passed: bool,
     /// Nobody begins.
     #[n(10)]
     pub paused: bool,
@@ -201,7 +201,7 @@ pub struct Tally {
     /// Targeted.
     #[n(0)]
     pub hosts: u32,
-    /// That hold the data.
+    /// That have the data.
     #[n(1)]
     pub staged: u32,
     /// That may be switching.
@@ -215,7 +215,7 @@ pub struct Tally {
     pub failed: u32,
     /// Back on the former version.
     #[n(5)]
-    pub back: u32,
+    pub rolled_back: u32,
     /// Not there.
     #[n(6)]
     pub away: u32,
@@ -223,14 +223,14 @@ pub struct Tally {
 
 /// A host in the present attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum HostStatus {
     Waiting,
     Blocked,
     Switching { late: bool },
     Active,
     Failed,
     Back,
-    Untouched,
+    NeverOpened,
 }
 
 /// The machine.
@@ -252,12 +252,12 @@ impl Machine {
             attempt: 1,
             open: Bitmap::default(),
             opened_at: BTreeMap::new(),
-            touched: Bitmap::default(),
-            borne: Bitmap::default(),
-            wave: 0,
+            ever_opened: Bitmap::default(),
+            tolerated_failures: Bitmap::default(),
+            batch: 0,
             since_ms: now,
-            well_since_ms: now,
-            gate_seen: false,
+            healthy_since_ms: now,
+            gate_passed: false,
             paused: false,
             why: String::new(),
             began_ms: now,
@@ -289,29 +289,29 @@ impl Machine {
     }
 
     /// Nobody may begin to switch.
-    pub fn holds(&self) -> bool {
+    pub fn is_paused(&self) -> bool {
         let state = &self.state;
         state.paused || matches!(state.phase, Phase::Stopped | Phase::Cancelled | Phase::Failed)
     }
 
     /// Hosts go back.
-    pub fn goes_back(&self) -> bool {
+    pub fn is_rolling_back(&self) -> bool {
         matches!(self.state.phase, Phase::RollingBack | Phase::RolledBack)
     }
 
     /// Hosts that switched keep an eye on themselves.
-    pub fn watches(&self) -> bool {
-        matches!(self.state.phase, Phase::Wave | Phase::Holding | Phase::Pausing | Phase::Stopped)
+    pub fn is_watching(&self) -> bool {
+        matches!(self.state.phase, Phase::Switching | Phase::Soaking | Phase::Waiting | Phase::Stopped)
     }
 
     /// The gates should be asked.
     pub fn wants_gates(&self) -> bool {
-        self.state.phase == Phase::Holding && !self.state.paused && !self.spec.verify.is_empty()
+        self.state.phase == Phase::Soaking && !self.state.paused && !self.spec.verify.is_empty()
     }
 
-    /// The wave is the last.
-    fn is_last_wave(&self) -> bool {
-        self.spec.goal(self.state.wave, self.state.tally.hosts) >= self.state.tally.hosts
+    /// The batch is the last.
+    fn is_last_batch(&self) -> bool {
+        self.spec.goal(self.state.batch, self.state.tally.hosts) >= self.state.tally.hosts
     }
 
     /// Takes something in. A command and `Retire` can be refused, and it is said why.
@@ -348,21 +348,21 @@ impl Machine {
         self.say(now, what);
     }
 
-    fn standing(&self, now: u64, host: &HostFact) -> Standing {
+    fn host_status(&self, now: u64, host: &HostFact) -> HostStatus {
         let state = &self.state;
         let late = || {
             let since = state.opened_at.get(&host.index).copied().unwrap_or(now);
-            Standing::Switching { late: now.saturating_sub(since) >= ms(self.spec.switch_timeout) }
+            HostStatus::Switching { late: now.saturating_sub(since) >= ms(self.spec.switch_timeout) }
         };
-        if self.goes_back() {
+        if self.is_rolling_back() {
             return match host.report {
-                _ if !state.touched.get(host.index) => Standing::Untouched,
+                _ if !state.ever_opened.get(host.index) => HostStatus::NeverOpened,
                 Some((attempt, HostState::Failed(reason))) if attempt >= state.attempt => match reason {
-                    shoal_proto::report::Reason::RolledBack => Standing::Back,
-                    _ => Standing::Failed,
+                    shoal_proto::report::Reason::RolledBack => HostStatus::Back,
+                    _ => HostStatus::Failed,
                 },
                 _ if state.open.get(host.index) => late(),
-                _ => Standing::Waiting,
+                _ => HostStatus::Waiting,
             };
         }
         match host.report {
@@ -371,126 +371,130 @@ impl Machine {
             Some((attempt, HostState::Active | HostState::Stored))
                 if attempt >= state.attempt || !state.open.get(host.index) =>
             {
-                Standing::Active
+                HostStatus::Active
             }
-            Some((attempt, HostState::Failed(_))) if attempt >= state.attempt => Standing::Failed,
+            Some((attempt, HostState::Failed(_))) if attempt >= state.attempt => HostStatus::Failed,
             _ if state.open.get(host.index) => late(),
-            _ if host.blocked => Standing::Blocked,
-            _ => Standing::Waiting,
+            _ if host.blocked => HostStatus::Blocked,
+            _ => HostStatus::Waiting,
         }
     }
 
     fn on_facts(&mut self, now: u64, hosts: &[HostFact]) {
-        let standings: Vec<Standing> = hosts.iter().map(|host| self.standing(now, host)).collect();
-        self.count(hosts, &standings);
+        let statuses: Vec<HostStatus> = hosts.iter().map(|host| self.host_status(now, host)).collect();
+        self.count(hosts, &statuses);
         // Heard of: their time no longer runs.
-        for (host, standing) in hosts.iter().zip(&standings) {
-            if !matches!(standing, Standing::Switching { .. }) {
+        for (host, host_status) in hosts.iter().zip(&statuses) {
+            if !matches!(host_status, HostStatus::Switching { .. }) {
                 self.state.opened_at.remove(&host.index);
             }
         }
-        let failures = self.failures(hosts, &standings);
-        let borne = self.spec.max_failures.at_most(self.state.tally.hosts);
-        let forward = matches!(self.state.phase, Phase::Staging | Phase::Wave | Phase::Holding | Phase::Pausing);
-        if forward && failures > borne {
-            let why = format!("{failures} of {} hosts failed, {borne} are borne", self.state.tally.hosts);
-            return self.breach(now, &why);
+        let failures = self.failures(hosts, &statuses);
+        let tolerated_failures = self.spec.max_failures.at_most(self.state.tally.hosts);
+        let forward = matches!(self.state.phase, Phase::Staging | Phase::Switching | Phase::Soaking | Phase::Waiting);
+        if forward && failures > tolerated_failures {
+            let why =
+                format!("{failures} of {} hosts failed, {tolerated_failures} are tolerated", self.state.tally.hosts);
+            return self.gate_failed(now, &why);
         }
         let deadline = self.spec.deadline.map(ms).filter(|_| forward);
         if deadline.is_some_and(|deadline| now.saturating_sub(self.state.began_ms) >= deadline) {
-            return self.breach(now, "the deadline has passed");
+            return self.gate_failed(now, "the deadline has passed");
         }
         if self.state.paused {
             return;
         }
         match self.state.phase {
-            Phase::Staging => self.stage(now, hosts, &standings),
-            Phase::Wave => self.wave(now, hosts, &standings),
-            Phase::Holding => self.hold(now),
-            Phase::Pausing if now.saturating_sub(self.state.since_ms) >= ms(self.spec.pause_between) => {
-                self.next_wave(now);
+            Phase::Staging => self.stage(now, hosts, &statuses),
+            Phase::Switching => self.batch(now, hosts, &statuses),
+            Phase::Soaking => self.soak(now),
+            Phase::Waiting if now.saturating_sub(self.state.since_ms) >= ms(self.spec.wait_between) => {
+                self.next_batch(now);
             }
             Phase::RollingBack => {
-                let opened = self.open(now, hosts, &standings, u32::MAX);
-                let under_way = |standing: &Standing| *standing == Standing::Switching { late: false };
-                if !opened && !standings.iter().any(under_way) {
+                let opened = self.open(now, hosts, &statuses, u32::MAX);
+                let under_way = |host_status: &HostStatus| *host_status == HostStatus::Switching { late: false };
+                if !opened && !statuses.iter().any(under_way) {
                     let why = self.state.why.clone();
                     self.enter(now, Phase::RolledBack, &format!("rolled back: {why}"));
                 }
             }
             // Hosts that were away come back, new ones appear.
-            Phase::Done if failures <= borne => drop(self.open(now, hosts, &standings, u32::MAX)),
-            Phase::RolledBack => drop(self.open(now, hosts, &standings, u32::MAX)),
+            Phase::Done if failures <= tolerated_failures => drop(self.open(now, hosts, &statuses, u32::MAX)),
+            Phase::RolledBack => drop(self.open(now, hosts, &statuses, u32::MAX)),
             _ => {}
         }
     }
 
-    fn count(&mut self, hosts: &[HostFact], standings: &[Standing]) {
-        let count = |test: fn(&Standing) -> bool| standings.iter().filter(|standing| test(standing)).count() as u32;
+    fn count(&mut self, hosts: &[HostFact], statuses: &[HostStatus]) {
+        let count =
+            |test: fn(&HostStatus) -> bool| statuses.iter().filter(|host_status| test(host_status)).count() as u32;
         let staged = |host: &&HostFact| host.report.is_some_and(|(_, state)| state >= HostState::Has);
         self.state.tally = Tally {
             hosts: hosts.len() as u32,
             staged: hosts.iter().filter(staged).count() as u32,
-            switching: count(|standing| matches!(standing, Standing::Switching { .. })),
+            switching: count(|host_status| matches!(host_status, HostStatus::Switching { .. })),
             active: hosts
                 .iter()
                 .filter(|host| matches!(host.report, Some((_, HostState::Active | HostState::Stored))))
                 .count() as u32,
-            failed: count(|standing| {
-                matches!(standing, Standing::Failed | Standing::Blocked | Standing::Switching { late: true })
+            failed: count(|host_status| {
+                matches!(host_status, HostStatus::Failed | HostStatus::Blocked | HostStatus::Switching { late: true })
             }),
-            back: count(|standing| *standing == Standing::Back),
+            back: count(|host_status| *host_status == HostStatus::Back),
             away: hosts.iter().filter(|host| !host.up).count() as u32,
         };
     }
 
-    /// Notes who has failed; gives how many of them are not borne yet.
-    fn failures(&mut self, hosts: &[HostFact], standings: &[Standing]) -> u32 {
-        let failed = hosts.iter().zip(standings).filter(|(_, standing)| {
-            matches!(standing, Standing::Failed | Standing::Blocked | Standing::Switching { late: true })
+    /// Notes who has failed; gives how many of them are not tolerated_failures yet.
+    fn failures(&mut self, hosts: &[HostFact], statuses: &[HostStatus]) -> u32 {
+        let failed = hosts.iter().zip(statuses).filter(|(_, host_status)| {
+            matches!(host_status, HostStatus::Failed | HostStatus::Blocked | HostStatus::Switching { late: true })
         });
         self.state.failed = failed.map(|(host, _)| host.index).collect();
         let mut fresh = self.state.failed.clone();
-        fresh.subtract(&self.state.borne);
+        fresh.subtract(&self.state.tolerated_failures);
         fresh.count()
     }
 
     /// Data is on every host that is there before any switches.
-    fn stage(&mut self, now: u64, hosts: &[HostFact], standings: &[Standing]) {
+    fn stage(&mut self, now: u64, hosts: &[HostFact], statuses: &[HostStatus]) {
         let has = |host: &HostFact| host.report.is_some_and(|(_, state)| state >= HostState::Has);
-        let waits =
-            hosts.iter().zip(standings).any(|(host, standing)| host.up && !has(host) && *standing != Standing::Blocked);
+        let waits = hosts
+            .iter()
+            .zip(statuses)
+            .any(|(host, host_status)| host.up && !has(host) && *host_status != HostStatus::Blocked);
         if !waits && hosts.iter().any(has) {
-            self.enter(now, Phase::Wave, "the data is on every host; wave 1");
-            self.wave(now, hosts, standings);
+            self.enter(now, Phase::Switching, "the data is on every host; batch 1");
+            self.batch(now, hosts, statuses);
         }
     }
 
-    fn wave(&mut self, now: u64, hosts: &[HostFact], standings: &[Standing]) {
-        let goal = self.spec.goal(self.state.wave, self.state.tally.hosts);
-        let opened = self.open(now, hosts, standings, goal);
-        let under_way = |standing: &Standing| *standing == Standing::Switching { late: false };
-        if !opened && !standings.iter().any(under_way) {
-            self.state.well_since_ms = now;
-            self.state.gate_seen = false;
-            let (wave, active) = (self.state.wave + 1, self.state.tally.active);
-            self.enter(now, Phase::Holding, &format!("wave {wave} has switched: {active} hosts; all must be well"));
+    fn batch(&mut self, now: u64, hosts: &[HostFact], statuses: &[HostStatus]) {
+        let goal = self.spec.goal(self.state.batch, self.state.tally.hosts);
+        let opened = self.open(now, hosts, statuses, goal);
+        let under_way = |host_status: &HostStatus| *host_status == HostStatus::Switching { late: false };
+        if !opened && !statuses.iter().any(under_way) {
+            self.state.healthy_since_ms = now;
+            self.state.gate_passed = false;
+            let (batch, active) = (self.state.batch + 1, self.state.tally.active);
+            self.enter(now, Phase::Soaking, &format!("batch {batch} has switched: {active} hosts; all must be well"));
         }
     }
 
-    /// Opens waiting hosts, within the racks' and the wave's bounds; true when there was one.
-    fn open(&mut self, now: u64, hosts: &[HostFact], standings: &[Standing], goal: u32) -> bool {
+    /// Opens waiting hosts, within the racks' and the batch's bounds; true when there was one.
+    fn open(&mut self, now: u64, hosts: &[HostFact], statuses: &[HostStatus], goal: u32) -> bool {
         let mut racks: BTreeMap<u32, u32> = BTreeMap::new();
         let mut spoken_for = 0;
-        for (host, standing) in hosts.iter().zip(standings) {
-            let switching = matches!(standing, Standing::Switching { .. });
+        for (host, host_status) in hosts.iter().zip(statuses) {
+            let switching = matches!(host_status, HostStatus::Switching { .. });
             *racks.entry(host.rack).or_default() += u32::from(switching);
-            spoken_for += u32::from(switching || matches!(standing, Standing::Active | Standing::Failed));
+            spoken_for += u32::from(switching || matches!(host_status, HostStatus::Active | HostStatus::Failed));
         }
         let mut opened = false;
-        for (host, standing) in hosts.iter().zip(standings) {
+        for (host, host_status) in hosts.iter().zip(statuses) {
             let ready = host.up && host.report.is_some_and(|(_, state)| state >= HostState::Has);
-            if spoken_for >= goal || *standing != Standing::Waiting || !ready {
+            if spoken_for >= goal || *host_status != HostStatus::Waiting || !ready {
                 continue;
             }
             let rack = racks.entry(host.rack).or_default();
@@ -502,34 +506,34 @@ impl Machine {
             opened = true;
             self.state.open.grow(host.index + 1);
             self.state.open.set(host.index);
-            self.state.touched.grow(host.index + 1);
-            self.state.touched.set(host.index);
+            self.state.ever_opened.grow(host.index + 1);
+            self.state.ever_opened.set(host.index);
             self.state.opened_at.insert(host.index, now);
         }
         opened
     }
 
-    fn hold(&mut self, now: u64) {
-        let held = now.saturating_sub(self.state.well_since_ms) >= ms(self.spec.hold);
-        if !held || (self.wants_gates() && !self.state.gate_seen) {
+    fn soak(&mut self, now: u64) {
+        let soaked = now.saturating_sub(self.state.healthy_since_ms) >= ms(self.spec.soak);
+        if !soaked || (self.wants_gates() && !self.state.gate_passed) {
             return;
         }
-        if self.is_last_wave() {
+        if self.is_last_batch() {
             let Tally { active, hosts, failed, away, .. } = self.state.tally;
             self.state.why.clear();
             self.enter(now, Phase::Done, &format!("done: {active} of {hosts} hosts, {failed} failed, {away} away"));
-        } else if self.spec.pause_between.0.is_zero() {
-            self.next_wave(now);
+        } else if self.spec.wait_between.0.is_zero() {
+            self.next_batch(now);
         } else {
-            self.enter(now, Phase::Pausing, "all is well; waiting before the next wave");
+            self.enter(now, Phase::Waiting, "all is well; waiting before the next batch");
         }
     }
 
-    fn next_wave(&mut self, now: u64) {
-        self.state.wave += 1;
-        let wave = self.state.wave + 1;
+    fn next_batch(&mut self, now: u64) {
+        self.state.batch += 1;
+        let batch = self.state.batch + 1;
         self.state.why.clear();
-        self.enter(now, Phase::Wave, &format!("wave {wave}"));
+        self.enter(now, Phase::Switching, &format!("batch {batch}"));
     }
 
     fn on_gate(&mut self, now: u64, gate: Gate) {
@@ -537,12 +541,12 @@ impl Machine {
             return;
         }
         match gate {
-            Gate::Holds => self.state.gate_seen = true,
-            Gate::Breached(why) => self.breach(now, &why),
-            Gate::Unknown(why) => {
+            Gate::Passed => self.state.gate_passed = true,
+            Gate::Failed(why) => self.gate_failed(now, &why),
+            Gate::Undecided(why) => {
                 // All must be well for the whole time: it begins anew.
-                self.state.well_since_ms = now;
-                self.state.gate_seen = false;
+                self.state.healthy_since_ms = now;
+                self.state.gate_passed = false;
                 if self.state.why != why {
                     self.say(now, &why);
                     self.state.why = why;
@@ -551,9 +555,9 @@ impl Machine {
         }
     }
 
-    fn breach(&mut self, now: u64, why: &str) {
+    fn gate_failed(&mut self, now: u64, why: &str) {
         match self.spec.rollback {
-            super::spec::RollbackMode::Auto => self.go_back(now, why),
+            super::spec::RollbackMode::Auto => self.roll_back(now, why),
             super::spec::RollbackMode::Manual => {
                 self.state.why = why.to_string();
                 self.enter(now, Phase::Stopped, &format!("stopped: {why}"));
@@ -572,7 +576,7 @@ impl Machine {
         self.state.opened_at.values_mut().for_each(|since| *since = now);
     }
 
-    fn go_back(&mut self, now: u64, why: &str) {
+    fn roll_back(&mut self, now: u64, why: &str) {
         self.next_attempt(now);
         self.state.paused = false;
         self.state.why = why.to_string();
@@ -598,44 +602,52 @@ impl Machine {
             Command::Resume if phase == Phase::Stopped => {
                 self.restart_clocks(now);
                 self.state.why.clear();
-                self.state.borne = self.state.failed.clone();
-                self.enter(now, Phase::Wave, "resumed: what has failed is borne");
+                self.state.tolerated_failures = self.state.failed.clone();
+                self.enter(now, Phase::Switching, "resumed: the failures so far are tolerated");
             }
             Command::Cancel if !phase.is_final() => self.enter(now, Phase::Cancelled, "cancelled"),
             Command::Rollback
                 if matches!(
                     phase,
-                    Phase::Wave | Phase::Holding | Phase::Pausing | Phase::Stopped | Phase::Done | Phase::Cancelled
+                    Phase::Switching
+                        | Phase::Soaking
+                        | Phase::Waiting
+                        | Phase::Stopped
+                        | Phase::Done
+                        | Phase::Cancelled
                 ) =>
             {
-                self.go_back(now, "asked for");
+                self.roll_back(now, "asked for");
             }
             Command::RetryFailed
-                if matches!(phase, Phase::Wave | Phase::Holding | Phase::Stopped | Phase::Done | Phase::RolledBack) =>
+                if matches!(
+                    phase,
+                    Phase::Switching | Phase::Soaking | Phase::Stopped | Phase::Done | Phase::RolledBack
+                ) =>
             {
                 if phase == Phase::RolledBack {
-                    self.state.wave = 0;
+                    self.state.batch = 0;
                 }
                 self.next_attempt(now);
-                self.state.borne = Bitmap::default();
+                self.state.tolerated_failures = Bitmap::default();
                 self.state.paused = false;
                 self.state.why.clear();
-                self.enter(now, Phase::Wave, "failed hosts try again");
+                self.enter(now, Phase::Switching, "failed hosts try again");
             }
-            Command::Promote if matches!(phase, Phase::Holding | Phase::Pausing) => {
+            Command::Promote if matches!(phase, Phase::Soaking | Phase::Waiting) => {
                 self.say(now, "promoted");
-                if self.is_last_wave() {
+                if self.is_last_batch() {
                     self.enter(now, Phase::Done, "done");
                 } else {
-                    self.next_wave(now);
+                    self.next_batch(now);
                 }
             }
-            Command::PromoteAll if matches!(phase, Phase::Wave | Phase::Holding | Phase::Pausing) => {
+            Command::PromoteAll if matches!(phase, Phase::Switching | Phase::Soaking | Phase::Waiting) => {
                 let hosts = self.state.tally.hosts;
-                while self.spec.goal(self.state.wave, hosts) < hosts {
-                    self.state.wave += 1;
+                while self.spec.goal(self.state.batch, hosts) < hosts {
+                    self.state.batch += 1;
                 }
-                self.enter(now, Phase::Wave, "promoted to all hosts");
+                self.enter(now, Phase::Switching, "promoted to all hosts");
             }
             _ => {
                 let phase = serde_json::to_value(phase).ok();
@@ -650,8 +662,8 @@ impl Machine {
     fn restart_clocks(&mut self, now: u64) {
         self.state.opened_at.values_mut().for_each(|since| *since = now);
         self.state.since_ms = now;
-        self.state.well_since_ms = now;
-        self.state.gate_seen = false;
+        self.state.healthy_since_ms = now;
+        self.state.gate_passed = false;
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 struct Doc {
     attempt: u16,
-    hold: bool,
+    paused: bool,
     back: bool,
     open: Bitmap,
 }
@@ -72,8 +72,8 @@ impl World {
 
     fn doc(machine: &Machine) -> Doc {
         let state = machine.state();
-        let (hold, back) = (machine.holds(), machine.goes_back());
-        Doc { attempt: state.attempt, hold, back, open: state.open.clone() }
+        let (paused, back) = (machine.is_paused(), machine.is_rolling_back());
+        Doc { attempt: state.attempt, paused, back, open: state.open.clone() }
     }
 
     fn tell(&mut self, input: Input<'_>) {
@@ -97,7 +97,7 @@ impl World {
                 assert!(!again, "{host} was heard of in attempt {}", state.attempt);
             }
             if self.doc.back {
-                assert!(before.touched.get(host), "{host} never was open");
+                assert!(before.ever_opened.get(host), "{host} never was open");
             }
         }
     }
@@ -128,7 +128,7 @@ impl World {
             (host.did, host.says) = (doc.attempt, (doc.attempt, HostState::Active));
             return;
         }
-        if doc.hold || !doc.open.get(at as u32) {
+        if doc.paused || !doc.open.get(at as u32) {
             return;
         }
         host.did = doc.attempt;
@@ -189,7 +189,7 @@ impl World {
             }
             self.facts();
             if self.machine.wants_gates() {
-                self.tell(Input::Gate(Gate::Holds));
+                self.tell(Input::Gate(Gate::Passed));
             }
             let phase = self.machine.state().phase;
             if phase.is_final() || phase == Phase::Stopped {
@@ -223,14 +223,14 @@ fn every_small_case_ends_as_it_should() {
 fn a_bad_version_stops_in_its_first_wave() {
     let mut world = World::new(4, 4, spec("1,25%,100%", 1, 0, RollbackMode::Auto));
     assert_eq!(world.settle(|_| false), Phase::RolledBack);
-    assert_eq!(world.machine.state().wave, 0);
+    assert_eq!(world.machine.state().batch, 0);
     assert_eq!(world.begun.iter().filter(|(_, attempt)| *attempt == 1).count(), 1);
 }
 
 #[test]
-fn an_ill_host_in_the_hold_breaches() {
+fn a_host_that_fails_in_the_soak_time_stops_the_rollout() {
     let mut world = World::new(1, 3, spec("1,100%", 1, 0, RollbackMode::Manual));
-    while world.machine.state().phase != Phase::Holding {
+    while world.machine.state().phase != Phase::Soaking {
         (0..3).for_each(|at| {
             world.hear(at);
             world.begin(at);
@@ -272,13 +272,13 @@ fn one_that_may_begin_again_keeps_its_place_in_the_rack() {
 }
 
 #[test]
-fn gates_must_hold_for_the_whole_time() {
+fn gates_must_pass_for_the_whole_soak_time() {
     let mut gated = spec("1,100%", 1, 0, RollbackMode::Auto);
     (gated.verify, gated.prometheus) = (vec!["up == 1".into()], Some("http://127.0.0.1:9".into()));
-    gated.hold = shoal_service::units::Span(Duration::from_secs(60));
+    gated.soak = shoal_service::units::Span(Duration::from_secs(60));
     let mut world = World::new(1, 2, gated);
     let mut rounds = 0;
-    while world.machine.state().phase != Phase::Holding {
+    while world.machine.state().phase != Phase::Soaking {
         (0..2).for_each(|at| {
             world.hear(at);
             world.begin(at);
@@ -291,20 +291,20 @@ fn gates_must_hold_for_the_whole_time() {
     }
     for _ in 0..5 {
         world.now += 50_000;
-        world.tell(Input::Gate(Gate::Unknown("nobody answers".into())));
+        world.tell(Input::Gate(Gate::Undecided("nobody answers".into())));
         world.facts();
-        assert_eq!(world.machine.state().phase, Phase::Holding, "what cannot be told does not hold");
+        assert_eq!(world.machine.state().phase, Phase::Soaking, "an undecided gate restarts the soak time");
     }
     world.now += 59_000;
-    world.tell(Input::Gate(Gate::Holds));
+    world.tell(Input::Gate(Gate::Passed));
     world.facts();
-    assert_eq!(world.machine.state().phase, Phase::Holding);
+    assert_eq!(world.machine.state().phase, Phase::Soaking);
     world.now += 1_000;
     world.facts();
-    assert_eq!(world.machine.state().phase, Phase::Wave);
+    assert_eq!(world.machine.state().phase, Phase::Switching);
     world.settle(|_| true);
     let mut world2 = World::new(1, 2, world.machine.spec().clone());
-    while world2.machine.state().phase != Phase::Holding {
+    while world2.machine.state().phase != Phase::Soaking {
         (0..2).for_each(|at| {
             world2.hear(at);
             world2.begin(at);
@@ -313,7 +313,7 @@ fn gates_must_hold_for_the_whole_time() {
         });
         world2.facts();
     }
-    world2.tell(Input::Gate(Gate::Breached("`up == 1` does not hold: 0".into())));
+    world2.tell(Input::Gate(Gate::Failed("`up == 1` is not met: 0".into())));
     assert_eq!(world2.machine.state().phase, Phase::RollingBack);
     assert_eq!(world2.settle(|_| true), Phase::RolledBack);
     assert!(world2.machine.state().why.contains("up == 1"));
@@ -328,7 +328,7 @@ fn commands_do_what_they_say() {
     command(&mut world, Command::Pause).unwrap();
     (0..4).for_each(|at| world.report(at));
     world.facts();
-    assert!(world.doc.hold && world.machine.state().phase == Phase::Staging);
+    assert!(world.doc.paused && world.machine.state().phase == Phase::Staging);
     command(&mut world, Command::Resume).unwrap();
     world.facts();
     world.facts();
@@ -349,7 +349,7 @@ fn commands_do_what_they_say() {
     world.facts();
     command(&mut world, Command::Cancel).unwrap();
     world.facts();
-    assert!(world.doc.hold);
+    assert!(world.doc.paused);
 }
 
 #[test]
@@ -440,9 +440,9 @@ proptest! {
                 Act::Return(at) => world.hosts[at % count].up = true,
                 Act::Tell(command) => world.tell(Input::Command(command)),
                 Act::Gate(which) => world.tell(Input::Gate(match which {
-                    0 => Gate::Holds,
-                    1 => Gate::Breached("no".into()),
-                    _ => Gate::Unknown("?".into()),
+                    0 => Gate::Passed,
+                    1 => Gate::Failed("no".into()),
+                    _ => Gate::Undecided("?".into()),
                 })),
             }
         }

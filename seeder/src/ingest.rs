@@ -31,7 +31,7 @@ impl Drop for StopOnDrop {
 impl Jobs {
     /// Takes a push's content in, signs it and hands it to the driver. Dropped half-way, it begins anew at the next
     /// start.
-    pub async fn take_in(self: Arc<Self>, job: JobId, request: PushRequest) {
+    pub async fn work_on_push(self: Arc<Self>, job: JobId, request: PushRequest) {
         let ingested = match request.kind {
             Kind::Image => self.ingest_image(job, &request).await,
             _ => self.ingest(job, &request).await.map_err(|error| error.to_string()),

@@ -29,7 +29,7 @@ const PENDING_MAX: usize = 64;
 const JOBS_MAX: usize = 32;
 
 /// Whether `text` is a registry, or a registry and the beginning of repositories in it.
-pub(crate) fn is_prefix(text: &str) -> bool {
+pub(crate) fn is_repository_prefix(text: &str) -> bool {
     let (host, path) = text.split_once('/').map_or((text, None), |(host, path)| (host, Some(path)));
     is_host(host) && path.is_none_or(is_repository)
 }
@@ -49,14 +49,14 @@ struct Pending {
 type Ours = BTreeMap<JobId, (String, BTreeSet<Locality>)>;
 
 /// Takes hosts' wishes until the token is cancelled.
-pub(crate) struct Wanted {
+pub(crate) struct FetchThrough {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) node: NodeHandle,
     pub(crate) prefixes: Vec<String>,
     pub(crate) pushes: mpsc::Sender<(JobId, PushRequest)>,
 }
 
-impl Wanted {
+impl FetchThrough {
     pub(crate) async fn run(self, mut wishes: mpsc::Receiver<FetchThroughRequest>, token: CancellationToken) {
         let mut pending: BTreeMap<String, Pending> = BTreeMap::new();
         let mut ours: Ours = BTreeMap::new();
@@ -170,8 +170,8 @@ mod tests {
         assert!(!allowed("ghcr.example.evil.example/a"));
         assert!(!is_allowed(&[], &"nginx".parse().unwrap()));
         for bad in ["", "/", "a/", "a//b", "https://a", "a/B", "a b"] {
-            assert!(!is_prefix(bad), "{bad}");
+            assert!(!is_repository_prefix(bad), "{bad}");
         }
-        assert!(is_prefix("registry.example:5000") && is_prefix("docker.io/library"));
+        assert!(is_repository_prefix("registry.example:5000") && is_repository_prefix("docker.io/library"));
     }
 }
