@@ -64,7 +64,7 @@ impl Phase {
 
     /// Whether hosts may be opened.
     fn is_moving(self) -> bool {
-        matches!(self, Self::Staging | Self::Wave | Self::Holding | Self::Pausing | Self::RollingBack)
+        matches!(self, Self::Staging | Self::Switching | Self::Soaking | Self::Waiting | Self::RollingBack)
     }
 }
 
@@ -441,7 +441,7 @@ impl Machine {
             failed: count(|host_status| {
                 matches!(host_status, HostStatus::Failed | HostStatus::Blocked | HostStatus::Switching { late: true })
             }),
-            back: count(|host_status| *host_status == HostStatus::Back),
+            rolled_back: count(|host_status| *host_status == HostStatus::Back),
             away: hosts.iter().filter(|host| !host.up).count() as u32,
         };
     }
