@@ -61,9 +61,9 @@ fn hub_and_tracker_may_be_away_and_hear_of_it_once_after() {
     region.wait_active(&job, 4);
     region.hub.start();
     until("the hub knows", || region.hub_active(&job).filter(|active| *active == 4));
-    until("the spool is empty", || (region.tracker.metric("shoal_tracker_spool") == 0).then_some(()));
+    until("the spool is empty", || (region.tracker.metric("shoal_tracker_spooled_flushes") == 0).then_some(()));
     // Only what the hub had kept and could not acknowledge before it was killed is sent again, and it is not counted.
-    assert!(region.hub.metric("shoal_hub_duplicates_total") <= 1);
+    assert!(region.hub.metric("shoal_hub_duplicate_reports_total") <= 1);
     assert_eq!(region.hub_active(&job), Some(4));
     (0..4).for_each(|peer| region.assert_copy(peer, "big", "big", &bytes));
 }

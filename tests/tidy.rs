@@ -5,18 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may use. `shoal` itself may use all.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("proto", &[]),
     ("swarm", &["proto"]),
-    ("store", &["proto"]),
+    ("kv", &[]),
+    ("store", &["proto", "kv"]),
     ("net", &["proto"]),
-    ("service", &[]),
+    ("service", &["kv"]),
     ("sim", &["proto", "swarm"]),
-    ("tracker", &["proto", "swarm", "net", "service"]),
+    ("tracker", &["proto", "swarm", "net", "service", "kv"]),
     ("containerd", &[]),
     ("peer", &["proto", "swarm", "net", "store", "service", "containerd"]),
     ("seeder", &["peer", "proto", "swarm", "net", "store", "service"]),
-    ("hub", &["proto", "service"]),
+    ("hub", &["proto", "service", "kv"]),
 ];
 
 /// Names of the standard library that hold a word we use otherwise.

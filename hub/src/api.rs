@@ -1,7 +1,10 @@
-//! The hub's HTTP API: trackers report, people and programs ask.
+//! The hub's HTTP API: trackers report, people and programs query.
+//!
+//! Invariant: the hub answers a report only after it is on the disk.
 
-use crate::ledger::{Ledger, RegionJob, Taken};
+use crate::ledger::{Ledger, Recorded};
 use crate::page;
+use crate::view::JobView;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
@@ -10,151 +13,140 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
-use shoal_proto::announcement::Kind;
-use shoal_proto::codec::{Document, decode_exact};
-use shoal_proto::control::RackRollup;
-use shoal_proto::ids::{ContentId, JobId};
+use shoal_kv::KvError;
+use shoal_proto::codec::{DecodeError, Document, decode_exact};
+use shoal_proto::ids::JobId;
 use shoal_proto::limits;
-use shoal_proto::report::{HostState, HubFlush, HubSubmission, TierBytes};
+use shoal_proto::report::{HubFlush, HubSubmission};
 use shoal_proto::trust::{Envelope, Role, Trust, TrustError};
 use shoal_service::http_server::ApiError;
 use shoal_service::metrics::Metrics;
-use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A job in one region, as the API shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct JobView {
-    /// The job.
-    pub job: JobId,
-    /// The region.
-    pub region: String,
-    /// Its content.
-    pub content: ContentId,
-    /// Its kind.
-    pub kind: Kind,
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// Payload bytes.
-    pub size: u64,
-    /// When it was signed, Unix seconds.
-    pub created_at: u64,
-    /// Hosts targeted.
-    pub hosts: u32,
-    /// Hosts that hold every piece, active or not.
-    pub has: u32,
-    /// Hosts that switched it in.
-    pub active: u32,
-    /// Hosts that failed.
-    pub failed: u32,
-    /// Payload bytes by source, over all hosts.
-    pub tiers: TierBytes,
-    /// Racks in order of name; with one job only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub racks: Vec<RackRollup>,
-    /// Hosts that failed, or every host when asked for; with one job only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub lines: Vec<HostView>,
-}
-
-/// A host's state in a job.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HostView {
-    /// Its locality, or its index while the roster does not tell.
-    pub host: String,
-    /// How far it is.
-    pub state: String,
-}
+/// Jobs in one answer, unless the query sets `limit`.
+const LIST_DEFAULT: usize = 100;
+/// Jobs in one answer, whatever the query says.
+const LIST_MAX: usize = 1000;
+/// Jobs on the page for people.
+const PAGE_JOBS: usize = 200;
 
 /// The answer to a report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Receipt {
-    /// The flush that is durable now.
+    /// The sequence of the flush, which is durable now.
     pub sequence: u64,
-    /// It was durable before.
+    /// The flush was durable before this request.
     pub duplicate: bool,
 }
 
-pub(crate) struct Shared {
-    pub(crate) ledger: Ledger,
-    pub(crate) trust: Trust,
-    messages: Counter,
+/// Why the hub refuses a report.
+#[derive(Debug, thiserror::Error)]
+enum RefusedReport {
+    #[error("the report is malformed: {0}")]
+    Malformed(#[from] DecodeError),
+    #[error("{0}")]
+    Untrusted(TrustError),
+    #[error("the report speaks for another tracker or region")]
+    WrongSender,
+}
+
+impl From<TrustError> for RefusedReport {
+    fn from(error: TrustError) -> Self {
+        match error {
+            TrustError::Decode(error) => Self::Malformed(error),
+            other => Self::Untrusted(other),
+        }
+    }
+}
+
+impl RefusedReport {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Untrusted(_) | Self::WrongSender => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
+/// What every request needs.
+pub(crate) struct Hub {
+    ledger: Ledger,
+    trust: Trust,
+    reports: Counter,
     duplicates: Counter,
     refused: Counter,
 }
 
-impl Shared {
+impl Hub {
     pub(crate) fn new(ledger: Ledger, trust: Trust, metrics: &Metrics) -> Self {
         Self {
             ledger,
             trust,
-            messages: metrics.counter("shoal_hub_messages", "Reports taken"),
-            duplicates: metrics.counter("shoal_hub_duplicates", "Reports that were known"),
-            refused: metrics.counter("shoal_hub_refused", "Reports refused"),
+            reports: metrics.counter("shoal_hub_reports", "Reports stored"),
+            duplicates: metrics.counter("shoal_hub_duplicate_reports", "Reports that were stored before"),
+            refused: metrics.counter("shoal_hub_refused_reports", "Reports refused"),
         }
+    }
+
+    /// Opens a submission, which has a tracker's credential and a flush that the same key signed.
+    fn open_report(&self, body: &[u8]) -> Result<HubFlush, RefusedReport> {
+        let submission: HubSubmission = decode_exact(body)?;
+        let envelope = Envelope::from_bytes(&submission.flush)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let credential = self.trust.admit(&submission.credential, envelope.signer(), now)?;
+        if credential.role != Role::Tracker {
+            return Err(RefusedReport::Untrusted(TrustError::WrongRole(credential.role)));
+        }
+        let flush: HubFlush = envelope.open()?;
+        if flush.tracker != credential.node || flush.region != credential.locality.region {
+            return Err(RefusedReport::WrongSender);
+        }
+        Ok(flush)
     }
 }
 
-type Hub = State<Arc<Shared>>;
+type SharedHub = State<Arc<Hub>>;
 
-pub(crate) fn routes(shared: Arc<Shared>) -> Router {
+pub(crate) fn routes(hub: Arc<Hub>) -> Router {
     let report = post(report).layer(DefaultBodyLimit::max(limits::HUB_BODY_BYTES_MAX));
     Router::new()
-        .route("/", get(front))
+        .route("/", get(front_page))
         .route("/v1/reports", report)
-        .route("/v1/jobs", get(list))
-        .route("/v1/jobs/{id}", get(one))
-        .with_state(shared)
+        .route("/v1/jobs", get(list_jobs))
+        .route("/v1/jobs/{id}", get(show_job))
+        .with_state(hub)
 }
 
-/// Opens a submission: a tracker's credential, and a flush signed with the same key.
-fn open(shared: &Shared, body: &[u8]) -> Result<HubFlush, (StatusCode, String)> {
-    let malformed = |why: String| (StatusCode::BAD_REQUEST, why);
-    let untrusted = |error: TrustError| match error {
-        TrustError::Decode(error) => (StatusCode::BAD_REQUEST, error.to_string()),
-        other => (StatusCode::FORBIDDEN, other.to_string()),
-    };
-    let submission: HubSubmission = decode_exact(body).map_err(|error| malformed(error.to_string()))?;
-    let envelope = Envelope::from_bytes(&submission.flush).map_err(|error| malformed(error.to_string()))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let credential = shared.trust.admit(&submission.credential, envelope.signer(), now).map_err(untrusted)?;
-    if credential.role != Role::Tracker {
-        return Err(untrusted(TrustError::WrongRole(credential.role)));
-    }
-    let flush: HubFlush = envelope.open().map_err(untrusted)?;
-    if flush.tracker != credential.node || flush.region != credential.locality.region {
-        return Err((StatusCode::FORBIDDEN, "the report speaks for another tracker or region".into()));
-    }
-    Ok(flush)
+/// Returns the answer to a request that the database failed.
+fn database_failed(error: &(dyn Error + 'static), what: &str) -> ApiError {
+    tracing::error!(error, "{what}");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, what, error.to_string(), "see the hub's log, then try again")
 }
 
-async fn report(State(shared): Hub, body: Bytes) -> Result<Json<Receipt>, ApiError> {
-    let refuse = |(status, why): (StatusCode, String)| {
-        shared.refused.inc();
-        tracing::warn!(%status, why, "refused a report");
-        ApiError::new(status, "report refused", why, "send reports as a tracker of this cluster")
+async fn report(State(hub): SharedHub, body: Bytes) -> Result<Json<Receipt>, ApiError> {
+    let refuse = |error: RefusedReport| {
+        hub.refused.inc();
+        let status = error.status();
+        tracing::warn!(%status, %error, "refused a report");
+        ApiError::new(status, "report refused", error.to_string(), "send reports as a tracker of this cluster")
     };
-    let flush = open(&shared, &body).map_err(refuse)?;
+    let flush = hub.open_report(&body).map_err(refuse)?;
     let sequence = flush.sequence;
-    let writer = shared.clone();
-    let taken = tokio::task::spawn_blocking(move || writer.ledger.take(&flush)).await;
-    let taken = taken.map_err(|error| error.to_string()).and_then(|taken| taken.map_err(|error| error.to_string()));
-    match taken {
-        Ok(Taken::New) => shared.messages.inc(),
-        Ok(Taken::Known) => shared.duplicates.inc(),
-        Err(why) => {
-            tracing::error!(%why, "cannot keep a report");
-            let status = StatusCode::INTERNAL_SERVER_ERROR;
-            return Err(ApiError::new(status, "the report was not kept", why, "send it again later"));
-        }
+    let writer = hub.clone();
+    // On a thread of its own, because the ledger waits for the disk.
+    let recorded = tokio::task::spawn_blocking(move || writer.ledger.record(&flush)).await;
+    let failed = |error: &(dyn Error + 'static)| database_failed(error, "the report was not stored");
+    let recorded = recorded.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+    match recorded {
+        Recorded::New => hub.reports.inc(),
+        Recorded::Duplicate => hub.duplicates.inc(),
     };
-    Ok(Json(Receipt { sequence, duplicate: taken == Ok(Taken::Known) }))
+    Ok(Json(Receipt { sequence, duplicate: recorded == Recorded::Duplicate }))
 }
 
-/// How a list is asked for.
+/// Query of a list.
 #[derive(Debug, Deserialize)]
 struct Paging {
     #[serde(default)]
@@ -162,76 +154,38 @@ struct Paging {
     limit: Option<usize>,
 }
 
-async fn list(State(shared): Hub, Query(paging): Query<Paging>) -> Json<Vec<JobView>> {
-    let limit = paging.limit.unwrap_or(100).min(1000);
-    let jobs = shared.ledger.jobs();
-    Json(jobs.iter().skip(paging.offset).take(limit).map(view).collect())
+fn unreadable(error: KvError) -> ApiError {
+    database_failed(&error, "cannot read the reports")
 }
 
-/// What of a job is asked for.
+async fn list_jobs(State(hub): SharedHub, Query(paging): Query<Paging>) -> Result<Json<Vec<JobView>>, ApiError> {
+    let limit = paging.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
+    let jobs = hub.ledger.jobs().map_err(unreadable)?;
+    Ok(Json(jobs.iter().skip(paging.offset).take(limit).map(JobView::new).collect()))
+}
+
+/// Query of one job.
 #[derive(Debug, Deserialize)]
-struct Detail {
+struct JobQuery {
     /// Every host, not only those that failed.
     #[serde(default)]
     hosts: bool,
 }
 
-async fn one(
-    State(shared): Hub,
+async fn show_job(
+    State(hub): SharedHub,
     Path(job): Path<JobId>,
-    Query(detail): Query<Detail>,
+    Query(query): Query<JobQuery>,
 ) -> Result<Json<Vec<JobView>>, ApiError> {
-    let regions = shared.ledger.job(&job);
+    let regions = hub.ledger.job(&job).map_err(unreadable)?;
     if regions.is_empty() {
-        return Err(ApiError::not_found(format!("no report of job {job}")));
+        return Err(ApiError::not_found(format!("no tracker has reported job {job}")));
     }
-    Ok(Json(regions.iter().map(|row| detailed(&shared.ledger, row, detail.hosts)).collect()))
+    let views = regions.iter().map(|row| JobView::with_hosts(&hub.ledger, row, query.hosts));
+    Ok(Json(views.collect::<Result<_, _>>().map_err(unreadable)?))
 }
 
-async fn front(State(shared): Hub) -> Html<String> {
-    let jobs = shared.ledger.jobs();
-    Html(page::render(&jobs.iter().take(200).map(view).collect::<Vec<_>>()))
-}
-
-pub(crate) fn view(row: &RegionJob) -> JobView {
-    let count = |test: fn(HostState) -> bool| row.hosts.values().filter(|state| test(**state)).count() as u32;
-    let job = &row.job;
-    JobView {
-        job: job.job,
-        region: row.region.clone(),
-        content: job.content,
-        kind: job.kind,
-        name: job.name.clone(),
-        version: job.version.clone(),
-        size: job.size,
-        created_at: job.created_at,
-        hosts: row.hosts.len() as u32,
-        has: count(HostState::has_all),
-        active: count(|state| state == HostState::Active),
-        failed: count(|state| matches!(state, HostState::Failed(_))),
-        tiers: job.tiers,
-        racks: Vec::new(),
-        lines: Vec::new(),
-    }
-}
-
-fn detailed(ledger: &Ledger, row: &RegionJob, every_host: bool) -> JobView {
-    let mut racks: BTreeMap<String, RackRollup> = BTreeMap::new();
-    let mut lines = Vec::new();
-    for (index, state) in &row.hosts {
-        let locality = ledger.locality(&row.region, *index);
-        let rack = locality.as_ref().map_or_else(|| "unknown".to_string(), |locality| locality.rack_path());
-        let rollup = racks.entry(rack.clone()).or_insert_with(|| RackRollup { rack, ..RackRollup::default() });
-        rollup.hosts += 1;
-        rollup.has += u32::from(state.has_all());
-        rollup.held += u32::from(*state == HostState::Stored);
-        rollup.active += u32::from(*state == HostState::Active);
-        rollup.failed += u32::from(matches!(state, HostState::Failed(_)));
-        if every_host || matches!(state, HostState::Failed(_)) {
-            let host = locality.map_or_else(|| format!("host {index}"), |locality| locality.to_string());
-            let warm = *state == HostState::Active && row.job.kind == Kind::Image;
-            lines.push(HostView { host, state: if warm { "warm".into() } else { state.to_string() } });
-        }
-    }
-    JobView { racks: racks.into_values().collect(), lines, ..view(row) }
+async fn front_page(State(hub): SharedHub) -> Result<Html<String>, ApiError> {
+    let jobs = hub.ledger.jobs().map_err(unreadable)?;
+    Ok(Html(page::render(&jobs.iter().take(PAGE_JOBS).map(JobView::new).collect::<Vec<_>>())))
 }

@@ -1,29 +1,33 @@
-//! The hub's state in a backup.
+//! The hub's state in a backup, and back.
 //!
-//! Invariant: no job is newer than the flush sequences in an archive say, so that after a restore trackers tell again what
-//! is not in it.
+//! Invariant: an archive has no job that is older than the flush sequences in the archive say. After a restore, trackers
+//! therefore report everything again that the archive lacks.
 
 use crate::config::HubConfig;
-use crate::ledger::open_db;
+use crate::tables::{self, SEQUENCES};
+use shoal_kv::Database;
 use shoal_service::backup::{BackupError, Rows, Writer};
-use shoal_service::tables;
+use shoal_service::tables as archive;
 use std::io::Write;
 use std::path::Path;
 
-/// Read first: what a flush brought meanwhile is then told again.
-const SEQUENCES: &str = "sequences";
-
-/// Writes a running hub's state.
-pub(crate) fn write(db: &sled::Db, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
-    tables::write(db, |name| name != SEQUENCES, out)
+/// Writes a running hub's state. Sequences come first, so that a flush that arrives meanwhile is reported again.
+pub(crate) fn write(database: &dyn Database, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
+    archive::write(database, |name| name != SEQUENCES, out)
 }
 
 /// Writes the state of a hub that does not run.
+///
+/// # Errors
+/// [`BackupError`] if the database or `out` fails.
 pub fn write_offline(config: &HubConfig, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
-    write(&open_db(&config.dir)?, out)
+    write(&*tables::open(&config.dir)?, out)
 }
 
-/// Makes a state folder's tables.
+/// Returns the receiver of a backup's rows for a new state folder.
+///
+/// # Errors
+/// [`BackupError`] if the folder cannot be used.
 pub fn restoring(dir: &Path) -> Result<Box<dyn Rows>, BackupError> {
-    Ok(tables::restoring(open_db(dir)?, |_| Ok(())))
+    Ok(archive::restoring(tables::open(dir)?, |_| Ok(())))
 }

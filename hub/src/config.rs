@@ -1,4 +1,6 @@
-//! The hub's configuration, one knob a field.
+//! The hub's configuration, one setting per field.
+//!
+//! Invariant: a configuration that passed [`HubConfig::validate`] can be run.
 
 use serde::{Deserialize, Serialize};
 use shoal_service::config::ConfigError;
@@ -9,14 +11,14 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HubConfig {
-    /// Where trackers report and people ask. Default `0.0.0.0:7740`. Reports are signed by the trackers that send them;
-    /// answers are for anyone who can reach the port.
+    /// Address on which trackers report and people query. Default `0.0.0.0:7740`. Trackers sign their reports. Anyone who
+    /// can reach the port may query.
     pub http: SocketAddr,
     /// Folder of the reports. Default `/var/lib/shoal/hub`.
     pub dir: PathBuf,
     /// The cluster's signed trust document. Default `/etc/shoal/trust`.
     pub trust: PathBuf,
-    /// Jobs kept; the oldest go first. Default 10,000.
+    /// Job reports kept, one per job, region and tracker. The hub drops the oldest first. Default 10,000.
     pub jobs_max: usize,
 }
 
@@ -32,10 +34,13 @@ impl Default for HubConfig {
 }
 
 impl HubConfig {
-    /// Checks what the types cannot.
+    /// Checks what the field types cannot express.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the first key that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.jobs_max == 0 {
-            return Err(ConfigError::invalid("jobs_max", "at least 1"));
+            return Err(ConfigError::invalid("jobs_max", "must be at least 1"));
         }
         Ok(())
     }

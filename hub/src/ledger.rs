@@ -1,170 +1,157 @@
-//! What the hub keeps: the roster of each region, and each job as each tracker last told it.
+//! What the hub keeps: the roster of each region, and each job as each tracker last reported it.
 //!
-//! Invariant: a tracker's flush counts if its sequence is higher than that tracker's last, else it changes nothing. What
-//! several trackers of a region say of one host is merged by taking the furthest state.
+//! Invariant: a tracker's flush counts only if its sequence is higher than that tracker's last one. Several trackers of a
+//! region may report one host; the furthest state wins.
 
+use crate::tables::{self, JOBS, ROSTER, SEQUENCES};
+use shoal_kv::{Change, Database, KvError, Row, Table};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{HostIndex, JobId, NodeId};
 use shoal_proto::locality::Locality;
 use shoal_proto::report::{HostState, HubFlush, JobFlush, RosterRow, TierBytes};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
-/// The database failed.
-#[derive(Debug, thiserror::Error)]
-#[error("the hub's database: {0}")]
-pub struct LedgerError(String);
-
-impl From<sled::Error> for LedgerError {
-    fn from(error: sled::Error) -> Self {
-        Self(error.to_string())
-    }
-}
-
-/// Whether a flush counted.
+/// Whether a flush was new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// It is on the disk.
+pub enum Recorded {
+    /// The flush is on the disk now.
     New,
-    /// It was known.
-    Known,
+    /// The flush, or a newer one of the same tracker, was on the disk before.
+    Duplicate,
 }
 
-/// A job of one region, all its trackers merged.
+/// A job of one region, merged over the region's trackers.
 #[derive(Clone, Debug)]
 pub struct RegionJob {
-    /// The region.
+    #[allow(missing_docs, reason = "the name says it")]
     pub region: String,
-    /// The job as told by the tracker that said the most recent; states merged.
+    /// The job's description. Its byte counts are sums over all trackers.
     pub job: JobFlush,
-    /// Every targeted host's state.
+    /// The furthest reported state of every host that the job's selector matches.
     pub hosts: BTreeMap<HostIndex, HostState>,
 }
 
 /// The hub's records on disk.
 pub struct Ledger {
-    db: sled::Db,
-    sequences: sled::Tree,
-    roster: sled::Tree,
-    jobs: sled::Tree,
-    file: PathBuf,
+    database: Arc<dyn Database>,
+    sequences: Table,
+    roster: Table,
+    jobs: Table,
     jobs_max: usize,
 }
 
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
-
+/// The region, a zero byte, the index. No region contains a zero byte, so a region's rows have a prefix of their own.
 fn roster_key(region: &str, index: HostIndex) -> Vec<u8> {
-    let mut key = region.as_bytes().to_vec();
-    key.push(0);
-    key.extend_from_slice(&index.0.to_be_bytes());
-    key
+    [region.as_bytes(), &[0], &index.0.to_be_bytes()].concat()
 }
 
+/// The job first, so that all reports of one job have a common prefix.
 fn job_key(job: &JobId, region: &str, tracker: &NodeId) -> Vec<u8> {
     [&job.0[..], region.as_bytes(), &[0], &tracker.0[..]].concat()
 }
 
+/// Returns the region of a key that [`job_key`] made: after 16 bytes of job, before a zero byte and 32 bytes of tracker.
 fn region_of(key: &[u8]) -> Option<&str> {
     std::str::from_utf8(key.get(16..key.len().checked_sub(33)?)?).ok()
 }
 
-/// Opens or creates the database of a state folder.
-pub(crate) fn open_db(dir: &Path) -> Result<sled::Db, sled::Error> {
-    sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).mode(sled::Mode::LowSpace).open()
-}
-
 impl Ledger {
-    /// The database, for a backup.
-    pub(crate) fn db(&self) -> sled::Db {
-        self.db.clone()
+    /// Opens the ledger of a state folder, or creates it.
+    ///
+    /// # Errors
+    /// [`KvError`] if the folder cannot be used.
+    pub fn open(dir: &Path, jobs_max: usize) -> Result<Self, KvError> {
+        let database = tables::open(dir)?;
+        let table = |name| Table::new(&database, name);
+        let (sequences, roster, jobs) = (table(SEQUENCES), table(ROSTER), table(JOBS));
+        Ok(Self { sequences, roster, jobs, database, jobs_max })
     }
 
-    /// Opens or creates.
-    pub fn open(dir: &Path, jobs_max: usize) -> Result<Self, LedgerError> {
-        let db = open_db(dir)?;
-        Ok(Self {
-            sequences: db.open_tree("sequences")?,
-            roster: db.open_tree("roster")?,
-            jobs: db.open_tree("jobs")?,
-            file: dir.join("db"),
-            db,
-            jobs_max,
-        })
+    /// Returns the database, for a backup.
+    pub(crate) fn database(&self) -> Arc<dyn Database> {
+        self.database.clone()
     }
 
-    /// Takes a flush in. It is durable when this returns.
-    pub fn take(&self, flush: &HubFlush) -> Result<Taken, LedgerError> {
-        let last = self.sequences.get(flush.tracker.0)?;
-        let last = last.and_then(|bytes| bytes.as_ref().try_into().ok()).map(u64::from_be_bytes);
+    /// Stores a flush. It survives a loss of power when this returns.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails. The tracker then sends the flush again.
+    pub fn record(&self, flush: &HubFlush) -> Result<Recorded, KvError> {
+        let last = self.sequences.get_u64(flush.tracker.0)?;
         if last.is_some_and(|last| flush.sequence <= last) {
-            return Ok(Taken::Known);
+            return Ok(Recorded::Duplicate);
         }
-        for row in &flush.roster {
-            self.roster.insert(roster_key(&flush.region, row.index), encode(&row.locality))?;
-        }
-        for job in &flush.jobs {
-            self.jobs.insert(job_key(&job.job, &flush.region, &flush.tracker), encode(job))?;
-        }
-        // Last: after a kill in between, the flush is sent again and says the same.
-        self.sequences.insert(flush.tracker.0, &flush.sequence.to_be_bytes())?;
+        let locality = |row: &RosterRow| Change::set(roster_key(&flush.region, row.index), Some(encode(&row.locality)));
+        self.roster.apply(&flush.roster.iter().map(locality).collect::<Vec<_>>())?;
+        let job = |job: &JobFlush| Change::set(job_key(&job.job, &flush.region, &flush.tracker), Some(encode(job)));
+        self.jobs.apply(&flush.jobs.iter().map(job).collect::<Vec<_>>())?;
+        // Last: after a kill in between, the tracker sends the flush again and it says the same.
+        self.sequences.put_u64(flush.tracker.0, flush.sequence)?;
         self.drop_oldest()?;
-        self.db.flush()?;
-        // Sled's flush leaves out the disk's own cache.
-        let synced = std::fs::File::open(&self.file).and_then(|file| file.sync_data());
-        synced.map_err(|error| LedgerError(error.to_string()))?;
-        Ok(Taken::New)
+        self.database.sync()?;
+        Ok(Recorded::New)
     }
 
-    fn drop_oldest(&self) -> Result<(), LedgerError> {
-        if self.jobs.len() <= self.jobs_max {
+    fn drop_oldest(&self) -> Result<(), KvError> {
+        if self.jobs.count()? <= self.jobs_max {
             return Ok(());
         }
-        let mut ages: Vec<(u64, sled::IVec)> = Vec::new();
-        for row in &self.jobs {
-            let (key, value) = row?;
-            ages.push((decode_exact::<JobFlush>(&value).map_or(0, |job| job.created_at), key));
-        }
+        let mut ages: Vec<(u64, Vec<u8>)> = Vec::new();
+        self.jobs.visit([], |key, value| {
+            ages.push((decode_exact::<JobFlush>(value).map_or(0, |job| job.created_at), key.to_vec()));
+        })?;
         ages.sort();
         let surplus = ages.len().saturating_sub(self.jobs_max);
-        for (_, key) in ages.into_iter().take(surplus) {
-            self.jobs.remove(key)?;
-        }
-        Ok(())
+        let oldest = ages.into_iter().take(surplus).map(|(_, key)| Change::Delete { key });
+        self.jobs.apply(&oldest.collect::<Vec<_>>())
     }
 
-    /// A host's locality.
-    pub fn locality(&self, region: &str, index: HostIndex) -> Option<Locality> {
-        decode_exact(&self.roster.get(roster_key(region, index)).ok()??).ok()
+    /// Returns a host's locality. `None` until a flush brings it.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn locality(&self, region: &str, index: HostIndex) -> Result<Option<Locality>, KvError> {
+        Ok(self.roster.get(roster_key(region, index))?.and_then(|value| decode_exact(&value).ok()))
     }
 
-    /// The roster of a region.
-    pub fn roster(&self, region: &str) -> Vec<RosterRow> {
-        let mut prefix = region.as_bytes().to_vec();
-        prefix.push(0);
-        let rows = self.roster.scan_prefix(&prefix).filter_map(Result::ok);
-        rows.filter_map(|(key, value)| {
-            let index = HostIndex(u32::from_be_bytes(key[prefix.len()..].try_into().ok()?));
-            Some(RosterRow { index, locality: decode_exact(&value).ok()? })
-        })
-        .collect()
+    /// Returns the roster of a region.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn roster(&self, region: &str) -> Result<Vec<RosterRow>, KvError> {
+        let prefix = [region.as_bytes(), &[0]].concat();
+        let row = |row: Row| {
+            let index = HostIndex(u32::from_be_bytes(row.key[prefix.len()..].try_into().ok()?));
+            Some(RosterRow { index, locality: decode_exact(&row.value).ok()? })
+        };
+        Ok(self.roster.scan(&prefix)?.into_iter().filter_map(row).collect())
     }
 
-    /// A job, by region.
-    pub fn job(&self, job: &JobId) -> Vec<RegionJob> {
-        self.merge(self.jobs.scan_prefix(job.0).filter_map(Result::ok))
+    /// Returns one job, by region.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn job(&self, job: &JobId) -> Result<Vec<RegionJob>, KvError> {
+        self.merged(&job.0)
     }
 
-    /// All jobs, by region, newest first.
-    pub fn jobs(&self) -> Vec<RegionJob> {
-        let mut jobs = self.merge(self.jobs.iter().filter_map(Result::ok));
+    /// Returns all jobs by region, newest first.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn jobs(&self) -> Result<Vec<RegionJob>, KvError> {
+        let mut jobs = self.merged(&[])?;
         jobs.sort_by_key(|row| (std::cmp::Reverse(row.job.created_at), row.job.job, row.region.clone()));
-        jobs
+        Ok(jobs)
     }
 
-    fn merge(&self, rows: impl Iterator<Item = (sled::IVec, sled::IVec)>) -> Vec<RegionJob> {
+    /// Merges the reports of all trackers, by job and region.
+    fn merged(&self, prefix: &[u8]) -> Result<Vec<RegionJob>, KvError> {
         let mut merged: BTreeMap<(JobId, String), RegionJob> = BTreeMap::new();
-        for (key, value) in rows {
-            let (Some(region), Ok(job)) = (region_of(&key), decode_exact::<JobFlush>(&value)) else { continue };
+        self.jobs.visit(prefix, |key, value| {
+            let (Some(region), Ok(job)) = (region_of(key), decode_exact::<JobFlush>(value)) else { return };
             let row = merged.entry((job.job, region.to_string())).or_insert_with(|| RegionJob {
                 region: region.to_string(),
                 job: JobFlush { tiers: TierBytes::default(), ..job.clone() },
@@ -180,8 +167,8 @@ impl Ledger {
                     *state = (*state).max(set.state);
                 }
             }
-        }
-        merged.into_values().collect()
+        })?;
+        Ok(merged.into_values().collect())
     }
 }
 
@@ -219,22 +206,22 @@ mod tests {
     }
 
     fn states(ledger: &Ledger) -> Vec<HostState> {
-        ledger.job(&JobId([1; 16]))[0].hosts.values().copied().collect()
+        ledger.job(&JobId([1; 16])).unwrap()[0].hosts.values().copied().collect()
     }
 
     #[test]
     fn flushes_count_once_and_survive() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path(), 100).unwrap();
-        assert_eq!(ledger.take(&flush(1, 7, &[(HostState::Has, &[0, 1])])).unwrap(), Taken::New);
-        assert_eq!(ledger.take(&flush(1, 7, &[])).unwrap(), Taken::Known);
-        assert_eq!(ledger.take(&flush(1, 6, &[])).unwrap(), Taken::Known);
+        assert_eq!(ledger.record(&flush(1, 7, &[(HostState::Has, &[0, 1])])).unwrap(), Recorded::New);
+        assert_eq!(ledger.record(&flush(1, 7, &[])).unwrap(), Recorded::Duplicate);
+        assert_eq!(ledger.record(&flush(1, 6, &[])).unwrap(), Recorded::Duplicate);
         drop(ledger);
         let ledger = Ledger::open(dir.path(), 100).unwrap();
-        assert_eq!(ledger.take(&flush(1, 7, &[])).unwrap(), Taken::Known);
+        assert_eq!(ledger.record(&flush(1, 7, &[])).unwrap(), Recorded::Duplicate);
         assert_eq!(states(&ledger).iter().filter(|state| **state == HostState::Has).count(), 2);
-        assert_eq!(ledger.locality("north", HostIndex(3)).unwrap().host, "h3");
-        assert_eq!(ledger.roster("north").len(), 1);
+        assert_eq!(ledger.locality("north", HostIndex(3)).unwrap().unwrap().host, "h3");
+        assert_eq!(ledger.roster("north").unwrap().len(), 1);
     }
 
     #[test]
@@ -245,9 +232,9 @@ mod tests {
             let mut flush = flush(1, u64::from(number), &[]);
             flush.jobs[0].job = JobId([number; 16]);
             flush.jobs[0].created_at = u64::from(number);
-            ledger.take(&flush).unwrap();
+            ledger.record(&flush).unwrap();
         }
-        let kept: Vec<u64> = ledger.jobs().iter().map(|job| job.job.created_at).collect();
+        let kept: Vec<u64> = ledger.jobs().unwrap().iter().map(|job| job.job.created_at).collect();
         assert_eq!(kept, [4, 3]);
     }
 
@@ -263,7 +250,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let ledger = Ledger::open(dir.path(), 100).unwrap();
             for which in order {
-                ledger.take(&all[which]).unwrap();
+                ledger.record(&all[which]).unwrap();
             }
             let failed = HostState::Failed(Reason::NoSpace);
             let expected =

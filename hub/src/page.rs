@@ -1,6 +1,8 @@
-//! The page for people: jobs and how far they are, one table, no scripts, nothing loaded from elsewhere.
+//! The page for people: one table of jobs and their progress.
+//!
+//! Invariant: the page has no scripts, loads nothing from elsewhere, and escapes every text of a job.
 
-use crate::api::JobView;
+use crate::view::JobView;
 use std::fmt::Write;
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
@@ -12,7 +14,7 @@ font-variant-numeric:tabular-nums}progress{width:9rem}.bad{color:#a4262c;font-we
 @media(prefers-color-scheme:dark){body{background:#14191d;color:#dfe7ec}table{background:#1b2227}\
 th,td{border-color:#2c363d}.bad{color:#ff8f88}}</style><h1>Shoal</h1>";
 
-/// Makes text safe to stand in a page.
+/// Replaces the characters that have a meaning in HTML.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -28,11 +30,11 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// The page for these jobs.
+/// Returns the page of these jobs.
 pub fn render(jobs: &[JobView]) -> String {
     let mut page = String::from(HEAD);
     if jobs.is_empty() {
-        page.push_str("<p>No job was reported yet.</p>");
+        page.push_str("<p>No job has been reported yet.</p>");
         return page;
     }
     page.push_str(
@@ -40,8 +42,8 @@ pub fn render(jobs: &[JobView]) -> String {
     );
     for job in jobs {
         let bad = if job.failed > 0 { " bad" } else { "" };
-        // Writing to a string cannot fail.
         let _ = write!(
+            // a string takes every write
             page,
             "<tr><td>{}<td>{}<td>{}<td>{}<td><progress max={} value={}></progress>\
              <td class=n>{}<td class=n>{}<td class='n{bad}'>{}<td class=n>{}\

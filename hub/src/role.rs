@@ -1,79 +1,84 @@
-//! Starting and running the hub role.
+//! Starting, running and stopping a hub.
+//!
+//! Invariant: a hub that started can be reached, and every task of it ends with its token.
 
-use crate::api::{Shared, routes};
+use crate::api::{Hub, routes};
+use crate::backup;
 use crate::config::HubConfig;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::Ledger;
+use shoal_kv::KvError;
 use shoal_proto::trust::{Trust, TrustError};
+use shoal_service::config::ConfigError;
 use shoal_service::http_server::{Server, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Why the role ended.
+/// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum RunError {
-    /// The configuration cannot be used.
     #[error(transparent)]
-    Config(#[from] shoal_service::config::ConfigError),
-    /// The trust document cannot be read.
-    #[error("cannot read {}: {source}", .path.display())]
+    Config(#[from] ConfigError),
+    #[error("cannot read {}", .path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// The trust document cannot be used.
-    #[error("{}: {source}", .path.display())]
+    #[error("the trust document {} cannot be used", .path.display())]
     Trust {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: TrustError,
     },
-    /// The records cannot be opened.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The port cannot be listened on.
-    #[error(transparent)]
-    Listen(#[from] std::io::Error),
-    /// A task ended that should not have.
+    #[error("cannot use the hub's folder {}", .dir.display())]
+    Ledger {
+        dir: PathBuf,
+        #[source]
+        source: KvError,
+    },
+    #[error("cannot start the HTTP server")]
+    Http(#[source] io::Error),
+    /// A task ended that runs as long as the hub.
     #[error("{0}")]
     Task(String),
 }
 
-/// A hub that runs.
+/// A running hub.
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Started {
-    /// Where it serves HTTP.
+    /// Address of the HTTP API, with the port that the kernel chose.
     pub http: SocketAddr,
-    /// Its tasks.
     pub tasks: Tasks,
 }
 
-/// Starts a hub.
+/// Starts a hub and returns once trackers can reach it. The hub stops when `token` is cancelled.
+///
+/// # Errors
+/// [`RunError`] if a setting, the trust document, the folder or the address cannot be used.
 pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
     let path = config.trust.clone();
     let bytes = std::fs::read(&path).map_err(|source| RunError::Read { path: path.clone(), source })?;
     let trust = Trust::open(&bytes, None).map_err(|source| RunError::Trust { path, source })?;
-    let ledger = Ledger::open(&config.dir, config.jobs_max)?;
-    let db = ledger.db();
-    let listener = bind(config.http).await?;
-    let http = listener.local_addr()?;
+    let ledger = Ledger::open(&config.dir, config.jobs_max)
+        .map_err(|source| RunError::Ledger { dir: config.dir.clone(), source })?;
+    let database = ledger.database();
+    let listener = bind(config.http).await.map_err(RunError::Http)?;
+    let http = listener.local_addr().map_err(RunError::Http)?;
     let metrics = Metrics::with_process();
-    let shared = Arc::new(Shared::new(ledger, trust, &metrics));
-    let server = Server::new("hub", metrics.clone(), Arc::new(Vec::new), routes(shared));
-    let (bytes_in, gauge) = (server.bytes_in(), metrics.gauge("shoal_hub_bytes_in", "Bytes read from clients, all in"));
-    metrics.refresh(move || {
-        gauge.set(bytes_in.load(Ordering::Relaxed) as i64);
-    });
+    let hub = Arc::new(Hub::new(ledger, trust, &metrics));
+    let server = Server::new("hub", metrics.clone(), Arc::new(Vec::new), routes(hub));
+    let bytes_in = server.bytes_in();
+    let received = metrics.counter("shoal_hub_received_bytes", "Bytes received from clients since the start");
+    metrics.refresh(move || received.inner().store(bytes_in.load(Ordering::Relaxed), Ordering::Relaxed));
     let mut tasks = Tasks::new(token);
-    let source: shoal_service::backup::Source = Arc::new(move |out, _| crate::backup::write(&db, out));
+    let source: shoal_service::backup::Source = Arc::new(move |out, _| backup::write(&*database, out));
     tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "hub", source, tasks.token().clone()));
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(%http, "hub started");
@@ -81,6 +86,9 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
 }
 
 /// Runs a hub until the token is cancelled.
+///
+/// # Errors
+/// As [`start`], and [`RunError::Task`] if a task ended before the token was cancelled.
 pub async fn run(config: &HubConfig, token: CancellationToken) -> Result<(), RunError> {
     let mut started = start(config, token).await?;
     let ended = started.tasks.run().await;

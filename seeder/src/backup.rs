@@ -6,15 +6,14 @@
 use crate::config::SeederConfig;
 use shoal_service::backup::{BackupError, Rows, Writer};
 use shoal_store::backup::Import;
-use shoal_store::index::IndexError;
-use shoal_store::{Store, StoreConfig};
+use shoal_store::{KvError, Store, StoreConfig};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 struct Fault(BackupError);
 
-impl From<IndexError> for Fault {
-    fn from(error: IndexError) -> Self {
+impl From<KvError> for Fault {
+    fn from(error: KvError) -> Self {
         Self(BackupError::State(error.to_string()))
     }
 }

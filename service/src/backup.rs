@@ -48,9 +48,9 @@ pub enum BackupError {
     /// The state folder is in the way.
     #[error("{} is not empty; say --force to put it aside", .0.display())]
     InTheWay(PathBuf),
-    /// A role's database.
-    #[error("the database: {0}")]
-    Database(#[from] sled::Error),
+    /// A role's database failed.
+    #[error("cannot read or write the role's database")]
+    Database(#[from] shoal_kv::KvError),
     /// A role's own records failed.
     #[error("{0}")]
     State(String),

@@ -1,51 +1,48 @@
-//! A database's tables in a backup.
+//! All tables of a role's database, in a backup and back.
 //!
-//! Invariant: tables are read in the order their role asks for, as they change meanwhile: what counts the rows of others is
-//! to be behind them in one role and ahead of them in another.
+//! Invariant: tables are read in the order that their role asks for, because rows change while they are read.
 
 use crate::backup::{BackupError, Rows, Writer};
+use shoal_kv::{Database, backup};
 use std::io::Write;
+use std::sync::Arc;
 
-/// Writes every row of a database that may be in use, table by table: those of the lowest rank first, then by name.
-pub fn write<R: Ord>(db: &sled::Db, rank: impl Fn(&str) -> R, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
-    let names = db.tree_names().into_iter().filter(|name| name != b"__sled__default");
-    let mut tables: Vec<String> = names.filter_map(|name| String::from_utf8(name.to_vec()).ok()).collect();
-    tables.sort_by_cached_key(|name| (rank(name), name.clone()));
-    for table in tables {
-        for row in &db.open_tree(&table)? {
-            let (key, value) = row?;
-            out.row(&table, &key, &value)?;
-        }
-    }
-    Ok(())
+/// Writes every row of a database, which may be in use. Tables of the lowest rank come first, then by name.
+///
+/// # Errors
+/// [`BackupError`] if the database or `out` fails.
+pub fn write<R: Ord>(
+    database: &dyn Database,
+    rank: impl Fn(&str) -> R,
+    out: &mut Writer<impl Write>,
+) -> Result<(), BackupError> {
+    backup::export(database, rank, |table, key, value| Ok(out.row(table, key, value)?))
 }
 
-/// What to do with a database once all its rows are back.
-type Finish = Box<dyn FnOnce(&sled::Db) -> Result<(), BackupError> + Send>;
+/// Changes a database after all its rows are back.
+type Finish = Box<dyn FnOnce(&Arc<dyn Database>) -> Result<(), BackupError> + Send>;
 
-struct Restoring {
-    db: sled::Db,
+struct RestoringTables {
+    database: Arc<dyn Database>,
     finish: Finish,
 }
 
-/// Makes a database's tables anew; `finish` has the last word before they are flushed.
+/// Returns the receiver of a backup's rows. It calls `finish` after the last row and before the flush to the disk.
 pub fn restoring(
-    db: sled::Db,
-    finish: impl FnOnce(&sled::Db) -> Result<(), BackupError> + Send + 'static,
+    database: Arc<dyn Database>,
+    finish: impl FnOnce(&Arc<dyn Database>) -> Result<(), BackupError> + Send + 'static,
 ) -> Box<dyn Rows> {
-    Box::new(Restoring { db, finish: Box::new(finish) })
+    Box::new(RestoringTables { database, finish: Box::new(finish) })
 }
 
-impl Rows for Restoring {
+impl Rows for RestoringTables {
     fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), BackupError> {
-        self.db.open_tree(table)?.insert(key, value)?;
-        Ok(())
+        Ok(backup::import_row(&*self.database, table, key, value)?)
     }
 
     fn finish(self: Box<Self>) -> Result<(), BackupError> {
-        let Self { db, finish } = *self;
-        finish(&db)?;
-        db.flush()?;
-        Ok(())
+        let Self { database, finish } = *self;
+        finish(&database)?;
+        Ok(database.sync()?)
     }
 }

@@ -2,21 +2,23 @@
 //!
 //! Invariant: rows of contents and pieces are given only along with the contents they speak of.
 
-use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::store::Store;
+use crate::tables::Tables;
+use shoal_kv::KvError;
 use std::path::{Path, PathBuf};
 
 impl Store {
     /// Every row, table by table; of contents and pieces only when `contents`.
-    pub fn export<E: From<IndexError>>(
+    pub fn export<E: From<KvError>>(
         &self,
         contents: bool,
         mut each: impl FnMut(&str, &[u8], &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let tables = [Tree::State, Tree::Jobs, Tree::Contents, Tree::Pieces];
+        let index = &self.inner.index;
+        let tables = [&index.state, &index.jobs, &index.contents, &index.pieces];
         for table in tables.into_iter().take(if contents { 4 } else { 2 }) {
-            for (key, value) in self.inner.index.scan(table, &[])? {
-                each(table.name(), &key, &value)?;
+            for row in table.scan([])? {
+                each(table.name(), &row.key, &row.value)?;
             }
         }
         Ok(())
@@ -38,25 +40,25 @@ impl Store {
 
 /// Makes a store's records from rows.
 pub struct Import {
-    index: SledIndex,
+    index: Tables,
 }
 
 impl Import {
     /// In a folder that has none.
-    pub fn open(dir: &Path) -> Result<Self, IndexError> {
-        Ok(Self { index: SledIndex::open(&dir.join("index"))? })
+    pub fn open(dir: &Path) -> Result<Self, KvError> {
+        Ok(Self { index: Tables::open(dir)? })
     }
 
     /// One row; those of tables that are no longer there are left out.
-    pub fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), IndexError> {
-        match Tree::ALL.into_iter().find(|tree| tree.name() == table) {
-            Some(tree) => self.index.apply(tree, vec![(key.to_vec(), Some(value.to_vec()))]),
+    pub fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), KvError> {
+        match self.index.by_name(table) {
+            Some(table) => table.put(key, value),
             None => Ok(()),
         }
     }
 
     /// Returns once all of it survives a loss of power.
-    pub fn finish(self) -> Result<(), IndexError> {
+    pub fn finish(self) -> Result<(), KvError> {
         self.index.sync()
     }
 }

@@ -174,7 +174,7 @@ impl Store {
 
     /// An announcement of this sequence named the content: of the contents of one name, the one with the greatest counts.
     /// A lower one than known changes nothing.
-    pub fn set_sequence(&self, id: &ContentId, sequence: u64) -> Result<(), crate::index::IndexError> {
+    pub fn set_sequence(&self, id: &ContentId, sequence: u64) -> Result<(), shoal_kv::KvError> {
         let Some(content) = self.inner.content(id) else { return Ok(()) };
         content.sequence.fetch_max(sequence, Ordering::Relaxed);
         self.inner.save_state(&content)

@@ -7,7 +7,7 @@
 //! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the threads in [`verifier`] and [`writer`];
 //! recently arrived shards in [`shard_cache`]; parity in [`erasure`]; images and their blobs in [`images`]; what is kept of a demoted
 //! content in [`rack_share`]; versions of feeds in `store/versions`; taking a directory in with [`ingest`] and cutting it in
-//! [`cdc`]; small records in [`index`], in and out in [`backup`].
+//! [`cdc`]; small records in [`tables`], in and out in [`backup`].
 
 pub mod backup;
 pub mod cdc;
@@ -15,7 +15,6 @@ mod direct_io;
 pub mod erasure;
 mod image_ingest;
 pub mod images;
-pub mod index;
 pub mod ingest;
 mod layout;
 mod local_dedup;
@@ -24,12 +23,14 @@ mod shard_cache;
 mod space;
 mod state_kv;
 pub mod store;
+mod tables;
 mod verifier;
 mod walk;
 mod writer;
 
 pub use image_ingest::BlobSource;
 pub use rack_share::{RackShare, RackShareError, StoredShare};
+pub use shoal_kv::KvError;
 pub use space::SpaceReservation;
 pub use store::{
     BeginError, Begun, FinishError, OpenError, ReadError, SUBMIT_QUEUE_MAX, Store, StoreConfig, StoreEvent,

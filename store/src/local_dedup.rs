@@ -1,7 +1,7 @@
 //! Pieces that contents share: where a piece with a known hash lies, and who is asked when its content goes.
 
-use crate::index::{IndexError, Tree};
 use crate::store::{BeginError, Content, PiecePlace, Store, piece_key};
+use shoal_kv::{Change, KvError};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{ContentId, Hash, PieceIndex};
 use std::collections::HashMap;
@@ -37,22 +37,22 @@ impl Store {
         Ok(reused)
     }
 
-    fn place_of(&self, hash: &Hash) -> Result<Option<PiecePlace>, IndexError> {
-        let row = self.inner.index.get(Tree::Pieces, &piece_key(hash))?;
+    fn place_of(&self, hash: &Hash) -> Result<Option<PiecePlace>, KvError> {
+        let row = self.inner.index.pieces.get(piece_key(hash))?;
         Ok(row.and_then(|row| decode_exact(&row).ok()))
     }
 
     /// A content goes: its pieces are found at another image with the same blob from now on, or nowhere.
-    pub(crate) fn reassign_pieces(&self, content: &Content) -> Result<(), IndexError> {
+    pub(crate) fn reassign_pieces(&self, content: &Content) -> Result<(), KvError> {
         let mut changes = Vec::new();
         for piece in (0..content.geometry.piece_count()).map(PieceIndex) {
             let hash = content.manifest.piece_hash(piece);
             if self.place_of(&hash)?.is_some_and(|place| place.content == content.id) {
                 let place = self.other_holder(content, piece);
-                changes.push((piece_key(&hash), place.map(|place| encode(&place))));
+                changes.push(Change::set(piece_key(&hash), place.map(|place| encode(&place))));
             }
         }
-        self.inner.index.apply(Tree::Pieces, changes)
+        self.inner.index.pieces.apply(&changes)
     }
 
     /// The same piece of the same blob in another image.

@@ -6,11 +6,11 @@
 //! Invariant: a share is durable before it counts as made, and the streams are exchanged only after the index says so:
 //! whenever the process ends, either the whole is here or every shard of every share made.
 
-use crate::index::IndexError;
 use crate::layout::stream_path;
 use crate::store::{BeginError, Content, Store, lock};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
+use shoal_kv::KvError;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, Hash, HostIndex, PieceIndex, ShardIndex, StripeIndex};
 use shoal_proto::rack_placement::RackPlacement;
@@ -61,7 +61,7 @@ pub enum RackShareError {
     Io(#[from] io::Error),
     /// The index failed.
     #[error(transparent)]
-    Index(#[from] IndexError),
+    Index(#[from] KvError),
 }
 
 /// Parity of a content that is on the disk.
@@ -301,7 +301,7 @@ impl Store {
     }
 
     /// The whole stays: shares made of it go.
-    pub fn discard_share(&self, id: &ContentId) -> Result<(), IndexError> {
+    pub fn discard_share(&self, id: &ContentId) -> Result<(), KvError> {
         let Some(content) = self.inner.content(id).filter(|content| content.is_complete()) else { return Ok(()) };
         let _alone = lock(&content.sharing);
         content.drop_share();

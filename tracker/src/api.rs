@@ -1,6 +1,8 @@
-//! The tracker's HTTP API: who is in the region and how its jobs are.
+//! The tracker's HTTP API: the hosts of the region and the states of its jobs.
+//!
+//! Invariant: every request only reads.
 
-use crate::sessions::State as TrackerState;
+use crate::state::TrackerState;
 use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -13,37 +15,37 @@ use shoal_service::http_server::ApiError;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A host as the API shows it.
+/// One host of the membership.
 #[derive(Clone, Debug, Serialize)]
 pub struct HostView {
-    /// Its place in the roster.
+    /// The roster index.
     pub index: HostIndex,
-    /// Its key.
+    /// The host's key.
     pub node: NodeId,
-    /// Its locality.
+    /// The locality, `region/site/rack/host`.
     pub host: String,
-    /// Peer or seeder.
+    /// `peer` or `seeder`.
     pub role: String,
-    /// Up or away.
+    #[allow(missing_docs, reason = "the type says it")]
     pub presence: Presence,
-    /// What its operator calls it.
+    /// The labels of the host's configuration.
     pub labels: Labels,
-    /// Where it listens for bulk links.
+    /// Addresses on which the host accepts links.
     pub addrs: Vec<SocketAddr>,
-    /// Milliseconds since its last beat; absent when it is not connected.
+    /// Milliseconds since the last beat. Absent if the host is not connected.
     pub silent_ms: Option<u64>,
 }
 
-/// A job as the API shows it.
+/// One job, by rack.
 #[derive(Clone, Debug, Serialize)]
 pub struct JobView {
-    /// The job.
+    #[allow(missing_docs, reason = "the type says it")]
     pub job: JobId,
-    /// Its name and version; empty while only reports of it were heard.
+    /// The announced name. Empty until a seeder opens the job.
     pub name: String,
-    /// Its version.
+    /// The announced version. Empty until a seeder opens the job.
     pub version: String,
-    /// Racks in order of name.
+    /// Racks in the order of their names.
     pub racks: Vec<RackRollup>,
 }
 
@@ -69,26 +71,26 @@ async fn hosts(State(state): State<Shared>) -> Json<Vec<HostView>> {
         addrs: member.addrs.clone(),
         silent_ms: state.silence(member.index).map(|span| span.as_millis() as u64),
     };
-    Json(state.roster.members().iter().map(view).collect())
+    Json(state.roster().members().iter().map(view).collect())
 }
 
 fn view(state: &TrackerState, id: &JobId) -> Option<JobView> {
-    let job = state.jobs.get(id)?;
-    let named = job.announcement.as_ref();
+    let job = state.jobs().get(id)?;
+    let named = job.announcement();
     Some(JobView {
         job: *id,
         name: named.map_or_else(String::new, |announcement| announcement.name.clone()),
         version: named.map_or_else(String::new, |announcement| announcement.version.clone()),
-        racks: job.rollup(state.roster.members()).racks,
+        racks: job.rollup(state.roster().members()).racks,
     })
 }
 
 async fn jobs(State(state): State<Shared>) -> Json<Vec<JobView>> {
     let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-    Json(state.jobs.iter().filter_map(|(id, _)| view(&state, id)).collect())
+    Json(state.jobs().iter().filter_map(|(id, _)| view(&state, id)).collect())
 }
 
 async fn job(State(state): State<Shared>, Path(id): Path<JobId>) -> Result<Json<JobView>, ApiError> {
     let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-    view(&state, &id).map(Json).ok_or_else(|| ApiError::not_found(format!("no job {id} here")))
+    view(&state, &id).map(Json).ok_or_else(|| ApiError::not_found(format!("the tracker does not know job {id}")))
 }

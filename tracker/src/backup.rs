@@ -1,55 +1,56 @@
-//! The tracker's state in a backup.
+//! The tracker's state in a backup, and back.
 //!
-//! Invariant: what must never go back is ahead of all that was given out when a restored tracker starts, however old the
-//! backup is.
+//! Invariant: counters that must never go back are ahead of everything that was handed out when a restored tracker starts,
+//! however old the backup is.
 
 use crate::config::TrackerConfig;
+use crate::tables::{self, EPOCH, META, NEXT_INDEX, SEQUENCE};
+use shoal_kv::{Database, Table};
 use shoal_net::admission::system_clock;
 use shoal_proto::limits::HOSTS_MAX;
 use shoal_service::backup::{BackupError, Rows, Writer};
-use shoal_service::tables;
+use shoal_service::tables as archive;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
-/// The table of counters. It is read last: then no row is ahead of it.
-const META: &str = "meta";
-/// Membership epochs skipped by a restore: more than there can have been since the backup.
+/// Membership epochs that a restore skips. No region changes its membership this often after a backup.
 const EPOCHS_SKIPPED: u64 = 1 << 32;
-/// Indices skipped by a restore: hosts that joined since the backup have them.
+/// Roster indices that a restore skips, because hosts that joined after the backup have them.
 const INDICES_SKIPPED: u64 = 1024;
 
-/// Opens the database of a state folder.
-pub(crate) fn open(dir: &Path) -> Result<sled::Db, sled::Error> {
-    sled::Config::new().path(dir).cache_capacity(16 << 20).mode(sled::Mode::LowSpace).open()
-}
-
-/// Writes a running tracker's state.
-pub(crate) fn write(db: &sled::Db, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
-    tables::write(db, |name| name == META, out)
+/// Writes a running tracker's state. Counters come last, so that no other row is newer than its counter.
+pub(crate) fn write(database: &dyn Database, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
+    archive::write(database, |name| name == META, out)
 }
 
 /// Writes the state of a tracker that does not run.
+///
+/// # Errors
+/// [`BackupError`] if the database or `out` fails.
 pub fn write_offline(config: &TrackerConfig, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
-    write(&open(&config.dir)?, out)
+    write(&*tables::open(&config.dir)?, out)
 }
 
-/// Makes a state folder's tables.
+/// Returns the receiver of a backup's rows for a new state folder.
+///
+/// # Errors
+/// [`BackupError`] if the folder cannot be used.
 pub fn restoring(dir: &Path) -> Result<Box<dyn Rows>, BackupError> {
-    Ok(tables::restoring(open(dir)?, raise_counters))
+    Ok(archive::restoring(tables::open(dir)?, raise_counters))
 }
 
-/// Puts what must never go back ahead of all that can have been given out since the backup.
-fn raise_counters(db: &sled::Db) -> Result<(), BackupError> {
-    let meta = db.open_tree(META)?;
+/// Moves each counter ahead of every value that the tracker can have handed out after the backup.
+fn raise_counters(database: &Arc<dyn Database>) -> Result<(), BackupError> {
+    let meta = Table::new(database, META);
     let raise = |key: &str, next: &dyn Fn(u64) -> u64| -> Result<(), BackupError> {
-        let bytes = meta.get(key)?;
-        if let Some(former) = bytes.and_then(|bytes| bytes.as_ref().try_into().ok()).map(u64::from_be_bytes) {
-            meta.insert(key, &next(former).to_be_bytes())?;
+        if let Some(former) = meta.get_u64(key)? {
+            meta.put_u64(key, next(former))?;
         }
         Ok(())
     };
-    raise("epoch", &|epoch| epoch + EPOCHS_SKIPPED)?;
-    raise("next", &|next| next.max((next + INDICES_SKIPPED).min(u64::from(HOSTS_MAX))))?;
-    // A tracker flushes less than once a millisecond.
-    raise("sequence", &|sequence| sequence.max(system_clock() * 1000))
+    raise(EPOCH, &|epoch| epoch + EPOCHS_SKIPPED)?;
+    raise(NEXT_INDEX, &|next| next.max((next + INDICES_SKIPPED).min(u64::from(HOSTS_MAX))))?;
+    // The clock in milliseconds is ahead, because a tracker writes less than one flush per millisecond.
+    raise(SEQUENCE, &|sequence| sequence.max(system_clock() * 1000))
 }

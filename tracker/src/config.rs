@@ -1,4 +1,4 @@
-//! The tracker's configuration, one knob a field.
+//! The tracker's configuration, one setting per field.
 //!
 //! Invariant: a configuration that passed [`TrackerConfig::validate`] can be run.
 
@@ -14,57 +14,58 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrackerConfig {
-    /// Where hosts reach the control plane. Default `[::]:7710` and `0.0.0.0:7710`: IPv6 and IPv4 are listened on
-    /// apart, so that a host's remote address is never an IPv4 address in IPv6 dress.
+    /// Addresses on which hosts reach the control plane. Default `[::]:7710` and `0.0.0.0:7710`. IPv6 and IPv4 have a
+    /// socket each, so that a host's remote address is never an IPv4 address mapped into IPv6.
     pub listen: Vec<SocketAddr>,
-    /// Where `/healthz`, `/metrics` and `/v1` are served. Default `127.0.0.1:7711`: it needs no token, so it is for the
-    /// machine itself unless told otherwise.
+    /// Address of `/healthz`, `/metrics` and `/v1`. Default `127.0.0.1:7711`. Requests need no token, so the default serves
+    /// the machine itself only.
     pub http: SocketAddr,
-    /// Folder of the roster, the jobs and the spool. Default `/var/lib/shoal/tracker`. Losing it costs every host its
-    /// index: old reports at the hub then speak of a roster that is no more.
+    /// Folder of the roster, the jobs and the spool. Default `/var/lib/shoal/tracker`. A new folder gives every host a new
+    /// index, which does not match the reports that the hub already has.
     pub dir: PathBuf,
-    /// The cluster's signed trust document. Default `/etc/shoal/trust`. Read at start: a restart makes a new one count.
+    /// The cluster's signed trust document. Default `/etc/shoal/trust`. The tracker reads it at its start: restart the
+    /// tracker after a change.
     pub trust: PathBuf,
-    /// The cluster's id, when the trust document itself is not to be taken at its word. Default: none, the file is the
-    /// anchor.
+    /// The cluster's id. If it is set, the tracker refuses a trust document of any other cluster. Default: none, the file
+    /// is the anchor.
     pub cluster: Option<ClusterId>,
     /// This node's key, mode 0600. Default `/etc/shoal/node.key`.
     pub key: PathBuf,
-    /// This node's credential, of role tracker. Its region is the region served. Default `/etc/shoal/node.cred`.
+    /// This node's credential, of role tracker. The tracker serves the region of the credential. Default
+    /// `/etc/shoal/node.cred`.
     pub credential: PathBuf,
     /// The hub, `http://host:port`. Default: none, and reports stay in the region.
     pub hub: Option<String>,
-    /// How often hosts beat, 100 ms to 1 min. Default `2s`. Three beats missed make a host away; shorter costs the
-    /// tracker a request a host each.
+    /// Interval between two beats of a host, 100 ms to 1 min. Default `2s`. A host is away after three missed beats. Each
+    /// beat costs the tracker one request per host.
     pub beat: Span,
-    /// How long an away host keeps its row, at least three beats. Default `10m`: a reboot must not move lanes twice.
+    /// How long an away host keeps its place in the membership, at least three beats. Default `10m`, so that a reboot does
+    /// not move lanes twice.
     pub grace: Span,
-    /// Least time between two flushes to the hub that carry no finished job, 50 ms to 1 min. Default `2s`. What a job costs
-    /// the hub in messages is its duration over this.
+    /// Shortest time between two flushes to the hub that finish no job, 50 ms to 1 min. Default `2s`. A job costs the hub
+    /// about its duration divided by this time, in messages.
     pub flush: Span,
-    /// Bounds on what hosts may cost.
-    pub limits: Limits,
+    /// Limits on what hosts may cost the tracker.
+    pub bounds: TrackerBounds,
 }
 
-/// Bounds on what hosts may cost the tracker.
+/// Limits on what hosts may cost the tracker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Connections held at a time, at least 1. Default 65,536: about 16 KiB of memory each. More are refused.
+pub struct TrackerBounds {
+    /// Open connections, at least 1. Default 65,536. Each takes about 16 KiB of memory. The tracker refuses more.
     pub connections: u32,
-    /// Jobs remembered, 1 to 4,096. Default 1,024: the oldest finished one is dropped for a new one.
+    /// Jobs kept, 1 to 4,096. Default 1,024. A new job replaces the oldest finished one.
     pub jobs: usize,
-    /// Flushes kept while the hub is away, 1 to 65,536. Default 1,024: beyond it older ones are merged into newer ones,
-    /// which say the same.
-    pub spool: usize,
-    /// Membership updates under way at a time, at least 1. Default 64: with slow hosts, how many may be slow before the
-    /// others wait.
-    pub pushes: usize,
+    /// Flushes that wait for the hub, 1 to 65,536. Default 1,024. Beyond that, one new flush of all jobs replaces them.
+    pub spooled_flushes: usize,
+    /// Membership updates on their way to hosts, at least 1. Default 64. If this many hosts are slow, the others wait.
+    pub membership_updates: usize,
 }
 
-impl Default for Limits {
+impl Default for TrackerBounds {
     fn default() -> Self {
-        Self { connections: 65_536, jobs: 1024, spool: 1024, pushes: 64 }
+        Self { connections: 65_536, jobs: 1024, spooled_flushes: 1024, membership_updates: 64 }
     }
 }
 
@@ -82,26 +83,31 @@ impl Default for TrackerConfig {
             beat: Span::seconds(2),
             grace: Span::seconds(600),
             flush: Span::seconds(2),
-            limits: Limits::default(),
+            bounds: TrackerBounds::default(),
         }
     }
 }
 
 impl TrackerConfig {
-    /// Checks what the types cannot.
+    /// Checks what the field types cannot express.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the first key that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
-        let within = |span: Span, low_ms: u64, high: u64| {
-            (Duration::from_millis(low_ms)..=Duration::from_secs(high)).contains(&span.0)
+        let within = |span: Span, low_ms: u64, high_s: u64| {
+            (Duration::from_millis(low_ms)..=Duration::from_secs(high_s)).contains(&span.0)
         };
         check(!self.listen.is_empty(), "listen", "at least one address is needed")?;
-        check(within(self.beat, 100, 60), "beat", "between 100ms and 1m")?;
-        check(self.grace.0 >= self.beat.0 * 3, "grace", "at least three beats")?;
-        check(within(self.flush, 50, 60), "flush", "between 50ms and 1m")?;
-        check(self.limits.connections > 0, "limits.connections", "at least 1")?;
-        check((1..=4096).contains(&self.limits.jobs), "limits.jobs", "between 1 and 4096")?;
-        check((1..=65_536).contains(&self.limits.spool), "limits.spool", "between 1 and 65536")?;
-        check(self.limits.pushes > 0, "limits.pushes", "at least 1")?;
+        check(within(self.beat, 100, 60), "beat", "must be between 100ms and 1m")?;
+        check(self.grace.0 >= self.beat.0 * 3, "grace", "must be at least three beats")?;
+        check(within(self.flush, 50, 60), "flush", "must be between 50ms and 1m")?;
+        let bounds = &self.bounds;
+        check(bounds.connections > 0, "bounds.connections", "must be at least 1")?;
+        check((1..=4096).contains(&bounds.jobs), "bounds.jobs", "must be between 1 and 4096")?;
+        let spool = (1..=65_536).contains(&bounds.spooled_flushes);
+        check(spool, "bounds.spooled_flushes", "must be between 1 and 65536")?;
+        check(bounds.membership_updates > 0, "bounds.membership_updates", "must be at least 1")?;
         if let Some(hub) = &self.hub {
             shoal_service::http_client::Client::new(hub, None).map_err(|error| ConfigError::invalid("hub", error))?;
         }

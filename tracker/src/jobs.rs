@@ -1,6 +1,7 @@
-//! What hosts said of jobs, folded.
+//! Hosts' reports by job, and what is folded from them: for seeders, for the HTTP API and for the hub.
 //!
-//! Invariant: a host's row only advances in the reports' order, so reports may come late, twice or out of order.
+//! Invariant: a host's report is only replaced by one of the same or a higher rank. Reports may therefore arrive late,
+//! twice or out of order.
 
 use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
@@ -10,180 +11,174 @@ use shoal_proto::limits;
 use shoal_proto::membership::Presence;
 use shoal_proto::report::{HostReport, HostState, JobFlush, StateSet, TierBytes};
 use shoal_swarm::membership::Membership;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Lines of a rollup.
+/// Host lines of a rollup.
 const LINES_MAX: usize = 256;
 
-/// A job.
-#[derive(Debug)]
-pub struct Job {
-    /// Its announcement; `None` while only reports of it were heard.
-    pub announcement: Option<Arc<Announcement>>,
-    /// The signed announcement's bytes.
-    pub envelope: Vec<u8>,
-    rows: BTreeMap<HostIndex, HostReport>,
-    /// States changed since the hub was last told.
-    pub changed: bool,
-    /// Every targeted host that is up was final when the hub was last told.
-    pub told_final: bool,
-}
-
-/// All jobs.
+/// A job and its hosts' reports.
 #[derive(Debug, Default)]
-pub struct Jobs {
-    rows: BTreeMap<JobId, Job>,
-    max: usize,
+pub struct Job {
+    /// `None` until a seeder opens the job. Reports may arrive before that.
+    announcement: Option<Arc<Announcement>>,
+    reports: BTreeMap<HostIndex, HostReport>,
+    /// A host's state changed after the last flush of this job.
+    changed: bool,
+    /// Every targeted host that is up was finished in the last flush of this job.
+    flushed_final: bool,
 }
 
-impl Jobs {
-    /// At most `max` of them.
-    pub fn new(max: usize) -> Self {
-        Self { rows: BTreeMap::new(), max }
+/// The jobs whose next flush is due.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct DueFlush {
+    /// Jobs that changed after their last flush.
+    pub jobs: Vec<JobId>,
+    /// One of the jobs finished, so the hub should know at once.
+    pub urgent: bool,
+}
+
+/// All jobs of the region.
+#[derive(Debug, Default)]
+pub struct JobTable {
+    jobs: BTreeMap<JobId, Job>,
+    jobs_max: usize,
+}
+
+impl JobTable {
+    /// Returns an empty table of at most `jobs_max` jobs.
+    pub fn new(jobs_max: usize) -> Self {
+        Self { jobs: BTreeMap::new(), jobs_max }
     }
 
-    fn row(&mut self, job: JobId) -> &mut Job {
-        self.rows.entry(job).or_insert_with(|| Job {
-            announcement: None,
-            envelope: Vec::new(),
-            rows: BTreeMap::new(),
-            changed: false,
-            told_final: false,
-        })
-    }
-
-    /// Opens a job; gives those that had to go for it: the oldest that have ended, else the oldest.
-    pub fn open(&mut self, announcement: Announcement, envelope: Vec<u8>) -> Vec<JobId> {
+    /// Opens a job. Returns the jobs that it replaces: the oldest finished ones, or the oldest if none is finished.
+    pub fn open(&mut self, announcement: Announcement) -> Vec<JobId> {
         let opened = announcement.job;
-        let row = self.row(opened);
-        if row.announcement.is_none() {
-            row.changed = true;
-            row.envelope = envelope;
-            row.announcement = Some(Arc::new(announcement));
+        let job = self.jobs.entry(opened).or_default();
+        if job.announcement.is_none() {
+            job.changed = true;
+            job.announcement = Some(Arc::new(announcement));
         }
-        let mut gone = Vec::new();
-        while self.rows.len() > self.max {
+        let mut dropped = Vec::new();
+        while self.jobs.len() > self.jobs_max {
             let age = |job: &Job| job.announcement.as_ref().map_or(0, |announcement| announcement.created_at);
-            let others = self.rows.iter().filter(|(id, _)| **id != opened);
-            let oldest = others.min_by_key(|(id, job)| (!job.told_final, age(job), **id)).map(|(id, _)| *id);
+            let others = self.jobs.iter().filter(|(id, _)| **id != opened);
+            let oldest = others.min_by_key(|(id, job)| (!job.flushed_final, age(job), **id)).map(|(id, _)| *id);
             let Some(oldest) = oldest else { break };
-            self.rows.remove(&oldest);
-            gone.push(oldest);
+            self.jobs.remove(&oldest);
+            dropped.push(oldest);
         }
-        gone
+        dropped
     }
 
-    /// A host's report; true when its state advanced.
+    /// Adds a host's report. Returns whether the host's state advanced.
     pub fn report(&mut self, host: HostIndex, report: HostReport) -> bool {
-        if !self.rows.contains_key(&report.job) && self.rows.len() >= self.max {
+        if !self.jobs.contains_key(&report.job) && self.jobs.len() >= self.jobs_max {
             return false;
         }
-        let job = self.row(report.job);
-        match job.rows.get_mut(&host) {
-            None => {
-                let advanced = report.state != HostState::Unknown;
-                job.changed |= advanced;
-                job.rows.insert(host, report);
-                advanced
-            }
-            Some(row) if report.rank() < row.rank() => false,
-            Some(row) => {
-                let advanced = report.rank() > row.rank();
-                job.changed |= advanced;
-                *row = report;
-                advanced
-            }
-        }
+        let job = self.jobs.entry(report.job).or_default();
+        let advanced = match job.reports.get(&host) {
+            None => report.state != HostState::Unknown,
+            Some(former) if report.rank() < former.rank() => return false,
+            Some(former) => report.rank() > former.rank(),
+        };
+        // A report of the same rank brings newer counts.
+        job.reports.insert(host, report);
+        job.changed |= advanced;
+        advanced
     }
 
-    /// A job.
+    /// Returns a job, opened or only reported.
     pub fn get(&self, job: &JobId) -> Option<&Job> {
-        self.rows.get(job)
+        self.jobs.get(job)
     }
 
-    /// Jobs in order of id.
+    /// Returns all jobs in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = (&JobId, &Job)> {
-        self.rows.iter()
+        self.jobs.iter()
     }
 
-    /// Opened jobs whose states the hub does not know, and whether one of them has just become final.
-    pub fn to_tell(&self, members: &Membership) -> (Vec<JobId>, bool) {
-        let changed: Vec<JobId> =
-            self.rows.iter().filter(|(_, job)| job.changed && job.announcement.is_some()).map(|(id, _)| *id).collect();
-        let urgent = changed.iter().any(|id| {
-            let job = &self.rows[id];
-            !job.told_final && job.is_final(members)
-        });
-        (changed, urgent)
-    }
-
-    /// What the hub is to be told of a job.
-    pub fn fold(&self, id: &JobId, members: &Membership) -> Option<JobFlush> {
-        self.rows.get(id)?.flush(members)
-    }
-
-    /// A job counts as told.
-    pub fn told(&mut self, id: &JobId, members: &Membership) {
-        if let Some(job) = self.rows.get_mut(id) {
-            job.changed = false;
-            job.told_final = job.is_final(members);
+    /// Returns the opened jobs that changed after their last flush.
+    pub fn due_flush(&self, members: &Membership) -> DueFlush {
+        let due = || self.jobs.iter().filter(|(_, job)| job.changed && job.announcement.is_some());
+        DueFlush {
+            jobs: due().map(|(id, _)| *id).collect(),
+            urgent: due().any(|(_, job)| !job.flushed_final && job.is_final(members)),
         }
     }
 
-    /// The hub may have missed anything: all is to be told again.
-    pub fn untold(&mut self) {
-        self.rows.values_mut().for_each(|job| job.changed = true);
+    /// Returns what a flush says of a job. `None` if no seeder has opened the job.
+    pub fn fold(&self, id: &JobId, members: &Membership) -> Option<JobFlush> {
+        self.jobs.get(id)?.fold(members)
+    }
+
+    /// Notes that a flush has the job's present state.
+    pub fn mark_flushed(&mut self, id: &JobId, members: &Membership) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.changed = false;
+            job.flushed_final = job.is_final(members);
+        }
+    }
+
+    /// Makes every job due again, because the hub may have missed any flush.
+    pub fn mark_all_changed(&mut self) {
+        self.jobs.values_mut().for_each(|job| job.changed = true);
     }
 }
 
 impl Job {
+    /// Returns the announcement, if a seeder has opened the job.
+    pub fn announcement(&self) -> Option<&Arc<Announcement>> {
+        self.announcement.as_ref()
+    }
+
     fn targets(&self, members: &Membership) -> Bitmap {
         self.announcement.as_ref().map_or_else(Bitmap::default, |announcement| members.select(&announcement.selector))
     }
 
     fn state(&self, host: HostIndex) -> HostState {
-        self.rows.get(&host).map_or(HostState::Unknown, |row| row.state)
+        self.reports.get(&host).map_or(HostState::Unknown, |report| report.state)
     }
 
-    /// Whether every targeted host that is up has ended.
+    /// Returns whether every targeted host that is up is finished. A job without targets is never final.
     pub fn is_final(&self, members: &Membership) -> bool {
         let targets = self.targets(members);
         let mut hosts = targets.iter().map(HostIndex);
         !targets.none() && hosts.all(|host| !members.is_up(host) || self.is_done(self.state(host)))
     }
 
-    /// Whether a host's state is all that this job is about: of what is staged, that it is there.
+    /// Returns whether a host has nothing left to do in this job. A staged job ends when the host has every piece.
     fn is_done(&self, state: HostState) -> bool {
         let staged = self.announcement.as_ref().is_some_and(|announcement| announcement.staged);
         state.is_final() || (staged && state == HostState::Has)
     }
 
-    /// The targeted hosts by attempt and state, the newest attempts first; of a job only heard of in reports, all that did.
+    /// Returns the targeted hosts by attempt and state, newest attempt first. A job without an announcement includes every
+    /// host that reported.
     pub fn states(&self, members: &Membership) -> JobStates {
         let targets = match &self.announcement {
             Some(_) => self.targets(members),
             None => Bitmap::full(members.index_space()),
         };
         let mut sets: BTreeMap<(u16, HostState), Bitmap> = BTreeMap::new();
-        for (host, row) in self.rows.iter().filter(|(host, _)| targets.get(host.0)) {
-            if row.state != HostState::Unknown {
-                sets.entry((row.attempt, row.state)).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
+        for (host, report) in self.reports.iter().filter(|(host, _)| targets.get(host.0)) {
+            if report.state != HostState::Unknown {
+                sets.entry((report.attempt, report.state)).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
             }
         }
         let sets = sets.into_iter().rev().take(limits::STATE_SETS_MAX);
         JobStates { sets: sets.map(|((attempt, state), hosts)| AttemptSet { attempt, state, hosts }).collect() }
     }
 
-    fn flush(&self, members: &Membership) -> Option<JobFlush> {
+    fn fold(&self, members: &Membership) -> Option<JobFlush> {
         let announcement = self.announcement.as_ref()?;
         let targets = self.targets(members);
         let mut sets: BTreeMap<HostState, Bitmap> = BTreeMap::new();
         let mut tiers = TierBytes::default();
-        for (host, row) in self.rows.iter().filter(|(host, _)| targets.get(host.0)) {
-            tiers.add(&row.tiers);
-            if row.state != HostState::Unknown {
-                sets.entry(row.state).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
+        for (host, report) in self.reports.iter().filter(|(host, _)| targets.get(host.0)) {
+            tiers.add(&report.tiers);
+            if report.state != HostState::Unknown {
+                sets.entry(report.state).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
             }
         }
         Some(JobFlush {
@@ -200,7 +195,8 @@ impl Job {
         })
     }
 
-    /// The job by rack, and the hosts worth a line: failed, away, then those furthest behind.
+    /// Returns the job's counts by rack and one line for each unfinished host. Failed hosts come first, then hosts that are
+    /// away, then hosts with the fewest pieces.
     pub fn rollup(&self, members: &Membership) -> JobRollup {
         let mut racks: BTreeMap<String, RackRollup> = BTreeMap::new();
         let mut lines = Vec::new();
@@ -209,7 +205,7 @@ impl Job {
             let Some(member) = members.get(host) else { continue };
             let path = member.locality.rack_path();
             let rack = racks.entry(path.clone()).or_insert_with(|| RackRollup { rack: path, ..RackRollup::default() });
-            let (row, state) = (self.rows.get(&host), self.state(host));
+            let (report, state) = (self.reports.get(&host), self.state(host));
             let away = member.presence == Presence::Away && !self.is_done(state);
             rack.hosts += 1;
             rack.has += u32::from(state.has_all());
@@ -217,18 +213,18 @@ impl Job {
             rack.active += u32::from(state == HostState::Active);
             rack.failed += u32::from(matches!(state, HostState::Failed(_)));
             rack.away += u32::from(away);
-            if let Some(row) = row {
-                rack.pieces += u64::from(row.pieces_have);
-                rack.tiers.add(&row.tiers);
-                pieces_total = pieces_total.max(row.pieces_total);
+            if let Some(report) = report {
+                rack.pieces += u64::from(report.pieces_have);
+                rack.tiers.add(&report.tiers);
+                pieces_total = pieces_total.max(report.pieces_total);
             }
             if matches!(state, HostState::Failed(_)) || !self.is_done(state) {
                 lines.push(HostLine {
                     host: member.locality.to_string(),
                     state,
-                    pieces_have: row.map_or(0, |row| row.pieces_have),
+                    pieces_have: report.map_or(0, |report| report.pieces_have),
                     away,
-                    detail: row.map_or_else(String::new, |row| row.detail.clone()),
+                    detail: report.map_or_else(String::new, |report| report.detail.clone()),
                 });
             }
         }
@@ -237,30 +233,5 @@ impl Job {
         });
         lines.truncate(LINES_MAX);
         JobRollup { racks: racks.into_values().collect(), pieces_total, lines, seeder_sent: 0 }
-    }
-}
-
-/// Which hosts' localities the hub has been told.
-#[derive(Debug, Default)]
-pub struct Told {
-    hosts: BTreeSet<HostIndex>,
-}
-
-impl Told {
-    /// Rows the hub does not know, as many as a flush takes; they count as told.
-    pub fn fresh(&mut self, members: &Membership) -> Vec<shoal_proto::report::RosterRow> {
-        let fresh: Vec<_> = members
-            .iter()
-            .filter(|member| member.role == shoal_proto::trust::Role::Peer && !self.hosts.contains(&member.index))
-            .take(limits::FLUSH_ROSTER_MAX)
-            .map(|member| shoal_proto::report::RosterRow { index: member.index, locality: member.locality.clone() })
-            .collect();
-        self.hosts.extend(fresh.iter().map(|row| row.index));
-        fresh
-    }
-
-    /// The hub may have missed anything.
-    pub fn forget(&mut self) {
-        self.hosts.clear();
     }
 }

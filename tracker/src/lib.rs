@@ -1,21 +1,31 @@
-//! The tracker role: membership, liveness and the folding of hosts' reports.
+//! The tracker role: membership, liveness, and the folding of hosts' reports.
 //!
-//! Owns: admission on the control plane, the roster, who is up, what hosts said of each job, and the spool of flushes
-//! to the hub. Invariant: a host's index, the membership epoch and the flush sequence never go back, whatever is killed
-//! when.
+//! Owns: admission on the control plane, the roster, which hosts are up, every host's report in each job, and the spool of
+//! flushes to the hub.
+//! Invariant: a host's roster index, the membership epoch and the flush sequence never go back, whenever the process is
+//! killed.
 //!
-//! Where to look: configuration in [`config`]; who is who in [`roster`]; what they said of jobs in [`jobs`], which versions
-//! they are on in [`versions`]; what the hub is told in [`spool`]; state in and out in [`backup`]; the tasks in [`server`]; the HTTP API in [`api`].
+//! Where to look: settings in [`config`]; start, stop and errors in [`role`]; answers to hosts in [`requests`] and
+//! [`state`]; the roster in [`roster`]; reports by job in [`jobs`]; the versions that hosts run in [`versions`]; timers in
+//! [`upkeep`]; what goes to the hub in [`hub_flush`], [`spool`] and [`hub_sender`]; the tables on disk in [`tables`];
+//! backups in [`backup`]; the HTTP API in [`api`]. Terms are in `docs/GLOSSARY.md`.
 
 pub mod api;
 pub mod backup;
 mod config;
+mod hub_flush;
+mod hub_sender;
 pub mod jobs;
+mod metrics;
+mod requests;
+mod role;
 pub mod roster;
-mod server;
-mod sessions;
 pub mod spool;
+mod state;
+mod tables;
+mod upkeep;
 mod versions;
 
-pub use config::{Limits, TrackerConfig};
-pub use server::{RunError, Started, run, start};
+pub use config::{TrackerBounds, TrackerConfig};
+pub use role::{RunError, Started, run, start};
+pub use state::StateError;

@@ -1,89 +1,90 @@
-//! Who is who: indices given once and for all, and the membership that follows from who is up.
+//! The roster, which gives each node its permanent index, and the membership that follows from it.
 //!
-//! Invariant: an index names one key for ever; it is on the disk before the host hears of it.
+//! Invariant: an index names one key for ever. It is on the disk before the host learns it.
 
+use crate::tables::{EPOCH, INDICES, MEMBERS, META, NEXT_INDEX};
+use shoal_kv::{Change, Database, KvError, Table};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
-use shoal_swarm::membership::{Membership, MembershipLog};
+use shoal_swarm::membership::{ApplyError, Membership, MembershipLog};
+use std::sync::Arc;
 
-/// The roster's records failed.
+/// Why the roster cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
-#[error("the roster: {0}")]
-pub struct RosterError(String);
-
-impl From<sled::Error> for RosterError {
-    fn from(error: sled::Error) -> Self {
-        Self(error.to_string())
-    }
+pub enum RosterError {
+    /// The database failed.
+    #[error("cannot read or write the roster")]
+    Database(#[from] KvError),
+    /// A change would give two members one index or one key. Such a roster on disk is damaged.
+    #[error("the roster is inconsistent: restore the tracker's folder from a backup")]
+    Inconsistent(#[from] ApplyError),
 }
 
-/// Epochs skipped at a restart: more than can have been given out and not written.
-const EPOCH_SKIP: u64 = 1000;
+/// Epochs that a restart skips. Epochs are not flushed, so the disk may be this far behind what hosts know.
+const EPOCHS_SKIPPED: u64 = 1000;
 
-/// Rows on disk, and the membership made of them.
+/// The members on disk, and the membership that is made of them.
+#[derive(Debug)]
 pub struct Roster {
-    /// Key to index, for keys seen at any time.
-    indices: sled::Tree,
-    /// Index to row, for hosts of the membership.
-    rows: sled::Tree,
-    /// The epoch and the next index.
-    meta: sled::Tree,
+    indices: Table,
+    members: Table,
+    meta: Table,
     log: MembershipLog,
-    next: u32,
-}
-
-fn number(tree: &sled::Tree, key: &str) -> Result<u64, RosterError> {
-    Ok(tree.get(key)?.and_then(|bytes| bytes.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes))
+    next_index: u32,
 }
 
 impl Roster {
-    /// Continues from the disk: hosts are as they were, for a tracker's restart says nothing of them.
-    pub fn open(db: &sled::Db) -> Result<Self, RosterError> {
-        let (indices, rows, meta) = (db.open_tree("indices")?, db.open_tree("rows")?, db.open_tree("meta")?);
-        let mut members = Vec::new();
-        for row in &rows {
-            let (_, value) = row?;
-            if let Ok(member) = decode_exact::<Member>(&value) {
-                members.push(member);
-            }
-        }
-        let epoch = Epoch(number(&meta, "epoch")? + EPOCH_SKIP);
+    /// Continues from the disk. Every host keeps the presence it had, because a tracker's restart does not change it.
+    ///
+    /// # Errors
+    /// [`RosterError`] if the database fails or its rows contradict each other.
+    pub fn open(database: &Arc<dyn Database>) -> Result<Self, RosterError> {
+        let table = |name| Table::new(database, name);
+        let (indices, members, meta) = (table(INDICES), table(MEMBERS), table(META));
+        let rows = members.scan([])?;
+        let upserts = rows.iter().filter_map(|row| decode_exact::<Member>(&row.value).ok()).collect();
+        let epoch = Epoch(meta.get_u64(EPOCH)?.unwrap_or(0) + EPOCHS_SKIPPED);
         let mut membership = Membership::default();
-        let update = MembershipUpdate { epoch, base: None, upserts: members, removed: Vec::new() };
-        membership.apply(update).map_err(|error| RosterError(error.to_string()))?;
-        let next = number(&meta, "next")? as u32;
-        let roster = Self { indices, rows, meta, log: MembershipLog::new(membership), next };
-        roster.meta.insert("epoch", &epoch.0.to_be_bytes())?;
-        Ok(roster)
+        membership.apply(MembershipUpdate { epoch, base: None, upserts, removed: Vec::new() })?;
+        let next_index = meta.get_u64(NEXT_INDEX)?.unwrap_or(0) as u32;
+        meta.put_u64(EPOCH, epoch.0)?;
+        Ok(Self { indices, members, meta, log: MembershipLog::new(membership), next_index })
     }
 
-    /// The rows and how they came about.
+    /// Returns the membership and its recent changes.
     pub fn log(&self) -> &MembershipLog {
         &self.log
     }
 
-    /// The rows now.
+    /// Returns the present membership.
     pub fn members(&self) -> &Membership {
         self.log.current()
     }
 
-    /// The index of a key: its own, or a new one.
+    /// Returns the index of a key. A new key gets a new index, which survives a kill when this returns.
+    ///
+    /// # Errors
+    /// [`RosterError`] if the database fails.
     pub fn index_of(&mut self, node: &NodeId) -> Result<HostIndex, RosterError> {
         if let Some(bytes) = self.indices.get(node.0)?
-            && let Ok(bytes) = bytes.as_ref().try_into()
+            && let Ok(bytes) = bytes.as_slice().try_into()
         {
             return Ok(HostIndex(u32::from_be_bytes(bytes)));
         }
-        let index = HostIndex(self.next);
-        self.next += 1;
-        self.meta.insert("next", &u64::from(self.next).to_be_bytes())?;
-        self.indices.insert(node.0, &index.0.to_be_bytes())?;
-        self.meta.flush()?;
+        let index = HostIndex(self.next_index);
+        self.next_index += 1;
+        // The counter goes first: a stop in between wastes an index instead of using it twice.
+        self.meta.put_u64(NEXT_INDEX, u64::from(self.next_index))?;
+        self.indices.put(node.0, index.0.to_be_bytes())?;
+        self.indices.flush()?;
         Ok(index)
     }
 
-    /// Takes a host in. Another key at its locality has been replaced and leaves.
+    /// Adds a host, or updates it. Another key at the same locality was replaced by this one and leaves the membership.
+    ///
+    /// # Errors
+    /// [`RosterError`] if the database fails or the change is inconsistent.
     pub fn admit(&mut self, member: Member) -> Result<(), RosterError> {
         let replaced: Vec<HostIndex> = self
             .members()
@@ -94,7 +95,10 @@ impl Roster {
         self.change(vec![member], replaced)
     }
 
-    /// Marks hosts up or away.
+    /// Marks hosts as up or away.
+    ///
+    /// # Errors
+    /// [`RosterError`] if the database fails.
     pub fn set_presence(&mut self, hosts: &[HostIndex], presence: Presence) -> Result<(), RosterError> {
         let members = self.members();
         let upserts = hosts
@@ -106,7 +110,10 @@ impl Roster {
         self.change(upserts, Vec::new())
     }
 
-    /// Forgets hosts; their indices stay taken.
+    /// Removes hosts from the membership. Their indices stay taken.
+    ///
+    /// # Errors
+    /// [`RosterError`] if the database fails.
     pub fn evict(&mut self, hosts: Vec<HostIndex>) -> Result<(), RosterError> {
         self.change(Vec::new(), hosts)
     }
@@ -115,14 +122,12 @@ impl Roster {
         if upserts.is_empty() && removed.is_empty() {
             return Ok(());
         }
-        for member in &upserts {
-            self.rows.insert(member.index.0.to_be_bytes(), encode(member))?;
-        }
-        for host in &removed {
-            self.rows.remove(host.0.to_be_bytes())?;
-        }
-        let epoch = self.log.change(upserts, removed).map_err(|error| RosterError(error.to_string()))?;
-        self.meta.insert("epoch", &epoch.0.to_be_bytes())?;
+        let put = |member: &Member| Change::set(member.index.0.to_be_bytes(), Some(encode(member)));
+        let delete = |host: &HostIndex| Change::set(host.0.to_be_bytes(), None);
+        let changes: Vec<Change> = upserts.iter().map(put).chain(removed.iter().map(delete)).collect();
+        self.members.apply(&changes)?;
+        let epoch = self.log.change(upserts, removed)?;
+        self.meta.put_u64(EPOCH, epoch.0)?;
         Ok(())
     }
 }
@@ -130,6 +135,7 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables;
     use shoal_proto::locality::Locality;
     use shoal_proto::trust::Role;
 
@@ -152,8 +158,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut last = Epoch(0);
         for round in 0..3u8 {
-            let db = sled::open(dir.path()).unwrap();
-            let mut roster = Roster::open(&db).unwrap();
+            let database = tables::open(dir.path()).unwrap();
+            let mut roster = Roster::open(&database).unwrap();
             assert!(roster.members().epoch() > last);
             for key in 0..=round {
                 let index = roster.index_of(&NodeId([key; 32])).unwrap();
@@ -162,15 +168,15 @@ mod tests {
             }
             last = roster.members().epoch();
             drop(roster);
-            db.flush().unwrap();
+            database.flush().unwrap();
         }
     }
 
     #[test]
     fn a_new_key_at_a_place_replaces_the_old_one() {
         let dir = tempfile::tempdir().unwrap();
-        let db = sled::open(dir.path()).unwrap();
-        let mut roster = Roster::open(&db).unwrap();
+        let database = tables::open(dir.path()).unwrap();
+        let mut roster = Roster::open(&database).unwrap();
         for key in 1..=2 {
             let index = roster.index_of(&NodeId([key; 32])).unwrap();
             roster.admit(member(index, key, "same")).unwrap();

@@ -1,78 +1,101 @@
-//! Flushes on their way to the hub: on the disk before they are sent, until they are acknowledged.
+//! Flushes on their way to the hub. A flush is on the disk before it is sent, and stays there until the hub has it.
 //!
-//! Invariant: sequences grow by one and never repeat, so the hub can take each flush once.
+//! Invariant: sequences grow and never repeat, so that the hub counts each flush once.
 
+use crate::tables::{META, SEQUENCE, SPOOL};
+use shoal_kv::{Database, KvError, Table};
 use shoal_net::admission::system_clock;
+use std::sync::Arc;
 
-/// The spool's records failed.
-#[derive(Debug, thiserror::Error)]
-#[error("the spool: {0}")]
-pub struct SpoolError(String);
-
-impl From<sled::Error> for SpoolError {
-    fn from(error: sled::Error) -> Self {
-        Self(error.to_string())
-    }
+/// A flush that waits for the hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct SpooledFlush {
+    pub sequence: u64,
+    pub bytes: Vec<u8>,
 }
 
-/// Flushes by sequence.
+/// The flushes that wait, by sequence.
+#[derive(Debug)]
 pub struct Spool {
-    tree: sled::Tree,
-    meta: sled::Tree,
+    flushes: Table,
+    meta: Table,
     next: u64,
+    /// Rows of `flushes`, counted here because a count in the database reads them all.
+    waiting: usize,
 }
 
 impl Spool {
     /// Continues from the disk.
-    pub fn open(db: &sled::Db) -> Result<Self, SpoolError> {
-        let (tree, meta) = (db.open_tree("spool")?, db.open_tree("meta")?);
-        let last = meta.get("sequence")?.and_then(|bytes| bytes.as_ref().try_into().ok()).map(u64::from_be_bytes);
-        // A tracker that lost its folder begins above anything it can have used before: it flushes less than once a
-        // millisecond.
-        let next = last.map_or_else(|| system_clock() * 1000, |last| last + 1);
-        Ok(Self { tree, meta, next })
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn open(database: &Arc<dyn Database>) -> Result<Self, KvError> {
+        let (flushes, meta) = (Table::new(database, SPOOL), Table::new(database, META));
+        // A tracker that lost its folder starts above every sequence that it can have used. It writes less than one flush
+        // per millisecond, so the clock in milliseconds is such a number.
+        let next = meta.get_u64(SEQUENCE)?.map_or_else(|| system_clock() * 1000, |last| last + 1);
+        let waiting = flushes.count()?;
+        Ok(Self { flushes, meta, next, waiting })
     }
 
-    /// The sequence the next flush takes.
+    /// Returns the sequence that the next flush takes.
     pub fn next_sequence(&self) -> u64 {
         self.next
     }
 
-    /// Keeps a flush under [`Spool::next_sequence`], durably.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
-        self.meta.insert("sequence", &self.next.to_be_bytes())?;
-        self.tree.insert(self.next.to_be_bytes(), bytes)?;
-        self.tree.flush()?;
+    /// Stores a flush under [`Spool::next_sequence`]. It survives a kill when this returns.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), KvError> {
+        self.meta.put_u64(SEQUENCE, self.next)?;
+        self.flushes.put(self.next.to_be_bytes(), bytes)?;
+        self.flushes.flush()?;
         self.next += 1;
+        self.waiting += 1;
         Ok(())
     }
 
-    /// The oldest flush.
-    pub fn first(&self) -> Result<Option<(u64, Vec<u8>)>, SpoolError> {
-        let Some((key, value)) = self.tree.first()? else { return Ok(None) };
-        let sequence = key.as_ref().try_into().map_or(0, u64::from_be_bytes);
-        Ok(Some((sequence, value.to_vec())))
+    /// Returns the oldest flush.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn first(&self) -> Result<Option<SpooledFlush>, KvError> {
+        let Some(row) = self.flushes.first()? else { return Ok(None) };
+        let sequence = row.key.as_slice().try_into().map_or(0, u64::from_be_bytes);
+        Ok(Some(SpooledFlush { sequence, bytes: row.value }))
     }
 
-    /// The hub has it.
-    pub fn done(&self, sequence: u64) -> Result<(), SpoolError> {
-        self.tree.remove(sequence.to_be_bytes())?;
+    /// Drops a flush that the hub has.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn remove(&mut self, sequence: u64) -> Result<(), KvError> {
+        if self.flushes.get(sequence.to_be_bytes())?.is_some() {
+            self.flushes.delete(sequence.to_be_bytes())?;
+            self.waiting -= 1;
+        }
         Ok(())
     }
 
-    /// Flushes that wait.
+    /// Returns how many flushes wait.
     pub fn len(&self) -> usize {
-        self.tree.len()
+        self.waiting
     }
 
-    /// Whether none waits.
+    /// Returns whether no flush waits.
     pub fn is_empty(&self) -> bool {
-        self.tree.is_empty()
+        self.waiting == 0
     }
 
-    /// Drops all that wait: what they say is about to be said anew.
-    pub fn clear(&self) -> Result<(), SpoolError> {
-        self.tree.clear()?;
+    /// Drops every flush. The caller reports all of their jobs again.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
+    pub fn clear(&mut self) -> Result<(), KvError> {
+        self.flushes.clear()?;
+        self.waiting = 0;
         Ok(())
     }
 }
@@ -80,23 +103,28 @@ impl Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables;
 
     #[test]
     fn flushes_stay_until_acknowledged_and_sequences_never_repeat() {
         let dir = tempfile::tempdir().unwrap();
         let mut seen = Vec::new();
         for round in 0..3u8 {
-            let db = sled::open(dir.path()).unwrap();
-            let mut spool = Spool::open(&db).unwrap();
+            let database = tables::open(dir.path()).unwrap();
+            let mut spool = Spool::open(&database).unwrap();
             assert_eq!(spool.len(), usize::from(round));
             seen.push(spool.next_sequence());
             spool.push(&[round]).unwrap();
-            assert_eq!(spool.first().unwrap().unwrap().1, [0]);
+            assert_eq!(spool.first().unwrap().unwrap().bytes, [0]);
         }
         assert!(seen.windows(2).all(|pair| pair[1] == pair[0] + 1));
-        let db = sled::open(dir.path()).unwrap();
-        let spool = Spool::open(&db).unwrap();
-        spool.done(seen[0]).unwrap();
-        assert_eq!(spool.first().unwrap().unwrap(), (seen[1], vec![1]));
+        let database = tables::open(dir.path()).unwrap();
+        let mut spool = Spool::open(&database).unwrap();
+        spool.remove(seen[0]).unwrap();
+        assert_eq!(spool.first().unwrap().unwrap(), SpooledFlush { sequence: seen[1], bytes: vec![1] });
+        spool.remove(seen[0]).unwrap();
+        assert_eq!(spool.len(), 2, "a second removal counts nothing");
+        spool.clear().unwrap();
+        assert!(spool.is_empty() && spool.first().unwrap().is_none());
     }
 }

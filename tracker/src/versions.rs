@@ -1,64 +1,68 @@
-//! Which version of each name each host is on, as the hosts say.
+//! The version of each name that each host runs, as the hosts report it.
 //!
-//! Invariant: a host has one version a name; at most [`NAMES_MAX`] names are kept.
+//! Invariant: a host has one version per name, and at most [`NAMES_MAX`] names are kept.
 
+use crate::tables::VERSIONS;
+use shoal_kv::{Change, Database, KvError, Table};
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::codec::encode;
+use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::control::{CurrentVersion, VersionSet};
 use shoal_proto::ids::HostIndex;
 use shoal_proto::limits;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// Names kept; hosts' words on more are passed over.
+/// Names that are kept. The tracker ignores reports of further names.
 const NAMES_MAX: usize = 1024;
 
-/// The versions, in memory and on disk.
-pub(crate) struct Versions {
+/// The versions in memory, and their copy on disk.
+pub(crate) struct RunningVersions {
     names: BTreeMap<String, BTreeMap<HostIndex, String>>,
-    tree: sled::Tree,
+    table: Table,
 }
 
+/// Index first, so that all rows of one host have a common prefix.
 fn key(host: HostIndex, name: &str) -> Vec<u8> {
     [&host.0.to_be_bytes()[..], name.as_bytes()].concat()
 }
 
-impl Versions {
+fn split_key(key: &[u8]) -> Option<(HostIndex, &str)> {
+    let (host, name) = key.split_at_checked(4)?;
+    Some((HostIndex(u32::from_be_bytes(host.try_into().ok()?)), std::str::from_utf8(name).ok()?))
+}
+
+impl RunningVersions {
     /// Continues from the disk.
-    pub(crate) fn open(db: &sled::Db) -> Result<Self, sled::Error> {
-        let mut versions = Self { names: BTreeMap::new(), tree: db.open_tree("versions")? };
-        for row in &versions.tree.clone() {
-            let (key, value) = row?;
-            let (host, name) = key.split_at(4.min(key.len()));
-            let host = host.try_into().map(u32::from_be_bytes);
-            let (name, version) = (std::str::from_utf8(name), shoal_proto::codec::decode_exact::<String>(&value));
-            if let (Ok(host), Ok(name), Ok(version)) = (host, name, version) {
-                versions.names.entry(name.to_string()).or_default().insert(HostIndex(host), version);
+    pub(crate) fn open(database: &Arc<dyn Database>) -> Result<Self, KvError> {
+        let mut versions = Self { names: BTreeMap::new(), table: Table::new(database, VERSIONS) };
+        for row in versions.table.scan([])? {
+            if let (Some((host, name)), Ok(version)) = (split_key(&row.key), decode_exact::<String>(&row.value)) {
+                versions.names.entry(name.to_string()).or_default().insert(host, version);
             }
         }
         Ok(versions)
     }
 
-    /// A host's word.
-    pub(crate) fn take(&mut self, host: HostIndex, told: CurrentVersion) -> Result<(), sled::Error> {
-        if self.names.len() >= NAMES_MAX && !self.names.contains_key(&told.name) {
+    /// Stores what a host reports.
+    pub(crate) fn set(&mut self, host: HostIndex, current: CurrentVersion) -> Result<(), KvError> {
+        if self.names.len() >= NAMES_MAX && !self.names.contains_key(&current.name) {
             return Ok(());
         }
-        self.tree.insert(key(host, &told.name), encode(&told.version))?;
-        self.names.entry(told.name).or_default().insert(host, told.version);
+        self.table.put(key(host, &current.name), encode(&current.version))?;
+        self.names.entry(current.name).or_default().insert(host, current.version);
         Ok(())
     }
 
-    /// A host is no longer of the region.
-    pub(crate) fn forget(&mut self, host: HostIndex) -> Result<(), sled::Error> {
-        for row in self.tree.scan_prefix(host.0.to_be_bytes()).keys() {
-            self.tree.remove(row?)?;
-        }
+    /// Removes a host that left the region.
+    pub(crate) fn remove_host(&mut self, host: HostIndex) -> Result<(), KvError> {
+        let rows = self.table.scan(host.0.to_be_bytes())?;
+        self.table.apply(&rows.into_iter().map(|row| Change::Delete { key: row.key }).collect::<Vec<_>>())?;
         self.names.values_mut().for_each(|hosts| drop(hosts.remove(&host)));
         self.names.retain(|_, hosts| !hosts.is_empty());
         Ok(())
     }
 
-    /// The hosts of each version of a name, the versions most are on first.
+    /// Returns the hosts of each version of a name. The version of the most hosts comes first.
     pub(crate) fn sets(&self, name: &str) -> Vec<VersionSet> {
         let mut sets: BTreeMap<&str, Bitmap> = BTreeMap::new();
         for (host, version) in self.names.get(name).into_iter().flatten() {
@@ -77,8 +81,9 @@ impl Versions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables;
 
-    fn told(name: &str, version: &str) -> CurrentVersion {
+    fn current(name: &str, version: &str) -> CurrentVersion {
         CurrentVersion { name: name.into(), version: version.into() }
     }
 
@@ -86,26 +91,26 @@ mod tests {
     fn versions_are_kept_by_host_and_survive() {
         let dir = tempfile::tempdir().unwrap();
         {
-            let db = sled::open(dir.path()).unwrap();
-            let mut versions = Versions::open(&db).unwrap();
+            let database = tables::open(dir.path()).unwrap();
+            let mut versions = RunningVersions::open(&database).unwrap();
             for host in 0..5 {
-                versions.take(HostIndex(host), told("edge/a", "1")).unwrap();
+                versions.set(HostIndex(host), current("edge/a", "1")).unwrap();
             }
-            versions.take(HostIndex(2), told("edge/a", "2")).unwrap();
-            versions.take(HostIndex(3), told("edge/b", "")).unwrap();
-            db.flush().unwrap();
+            versions.set(HostIndex(2), current("edge/a", "2")).unwrap();
+            versions.set(HostIndex(3), current("edge/b", "")).unwrap();
+            database.flush().unwrap();
         }
-        let db = sled::open(dir.path()).unwrap();
-        let mut versions = Versions::open(&db).unwrap();
+        let database = tables::open(dir.path()).unwrap();
+        let mut versions = RunningVersions::open(&database).unwrap();
         let sets = versions.sets("edge/a");
         assert_eq!(sets[0].version, "1");
         assert_eq!(sets[0].hosts.iter().collect::<Vec<_>>(), [0, 1, 3, 4]);
         assert_eq!(sets[1].hosts.iter().collect::<Vec<_>>(), [2]);
         assert_eq!(versions.sets("edge/b").len(), 1);
-        versions.forget(HostIndex(3)).unwrap();
+        versions.remove_host(HostIndex(3)).unwrap();
         assert_eq!(versions.sets("edge/a")[0].hosts.count(), 3);
         assert!(versions.sets("edge/b").is_empty());
         drop(versions);
-        assert!(Versions::open(&db).unwrap().sets("edge/b").is_empty());
+        assert!(RunningVersions::open(&database).unwrap().sets("edge/b").is_empty());
     }
 }

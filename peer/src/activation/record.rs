@@ -6,8 +6,8 @@ use minicbor::{Decode, Encode};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::report::HostState;
+use shoal_store::KvError;
 use shoal_store::Store;
-use shoal_store::index::IndexError;
 
 /// A version of a name on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -91,7 +91,7 @@ fn key(name: &str) -> String {
 
 impl SwitchRecord {
     /// Writes it, durably.
-    pub(crate) fn keep(&self, store: &Store, name: &str) -> Result<(), IndexError> {
+    pub(crate) fn keep(&self, store: &Store, name: &str) -> Result<(), KvError> {
         store.put_state(&key(name), Some(encode(self)))?;
         store.sync()
     }

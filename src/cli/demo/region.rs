@@ -5,7 +5,7 @@
 use super::credentials;
 use anyhow::{Context, bail};
 use serde_json::Value;
-use shoal_hub::api::JobView;
+use shoal_hub::view::JobView;
 use shoal_proto::ids::JobId;
 use shoal_proto::membership::Presence;
 use shoal_proto::trust::Role;
@@ -278,9 +278,9 @@ impl Region {
         let all = self.peers.iter().chain([&self.hub, &self.tracker, &self.seeder]);
         let peak_rss_bytes = all.filter_map(|process| process.child.id()).map(|id| peak_rss(&id.to_string())).max();
         Ok(Traffic {
-            hub_bytes_in: value(&hub, "shoal_hub_bytes_in"),
-            hub_messages: value(&hub, "shoal_hub_messages_total"),
-            tracker_bytes_in: value(&tracker, "shoal_tracker_bytes_in_total"),
+            hub_bytes_in: value(&hub, "shoal_hub_received_bytes_total"),
+            hub_messages: value(&hub, "shoal_hub_reports_total"),
+            tracker_bytes_in: value(&tracker, "shoal_tracker_received_bytes_total"),
             peak_rss_bytes: peak_rss_bytes.unwrap_or(0),
         })
     }

@@ -5,9 +5,9 @@
 
 use super::{BeginError, lock};
 use crate::erasure::{ErasureCode, ReedSolomonCode};
-use crate::index::{Index, Tree};
 use crate::layout::{Layout, OpenFiles};
 use crate::rack_share::{RackShare, StoredParity};
+use crate::tables::Tables;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use shoal_proto::bitmap::Bitmap;
@@ -113,7 +113,7 @@ impl Content {
     }
 
     /// A content's folder as found at start; `None` if it is no content, or one whose manifest was never finished.
-    pub(super) fn load(dir: &Path, index: &dyn Index, opened: &Arc<OpenFiles>) -> Result<Option<Self>, BeginError> {
+    pub(super) fn load(dir: &Path, index: &Tables, opened: &Arc<OpenFiles>) -> Result<Option<Self>, BeginError> {
         let id = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
         let Some(id) = id else { return Ok(None) };
         let bytes = match fs::read(dir.join("manifest")) {
@@ -124,7 +124,7 @@ impl Content {
             return Ok(None);
         }
         let content = Self::new(dir, id, Arc::new(Manifest::from_bytes(&bytes)?), opened)?;
-        let state = index.get(Tree::Contents, id.as_bytes())?;
+        let state = index.contents.get(id.as_bytes())?;
         let state: State = state.and_then(|row| decode_exact(&row).ok()).unwrap_or_default();
         content.pinned.store(state.pinned, Ordering::Relaxed);
         content.used_at.store(state.used_at, Ordering::Relaxed);

@@ -2,8 +2,8 @@
 //!
 //! Invariant: each says who is at fault: the disk, the content, or the asker.
 
-use crate::index::IndexError;
 use bytes::Bytes;
+use shoal_kv::KvError;
 use shoal_proto::codec::DecodeError;
 use std::io;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub enum OpenError {
     },
     /// The index cannot be opened.
     #[error(transparent)]
-    Index(#[from] IndexError),
+    Index(#[from] KvError),
 }
 
 /// Why a content cannot be begun.
@@ -44,7 +44,7 @@ pub enum BeginError {
     Io(#[from] io::Error),
     /// The index failed.
     #[error(transparent)]
-    Index(#[from] IndexError),
+    Index(#[from] KvError),
 }
 
 /// Why a shard was not taken.
@@ -81,5 +81,5 @@ pub enum FinishError {
     Io(#[from] io::Error),
     /// The index failed.
     #[error(transparent)]
-    Index(#[from] IndexError),
+    Index(#[from] KvError),
 }

@@ -21,15 +21,16 @@ pub use errors::{BeginError, FinishError, OpenError, ReadError, SubmitError};
 pub use versions::{VERSION_PIECE_BYTES_AVG, inline_manifest};
 
 use crate::images::BlobPlaces;
-use crate::index::{Index, IndexError, SledIndex, Tree};
 use crate::ingest::IngestFolder;
 use crate::layout::{OpenFiles, stream_path};
 use crate::rack_share::StoredShare;
 use crate::shard_cache::ShardCache;
+use crate::tables::Tables;
 use crate::verifier::{self, Work};
 use crate::writer;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
+use shoal_kv::{Change, KvError};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{Document, encode};
 use shoal_proto::geometry::Geometry;
@@ -170,7 +171,7 @@ type Sink = Box<dyn Fn(StoreEvent) + Send + Sync>;
 
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
-    pub(crate) index: Box<dyn Index>,
+    pub(crate) index: Tables,
     pub(crate) contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
     pub(crate) blobs: Mutex<BlobPlaces>,
     /// Files that contents being begun share with others, inode and length: their room is taken.
@@ -198,8 +199,8 @@ impl Inner {
         self.config.dir.join("contents").join(id.to_string())
     }
 
-    pub(crate) fn save_state(&self, content: &Content) -> Result<(), IndexError> {
-        self.index.apply(Tree::Contents, vec![(content.id.0.to_vec(), Some(encode(&content.state())))])
+    pub(crate) fn save_state(&self, content: &Content) -> Result<(), KvError> {
+        self.index.contents.put(content.id.0, encode(&content.state()))
     }
 }
 
@@ -246,7 +247,7 @@ impl Store {
         let io = |source| OpenError::Io { dir: config.dir.clone(), source };
         let folder = config.dir.join("contents");
         fs::create_dir_all(&folder).map_err(io)?;
-        let index = SledIndex::open(&config.dir.join("index"))?;
+        let index = Tables::open(&config.dir)?;
         let opened = Arc::new(OpenFiles::new(config.direct_io));
         let mut contents = BTreeMap::new();
         for item in fs::read_dir(&folder).map_err(io)? {
@@ -266,7 +267,7 @@ impl Store {
         let inner = Arc::new(Inner {
             cache: ShardCache::new(config.cache_bytes, config.unwritten_bytes),
             config,
-            index: Box::new(index),
+            index,
             blobs: Mutex::new(BlobPlaces::of(contents.values())),
             contents: Mutex::new(contents),
             linked: Mutex::default(),
@@ -495,9 +496,9 @@ impl Store {
         lock(&self.inner.blobs).add(content);
         let places = (0..content.geometry.piece_count()).map(PieceIndex).map(|piece| {
             let key = piece_key(&content.manifest.piece_hash(piece));
-            (key, Some(encode(&PiecePlace { content: content.id, piece })))
+            Change::set(key, Some(encode(&PiecePlace { content: content.id, piece })))
         });
-        self.inner.index.apply(Tree::Pieces, places.collect())?;
+        self.inner.index.pieces.apply(&places.collect::<Vec<_>>())?;
         self.inner.index.sync()?;
         Ok(())
     }
@@ -537,14 +538,14 @@ impl Store {
     }
 
     /// Deletes a content.
-    pub fn remove(&self, id: &ContentId) -> Result<(), IndexError> {
+    pub fn remove(&self, id: &ContentId) -> Result<(), KvError> {
         let Some(content) = lock(&self.inner.contents).remove(id) else { return Ok(()) };
         self.inner.cache.forget(id);
         content.layout.release();
         lock(&self.inner.blobs).remove(&content);
         if !content.unindexed.load(Ordering::Relaxed) {
             self.reassign_pieces(&content)?;
-            self.inner.index.apply(Tree::Contents, vec![(id.0.to_vec(), None)])?;
+            self.inner.index.contents.delete(id.0)?;
         }
         // The manifest goes first: without it the folder is rubbish at the next start, whatever else is left.
         let _ = fs::remove_file(content.dir.join("manifest"));
@@ -555,7 +556,7 @@ impl Store {
     }
 
     /// Keeps a content from eviction, or lets it go.
-    pub fn pin(&self, id: &ContentId, pinned: bool) -> Result<(), IndexError> {
+    pub fn pin(&self, id: &ContentId, pinned: bool) -> Result<(), KvError> {
         let Some(content) = self.inner.content(id) else { return Ok(()) };
         content.pinned.store(pinned, Ordering::Relaxed);
         self.inner.save_state(&content)

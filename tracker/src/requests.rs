@@ -1,0 +1,81 @@
+//! The task that answers hosts on the control plane.
+//!
+//! Invariant: one slow seeder delays no other answer, because requests for images have a task each, at most
+//! [`IMAGE_REQUESTS_MAX`] of them.
+
+use crate::state::{ImageRequest, TrackerState};
+use shoal_net::control::{ControlEvent, ControlHandle};
+use shoal_proto::control::{Request, Response};
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Requests for images that wait for a seeder's answer.
+const IMAGE_REQUESTS_MAX: usize = 64;
+/// How long open connections may take to end at a stop.
+const CONTROL_STOP: Duration = Duration::from_secs(3);
+
+pub(crate) fn lock(state: &Mutex<TrackerState>) -> MutexGuard<'_, TrackerState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refused(why: &str) -> Response {
+    Response::Refused { why: why.into() }
+}
+
+/// Answers requests until the token is cancelled or the control plane ends.
+pub(crate) async fn serve(
+    state: Arc<Mutex<TrackerState>>,
+    control: ControlHandle,
+    mut events: mpsc::Receiver<ControlEvent>,
+    token: CancellationToken,
+) {
+    let mut forwarded = JoinSet::new();
+    loop {
+        let event = tokio::select! {
+            () = token.cancelled() => break,
+            Some(_) = forwarded.join_next(), if !forwarded.is_empty() => continue,
+            event = events.recv() => event,
+        };
+        match event {
+            None => break,
+            Some(ControlEvent::Connected { node, remote }) => {
+                tracing::debug!(node = %node.short(), %remote, "connected")
+            }
+            Some(ControlEvent::Disconnected { node }) => {
+                if let Err(error) = lock(&state).on_disconnected(&node) {
+                    tracing::error!(error = &error as &dyn Error, "cannot store that a host is away");
+                }
+            }
+            Some(ControlEvent::Request { from, request: Request::WantImage { reference, .. }, reply, .. }) => {
+                let request = lock(&state).image_request(&from);
+                match request {
+                    Ok(_) if forwarded.len() >= IMAGE_REQUESTS_MAX => {
+                        reply.send(refused("too many image requests at once: try again later"));
+                    }
+                    Ok(ImageRequest { seeder, asker }) => {
+                        let control = control.clone();
+                        forwarded.spawn(async move {
+                            let request = Request::WantImage { reference, host: Some(asker) };
+                            let answer = control.request(seeder, request).await;
+                            reply.send(answer.unwrap_or_else(|_| refused("the seeder does not answer")));
+                        });
+                    }
+                    Err(why) => reply.send(refused(why)),
+                }
+            }
+            Some(ControlEvent::Request { from, remote, request, reply }) => {
+                let joins = matches!(request, Request::Join(_));
+                let answer = lock(&state).answer(from, remote, request);
+                if joins && matches!(answer, Response::Refused { .. }) {
+                    tracing::debug!(node = %from.short(), "refused a join");
+                }
+                reply.send(answer);
+            }
+        }
+    }
+    control.shutdown(CONTROL_STOP).await;
+}

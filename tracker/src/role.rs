@@ -1,0 +1,177 @@
+//! Starting, running and stopping a tracker.
+//!
+//! Invariant: a tracker that started can be reached, and every task of it ends with its token.
+
+use crate::config::TrackerConfig;
+use crate::state::{StateError, TrackerState};
+use crate::{api, backup, hub_sender, metrics, requests, tables, upkeep};
+use shoal_kv::Database;
+use shoal_net::admission::{Admission, system_clock};
+use shoal_net::control::{ControlConfig, ControlPlane, StartError};
+use shoal_net::identity::{Identity, KeyFileError, load_key};
+use shoal_proto::ids::NodeId;
+use shoal_proto::trust::{Credential, Keypair, Role, Trust, TrustError};
+use shoal_service::config::ConfigError;
+use shoal_service::http_client::{Client, ClientError};
+use shoal_service::http_server::{Server, bind};
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+
+/// Longest request read from a host, admitted or not.
+const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why a tracker cannot start, or stopped.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum RunError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    #[error("cannot read {}", .path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the trust document {} cannot be used", .path.display())]
+    Trust {
+        path: PathBuf,
+        #[source]
+        source: TrustError,
+    },
+    #[error("the credential {} cannot be used", .path.display())]
+    Credential {
+        path: PathBuf,
+        #[source]
+        source: TrustError,
+    },
+    #[error("the credential {} is for a {role}: a tracker needs one of role tracker", .path.display())]
+    WrongRole { path: PathBuf, role: Role },
+    #[error("cannot use the tracker's folder {}", .dir.display())]
+    State {
+        dir: PathBuf,
+        #[source]
+        source: StateError,
+    },
+    #[error("cannot start the control plane")]
+    Control(#[from] StartError),
+    #[error("cannot start the HTTP server")]
+    Http(#[source] io::Error),
+    #[error("the address of the hub cannot be used")]
+    Hub(#[from] ClientError),
+    /// A task ended that runs as long as the tracker.
+    #[error("{0}")]
+    Task(String),
+}
+
+/// A running tracker.
+#[derive(Debug)]
+pub struct Started {
+    /// Addresses of the control plane, with the ports that the kernel chose.
+    pub control_addrs: Vec<SocketAddr>,
+    /// Address of the HTTP API, with the port that the kernel chose.
+    pub http_addr: SocketAddr,
+    /// The tracker's key.
+    pub node: NodeId,
+    tasks: Tasks,
+}
+
+/// What a tracker reads from its files at a start.
+struct Files {
+    keys: Keypair,
+    trust: Arc<Trust>,
+    credential: Credential,
+    credential_bytes: Vec<u8>,
+}
+
+impl Files {
+    fn load(config: &TrackerConfig) -> Result<Self, RunError> {
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|source| RunError::Read { path: path.to_path_buf(), source });
+        let keys = load_key(&config.key)?;
+        let trust = Trust::open(&read(&config.trust)?, config.cluster)
+            .map_err(|source| RunError::Trust { path: config.trust.clone(), source })?;
+        let credential_bytes = read(&config.credential)?;
+        let path = || config.credential.clone();
+        let credential = trust
+            .admit(&credential_bytes, keys.node(), system_clock())
+            .map_err(|source| RunError::Credential { path: path(), source })?;
+        if credential.role != Role::Tracker {
+            return Err(RunError::WrongRole { path: path(), role: credential.role });
+        }
+        Ok(Self { keys, trust: Arc::new(trust), credential, credential_bytes })
+    }
+}
+
+/// Opens the state folder.
+fn open_state(config: &TrackerConfig, files: Files) -> Result<(TrackerState, Arc<dyn Database>), StateError> {
+    let database = tables::open(&config.dir)?;
+    let admission = Admission::new(files.trust, files.credential_bytes, system_clock);
+    let region = files.credential.locality.region;
+    let state = TrackerState::open(config.clone(), admission, files.keys, region, &database)?;
+    Ok((state, database))
+}
+
+/// Starts a tracker and returns once hosts can reach it. The tracker stops when `shutdown` is cancelled.
+///
+/// # Errors
+/// [`RunError`] if a setting, a file, the state folder or an address cannot be used.
+pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result<Started, RunError> {
+    config.validate()?;
+    let files = Files::load(&config)?;
+    let (node, identity) = (files.keys.node(), Identity::new(&files.keys));
+    let state_error = |source| RunError::State { dir: config.dir.clone(), source };
+    let (state, database) = open_state(&config, files).map_err(state_error)?;
+    let state = Arc::new(Mutex::new(state));
+
+    let mut control_config = ControlConfig::new(identity, config.listen.clone());
+    control_config.connections_max = config.bounds.connections;
+    control_config.request_bytes_max = REQUEST_BYTES_MAX;
+    let (control, events) = ControlPlane::start(control_config).await?;
+    let listener = bind(config.http).await.map_err(RunError::Http)?;
+    let http_addr = listener.local_addr().map_err(RunError::Http)?;
+
+    let mut tasks = Tasks::new(shutdown.child_token());
+    let token = tasks.token().clone();
+    let source: shoal_service::backup::Source = Arc::new(move |out, _| backup::write(&*database, out));
+    tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "tracker", source, token.clone()));
+    let metrics = metrics::register(&state, &control);
+    let server = Server::new("tracker", metrics, Arc::new(Vec::new), api::routes(state.clone()));
+    tasks.spawn("http", server.serve(listener, token.clone()));
+    let flush_written = Arc::new(Notify::new());
+    if let Some(url) = &config.hub {
+        let hub = Client::new(url, None)?;
+        tasks.spawn("hub", hub_sender::run(state.clone(), hub, flush_written.clone(), token.clone()));
+    }
+    let control_addrs = control.local_addrs().to_vec();
+    tasks.spawn("requests", requests::serve(state.clone(), control.clone(), events, token.clone()));
+    let updates_max = config.bounds.membership_updates;
+    tasks.spawn("upkeep", upkeep::run(state, control, flush_written, updates_max, token));
+    tracing::info!(control = ?control_addrs, http = %http_addr, "tracker started");
+    Ok(Started { control_addrs, http_addr, node, tasks })
+}
+
+impl Started {
+    /// Waits until the tracker has stopped.
+    ///
+    /// # Errors
+    /// [`RunError::Task`] if a task ended before the token was cancelled.
+    pub async fn wait(mut self) -> Result<(), RunError> {
+        let ended = self.tasks.run().await;
+        self.tasks.stop(STOP_DEADLINE).await;
+        ended.map_err(RunError::Task)
+    }
+}
+
+/// Runs a tracker until `shutdown` is cancelled.
+///
+/// # Errors
+/// As [`start`] and [`Started::wait`].
+pub async fn run(config: TrackerConfig, shutdown: CancellationToken) -> Result<(), RunError> {
+    start(config, shutdown).await?.wait().await
+}
