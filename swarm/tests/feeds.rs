@@ -6,7 +6,7 @@ use shoal_proto::ids::{ContentId, Epoch, HostIndex, NodeId};
 use shoal_proto::locality::{Locality, Selector};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::trust::Role;
-use shoal_swarm::io::{Input, Output};
+use shoal_swarm::io::{Input, Output, Via};
 use shoal_swarm::membership::Membership;
 use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Tuning};
 use shoal_swarm::time::Instant;
@@ -142,29 +142,29 @@ impl Region {
     fn carry_out(&mut self, from: HostIndex, output: Output) {
         match output {
             Output::Send { to, message } if !self.deaf.contains(&to) => self.tell(to, Input::Message { from, message }),
-            Output::SendAnnounce { to, lane, inline, .. } if !self.deaf.contains(&to) => {
+            Output::SendAnnounce { to, via, inline, .. } if !self.deaf.contains(&to) => {
                 let Host { newest, held, .. } = &self.hosts[&from];
                 let data = inline && held.is_some();
                 let announcement = if data { held } else { newest }.clone().unwrap();
-                if lane == 0 && self.askers.contains(&to) {
+                if via == Via::Lane(0) && self.askers.contains(&to) {
                     return;
                 }
                 let crosses = to != SEEDER && self.rack_of(from) != self.rack_of(to);
                 if data && crosses {
                     *self.imports.entry(self.rack_of(to)).or_default() += 1;
                 }
-                if lane == 0 && crosses && self.late_rack == Some(self.rack_of(to)) {
+                if via == Via::Lane(0) && crosses && self.late_rack == Some(self.rack_of(to)) {
                     self.late.push((from, to, announcement));
                     return;
                 }
-                self.hear(to, Some(from), lane, announcement, data);
+                self.hear(to, Some(from), via, announcement, data);
             }
             _ => {}
         }
     }
 
     /// What a shell does with a version that came.
-    fn hear(&mut self, to: HostIndex, from: Option<HostIndex>, lane: u8, announcement: Arc<Announcement>, data: bool) {
+    fn hear(&mut self, to: HostIndex, from: Option<HostIndex>, via: Via, announcement: Arc<Announcement>, data: bool) {
         let host = self.hosts.get_mut(&to).unwrap();
         host.copies += usize::from(data);
         let sequence = announcement.sequence;
@@ -178,7 +178,7 @@ impl Region {
         } else if !news && host.newest.as_ref().is_some_and(|newest| newest.sequence > sequence) {
             return;
         }
-        self.tell(to, Input::Announced { from, lane, announcement, inline: data });
+        self.tell(to, Input::Announced { from, via, announcement, inline: data });
     }
 
     /// The seeder's is none of theirs.
@@ -194,7 +194,7 @@ impl Region {
     }
 
     fn publish(&mut self, announcement: &Arc<Announcement>) {
-        self.hear(SEEDER, None, 0, announcement.clone(), true);
+        self.hear(SEEDER, None, Via::Lane(0), announcement.clone(), true);
     }
 
     fn pass(&mut self, span: Duration) {
@@ -329,7 +329,7 @@ fn data_that_word_of_newer_versions_overtook_is_shown_and_passed_on_in_order() {
         }
         region.late_rack = None;
         for (from, to, announcement) in std::mem::take(&mut region.late) {
-            region.hear(to, Some(from), 0, announcement, true);
+            region.hear(to, Some(from), Via::Lane(0), announcement, true);
             region.settle();
         }
         for (index, host) in &region.hosts {

@@ -13,7 +13,7 @@ use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{HostState, Reason};
 use shoal_proto::trust::{Envelope, Role};
 use shoal_store::{BeginError, Begun, Store};
-use shoal_swarm::io::Input;
+use shoal_swarm::io::{Input, Via};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -95,7 +95,7 @@ impl Driver {
 
     fn announce_own(&mut self, announcement: Arc<Announcement>, inline: bool) {
         let content = announcement.content;
-        self.tell(Input::Announced { from: None, lane: 0, announcement, inline });
+        self.tell(Input::Announced { from: None, via: Via::Lane(0), announcement, inline });
         self.ready_if_whole(&content);
     }
 

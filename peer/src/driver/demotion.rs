@@ -46,7 +46,7 @@ impl Driver {
             have: record.have.clone(),
             parity: found.parity.clone(),
             placements: found.share.placements.clone(),
-            shed: found.share.whole_dropped,
+            share_only: found.share.whole_dropped,
         });
         true
     }

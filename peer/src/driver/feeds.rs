@@ -17,8 +17,7 @@ use shoal_proto::manifest::Manifest;
 use shoal_proto::message::Message;
 use shoal_proto::trust::{Role, TrustError};
 use shoal_store::Store;
-use shoal_swarm::io::Input;
-use shoal_swarm::node::bounds::ENTROPY_LANE;
+use shoal_swarm::io::{Input, Via};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::Arc;
@@ -155,7 +154,7 @@ impl Driver {
         let inline = small.is_some();
         let manifest = small.as_ref().map(|(manifest, _)| manifest.clone());
         let former = self.remember_feed(announcement.clone(), envelope.clone(), small);
-        self.tell(Input::Announced { from: None, lane: 0, announcement: announcement.clone(), inline });
+        self.tell(Input::Announced { from: None, via: Via::Lane(0), announcement: announcement.clone(), inline });
         if !inline {
             self.feed_is_whole(&content);
             self.shown(id, content);
@@ -211,7 +210,12 @@ impl Driver {
         if self.holds_feed(&id) {
             // Which way it comes, also when another was faster, says where the next one will.
             if frame.data.is_some() {
-                self.tell(Input::Announced { from: Some(from), lane: frame.lane, announcement, inline: true });
+                self.tell(Input::Announced {
+                    from: Some(from),
+                    via: Via::from_wire(frame.lane),
+                    announcement,
+                    inline: true,
+                });
             }
             return true;
         }
@@ -254,7 +258,12 @@ impl Driver {
         if self.wants_feed(&announcement) {
             self.take_feed(from, &mut frame, announcement.clone(), &envelope);
         } else {
-            self.tell(Input::Announced { from: Some(from), lane: frame.lane, announcement, inline: false });
+            self.tell(Input::Announced {
+                from: Some(from),
+                via: Via::from_wire(frame.lane),
+                announcement,
+                inline: false,
+            });
         }
         self.drop_superseded(former);
     }
@@ -268,7 +277,7 @@ impl Driver {
         announcement: Arc<Announcement>,
         envelope: &Bytes,
     ) {
-        let (id, lane) = (announcement.job, frame.lane);
+        let (id, via) = (announcement.job, Via::from_wire(frame.lane));
         let mut held = None;
         if let (true, Some(manifest), Some(data)) = (announcement.is_small(), frame.manifest.take(), frame.data.take())
         {
@@ -285,7 +294,7 @@ impl Driver {
             row.held.clone_from(&held);
         }
         let inline = held.is_some();
-        self.tell(Input::Announced { from: Some(from), lane, announcement: announcement.clone(), inline });
+        self.tell(Input::Announced { from: Some(from), via, announcement: announcement.clone(), inline });
         self.carry_out();
         match held {
             Some(held) => self.keep_small(&announcement, held),
@@ -420,7 +429,7 @@ impl Driver {
     /// The lane of what is told at a restart.
     pub(super) fn tell_feed_again(&mut self, announcement: Arc<Announcement>) {
         let inline = self.holds_feed(&announcement.job);
-        self.tell(Input::Announced { from: None, lane: ENTROPY_LANE, announcement, inline });
+        self.tell(Input::Announced { from: None, via: Via::AntiEntropy, announcement, inline });
     }
 }
 

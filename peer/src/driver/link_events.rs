@@ -3,10 +3,10 @@
 use super::{Driver, Stranger};
 use shoal_net::links::LinkEvent;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
-use shoal_proto::ids::{ContentId, HostIndex, NodeId, ShardIndex};
+use shoal_proto::ids::{HostIndex, NodeId};
 use shoal_proto::message::Message;
 use shoal_store::{StoreEvent, SubmitError};
-use shoal_swarm::io::Input;
+use shoal_swarm::io::{Input, Via};
 use std::sync::Arc;
 
 /// Events kept for a link whose other end membership does not tell of yet.
@@ -138,13 +138,7 @@ impl Driver {
                 self.puts = self.puts.saturating_sub(1);
                 self.book.metrics.pieces.inc();
                 let from = HostIndex(token as u32);
-                let surplus = |driver: &Self| driver.brain.as_ref().map_or(0, |brain| brain.counters().shards_surplus);
-                let before = surplus(self);
                 self.tell(Input::ShardVerified { content, shard, from });
-                self.settled(content, shard);
-                if surplus(self) > before {
-                    self.book.metrics.duplicate_bytes.inc_by(token >> 32);
-                }
                 self.progressed(content);
             }
             StoreEvent::Corrupt { content, shard, token } => {
@@ -155,18 +149,10 @@ impl Driver {
                 self.tell(Input::ShardCorrupt { content, shard, from });
             }
             StoreEvent::Rebuilt { content, stripe, shards } => {
-                let made = shards.first().copied();
                 self.tell(Input::Rebuilt { content, stripe, shards });
-                made.into_iter().for_each(|shard| self.settled(content, shard));
             }
             StoreEvent::WriteFailed { content, error } => self.disk_failed(content, &error),
         }
-    }
-
-    /// A shard is here: what needed it may need it no more.
-    fn settled(&mut self, content: ContentId, shard: ShardIndex) {
-        let Some(brain) = &self.brain else { return };
-        self.cooling.extend(brain.settled(&content, shard).map(|shard| (content, ShardIndex(shard))));
     }
 
     fn on_announce(&mut self, from: HostIndex, mut frame: AnnounceFrame) {
@@ -206,7 +192,7 @@ impl Driver {
         };
         // The brain hears of stale ones too, or neighbours would tell us of them for ever.
         let told = announcement.clone();
-        self.tell(Input::Announced { from: Some(from), lane: frame.lane, announcement: told, inline });
+        self.tell(Input::Announced { from: Some(from), via: Via::from_wire(frame.lane), announcement: told, inline });
         if stale {
             self.refuse_stale(&announcement);
         } else if new && ours && !inline {

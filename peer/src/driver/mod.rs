@@ -40,12 +40,12 @@ use rack_recovery::Mates;
 use rollouts::Rollouts;
 use shoal_net::links::{LinkEndpoint, LinkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
-use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId, ShardIndex};
+use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
 use shoal_proto::locality::Locality;
 use shoal_proto::membership::MembershipUpdate;
 use shoal_proto::trust::{Role, Trust};
 use shoal_store::{Store, StoreEvent};
-use shoal_swarm::io::Input;
+use shoal_swarm::io::{Input, Via};
 use shoal_swarm::membership::Membership;
 use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Progress, Tuning};
 use shoal_swarm::time::Instant;
@@ -164,8 +164,6 @@ pub struct Driver {
     /// Switches that a kill cut, until they go on.
     rollouts_cut: Vec<(String, SwitchRecord)>,
     puts: usize,
-    /// Shards that may be due to nobody any more.
-    cooling: Vec<(ContentId, ShardIndex)>,
     done: Pool<Done>,
     book: Book,
     /// Contents whose progress is not in the reports yet, and when it goes there.
@@ -230,7 +228,6 @@ impl Driver {
             rollouts_cut: Vec::new(),
             rollouts: Rollouts::new(parts.activations, Journal::new(&parts.journal_dir)),
             puts: 0,
-            cooling: Vec::new(),
             done: Pool::new(),
             book: Book::new(parts.metrics),
             progressed: BTreeSet::new(),
@@ -376,10 +373,9 @@ impl Driver {
                 self.tell_feed_again(announcement);
                 continue;
             }
-            let lane = shoal_swarm::node::bounds::ENTROPY_LANE;
             let inline = records.iter().any(|record| record.content == announcement.content);
             self.open_report(&announcement);
-            self.tell(Input::Announced { from: None, lane, announcement, inline });
+            self.tell(Input::Announced { from: None, via: Via::AntiEntropy, announcement, inline });
         }
         for record in records {
             let content = record.content;

@@ -16,12 +16,6 @@ impl Driver {
         while let Some(output) = self.brain.as_mut().and_then(|brain| brain.poll_output()) {
             self.effect(output);
         }
-        // Now that what was due at once is on its way.
-        while let Some((content, shard)) = self.cooling.pop() {
-            if !self.brain.as_ref().is_some_and(|brain| brain.is_due(&content, shard)) {
-                self.store.release_from_cache(&content, shard);
-            }
-        }
     }
 
     fn effect(&mut self, output: Output) {
@@ -32,7 +26,7 @@ impl Driver {
             },
             Output::Disconnect { host, reason } => self.close(host, reason),
             Output::Send { to, message } => self.send_message(to, message),
-            Output::SendAnnounce { to, job, lane, inline } => self.send_announce(to, job, lane, inline),
+            Output::SendAnnounce { to, job, via, inline } => self.send_announce(to, job, via.to_wire(), inline),
             Output::SendShard { to, content, shard, class } => self.send_shard(to, content, shard, class),
             Output::SendManifest { to, content, class } => {
                 if let Some(Some(manifest)) = self.beginning.get(&content) {
@@ -48,6 +42,7 @@ impl Driver {
                     read: store.read_manifest(&content).map_err(|error| error.to_string()),
                 });
             }
+            Output::ReleaseShard { content, shard } => self.store.release_from_cache(&content, shard),
             Output::Rebuild { content, stripe } => {
                 let store = self.store.clone();
                 self.done.run(Sort::Store, 0, move || {
@@ -64,8 +59,11 @@ impl Driver {
             Output::KeepWhole { content } => self.keep_whole(content),
             Output::Notice(notice) => match notice {
                 Notice::Avoided { host, why } => tracing::debug!(%host, ?why, "avoided"),
-                Notice::Detour { content, lane, around } => {
-                    tracing::debug!(content = %content.short(), ?lane, %around, "silent: another way is taken");
+                Notice::Reroute { content, lane, around } => {
+                    tracing::debug!(content = %content.short(), ?lane, %around, "silent lane is rerouted");
+                }
+                Notice::Duplicate { bytes, .. } => {
+                    self.book.metrics.duplicate_bytes.inc_by(u64::from(bytes));
                 }
                 Notice::Banned { host } => tracing::warn!(%host, "banned for bad shards"),
                 Notice::RackLost { content, missing } => {
@@ -135,7 +133,6 @@ impl Driver {
 
     fn send_shard(&mut self, to: HostIndex, content: ContentId, shard: ShardIndex, class: Class) {
         if let Some(bytes) = self.store.read_cached(&content, shard) {
-            self.cooling.push((content, shard));
             self.send_part(to, content, Some(shard), class, bytes);
             return;
         }

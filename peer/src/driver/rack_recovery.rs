@@ -153,7 +153,7 @@ impl Driver {
     /// Writes a few mates to the file beside the store.
     pub(super) fn remember_mates(&mut self) {
         let (Some(file), Some(me), false) = (&self.mates.file, self.me, self.mates.hearsay) else { return };
-        let mates = self.membership.rack_mates(me).into_iter().filter_map(|mate| self.membership.get(mate));
+        let mates = self.membership.rack_peers(me).into_iter().filter_map(|mate| self.membership.get(mate));
         let mut mates: Vec<&Member> = mates.filter(|mate| !mate.addrs.is_empty()).collect();
         mates.sort_by_key(|mate| (mate.presence != Presence::Up, mate.index));
         mates.truncate(MATES_KEPT);

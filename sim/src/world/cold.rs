@@ -7,8 +7,7 @@ use shoal_proto::announcement::{Announcement, Order};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex, StripeIndex};
 use shoal_proto::rack_placement::RackPlacement;
-use shoal_swarm::io::Input;
-use shoal_swarm::node::bounds;
+use shoal_swarm::io::{Input, Via};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -48,7 +47,7 @@ impl World {
         });
         self.tell_checks(&Seen::Ordered { content: announcement.content });
         self.orders.push((number, announcement.clone()));
-        self.input(SEEDER, Input::Announced { from: None, lane: 0, announcement, inline: false });
+        self.input(SEEDER, Input::Announced { from: None, via: Via::Lane(0), announcement, inline: false });
     }
 
     /// Has a host keep a content whole, whatever is ordered.
@@ -91,10 +90,10 @@ impl World {
         }
     }
 
-    pub(super) fn pass_order(&mut self, host: HostIndex, to: HostIndex, lane: u8, job: JobId) {
+    pub(super) fn pass_order(&mut self, host: HostIndex, to: HostIndex, via: Via, job: JobId) {
         let Some((_, order)) = self.orders.iter().find(|(_, order)| order.job == job) else { return };
         let announcement = order.clone();
-        self.say(host, to, Input::Announced { from: Some(host), lane, announcement, inline: false });
+        self.say(host, to, Input::Announced { from: Some(host), via, announcement, inline: false });
     }
 
     pub(super) fn make_share(&mut self, host: HostIndex, content: ContentId, placement: RackPlacement) {
@@ -133,7 +132,7 @@ impl World {
         let known: Vec<usize> = self.hosts[host.index()].orders.iter().copied().collect();
         for place in known {
             let announcement = self.orders[place].1.clone();
-            self.input(host, Input::Announced { from: None, lane: bounds::ENTROPY_LANE, announcement, inline: true });
+            self.input(host, Input::Announced { from: None, via: Via::AntiEntropy, announcement, inline: true });
         }
     }
 
@@ -148,6 +147,13 @@ impl World {
                 *parity.entry(stripe).or_default() |= 1 << (place - u32::from(geometry.data()));
             }
         }
-        Input::ShareFound { content, geometry, have, parity, placements: share.placements.clone(), shed: share.shed }
+        Input::ShareFound {
+            content,
+            geometry,
+            have,
+            parity,
+            placements: share.placements.clone(),
+            share_only: share.shed,
+        }
     }
 }

@@ -19,7 +19,7 @@ use shoal_proto::ids::{ContentId, Epoch, Hash, HostIndex, JobId, NodeId, PieceIn
 use shoal_proto::locality::{Locality, Selector};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::trust::Role;
-use shoal_swarm::io::{Input, Notice, Output};
+use shoal_swarm::io::{Input, Notice, Output, Via};
 use shoal_swarm::membership::Membership;
 use shoal_swarm::node::{CachingPlanner, Node};
 use shoal_swarm::time::Instant;
@@ -95,7 +95,7 @@ enum Cargo {
     Shard(ShardIndex),
     Manifest,
     /// An announcement with everything in it, down this lane.
-    Inline(u8),
+    Inline(Via),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -427,7 +427,7 @@ impl World {
             done: BTreeMap::new(),
         });
         self.numbers.insert(content, number);
-        self.input(SEEDER, Input::Announced { from: None, lane: 0, announcement, inline });
+        self.input(SEEDER, Input::Announced { from: None, via: Via::Lane(0), announcement, inline });
         self.input(SEEDER, Input::ContentReady { content, geometry, have });
         number
     }
@@ -559,18 +559,18 @@ impl World {
             Output::Send { to, message } if self.is_linked(host, to) => {
                 self.say(host, to, Input::Message { from: host, message });
             }
-            Output::SendAnnounce { to, job, lane, inline } if self.is_linked(host, to) => {
+            Output::SendAnnounce { to, job, via, inline } if self.is_linked(host, to) => {
                 let Some(number) = self.pushes.iter().position(|pushed| pushed.announcement.job == job) else {
-                    self.pass_order(host, to, lane, job);
+                    self.pass_order(host, to, via, job);
                     return;
                 };
                 if inline {
                     let bytes = self.pushes[number].geometry.bytes();
                     let class = Class::from(self.pushes[number].announcement.kind);
-                    self.send(host, to, number, Cargo::Inline(lane), bytes, class);
+                    self.send(host, to, number, Cargo::Inline(via), bytes, class);
                 } else {
                     let announcement = self.pushes[number].announcement.clone();
-                    self.say(host, to, Input::Announced { from: Some(host), lane, announcement, inline: false });
+                    self.say(host, to, Input::Announced { from: Some(host), via, announcement, inline: false });
                 }
             }
             Output::SendShard { to, content, shard, class } if self.is_linked(host, to) => {

@@ -246,9 +246,9 @@ impl World {
                 self.later(at, to, Input::ContentReady { content, geometry, have });
                 self.input(from, Input::Sent { to, content, shard: None });
             }
-            Cargo::Inline(lane) => {
+            Cargo::Inline(via) => {
                 let announcement = pushed.announcement.clone();
-                self.input(to, Input::Announced { from: Some(from), lane, announcement, inline: true });
+                self.input(to, Input::Announced { from: Some(from), via, announcement, inline: true });
                 let have = Bitmap::full(geometry.piece_count());
                 *self.disk_mut(to, number) = Some(have.clone());
                 self.input(to, Input::ContentReady { content, geometry, have });

@@ -6,8 +6,8 @@ use crate::layout::SEEDER;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{Epoch, HostIndex};
 use shoal_proto::membership::{MembershipUpdate, Presence};
-use shoal_swarm::io::Input;
-use shoal_swarm::node::{Node, NodeConfig, Tuning, bounds};
+use shoal_swarm::io::{Input, Via};
+use shoal_swarm::node::{Node, NodeConfig, Tuning};
 use std::sync::Arc;
 
 impl World {
@@ -39,7 +39,7 @@ impl World {
         self.input(host, Input::Membership(self.membership.clone()));
         for (number, _) in &disk {
             let announcement = self.pushes[*number].announcement.clone();
-            self.input(host, Input::Announced { from: None, lane: bounds::ENTROPY_LANE, announcement, inline: true });
+            self.input(host, Input::Announced { from: None, via: Via::AntiEntropy, announcement, inline: true });
         }
         self.recall_orders(host);
         for (number, have) in disk {

@@ -3,12 +3,12 @@
 //! Owns: the rows by roster index, the rules by which updates apply, and the grouping that plans start from.
 //! Invariant: two memberships at one epoch of one log hold the same rows, whichever updates led there.
 
-mod log;
+mod delta_log;
 #[cfg(test)]
 mod tests;
 mod topology;
 
-pub use log::{HISTORY_ROWS_MAX, MembershipLog};
+pub use delta_log::{HISTORY_ROWS_MAX, MembershipLog};
 pub use topology::Topology;
 pub(crate) use topology::{HostRow, mix};
 
@@ -231,8 +231,8 @@ impl Membership {
     }
 
     /// Peers behind the same uplink as the peer `host`, up or away, itself apart, in the order of their keys' hash.
-    pub fn rack_mates(&self, host: HostIndex) -> Vec<HostIndex> {
-        self.topology().rack_of(host).iter().map(|row| row.host).filter(|mate| *mate != host).collect()
+    pub fn rack_peers(&self, host: HostIndex) -> Vec<HostIndex> {
+        self.topology().rack_of(host).iter().map(|row| row.host).filter(|peer| *peer != host).collect()
     }
 
     /// Peers by site and rack: made once a membership, shared by its plans.

@@ -97,13 +97,13 @@ fn tiers_and_mates() {
     let tiers: Vec<Tier> = (2..=6).map(|other| held.tier(HostIndex(1), HostIndex(other))).collect();
     assert_eq!(tiers, [Tier::Rack, Tier::Site, Tier::Region, Tier::Seeder, Tier::Region]);
     assert_eq!(held.tier(HostIndex(9), HostIndex(5)), Tier::Seeder);
-    assert_eq!(held.rack_mates(HostIndex(1)), [HostIndex(2)]);
-    assert_eq!(held.rack_mates(HostIndex(5)), [], "a seeder is nobody's mate");
+    assert_eq!(held.rack_peers(HostIndex(1)), [HostIndex(2)]);
+    assert_eq!(held.rack_peers(HostIndex(5)), [], "a seeder is nobody's mate");
     assert_eq!((held.topology().rack_count(), held.topology().site_count()), (3, 2));
     assert_eq!(held.topology().host_count(), 4);
     // The grouping follows the rows.
     held.apply(delta(1, 2, Vec::new(), &[2])).unwrap();
-    assert_eq!(held.rack_mates(HostIndex(1)), []);
+    assert_eq!(held.rack_peers(HostIndex(1)), []);
 }
 
 #[test]

@@ -12,18 +12,18 @@
 //! tenth of its lanes) or the order of racks (about a third of the edges) anew. Hosts that disagree on who is live build
 //! no circles of racks.
 
-mod base;
-mod mates;
-mod owners;
-mod ring;
+mod forest;
+mod lane_owners;
+mod rack_ring;
+mod rack_tree;
 #[cfg(test)]
 mod tests;
 
-pub use mates::RACK_FANOUT;
+pub use rack_tree::RACK_FANOUT;
 
 use crate::membership::{HostRow, Membership};
-use base::{Base, Rack, Site};
-use ring::Lane;
+use forest::{Forest, Rack, Site};
+use rack_ring::LaneTree;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{HostIndex, LaneIndex};
 use shoal_proto::limits;
@@ -67,7 +67,7 @@ impl Shape {
 /// The trees. Immutable and the same for every host that asks, so one can be shared.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    base: Arc<Base>,
+    forest: Arc<Forest>,
     root: Option<HostIndex>,
     avoid: BTreeSet<HostIndex>,
     /// Racks with an avoided host that would be live: how many of theirs are still live, and who owns the lanes then.
@@ -88,9 +88,10 @@ impl Plan {
     pub fn new(membership: &Membership, request: &PlanRequest<'_>) -> Self {
         let lanes = request.lanes.clamp(1, limits::LANES_MAX);
         let root = request.root.filter(|root| membership.is_up(*root));
-        let base = Base::new(membership.topology().clone(), request.targets, request.root, root, lanes, request.shape);
+        let forest =
+            Forest::new(membership.topology().clone(), request.targets, request.root, root, lanes, request.shape);
         let plan = Self {
-            base: Arc::new(base),
+            forest: Arc::new(forest),
             root: None,
             avoid: BTreeSet::new(),
             racks: BTreeMap::new(),
@@ -101,10 +102,10 @@ impl Plan {
 
     /// The same plan with other hosts to avoid. Shares everything else, so it costs O(hosts avoided).
     pub fn avoiding(&self, avoid: &BTreeSet<HostIndex>) -> Self {
-        let base = &self.base;
+        let forest = &self.forest;
         let mut lost: BTreeMap<u32, u32> = BTreeMap::new();
         for host in avoid {
-            if let Some((rack, row)) = base.seat(*host)
+            if let Some((rack, row)) = forest.seat(*host)
                 && row.up
             {
                 *lost.entry(rack).or_default() += 1;
@@ -113,19 +114,19 @@ impl Plan {
         let mut sites = BTreeMap::new();
         let mut racks = BTreeMap::new();
         for (rack, lost) in lost {
-            let Rack { live, site, .. } = base.racks[rack as usize];
+            let Rack { live, site, .. } = forest.racks[rack as usize];
             if lost == live {
-                *sites.entry(site).or_insert(base.sites[site as usize].live) -= 1;
+                *sites.entry(site).or_insert(forest.sites[site as usize].live) -= 1;
             }
             racks.insert(rack, Arc::new(Patch { live: live - lost, owners: OnceLock::new() }));
         }
-        let root = base.root.filter(|root| !avoid.contains(root));
-        Self { base: base.clone(), root, avoid: avoid.clone(), racks, sites }
+        let root = forest.root.filter(|root| !avoid.contains(root));
+        Self { forest: forest.clone(), root, avoid: avoid.clone(), racks, sites }
     }
 
     /// Distribution trees.
     pub fn lanes(&self) -> u8 {
-        self.base.lanes
+        self.forest.lanes
     }
 
     /// The seeder at the root, if it is up and not avoided.
@@ -135,18 +136,18 @@ impl Plan {
 
     /// Whether the plan is for this host, live or not.
     pub fn targets(&self, host: HostIndex) -> bool {
-        self.base.seat(host).is_some()
+        self.forest.seat(host).is_some()
     }
 
     /// Whether the host is in the trees: targeted, up and not avoided. For a targeted host that is not (say, one
     /// whom the tracker lost), [`Plan::parent`] still answers, as if it came back as a leaf.
     pub fn contains(&self, host: HostIndex) -> bool {
-        self.base.seat(host).is_some_and(|(_, row)| self.is_live(row))
+        self.forest.seat(host).is_some_and(|(_, row)| self.is_live(row))
     }
 
     /// Hosts in the trees, rack by rack.
     pub fn hosts(&self) -> impl Iterator<Item = HostIndex> {
-        (0..self.base.racks.len() as u32).flat_map(|rack| self.live_rows(rack)).map(|row| row.host)
+        (0..self.forest.racks.len() as u32).flat_map(|rack| self.live_rows(rack)).map(|row| row.host)
     }
 
     /// Who imports `lane` for the rack of `host`; `None` when the rack has no live host or is not targeted.
@@ -159,7 +160,7 @@ impl Plan {
         let Some(rack) = self.rack(host) else { return Vec::new() };
         let owner = self.rack_owner(lane, rack);
         let mut ranked: Vec<&HostRow> = self.live_rows(rack).collect();
-        ranked.sort_by_cached_key(|row| (Some(row.host) != owner, Reverse(owners::score(row, lane.0))));
+        ranked.sort_by_cached_key(|row| (Some(row.host) != owner, Reverse(lane_owners::score(row, lane.0))));
         ranked.into_iter().map(|row| row.host).collect()
     }
 
@@ -176,9 +177,9 @@ impl Plan {
 
     /// Whom `host` takes `lane` from. `None` at the root, for hosts not targeted, and where nobody is left above.
     pub fn parent(&self, lane: LaneIndex, host: HostIndex) -> Option<HostIndex> {
-        let (rack, row) = self.base.seat(host)?;
+        let (rack, row) = self.forest.seat(host)?;
         match self.rack_owner(lane, rack) {
-            Some(owner) if owner != host && self.is_live(row) => Some(self.mate_parent(rack, owner, host)),
+            Some(owner) if owner != host && self.is_live(row) => Some(self.rack_peer_parent(rack, owner, host)),
             Some(owner) if owner != host => Some(owner),
             _ => self.rack_parent(lane, rack),
         }
@@ -197,10 +198,10 @@ impl Plan {
         if self.root == Some(host) {
             return self.tops(lane);
         }
-        let Some((rack, row)) = self.base.seat(host).filter(|(_, row)| self.is_live(row)) else { return Vec::new() };
+        let Some((rack, row)) = self.forest.seat(host).filter(|(_, row)| self.is_live(row)) else { return Vec::new() };
         match self.rack_owner(lane, rack) {
             Some(owner) if owner == row.host => self.children_as_owner(lane, host),
-            Some(owner) => self.mate_children(rack, owner, host),
+            Some(owner) => self.rack_peer_children(rack, owner, host),
             None => Vec::new(),
         }
     }
@@ -209,8 +210,8 @@ impl Plan {
     pub fn children_as_owner(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
         let Some(rack) = self.rack(host).filter(|_| lane.0 < self.lanes()) else { return Vec::new() };
         let mut children = Vec::new();
-        let Rack { site: site_id, .. } = self.base.racks[rack as usize];
-        let site = &self.base.sites[site_id as usize];
+        let Rack { site: site_id, .. } = self.forest.racks[rack as usize];
+        let site = &self.forest.sites[site_id as usize];
         let racks = self.rack_lane(lane, site);
         let place = rack - site.racks.start;
         if racks.tops().first() == Some(&place) {
@@ -221,20 +222,20 @@ impl Plan {
         for below in racks.children(place) {
             children.extend(self.rack_owner(lane, site.racks.start + below));
         }
-        children.extend(self.mate_children(rack, host, host));
+        children.extend(self.rack_peer_children(rack, host, host));
         children
     }
 
     /// Targeted hosts of the rack of `host` that are in no tree, being away or avoided. [`Plan::parent`] says that they take
     /// lanes from their owners all the same, but owners do not count them as children.
     pub fn leaves(&self, host: HostIndex) -> impl Iterator<Item = HostIndex> {
-        let rows = self.rack(host).map(|rack| self.base.rows(rack));
+        let rows = self.rack(host).map(|rack| self.forest.rows(rack));
         rows.into_iter().flatten().filter(move |row| row.host != host && !self.is_live(row)).map(|row| row.host)
     }
 
     /// About how many racks a piece passes on its way to the last one.
     pub fn height(&self) -> u32 {
-        self.base.racks.len().max(1).ilog2()
+        self.forest.racks.len().max(1).ilog2()
     }
 
     /// Links between the root (or the top, without one) and `host` in `lane`; `None` when it is not in the tree.
@@ -252,9 +253,9 @@ impl Plan {
     }
 
     /// Live targeted hosts of the rack of `host`, itself apart, in the plan's order.
-    pub fn mates(&self, host: HostIndex) -> impl Iterator<Item = HostIndex> {
+    pub fn rack_peers(&self, host: HostIndex) -> impl Iterator<Item = HostIndex> {
         let rows = self.rack(host).map(|rack| self.live_rows(rack));
-        rows.into_iter().flatten().map(|row| row.host).filter(move |mate| *mate != host)
+        rows.into_iter().flatten().map(|row| row.host).filter(move |peer| *peer != host)
     }
 
     /// Owners of `lane` in all racks, sites and racks in the lane's order: where to look when the parents fail.
@@ -262,7 +263,7 @@ impl Plan {
         let in_range = lane.0 < self.lanes();
         let sites: Vec<u32> = if in_range { self.site_lane(lane).live_places().collect() } else { Vec::new() };
         sites.into_iter().flat_map(move |site| {
-            let site = &self.base.sites[site as usize];
+            let site = &self.forest.sites[site as usize];
             let racks: Vec<u32> = self.rack_lane(lane, site).live_places().collect();
             racks.into_iter().filter_map(move |place| self.rack_owner(lane, site.racks.start + place))
         })
@@ -274,7 +275,7 @@ impl Plan {
     }
 
     fn rack(&self, host: HostIndex) -> Option<u32> {
-        self.base.seat(host).map(|(rack, _)| rack)
+        self.forest.seat(host).map(|(rack, _)| rack)
     }
 
     fn is_live(&self, row: &HostRow) -> bool {
@@ -282,39 +283,39 @@ impl Plan {
     }
 
     fn live_rows(&self, rack: u32) -> impl Iterator<Item = &HostRow> {
-        self.base.rows(rack).filter(|row| self.is_live(row))
+        self.forest.rows(rack).filter(|row| self.is_live(row))
     }
 
     fn rack_is_live(&self, rack: u32) -> bool {
-        self.racks.get(&rack).map_or(self.base.racks[rack as usize].live, |patch| patch.live) > 0
+        self.racks.get(&rack).map_or(self.forest.racks[rack as usize].live, |patch| patch.live) > 0
     }
 
     fn site_is_live(&self, site: u32) -> bool {
-        self.sites.get(&site).copied().unwrap_or(self.base.sites[site as usize].live) > 0
+        self.sites.get(&site).copied().unwrap_or(self.forest.sites[site as usize].live) > 0
     }
 
     fn rack_owner(&self, lane: LaneIndex, rack: u32) -> Option<HostIndex> {
-        let owners = self.racks.get(&rack).map_or(&self.base.racks[rack as usize].owners, |patch| &patch.owners);
+        let owners = self.racks.get(&rack).map_or(&self.forest.racks[rack as usize].owners, |patch| &patch.owners);
         let owners = owners.get_or_init(|| {
-            let rows: Vec<&HostRow> = self.base.rows(rack).collect();
-            owners::assign(&rows, |row| self.is_live(row), self.lanes())
+            let rows: Vec<&HostRow> = self.forest.rows(rack).collect();
+            lane_owners::assign(&rows, |row| self.is_live(row), self.lanes())
         });
         let at = *owners.as_ref()?.get(lane.index())?;
-        self.base.rows(rack).nth(at as usize).map(|row| row.host)
+        self.forest.rows(rack).nth(at as usize).map(|row| row.host)
     }
 
-    fn rack_lane<'a>(&'a self, lane: LaneIndex, site: &'a Site) -> Lane<impl Fn(u32) -> bool + 'a> {
-        let turn = ring::stride(lane.0, self.lanes());
+    fn rack_lane<'a>(&'a self, lane: LaneIndex, site: &'a Site) -> LaneTree<impl Fn(u32) -> bool + 'a> {
+        let turn = rack_ring::stride(lane.0, self.lanes());
         site.ring.lane(turn, self.lanes().into(), move |place| self.rack_is_live(site.racks.start + place))
     }
 
-    fn site_lane(&self, lane: LaneIndex) -> Lane<impl Fn(u32) -> bool> {
-        self.base.ring.lane(lane.0.into(), self.lanes().into(), |site| self.site_is_live(site))
+    fn site_lane(&self, lane: LaneIndex) -> LaneTree<impl Fn(u32) -> bool> {
+        self.forest.ring.lane(lane.0.into(), self.lanes().into(), |site| self.site_is_live(site))
     }
 
     /// The owner of the rack that imports `lane` for a whole site.
     fn site_head(&self, lane: LaneIndex, site: u32) -> Option<HostIndex> {
-        let site = &self.base.sites[site as usize];
+        let site = &self.forest.sites[site as usize];
         let top = *self.rack_lane(lane, site).tops().first()?;
         self.rack_owner(lane, site.racks.start + top)
     }
@@ -323,8 +324,8 @@ impl Plan {
         if lane.0 >= self.lanes() {
             return None;
         }
-        let Rack { site: site_id, .. } = self.base.racks[rack as usize];
-        let site = &self.base.sites[site_id as usize];
+        let Rack { site: site_id, .. } = self.forest.racks[rack as usize];
+        let site = &self.forest.sites[site_id as usize];
         if let Some(above) = self.rack_lane(lane, site).parent(rack - site.racks.start) {
             return self.rack_owner(lane, site.racks.start + above);
         }
@@ -336,7 +337,7 @@ impl Plan {
 
     /// The hosts that take `lane` from the seeder.
     fn tops(&self, lane: LaneIndex) -> Vec<HostIndex> {
-        match &self.base.sites[..] {
+        match &self.forest.sites[..] {
             [only] => {
                 let racks = self.rack_lane(lane, only).tops();
                 racks.into_iter().filter_map(|place| self.rack_owner(lane, only.racks.start + place)).collect()

@@ -111,7 +111,7 @@ fn check(region: &Region, plan: &Plan, shape: Shape) {
             assert!(hosts.contains(&owner) && region.members[owner.index()].locality.same_rack(&m.locality));
             let ranked = plan.owner_ranked(lane, m.index);
             assert_eq!(ranked[0], owner);
-            assert_eq!(ranked.len(), plan.mates(m.index).count() + 1);
+            assert_eq!(ranked.len(), plan.rack_peers(m.index).count() + 1);
             let parent = plan.parent(lane, m.index).expect("the root is up");
             assert!(parent == ROOT || hosts.contains(&parent), "a parent is live");
             assert!(plan.depth(lane, m.index).unwrap() <= 64, "leads to the root");
@@ -351,7 +351,7 @@ fn the_tree_is_the_rotated_heap_when_all_are_live() {
     for len in 1..20u32 {
         for turns in [1, 7, 64] {
             for turn in 0..turns {
-                let lane = ring::Ring::new(len, 0, 1, 2).lane(turn, turns, |_| true);
+                let lane = rack_ring::Ring::new(len, 0, 1, 2).lane(turn, turns, |_| true);
                 let order: Vec<u32> = (0..len).map(|slot| (slot + turn * len / turns) % len).collect();
                 for (slot, place) in order.iter().enumerate() {
                     let above = (slot > 0).then(|| order[(slot - 1) / 2]);

@@ -1,7 +1,7 @@
 //! Inside a rack: how a lane gets from its owner to the owner's rack peers.
 //!
-//! Invariant: in racks of up to `RACK_FANOUT + 1` hosts all mates hang off the owner; in larger ones no host has more
-//! than [`RACK_FANOUT`] mates below it.
+//! Invariant: in racks of up to `RACK_FANOUT + 1` hosts all peers hang off the owner; in larger ones no host has more
+//! than [`RACK_FANOUT`] peers below it.
 
 use super::Plan;
 use shoal_proto::ids::HostIndex;
@@ -9,7 +9,7 @@ use shoal_proto::ids::HostIndex;
 /// Rack peers that hang directly off one host; more hang below these. Racks of 4 to 40 hosts, the usual, stay flat.
 pub const RACK_FANOUT: usize = 40;
 
-/// The one that the mate at `place` hangs off: another mate, or the owner (`None`). Mates fill levels of
+/// The one that the peer at `place` hangs off: another peer, or the owner (`None`). Mates fill levels of
 /// `RACK_FANOUT` to the power of 1, 2, ...; each level is dealt out evenly over the one above.
 fn above(place: usize) -> Option<usize> {
     let (mut start, mut size) = (0, RACK_FANOUT);
@@ -35,8 +35,8 @@ fn below(place: usize, len: usize) -> impl Iterator<Item = usize> {
 }
 
 impl Plan {
-    /// Live mates of `owner`, starting with the next in the rack's order, so that every lane has others on its top level.
-    fn mates_after(&self, rack: u32, owner: HostIndex) -> Vec<HostIndex> {
+    /// Live peers of `owner`, starting with the next in the rack's order, so that every lane has others on its top level.
+    fn rack_peers_after(&self, rack: u32, owner: HostIndex) -> Vec<HostIndex> {
         let mut live: Vec<HostIndex> = self.live_rows(rack).map(|row| row.host).collect();
         if let Some(at) = live.iter().position(|host| *host == owner) {
             live.rotate_left(at);
@@ -46,26 +46,26 @@ impl Plan {
     }
 
     /// Whom the live `host` takes a lane of `owner` from.
-    pub(super) fn mate_parent(&self, rack: u32, owner: HostIndex, host: HostIndex) -> HostIndex {
-        if self.base.rows(rack).len() <= RACK_FANOUT + 1 {
+    pub(super) fn rack_peer_parent(&self, rack: u32, owner: HostIndex, host: HostIndex) -> HostIndex {
+        if self.forest.rows(rack).len() <= RACK_FANOUT + 1 {
             return owner;
         }
-        let mates = self.mates_after(rack, owner);
-        let place = mates.iter().position(|mate| *mate == host);
-        place.and_then(above).map_or(owner, |above| mates[above])
+        let peers = self.rack_peers_after(rack, owner);
+        let place = peers.iter().position(|peer| *peer == host);
+        place.and_then(above).map_or(owner, |above| peers[above])
     }
 
     /// Mates that take a lane of `owner` from the live `host`, which may be the owner.
-    pub(super) fn mate_children(&self, rack: u32, owner: HostIndex, host: HostIndex) -> Vec<HostIndex> {
-        if host != owner && self.base.rows(rack).len() <= RACK_FANOUT + 1 {
+    pub(super) fn rack_peer_children(&self, rack: u32, owner: HostIndex, host: HostIndex) -> Vec<HostIndex> {
+        if host != owner && self.forest.rows(rack).len() <= RACK_FANOUT + 1 {
             return Vec::new();
         }
-        let mut mates = self.mates_after(rack, owner);
+        let mut peers = self.rack_peers_after(rack, owner);
         if host == owner {
-            mates.truncate(RACK_FANOUT);
-            return mates;
+            peers.truncate(RACK_FANOUT);
+            return peers;
         }
-        let Some(place) = mates.iter().position(|mate| *mate == host) else { return Vec::new() };
-        below(place, mates.len()).map(|below| mates[below]).collect()
+        let Some(place) = peers.iter().position(|peer| *peer == host) else { return Vec::new() };
+        below(place, peers.len()).map(|below| peers[below]).collect()
     }
 }

@@ -8,7 +8,7 @@
 use crate::membership::{HostRow, mix};
 use std::cmp::Reverse;
 
-/// Base of a lane's scores.
+/// Forest of a lane's scores.
 fn salt(lane: u8) -> u64 {
     mix(u64::from(lane) + 1)
 }

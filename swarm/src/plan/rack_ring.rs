@@ -30,7 +30,7 @@ impl Ring {
     }
 
     /// The tree of the lane whose place in the rotation is `turn` of `turns`.
-    pub(super) fn lane<F: Fn(u32) -> bool>(mut self, turn: u32, turns: u32, live: F) -> Lane<F> {
+    pub(super) fn lane<F: Fn(u32) -> bool>(mut self, turn: u32, turns: u32, live: F) -> LaneTree<F> {
         let inner_turn = turn * self.inner / turns;
         let slow_turn = turn * (self.len - self.inner) / turns;
         let order = self;
@@ -38,12 +38,12 @@ impl Ring {
         if order.inner < order.len && !(0..order.inner).any(&live) {
             self.inner = self.len;
         }
-        Lane { ring: self, order, inner_turn, slow_turn, live }
+        LaneTree { ring: self, order, inner_turn, slow_turn, live }
     }
 }
 
 /// One lane's tree. A slot is a position in the lane's order; a place one in the base order.
-pub(super) struct Lane<F> {
+pub(super) struct LaneTree<F> {
     ring: Ring,
     order: Ring,
     inner_turn: u32,
@@ -51,7 +51,7 @@ pub(super) struct Lane<F> {
     live: F,
 }
 
-impl<F: Fn(u32) -> bool> Lane<F> {
+impl<F: Fn(u32) -> bool> LaneTree<F> {
     fn place(&self, slot: u32) -> u32 {
         let Ring { len, inner, .. } = self.order;
         if slot < inner {

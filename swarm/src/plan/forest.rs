@@ -3,7 +3,7 @@
 //! Invariant: made from membership and targets alone; a site's racks, and a rack's hosts, lie side by side.
 
 use super::Shape;
-use super::ring::Ring;
+use super::rack_ring::Ring;
 use crate::membership::{HostRow, Topology};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::HostIndex;
@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 #[derive(Debug)]
 pub(super) struct Rack {
     pub(super) site: u32,
-    /// Places in [`Base::seats`].
+    /// Places in [`Forest::seats`].
     seats: Range<u32>,
     /// Targeted hosts that are up.
     pub(super) live: u32,
@@ -33,7 +33,7 @@ pub(super) struct Site {
 }
 
 #[derive(Debug)]
-pub(super) struct Base {
+pub(super) struct Forest {
     topology: Arc<Topology>,
     pub(super) lanes: u8,
     /// The root, if it is up.
@@ -59,7 +59,7 @@ struct Found {
 
 const NO_RACK: u32 = u32::MAX;
 
-impl Base {
+impl Forest {
     /// `not` is a host that is no target even if `targets` says so.
     pub(super) fn new(
         topology: Arc<Topology>,
