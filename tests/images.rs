@@ -104,7 +104,7 @@ fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common(
     assert!(phases.contains(&"pulling") && phases.ends_with(&["done"]), "{phases:?}");
     let status = told.last().unwrap();
     assert_eq!(
-        (Region::total(status, "held"), &status["name"]),
+        (Region::total(status, "stored"), &status["name"]),
         (4, &format!("{NAME}/lab/app/v1").replace(':', "_").into())
     );
     for rack in imports(status) {
@@ -212,7 +212,7 @@ fn a_demoted_image_comes_back_without_the_uplink() {
     assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
     until("the hosts let the first version go", || (used(&region) < before - 8 * (2 << 20)).then_some(()));
     let again = prewarm(&region, "lab/app:v1");
-    assert_eq!((&again["phase"], Region::total(&again, "held")), (&"done".into(), 8), "{again:#}");
+    assert_eq!((&again["phase"], Region::total(&again, "stored")), (&"done".into(), 8), "{again:#}");
     assert!(imports(&again).iter().all(|rack| *rack == 0), "{again:#}");
     images.iter().for_each(|image| assert_everywhere(&region, image));
     assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
@@ -260,7 +260,7 @@ fn a_dry_run_says_what_would_be_pulled_and_pulls_nothing() {
     let resolved = region.cli_json(&[&args[..], &["--json"]].concat()).unwrap();
     assert_eq!((&resolved["root"], &resolved["hosts"]), (&sha256(&second.manifest).into(), &2.into()));
     let held = |digest: &str| {
-        resolved["blobs"].as_array().unwrap().iter().find(|blob| blob["digest"] == digest).unwrap()["held"].clone()
+        resolved["blobs"].as_array().unwrap().iter().find(|blob| blob["digest"] == digest).unwrap()["stored"].clone()
     };
     assert_eq!((held(&second.layers[0]), held(&second.layers[1])), (true.into(), false.into()));
     let text = String::from_utf8_lossy(&region.cli(&args).stdout).into_owned();
@@ -398,7 +398,7 @@ fn a_pull_goes_on_where_a_killed_seeder_left_it() {
     assert_eq!(region.status(&job)["phase"], "pulling");
     region.seeder.kill();
     region.seeder.start();
-    until("it is whole", || (Region::total(&region.status(&job), "held") == 1).then_some(()));
+    until("it is whole", || (Region::total(&region.status(&job), "stored") == 1).then_some(()));
     assert_everywhere(&region, &image);
     let asked: Vec<Option<String>> = fake
         .seen()

@@ -5,19 +5,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each crate may use. `shoal` itself may use all.
-const EDGES: [(&str, &[&str]); 12] = [
+const EDGES: [(&str, &[&str]); 13] = [
     ("proto", &[]),
     ("swarm", &["proto"]),
+    ("api", &["proto"]),
     ("kv", &[]),
     ("store", &["proto", "kv"]),
     ("net", &["proto"]),
-    ("service", &["kv"]),
+    ("service", &["api", "kv"]),
     ("sim", &["proto", "swarm"]),
-    ("tracker", &["proto", "swarm", "net", "service", "kv"]),
+    ("tracker", &["api", "proto", "swarm", "net", "service", "kv"]),
     ("containerd", &[]),
-    ("peer", &["proto", "swarm", "net", "store", "service", "containerd"]),
-    ("seeder", &["peer", "proto", "swarm", "net", "store", "service"]),
-    ("hub", &["proto", "service", "kv"]),
+    ("peer", &["api", "proto", "swarm", "net", "store", "service", "containerd"]),
+    ("seeder", &["api", "peer", "proto", "swarm", "net", "store", "service"]),
+    ("hub", &["api", "proto", "service", "kv"]),
 ];
 
 /// Names of the standard library that hold a word we use otherwise.

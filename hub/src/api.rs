@@ -4,23 +4,24 @@
 
 use crate::ledger::{Ledger, Recorded};
 use crate::page;
-use crate::view::JobView;
+use crate::view::{counts, with_hosts};
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Html;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use prometheus_client::metrics::counter::Counter;
-use serde::{Deserialize, Serialize};
+use shoal_api::hub::{Detail, HubJob, Paging, Receipt};
 use shoal_kv::KvError;
 use shoal_proto::codec::{DecodeError, Document, decode_exact};
 use shoal_proto::ids::JobId;
 use shoal_proto::limits;
 use shoal_proto::report::{HubFlush, HubSubmission};
 use shoal_proto::trust::{Envelope, Role, Trust, TrustError};
+use shoal_service::extract::{PathParam, QueryParams};
 use shoal_service::http_server::ApiError;
 use shoal_service::metrics::Metrics;
+use shoal_service::routes::Routes;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,15 +32,6 @@ const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 1000;
 /// Jobs on the page for people.
 const PAGE_JOBS: usize = 200;
-
-/// The answer to a report.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Receipt {
-    /// The sequence of the flush, which is durable now.
-    pub sequence: u64,
-    /// The flush was durable before this request.
-    pub duplicate: bool,
-}
 
 /// Why the hub refuses a report.
 #[derive(Debug, thiserror::Error)]
@@ -109,13 +101,12 @@ impl Hub {
 
 type SharedHub = State<Arc<Hub>>;
 
-pub(crate) fn routes(hub: Arc<Hub>) -> Router {
-    let report = post(report).layer(DefaultBodyLimit::max(limits::HUB_BODY_BYTES_MAX));
-    Router::new()
-        .route("/", get(front_page))
-        .route("/v1/reports", report)
-        .route("/v1/jobs", get(list_jobs))
-        .route("/v1/jobs/{id}", get(show_job))
+pub(crate) fn routes(hub: Arc<Hub>) -> Routes {
+    Routes::new()
+        .get("/", front_page)
+        .post_up_to(limits::HUB_BODY_BYTES_MAX, "/v1/reports", report)
+        .get("/v1/jobs", list_jobs)
+        .get("/v1/jobs/{id}", show_job)
         .with_state(hub)
 }
 
@@ -146,46 +137,33 @@ async fn report(State(hub): SharedHub, body: Bytes) -> Result<Json<Receipt>, Api
     Ok(Json(Receipt { sequence, duplicate: recorded == Recorded::Duplicate }))
 }
 
-/// Query of a list.
-#[derive(Debug, Deserialize)]
-struct Paging {
-    #[serde(default)]
-    offset: usize,
-    limit: Option<usize>,
-}
-
 fn unreadable(error: KvError) -> ApiError {
     database_failed(&error, "cannot read the reports")
 }
 
-async fn list_jobs(State(hub): SharedHub, Query(paging): Query<Paging>) -> Result<Json<Vec<JobView>>, ApiError> {
+async fn list_jobs(
+    State(hub): SharedHub,
+    QueryParams(paging): QueryParams<Paging>,
+) -> Result<Json<Vec<HubJob>>, ApiError> {
     let limit = paging.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let jobs = hub.ledger.jobs().map_err(unreadable)?;
-    Ok(Json(jobs.iter().skip(paging.offset).take(limit).map(JobView::new).collect()))
-}
-
-/// Query of one job.
-#[derive(Debug, Deserialize)]
-struct JobQuery {
-    /// Every host, not only those that failed.
-    #[serde(default)]
-    hosts: bool,
+    Ok(Json(jobs.iter().skip(paging.offset).take(limit).map(counts).collect()))
 }
 
 async fn show_job(
     State(hub): SharedHub,
-    Path(job): Path<JobId>,
-    Query(query): Query<JobQuery>,
-) -> Result<Json<Vec<JobView>>, ApiError> {
+    PathParam(job): PathParam<JobId>,
+    QueryParams(query): QueryParams<Detail>,
+) -> Result<Json<Vec<HubJob>>, ApiError> {
     let regions = hub.ledger.job(&job).map_err(unreadable)?;
     if regions.is_empty() {
         return Err(ApiError::not_found(format!("no tracker has reported job {job}")));
     }
-    let views = regions.iter().map(|row| JobView::with_hosts(&hub.ledger, row, query.hosts));
+    let views = regions.iter().map(|row| with_hosts(&hub.ledger, row, query.hosts));
     Ok(Json(views.collect::<Result<_, _>>().map_err(unreadable)?))
 }
 
 async fn front_page(State(hub): SharedHub) -> Result<Html<String>, ApiError> {
     let jobs = hub.ledger.jobs().map_err(unreadable)?;
-    Ok(Html(page::render(&jobs.iter().take(PAGE_JOBS).map(JobView::new).collect::<Vec<_>>())))
+    Ok(Html(page::render(&jobs.iter().take(PAGE_JOBS).map(counts).collect::<Vec<_>>())))
 }

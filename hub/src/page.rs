@@ -2,7 +2,7 @@
 //!
 //! Invariant: the page has no scripts, loads nothing from elsewhere, and escapes every text of a job.
 
-use crate::view::JobView;
+use shoal_api::hub::HubJob;
 use std::fmt::Write;
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
@@ -31,7 +31,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Returns the page of these jobs.
-pub fn render(jobs: &[JobView]) -> String {
+pub fn render(jobs: &[HubJob]) -> String {
     let mut page = String::from(HEAD);
     if jobs.is_empty() {
         page.push_str("<p>No job has been reported yet.</p>");

@@ -1,23 +1,14 @@
 //! The peer's local HTTP API: what is here and how it goes.
 
-use crate::handle::{ContentStatus, NodeHandle, RolloutStatus};
-use axum::extract::{Path, State};
-use axum::routing::get;
-use axum::{Json, Router};
-use serde::Serialize;
+use crate::handle::NodeHandle;
+use axum::Json;
+use axum::extract::State;
+use shoal_api::contents::{ContentStatus, PeerStatus};
+use shoal_api::rollouts::PeerRollout;
 use shoal_proto::ids::ContentId;
+use shoal_service::extract::PathParam;
 use shoal_service::http_server::ApiError;
-
-/// What `/v1/status` says.
-#[derive(Debug, Serialize)]
-struct Status {
-    host: String,
-    contents: usize,
-    incomplete: usize,
-    members: usize,
-    used_bytes: u64,
-    free_bytes: u64,
-}
+use shoal_service::routes::Routes;
 
 #[derive(Clone)]
 struct Api {
@@ -26,20 +17,20 @@ struct Api {
 }
 
 /// The routes.
-pub(crate) fn routes(host: String, node: NodeHandle) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/contents", get(contents))
-        .route("/v1/contents/{id}", get(content))
-        .route("/v1/rollouts", get(rollouts))
+pub(crate) fn routes(host: String, node: NodeHandle) -> Routes {
+    Routes::new()
+        .get("/v1/status", status)
+        .get("/v1/contents", contents)
+        .get("/v1/contents/{id}", content)
+        .get("/v1/rollouts", rollouts)
         .with_state(Api { host, node })
 }
 
-async fn status(State(api): State<Api>) -> Json<Status> {
+async fn status(State(api): State<Api>) -> Json<PeerStatus> {
     let contents = api.node.contents().await;
     let usage = api.node.store.usage();
     let members = api.node.membership.borrow().len();
-    Json(Status {
+    Json(PeerStatus {
         host: api.host,
         contents: contents.len(),
         incomplete: contents.iter().filter(|content| content.have < content.total || content.total == 0).count(),
@@ -53,11 +44,11 @@ async fn contents(State(api): State<Api>) -> Json<Vec<ContentStatus>> {
     Json(api.node.contents().await)
 }
 
-async fn rollouts(State(api): State<Api>) -> Json<Vec<RolloutStatus>> {
+async fn rollouts(State(api): State<Api>) -> Json<Vec<PeerRollout>> {
     Json(api.node.rollouts().await)
 }
 
-async fn content(State(api): State<Api>, Path(id): Path<ContentId>) -> Result<Json<ContentStatus>, ApiError> {
+async fn content(State(api): State<Api>, PathParam(id): PathParam<ContentId>) -> Result<Json<ContentStatus>, ApiError> {
     let contents = api.node.contents().await;
     let found = contents.into_iter().find(|content| content.content == id);
     found.map(Json).ok_or_else(|| ApiError::not_found(format!("no content {id} here")))

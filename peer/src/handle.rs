@@ -6,58 +6,17 @@
 use crate::feeds::LatestVersions;
 use crate::tracker_client::SharedReports;
 use bytes::Bytes;
-use serde::Serialize;
-use shoal_proto::announcement::{Announcement, Kind};
-use shoal_proto::ids::{ContentId, JobId};
-use shoal_proto::report::{HostReport, Reason, TierBytes};
+use shoal_api::contents::ContentStatus;
+use shoal_api::rollouts::PeerRollout;
+use shoal_proto::announcement::Announcement;
+use shoal_proto::ids::JobId;
+use shoal_proto::report::{HostReport, Reason};
 use shoal_proto::trust::Envelope;
 use shoal_store::Store;
 use shoal_swarm::membership::Membership;
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
-
-/// A content on this host, as the HTTP API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct ContentStatus {
-    /// The content's id.
-    pub content: ContentId,
-    /// Verified pieces in the store.
-    pub have: u32,
-    /// Pieces of the whole content. It is 0 until the manifest arrives.
-    pub total: u32,
-    /// Payload bytes of the whole content.
-    pub size: u64,
-    /// Name, version and kind of each job for this content.
-    pub names: Vec<(String, String, Kind)>,
-    /// Received payload bytes, by tier of the sender.
-    pub tiers: TierBytes,
-    /// Payload bytes sent to other hosts.
-    pub sent: u64,
-    /// True after a demotion, while the host keeps its rack share only.
-    pub demoted: bool,
-}
-
-/// A name under a desired state, as the HTTP API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct RolloutStatus {
-    /// The activation's name.
-    pub name: String,
-    /// The rollout that published the desired state.
-    pub rollout: JobId,
-    /// The rollout's attempt. It grows with a retry or a rollback.
-    pub attempt: u16,
-    /// The version that the desired state asks this host for. `None` when no rule matches this host.
-    pub desired: Option<String>,
-    /// The version that `current` points at.
-    pub current: Option<String>,
-    /// True while a switch of the name runs.
-    pub switching: bool,
-    /// Result of the last switch, in the words of reports.
-    pub state: String,
-    /// Reason for `state`.
-    pub detail: String,
-}
 
 /// A seeder's own next version of a feed.
 #[derive(Debug)]
@@ -101,7 +60,7 @@ pub enum DriverCommand {
     /// Asks for the payload bytes of a job's content that this host sent since the job began.
     Sent(JobId, oneshot::Sender<u64>),
     /// Asks for the state of every name under a desired state.
-    Rollouts(oneshot::Sender<Vec<RolloutStatus>>),
+    Rollouts(oneshot::Sender<Vec<PeerRollout>>),
     /// Asks for a sign of life.
     Ping(oneshot::Sender<()>),
     /// The prewarm task finished a job's image.
@@ -142,7 +101,7 @@ impl NodeHandle {
     }
 
     /// The state of every name under a desired state. Empty once the driver has stopped.
-    pub async fn rollouts(&self) -> Vec<RolloutStatus> {
+    pub async fn rollouts(&self) -> Vec<PeerRollout> {
         self.ask(DriverCommand::Rollouts).await.unwrap_or_default()
     }
 

@@ -247,7 +247,7 @@ pub struct RackRollup {
     #[n(8)]
     #[cbor(default, skip_if = "is_zero")]
     #[serde(default)]
-    pub held: u32,
+    pub stored: u32,
 }
 
 fn is_zero(count: &u32) -> bool {

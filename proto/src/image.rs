@@ -66,12 +66,17 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// A text that is not a digest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid digest `{0}`: write `sha256:` and 64 lower-case hexadecimal digits")]
+pub struct ParseDigestError(String);
+
 impl FromStr for Digest {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = ParseDigestError;
+    fn from_str(text: &str) -> Result<Self, ParseDigestError> {
         let digits = text.strip_prefix("sha256:").filter(|digits| !digits.bytes().any(|b| b.is_ascii_uppercase()));
         let bytes = digits.and_then(|digits| parse_hex(digits).ok());
-        bytes.map(Self).ok_or_else(|| format!("`{}` is not sha256: and 64 lower-case digits", shorten(text)))
+        bytes.map(Self).ok_or_else(|| ParseDigestError(shorten(text)))
     }
 }
 
@@ -85,6 +90,12 @@ impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// Returns whether a text is a registry, or a registry and the beginning of its repositories, e.g. `host:5000/lab`.
+pub fn is_repository_prefix(text: &str) -> bool {
+    let (host, path) = text.split_once('/').map_or((text, None), |(host, path)| (host, Some(path)));
+    is_host(host) && path.is_none_or(is_repository)
 }
 
 /// What an error may repeat of a text from outside.
@@ -286,4 +297,17 @@ pub fn is_media_type(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b',' | b'(' | b')' | b'<' | b'>' | b'@');
     let halves = text.split_once('/').is_some_and(|(kind, sub)| !kind.is_empty() && !sub.is_empty());
     text.len() <= limits::MEDIA_TYPE_BYTES_MAX && halves && text.bytes().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repository_prefixes_are_registries_with_or_without_a_path() {
+        for bad in ["", "/", "a/", "a//b", "https://a", "a/B", "a b"] {
+            assert!(!is_repository_prefix(bad), "{bad}");
+        }
+        assert!(is_repository_prefix("registry.example:5000") && is_repository_prefix("docker.io/library"));
+    }
 }

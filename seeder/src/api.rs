@@ -1,222 +1,234 @@
-//! The seeder's HTTP API. Every request shows the admin token.
+//! The seeder's HTTP API.
+//!
+//! Invariant: every route but the limits' GET needs the admin token, and every error says what to do.
 
-use crate::demotion::{OrderError, OrderRequest};
+use crate::demotion::{Demotions, OrderError};
+use crate::errors::{SELECTOR_REMEDY, with_sources};
 use crate::feeds::{self, Feeds};
-use crate::images::{self, Resolved};
-use crate::jobs::{JobStatus, Jobs, PushError, PushRequest};
+use crate::images::{ImageError, Images, complete};
+use crate::jobs::{Jobs, PushError, QueuedPush};
 use crate::rollout::{self, RolloutError, Rollouts};
+use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use futures::stream;
-use serde::{Deserialize, Serialize};
-use shoal_peer::handle::{ContentStatus, NodeHandle};
+use shoal_api::contents::ContentStatus;
+use shoal_api::hosts::Host;
+use shoal_api::images::ResolvedImage;
+use shoal_api::jobs::{JobAccepted, JobStatus, OrderRequest, PushRequest};
+use shoal_peer::handle::NodeHandle;
 use shoal_proto::announcement::Order;
-use shoal_proto::ids::{HostIndex, JobId};
-use shoal_proto::locality::Labels;
-use shoal_proto::membership::Presence;
+use shoal_proto::ids::JobId;
+use shoal_service::extract::{JsonBody, PathParam};
 use shoal_service::http_server::{AdminToken, ApiError, require_token};
+use shoal_service::routes::Routes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Pushes that wait for their turn.
-pub const PUSHES_QUEUED: usize = 64;
-/// A stream of progress says something at least this often.
+/// Pushes that may wait to be ingested.
+pub(crate) const PUSHES_QUEUED: usize = 64;
+/// Longest time between two lines of a stream of progress.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// The answer to a push.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Pushed {
-    /// The job.
-    pub job: JobId,
-}
+const HOSTS_REMEDY: &str = "list the hosts with `shoal hosts`";
+const DISK_REMEDY: &str = "check the seeder's disk and its log";
+const BUSY_REMEDY: &str = "wait until a job has ended, see `shoal status`";
 
-/// A host as the API shows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HostRow {
-    /// Its place in the roster.
-    pub index: HostIndex,
-    /// Its locality.
-    pub host: String,
-    /// Peer or seeder.
-    pub role: String,
-    /// Up or away.
-    pub presence: Presence,
-    /// What its operator calls it.
-    pub labels: Labels,
-    /// Where it listens for bulk links.
-    pub addrs: Vec<std::net::SocketAddr>,
-}
-
+/// The parts of the seeder that serve requests.
 #[derive(Clone)]
-struct Api {
-    jobs: Arc<Jobs>,
-    node: NodeHandle,
-    pushes: mpsc::Sender<(JobId, PushRequest)>,
-    rollouts: Arc<Rollouts>,
+pub(crate) struct ApiParts {
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) node: NodeHandle,
+    pub(crate) images: Arc<Images>,
+    pub(crate) demotions: Arc<Demotions>,
+    pub(crate) feeds: Arc<Feeds>,
+    pub(crate) rollouts: Arc<Rollouts>,
+    /// Takes pushes that are accepted.
+    pub(crate) queue: mpsc::Sender<QueuedPush>,
 }
 
-/// The routes. `pushes` takes the pushes to be worked on.
-pub(crate) fn routes(
-    jobs: Arc<Jobs>,
-    feeds: Arc<Feeds>,
-    node: NodeHandle,
-    token: AdminToken,
-    pushes: mpsc::Sender<(JobId, PushRequest)>,
-    rollouts: Arc<Rollouts>,
-) -> Router {
-    Router::new()
-        .route("/v1/push", post(push))
-        .route("/v1/images/resolve", post(resolve))
-        .route("/v1/demote", post(demote))
-        .route("/v1/promote", post(promote))
-        .route("/v1/jobs", get(list))
-        .route("/v1/jobs/{id}", get(status))
-        .route("/v1/jobs/{id}/events", get(events))
-        .route("/v1/contents", get(contents))
-        .route("/v1/hosts", get(hosts))
-        .with_state(Api { jobs, node: node.clone(), pushes, rollouts: rollouts.clone() })
-        .merge(feeds::routes(feeds))
-        .merge(shoal_peer::feeds::routes(node.feeds))
-        .merge(rollout::api::routes(rollouts))
-        .layer(from_fn_with_state(token, require_token))
+/// Returns the routes.
+pub(crate) fn routes(parts: ApiParts, token: AdminToken) -> Routes {
+    Routes::new()
+        .post("/v1/push", push)
+        .post("/v1/images/resolve", resolve)
+        .post("/v1/demote", demote)
+        .post("/v1/promote", promote)
+        .get("/v1/jobs", list)
+        .get("/v1/jobs/{id}", status)
+        .get("/v1/jobs/{id}/events", events)
+        .get("/v1/contents", contents)
+        .get("/v1/hosts", hosts)
+        .with_state(parts.clone())
+        .merge(feeds::routes(parts.feeds))
+        .merge(shoal_peer::feeds::routes(parts.node.feeds))
+        .merge(rollout::api::routes(parts.rollouts))
+        .map(|router| router.layer(from_fn_with_state(token, require_token)))
 }
 
-fn refused(error: PushError) -> ApiError {
-    let status = match &error {
-        PushError::Busy => StatusCode::SERVICE_UNAVAILABLE,
-        PushError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        PushError::Clash { .. } => StatusCode::CONFLICT,
-        _ => StatusCode::BAD_REQUEST,
+fn push_refused(error: PushError) -> ApiError {
+    let (status, remedy) = match &error {
+        PushError::Name(_) => (
+            StatusCode::BAD_REQUEST,
+            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, without `feeds/` at the beginning",
+        ),
+        PushError::Version(_) => {
+            (StatusCode::BAD_REQUEST, "use letters, digits, `.`, `_`, `-`, at most 63 bytes, and not `current`")
+        }
+        PushError::Selector(_) => (StatusCode::BAD_REQUEST, SELECTOR_REMEDY),
+        PushError::NoHosts(_) => (StatusCode::BAD_REQUEST, HOSTS_REMEDY),
+        PushError::RelativePath(_) | PushError::Path { .. } => (
+            StatusCode::BAD_REQUEST,
+            "give the absolute path of a file or directory on the seeder's machine that the seeder may read",
+        ),
+        PushError::Conflict { .. } => {
+            (StatusCode::CONFLICT, "use another name: a name has one kind, and no name lies within another name")
+        }
+        PushError::Busy => (StatusCode::SERVICE_UNAVAILABLE, BUSY_REMEDY),
+        PushError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, DISK_REMEDY),
     };
-    ApiError::new(status, "push refused", error.to_string(), remedy(&error))
+    ApiError::new(status, "push refused", with_sources(&error), remedy)
 }
 
-/// A rollout of the name is under way.
-fn in_the_way(error: RolloutError) -> ApiError {
+fn image_refused(error: ImageError) -> ApiError {
+    let remedy = "name the image as containerd asks for it, e.g. registry.example:5000/lab/app:v1";
+    ApiError::new(StatusCode::BAD_REQUEST, "push refused", with_sources(&error), remedy)
+}
+
+/// A plain push is refused while a rollout of its name is under way.
+fn rollout_in_the_way(error: RolloutError) -> ApiError {
     let remedy = "push it with --stage and roll it out, or cancel that rollout";
-    ApiError::new(StatusCode::CONFLICT, "push refused", error.to_string(), remedy)
+    ApiError::new(StatusCode::CONFLICT, "push refused", with_sources(&error), remedy)
 }
 
-async fn push(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Pushed>, ApiError> {
-    let permit = api.pushes.try_reserve().map_err(|_| refused(PushError::Busy))?;
-    // An image's name may have to be read from its files, and the job goes to the disk.
+fn order_refused(error: OrderError) -> ApiError {
+    let (status, remedy) = match &error {
+        OrderError::Unknown(_) => (StatusCode::NOT_FOUND, "list what was pushed with `shoal status`"),
+        OrderError::Selector(_) | OrderError::TooManySelectors => (StatusCode::BAD_REQUEST, SELECTOR_REMEDY),
+        OrderError::Push(PushError::NoHosts(_)) => (StatusCode::BAD_REQUEST, HOSTS_REMEDY),
+        OrderError::Push(PushError::Busy) => (StatusCode::SERVICE_UNAVAILABLE, BUSY_REMEDY),
+        OrderError::Newest { .. } => (StatusCode::CONFLICT, "push or promote another version first"),
+        OrderError::UnderWay(_) => (StatusCode::CONFLICT, "wait until it has ended, see `shoal status`"),
+        OrderError::TooSmall(_) => (StatusCode::CONFLICT, "leave it whole on its hosts"),
+        OrderError::Push(_) | OrderError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, DISK_REMEDY),
+    };
+    ApiError::new(status, "order refused", with_sources(&error), remedy)
+}
+
+fn unknown_job(job: &JobId) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        format!("this seeder has no job {job}"),
+        "",
+        "list the jobs with `shoal status`",
+    )
+}
+
+async fn push(
+    State(api): State<ApiParts>,
+    JsonBody(request): JsonBody<PushRequest>,
+) -> Result<Json<JobAccepted>, ApiError> {
+    let permit = api.queue.try_reserve().map_err(|_| push_refused(PushError::Busy))?;
+    // Blocks: an image's name may have to be read from its files, and the job is stored.
     let (jobs, rollouts) = (api.jobs.clone(), api.rollouts.clone());
     let created = tokio::task::spawn_blocking(move || {
-        let request = images::complete(request).map_err(refused)?;
+        let request = complete(request).map_err(image_refused)?;
         if !request.staged {
-            rollouts.make_way(&request.name).map_err(in_the_way)?;
+            rollouts.retire(&request.name).map_err(rollout_in_the_way)?;
         }
-        let job = jobs.create(&request).map_err(refused)?;
-        Ok::<_, ApiError>((job, request))
+        let job = jobs.create(&request).map_err(push_refused)?;
+        Ok::<_, ApiError>(QueuedPush { job, request })
     });
-    let created = created.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-    let (job, request) = created?;
-    permit.send((job, request));
-    Ok(Json(Pushed { job }))
+    let push = created.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+    let job = push.job;
+    permit.send(push);
+    Ok(Json(JobAccepted { job }))
 }
 
-/// What pulling an image would bring; nothing is pulled but its documents.
-async fn resolve(State(api): State<Api>, Json(request): Json<PushRequest>) -> Result<Json<Resolved>, ApiError> {
-    api.jobs.resolve(&request).await.map(Json).map_err(refused)
+async fn resolve(
+    State(api): State<ApiParts>,
+    JsonBody(request): JsonBody<PushRequest>,
+) -> Result<Json<ResolvedImage>, ApiError> {
+    let hosts = api.jobs.select(&request.to).map_err(push_refused)?.count();
+    api.images.resolve(&request, hosts).await.map(Json).map_err(image_refused)
 }
 
-async fn demote(State(api): State<Api>, Json(request): Json<OrderRequest>) -> Result<Json<Pushed>, ApiError> {
+async fn demote(
+    State(api): State<ApiParts>,
+    JsonBody(request): JsonBody<OrderRequest>,
+) -> Result<Json<JobAccepted>, ApiError> {
     order(&api, Order::Demote, &request).await
 }
 
-async fn promote(State(api): State<Api>, Json(request): Json<OrderRequest>) -> Result<Json<Pushed>, ApiError> {
+async fn promote(
+    State(api): State<ApiParts>,
+    JsonBody(request): JsonBody<OrderRequest>,
+) -> Result<Json<JobAccepted>, ApiError> {
     order(&api, Order::Promote, &request).await
 }
 
-async fn order(api: &Api, order: Order, request: &OrderRequest) -> Result<Json<Pushed>, ApiError> {
-    let job = api.jobs.order(order, request).await.map_err(|error| {
-        let (status, remedy) = match &error {
-            OrderError::Unknown(_) => (StatusCode::NOT_FOUND, "see `shoal status` for what was pushed"),
-            OrderError::Selector(_) => {
-                (StatusCode::BAD_REQUEST, "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`")
-            }
-            OrderError::NoHosts(_) => (StatusCode::BAD_REQUEST, "see `shoal hosts` for the hosts there are"),
-            OrderError::Latest { .. } => (StatusCode::CONFLICT, "push or promote another version first"),
-            OrderError::UnderWay(_) => (StatusCode::CONFLICT, "wait for it, see `shoal status`"),
-            OrderError::Small(_) => (StatusCode::CONFLICT, "leave it as it is"),
-            OrderError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "look at the seeder's disk and its log"),
-        };
-        ApiError::new(status, "order refused", error.to_string(), remedy)
-    })?;
-    Ok(Json(Pushed { job }))
+async fn order(api: &ApiParts, order: Order, request: &OrderRequest) -> Result<Json<JobAccepted>, ApiError> {
+    let job = api.demotions.order(order, request).await.map_err(order_refused)?;
+    Ok(Json(JobAccepted { job }))
 }
 
-fn remedy(error: &PushError) -> &'static str {
-    match error {
-        PushError::Name(_) => {
-            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, not beginning with `feeds/`"
-        }
-        PushError::Version(_) => "use letters, digits, `.`, `_`, `-`, at most 63 bytes; `current` is taken",
-        PushError::Selector(_) => "use all, region=R, site=S, rack=R, host=H or label=value, joined by `,`",
-        PushError::NoHosts(_) => "see `shoal hosts` for the hosts there are",
-        PushError::Path(_) => "give the absolute path of a file or directory on the seeder's machine that it may read",
-        PushError::Image(_) => "name the image as containerd will ask for it, e.g. registry.example:5000/lab/app:v1",
-        PushError::Clash { .. } => "use another name: a name is one kind's, and no name lies within another",
-        PushError::Busy => "wait for one to end",
-        PushError::Store(_) => "look at the seeder's disk and its log",
-    }
-}
-
-fn unknown(job: &JobId) -> ApiError {
-    ApiError::not_found(format!("no job {job} here"))
-}
-
-async fn list(State(api): State<Api>) -> Json<Vec<JobStatus>> {
+async fn list(State(api): State<ApiParts>) -> Json<Vec<JobStatus>> {
     Json(api.jobs.all())
 }
 
-async fn status(State(api): State<Api>, Path(job): Path<JobId>) -> Result<Json<JobStatus>, ApiError> {
-    api.jobs.status(&job).map(Json).ok_or_else(|| unknown(&job))
+async fn status(State(api): State<ApiParts>, PathParam(job): PathParam<JobId>) -> Result<Json<JobStatus>, ApiError> {
+    api.jobs.status(&job).map(Json).ok_or_else(|| unknown_job(&job))
 }
 
-/// A job's status, a JSON line at each change, until it is final.
-async fn events(State(api): State<Api>, Path(job): Path<JobId>) -> Result<Response, ApiError> {
-    api.jobs.status(&job).ok_or_else(|| unknown(&job))?;
-    let lines = stream::unfold(Some((api.jobs, None::<JobStatus>)), move |state| async move {
-        let (jobs, former) = state?;
-        let next = next_status(&jobs, &job, former.as_ref()).await?;
+/// What a stream of progress needs for its next line.
+struct Following {
+    jobs: Arc<Jobs>,
+    /// The status in the last line.
+    last: Option<JobStatus>,
+}
+
+/// Streams a job's status as JSON lines: at each change and at least every [`HEARTBEAT`], until the job ends.
+async fn events(State(api): State<ApiParts>, PathParam(job): PathParam<JobId>) -> Result<Response, ApiError> {
+    api.jobs.status(&job).ok_or_else(|| unknown_job(&job))?;
+    let first = Following { jobs: api.jobs, last: None };
+    let lines = stream::unfold(Some(first), move |following| async move {
+        let Following { jobs, last } = following?;
+        let next = next_status(&jobs, &job, last.as_ref()).await?;
         let line = serde_json::to_vec(&next).map(|mut line| {
             line.push(b'\n');
             line
         });
-        let rest = if next.is_final() { None } else { Some((jobs, Some(next))) };
+        let rest = if next.is_final() { None } else { Some(Following { jobs, last: Some(next) }) };
         Some((line, rest))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }
 
-/// Waits until the status differs from the former one, or for the heartbeat.
-async fn next_status(jobs: &Jobs, job: &JobId, former: Option<&JobStatus>) -> Option<JobStatus> {
+/// Waits until the status differs from the last one, or for the heartbeat.
+async fn next_status(jobs: &Jobs, job: &JobId, last: Option<&JobStatus>) -> Option<JobStatus> {
     let until = tokio::time::Instant::now() + HEARTBEAT;
     loop {
-        // Listening begins before the look, so that no change is missed between the two.
-        let changed = jobs.changed.notified();
+        // Created before the look, so that no change is missed between the two.
+        let changed = jobs.changed();
         let status = jobs.status(job)?;
-        if Some(&status) != former || tokio::time::Instant::now() >= until {
+        if Some(&status) != last || tokio::time::Instant::now() >= until {
             return Some(status);
         }
-        let _ = tokio::time::timeout_at(until, changed).await;
+        let _ = tokio::time::timeout_at(until, changed).await; // the time limit is checked above
     }
 }
 
-async fn contents(State(api): State<Api>) -> Json<Vec<ContentStatus>> {
+async fn contents(State(api): State<ApiParts>) -> Json<Vec<ContentStatus>> {
     Json(api.node.contents().await)
 }
 
-async fn hosts(State(api): State<Api>) -> Json<Vec<HostRow>> {
+async fn hosts(State(api): State<ApiParts>) -> Json<Vec<Host>> {
     let membership = api.node.membership.borrow().clone();
-    let rows = membership.iter().map(|member| HostRow {
+    let hosts = membership.iter().map(|member| Host {
         index: member.index,
         host: member.locality.to_string(),
         role: member.role.to_string(),
@@ -224,5 +236,5 @@ async fn hosts(State(api): State<Api>) -> Json<Vec<HostRow>> {
         labels: member.labels.clone(),
         addrs: member.addrs.clone(),
     });
-    Json(rows.collect())
+    Json(hosts.collect())
 }

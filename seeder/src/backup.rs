@@ -1,7 +1,7 @@
-//! The seeder's state in a backup: jobs, sequences, feeds, and if asked for the payload itself.
+//! The seeder's state in a backup: jobs, sequences, feeds, and on request the payload.
 //!
-//! Invariant: a restored seeder signs nothing with a sequence that was used: they follow the clock, and what was set aside
-//! before the backup is skipped.
+//! Invariant: a restored seeder signs nothing with a sequence that was used before. Sequences follow the clock, and a
+//! restored seeder skips those that were reserved before the backup.
 
 use crate::config::SeederConfig;
 use shoal_service::backup::{BackupError, Rows, Writer};

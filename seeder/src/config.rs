@@ -1,64 +1,65 @@
-//! A seeder's configuration, one knob a field.
+//! A seeder's configuration.
 //!
-//! Invariant: a configuration that passed [`SeederConfig::validate`] can be run.
+//! Invariant: a seeder can run with a configuration that passed [`SeederConfig::validate`].
 
-use crate::fetch_through::is_repository_prefix;
-use crate::registry::http::Url;
+use crate::url::HttpUrl;
 use serde::{Deserialize, Serialize};
 use shoal_peer::config::NodeSettings;
-use shoal_proto::image::is_host;
+use shoal_proto::image::{is_host, is_repository_prefix};
 use shoal_proto::limits;
 use shoal_service::config::ConfigError;
 use shoal_service::units::Span;
+use shoal_store::ingest::IngestOptions;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// How to run a seeder.
+/// A seeder's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SeederConfig {
-    /// What it shares with peers.
+    /// Settings that the seeder shares with peers.
     pub node: NodeSettings,
     /// Folder of the store. Default `/var/lib/shoal/seeder`.
     pub dir: PathBuf,
-    /// The key announcements are signed with, mode 0600. Default `/etc/shoal/publisher.key`.
+    /// File of the key that signs announcements, mode 0600. Default `/etc/shoal/publisher.key`.
     pub publisher_key: PathBuf,
-    /// Where the API is served. Default `127.0.0.1:7721`. Requests must show the admin token.
+    /// Address of the HTTP API. Default `127.0.0.1:7721`.
     pub http: SocketAddr,
-    /// The admin token, mode 0600. Default `/etc/shoal/admin.token`.
+    /// File of the admin token that requests carry, mode 0600. Default `/etc/shoal/admin.token`.
     pub admin_token: PathBuf,
     /// Data shards in a stripe (k). Default 16.
     pub data_shards: u8,
-    /// Parity shards in a stripe (m). Default 4; 0 switches coding off.
+    /// Parity shards in a stripe (m). Default 4. With 0 the seeder codes no parity.
     pub parity_shards: u8,
-    /// Distribution trees (L), 1 to 64. Default 64.
+    /// Lanes of a plan, 1 to 64. Default 64.
     pub lanes: u8,
     /// How long hosts remember a job. Default `7d`.
     pub job_lifetime: Span,
-    /// Images hosts may have pulled by asking their mirror: registries, or a registry and the beginning of repositories in it,
-    /// e.g. `registry.example:5000/lab`. Default: none.
+    /// Images that hosts' mirrors may fetch through this seeder. An entry is a registry, or a registry and the beginning of
+    /// its repositories, e.g. `registry.example:5000/lab`. Default: none.
     pub fetch_through: Vec<String>,
-    /// Credentials of registries: a docker-style `config.json` with `auths`. Default: none.
+    /// File of credentials for registries, a docker-style `config.json` with `auths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
-    /// How long a registry that does not answer, or asks to come back later, is asked again before a pull fails. What it
-    /// gave is kept for the next attempt. Default `2m`.
+    /// How long a pull repeats requests to a registry that does not answer, before the pull fails. The next pull continues
+    /// with the bytes that arrived. Default `2m`.
     pub pull_patience: Span,
-    /// Registries that are not simply `https` at their own name, by the name images say, e.g. `registry.example:5000`.
+    /// How to reach registries that do not serve `https` at their own name, by the name in references, e.g.
+    /// `registry.example:5000`.
     pub registries: BTreeMap<String, RegistrySettings>,
 }
 
-/// How one registry is reached.
+/// How to reach one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistrySettings {
-    /// Where it, or a mirror of it, really is, e.g. `https://10.0.0.5:5000`. Default: at its name.
+    /// Address of the registry or of its mirror, e.g. `https://10.0.0.5:5000`. Default: the registry's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// It is spoken to without TLS. Default `false`.
+    /// Connect without TLS. Default `false`.
     pub plain_http: bool,
-    /// Authorities its certificate may come from beside the system's, PEM. Default: none.
+    /// PEM file of authorities to trust for its certificate, besides the system's. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
 }
@@ -85,27 +86,35 @@ impl Default for SeederConfig {
 
 impl SeederConfig {
     /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// Returns an error that names the first invalid key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.node.validate()?;
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
-        check((1..=limits::STRIPE_DATA_MAX).contains(&self.data_shards), "data_shards", "between 1 and 64")?;
-        check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "at most 32")?;
-        check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "between 1 and 64")?;
-        check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "at least 1m")?;
-        check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "at most 1d")?;
+        check((1..=limits::STRIPE_DATA_MAX).contains(&self.data_shards), "data_shards", "must be between 1 and 64")?;
+        check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "must be at most 32")?;
+        check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "must be between 1 and 64")?;
+        check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "must be at least 1m")?;
+        check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "must be at most 1d")?;
         for prefix in &self.fetch_through {
-            let why = format!("`{prefix}` is no registry, nor one with the beginning of repositories");
+            let why = format!("`{prefix}` must be a registry, or a registry and the beginning of its repositories");
             check(is_repository_prefix(prefix), "fetch_through", &why)?;
         }
         for (name, settings) in &self.registries {
             let key = format!("registries.{name}");
-            check(is_host(name), &key, "not a registry as images name it: host or host:port")?;
+            check(is_host(name), &key, "must be a registry as references name it, host or host:port")?;
             let Some(url) = &settings.url else { continue };
-            let url = Url::parse(url).filter(|url| url.path == "/");
-            let url = url.ok_or_else(|| ConfigError::invalid(&key, "`url` is not http(s)://host[:port]"))?;
+            let url = HttpUrl::parse(url).filter(|url| url.path == "/");
+            let url = url.ok_or_else(|| ConfigError::invalid(&key, "`url` must be http(s)://host[:port]"))?;
             check(url.https || settings.plain_http, &key, "an http `url` needs `plain_http = true`")?;
         }
         Ok(())
+    }
+
+    /// Returns how contents are cut and coded, with this average piece length or a computed one.
+    pub(crate) fn ingest_options(&self, average: Option<u32>) -> IngestOptions {
+        IngestOptions { average, data: self.data_shards, parity: self.parity_shards, lanes: self.lanes }
     }
 }
 

@@ -1,173 +1,144 @@
-//! Orders about contents that hosts have already: keep only a share of it, have it whole again.
+//! Demotion and promotion of contents that were pushed before.
 //!
-//! Invariant: the version of a name that is the latest, and what is still on its way, is never demoted.
+//! Invariant: the newest version of a name, and a content that hosts still fetch, are never demoted.
 
-use crate::jobs::{Job, Jobs};
-use crate::status::{JobStatus, Phase};
-use serde::{Deserialize, Serialize};
-use shoal_net::admission::system_clock;
-use shoal_peer::handle::DriverCommand;
+use crate::errors::StateError;
+use crate::jobs::{Job, Jobs, PushError, new_id};
+use crate::publisher::Publisher;
+use shoal_api::jobs::{JobPhase, OrderRequest};
 use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
-use shoal_proto::locality::Selector;
-use shoal_proto::trust::Envelope;
+use shoal_proto::locality::{ParseLocalityError, Selector};
 use std::sync::Arc;
-use std::time::Instant;
 
-/// An order, as asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OrderRequest {
-    /// `NAME@VERSION`, or the id of a content.
-    pub target: String,
-    /// Selectors, each an alternative; the hosts it was pushed to when there are none.
-    #[serde(default)]
-    pub to: Vec<String>,
-}
-
-/// Why an order is not given.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OrderError {
-    /// Nothing was pushed that is called so.
-    #[error("no push of `{0}` is remembered here")]
+/// Why a demotion or promotion is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OrderError {
+    #[error("this seeder remembers no push of `{0}`")]
     Unknown(String),
-    /// The selector cannot be read.
-    #[error("{0}")]
-    Selector(String),
-    /// It selects nobody.
-    #[error("no host of the region is `{0}`")]
-    NoHosts(String),
-    /// It is what hosts run.
-    #[error("{name}@{version} is the latest version of its name")]
-    Latest {
-        /// Its name.
-        name: String,
-        /// Its version.
-        version: String,
-    },
-    /// Hosts are still fetching it.
-    #[error("job {0} is still bringing it to hosts")]
+    #[error(transparent)]
+    Selector(#[from] ParseLocalityError),
+    #[error("the pushes of this content have too many selectors together; name the hosts with --to")]
+    TooManySelectors,
+    #[error(transparent)]
+    Push(#[from] PushError),
+    #[error("{name}@{version} is the newest version of its name")]
+    Newest { name: String, version: String },
+    #[error("hosts still fetch the content for job {0}")]
     UnderWay(JobId),
-    /// It travels with its announcement.
-    #[error("it has {0} bytes: too few to keep shares of")]
-    Small(u64),
-    /// The seeder's disk is at fault.
-    #[error("cannot keep the job: {0}")]
-    Store(String),
+    #[error("the content has {0} bytes, which is too small for rack shares")]
+    TooSmall(u64),
+    #[error("cannot store the job")]
+    Store(#[from] StateError),
 }
 
-/// A push that is remembered.
-struct Former {
+/// A push that the seeder remembers.
+struct FormerPush {
     announcement: Announcement,
-    status: JobStatus,
+    pieces: u32,
 }
 
-impl Jobs {
-    /// Gives an order; returns its job.
-    pub async fn order(&self, order: Order, request: &OrderRequest) -> Result<JobId, OrderError> {
-        let formers = self.formers(&request.target);
-        let Some(former) = formers.iter().max_by_key(|former| former.announcement.sequence) else {
+/// Orders demotions and promotions.
+pub(crate) struct Demotions {
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) publisher: Arc<Publisher>,
+}
+
+impl Demotions {
+    /// Announces an order and returns its job.
+    ///
+    /// # Errors
+    /// Returns why the order is refused.
+    pub(crate) async fn order(&self, order: Order, request: &OrderRequest) -> Result<JobId, OrderError> {
+        let pushes = self.pushes(&request.target);
+        let Some(newest) = pushes.iter().max_by_key(|push| push.announcement.sequence) else {
             return Err(OrderError::Unknown(request.target.clone()));
         };
-        let content = former.announcement.content;
         if order == Order::Demote {
-            self.check_demotion(&former.announcement)?;
+            self.check_demotion(&newest.announcement)?;
         }
         let selector = if request.to.is_empty() {
-            let pushes = formers.iter().map(|former| &former.announcement).filter(|row| row.content == content);
-            let selectors: Vec<&Selector> = pushes.map(|row| &row.selector).collect();
-            if selectors.iter().any(|selector| selector.any.is_empty()) {
-                Selector::all()
-            } else {
-                let mut any: Vec<_> = selectors.into_iter().flat_map(|selector| selector.any.clone()).collect();
-                any.dedup();
-                Selector { any }
-            }
+            union_of(pushes.iter().map(|push| &push.announcement), newest.announcement.content)?
         } else {
-            Selector::parse(&request.to).map_err(|error| OrderError::Selector(error.to_string()))?
+            Selector::parse(&request.to)?
         };
-        if !selector.is_valid() {
-            return Err(OrderError::Selector("too many alternatives: say which hosts with --to".into()));
-        }
-        let membership = self.node().membership.borrow().clone();
-        if !membership.is_empty() && membership.select(&selector).none() {
-            return Err(OrderError::NoHosts(selector.to_string()));
-        }
-        let mut id = [0u8; 16];
-        getrandom::fill(&mut id).map_err(|error| OrderError::Store(error.to_string()))?;
-        self.announce_order(JobId(id), order, former, selector).await
+        self.jobs.select_hosts(&selector)?;
+        let job = new_id().map_err(StateError::from)?;
+        self.announce(job, order, newest, selector).await
     }
 
-    /// Pushes of a content, by name and version or by id.
-    fn formers(&self, target: &str) -> Vec<Former> {
+    /// Returns the pushes of a content, by `NAME@VERSION` or by the content's id.
+    fn pushes(&self, target: &str) -> Vec<FormerPush> {
         let by_id: Option<ContentId> = target.parse().ok();
         let named = target.rsplit_once('@');
-        let rows = self.rows();
-        let formers = rows.values().filter_map(|row| {
-            let announcement: Announcement = row.envelope.as_ref()?.open().ok()?;
+        let push = |job: &Job| {
+            let announcement = job.announcement()?;
             let is_named = named == Some((announcement.name.as_str(), announcement.version.as_str()));
-            let fits = is_named || by_id == Some(announcement.content);
-            (fits && !announcement.demotes()).then(|| Former { announcement, status: row.status.clone() })
-        });
-        formers.collect()
+            let is_target = is_named || by_id == Some(announcement.content);
+            let pieces = job.status().pieces;
+            (is_target && !announcement.demotes()).then_some(FormerPush { announcement, pieces })
+        };
+        self.jobs.filter(|_| true).iter().filter_map(push).collect()
     }
 
     fn check_demotion(&self, former: &Announcement) -> Result<(), OrderError> {
         let content = former.content;
+        // A feed's version is replaced by the next one, and an inline content has no pieces to share.
         if former.kind == Kind::Gslb || former.size <= limits::INLINE_DATA_BYTES_MAX {
-            return Err(OrderError::Small(former.size));
+            return Err(OrderError::TooSmall(former.size));
         }
-        let latest = self.latest().into_iter().find(|(_, latest)| *latest == content);
-        if let Some(((_, name), _)) = latest {
-            let rows = self.rows();
-            let row = rows.values().find(|row| row.status.name == name && row.status.content == Some(content));
-            let version = row.map_or_else(|| former.version.clone(), |row| row.status.version.clone());
-            return Err(OrderError::Latest { name, version });
+        let newest = self.jobs.newest_contents().into_iter().find(|(_, newest)| *newest == content);
+        if let Some((versioned, _)) = newest {
+            let is_it = |job: &Job| job.status().name == versioned.name && job.status().content == Some(content);
+            let job = self.jobs.filter(is_it).into_iter().next();
+            let version = job.map_or_else(|| former.version.clone(), |job| job.status().version.clone());
+            return Err(OrderError::Newest { name: versioned.name, version });
         }
-        let busy = |row: &&Job| row.status.content == Some(content) && row.status.phase == Phase::Distributing;
-        match self.rows().values().find(busy) {
-            Some(row) => Err(OrderError::UnderWay(row.status.job)),
+        let is_fetched =
+            |job: &Job| job.status().content == Some(content) && job.status().phase == JobPhase::Distributing;
+        match self.jobs.filter(is_fetched).first() {
+            Some(job) => Err(OrderError::UnderWay(job.status().job)),
             None => Ok(()),
         }
     }
 
-    async fn announce_order(
+    async fn announce(
         &self,
         job: JobId,
         order: Order,
-        former: &Former,
+        push: &FormerPush,
         selector: Selector,
     ) -> Result<JobId, OrderError> {
-        let now = system_clock();
         let to = selector.to_string();
-        let Former { announcement, status } = former;
+        let FormerPush { announcement, pieces } = push;
+        let times = self.publisher.times();
         let announcement = Announcement {
             job,
-            sequence: self.next_sequence_of(announcement.kind, &announcement.name).map_err(OrderError::Store)?,
+            sequence: self.jobs.next_sequence(announcement.kind, &announcement.name)?,
             selector,
-            origin: self.me,
-            created_at: now,
-            expires_at: now + self.config.job_lifetime.0.as_secs(),
+            origin: self.publisher.me(),
+            created_at: times.created_at,
+            expires_at: times.expires_at,
             order: Some(order),
             ..announcement.clone()
         };
-        let envelope = Envelope::seal(&announcement, &self.publisher);
-        let mut row = Job::new(JobStatus::of_order(&announcement, to, status.pieces), None);
-        row.sequence = Some(announcement.sequence);
-        row.envelope = Some(envelope.clone());
-        row.announced = Instant::now();
-        row.expires_at = announcement.expires_at;
-        self.insert(row).map_err(OrderError::Store)?;
-        self.try_keep(&job).map_err(OrderError::Store)?;
-        self.pin_needed().map_err(OrderError::Store)?;
-        self.node().store.sync().map_err(|error| OrderError::Store(error.to_string()))?;
-        if let Some(tracker) = self.tracker() {
-            self.open_at(tracker, job).await;
-        }
-        tracing::info!(%job, name = announcement.name, version = announcement.version, ?order, "ordered");
-        let command = DriverCommand::Publish { envelope, announcement: Arc::new(announcement) };
-        self.node().commands.send(command).await.map_err(|_| OrderError::Store("the node is stopping".into()))?;
+        let envelope = self.publisher.seal(&announcement);
+        self.jobs.insert(Job::of_order(&announcement, envelope.clone(), to, *pieces))?;
+        self.publisher.publish(announcement, envelope).await?;
         Ok(job)
     }
+}
+
+/// Returns a selector for every host to which a content was pushed.
+fn union_of<'a>(pushes: impl Iterator<Item = &'a Announcement>, content: ContentId) -> Result<Selector, OrderError> {
+    let selectors: Vec<&Selector> = pushes.filter(|push| push.content == content).map(|push| &push.selector).collect();
+    // A selector without alternatives matches every host.
+    if selectors.iter().any(|selector| selector.any.is_empty()) {
+        return Ok(Selector::all());
+    }
+    let mut any: Vec<_> = selectors.into_iter().flat_map(|selector| selector.any.clone()).collect();
+    any.dedup();
+    let selector = Selector { any };
+    if selector.is_valid() { Ok(selector) } else { Err(OrderError::TooManySelectors) }
 }

@@ -1,16 +1,19 @@
-//! Images that hosts were asked for and have not: pulled once for all that ask, if their registry is one the operator named.
+//! Fetch-through: pulls of images that hosts' mirrors lack.
 //!
-//! Invariant: what a host asks for never makes the seeder pull from a registry that `fetch_through` does not name, and a
-//! host that asks again for what is on its way starts nothing.
+//! Hosts that ask for the same image within [`GATHER_TIME`] share one job.
+//! Invariant: a host's request never makes the seeder pull from a registry that `fetch_through` does not name, and a
+//! repeated request starts nothing.
 
-use crate::images;
-use crate::jobs::{ImageRequest, Jobs, PushRequest};
+use crate::errors::with_sources;
+use crate::images::{ImageError, complete};
+use crate::jobs::{Jobs, PushError, QueuedPush};
+use shoal_api::jobs::{ImageRequest, PushRequest};
 use shoal_peer::handle::NodeHandle;
 use shoal_peer::tracker_client::FetchThroughRequest;
 use shoal_proto::announcement::Kind;
 use shoal_proto::control::Response;
 use shoal_proto::ids::JobId;
-use shoal_proto::image::{Reference, is_host, is_repository};
+use shoal_proto::image::{ParseReferenceError, Reference};
 use shoal_proto::limits;
 use shoal_proto::locality::Locality;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,17 +24,35 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Hosts that ask within this time share a job.
-const TOGETHER: Duration = Duration::from_millis(200);
-/// Images that wait for it at once.
+/// How long an image waits for further hosts that ask for it.
+const GATHER_TIME: Duration = Duration::from_millis(200);
+/// Images that wait for further hosts.
 const PENDING_MAX: usize = 64;
-/// Images hosts asked for that are under way at once.
+/// Jobs under way that hosts' requests began.
 const JOBS_MAX: usize = 32;
 
-/// Whether `text` is a registry, or a registry and the beginning of repositories in it.
-pub(crate) fn is_repository_prefix(text: &str) -> bool {
-    let (host, path) = text.split_once('/').map_or((text, None), |(host, path)| (host, Some(path)));
-    is_host(host) && path.is_none_or(is_repository)
+/// Why a host's request is refused. The host's mirror logs the text.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Reference(#[from] ParseReferenceError),
+    #[error("the seeder's fetch_through does not name {host}/{path}; add it there")]
+    NotAllowed { host: String, path: String },
+    #[error("the seeder does not know this host yet; ask again later")]
+    UnknownHost,
+    #[error("too many images are on their way; ask again later")]
+    Busy,
+}
+
+/// Why a job for hosts does not begin.
+#[derive(Debug, thiserror::Error)]
+enum BeginError {
+    #[error("the seeder is stopping")]
+    Stopping,
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Push(#[from] PushError),
 }
 
 fn is_allowed(prefixes: &[String], reference: &Reference) -> bool {
@@ -39,88 +60,105 @@ fn is_allowed(prefixes: &[String], reference: &Reference) -> bool {
     prefixes.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-/// Who waits for one image.
-struct Pending {
+/// The hosts that wait for one image.
+struct PendingImage {
     hosts: BTreeSet<Locality>,
     due: Instant,
 }
 
-/// Jobs begun for hosts that asked: of which image, for whom.
-type Ours = BTreeMap<JobId, (String, BTreeSet<Locality>)>;
+/// A job that hosts' requests began.
+struct BegunJob {
+    job: JobId,
+    reference: String,
+    hosts: BTreeSet<Locality>,
+}
 
-/// Takes hosts' wishes until the token is cancelled.
+/// Takes hosts' requests for images.
 pub(crate) struct FetchThrough {
-    pub(crate) jobs: Arc<Jobs>,
-    pub(crate) node: NodeHandle,
-    pub(crate) prefixes: Vec<String>,
-    pub(crate) pushes: mpsc::Sender<(JobId, PushRequest)>,
+    jobs: Arc<Jobs>,
+    node: NodeHandle,
+    prefixes: Vec<String>,
+    queue: mpsc::Sender<QueuedPush>,
+    pending: BTreeMap<String, PendingImage>,
+    begun: Vec<BegunJob>,
 }
 
 impl FetchThrough {
-    pub(crate) async fn run(self, mut wishes: mpsc::Receiver<FetchThroughRequest>, token: CancellationToken) {
-        let mut pending: BTreeMap<String, Pending> = BTreeMap::new();
-        let mut ours: Ours = BTreeMap::new();
+    pub(crate) fn new(
+        jobs: Arc<Jobs>,
+        node: NodeHandle,
+        prefixes: Vec<String>,
+        queue: mpsc::Sender<QueuedPush>,
+    ) -> Self {
+        Self { jobs, node, prefixes, queue, pending: BTreeMap::new(), begun: Vec::new() }
+    }
+
+    /// Takes requests until the token is cancelled.
+    pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<FetchThroughRequest>, token: CancellationToken) {
         loop {
-            let due = pending.values().map(|row| row.due).min();
+            let due = self.pending.values().map(|image| image.due).min();
             tokio::select! {
                 biased;
                 () = token.cancelled() => return,
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
-                    let now = Instant::now();
-                    let ready: Vec<String> =
-                        pending.iter().filter(|(_, row)| row.due <= now).map(|(name, _)| name.clone()).collect();
-                    for reference in ready {
-                        if let Some(row) = pending.remove(&reference) {
-                            ours.extend(self.begin(&reference, row.hosts).await);
-                        }
-                    }
+                    self.begin_due().await;
                 }
-                wish = wishes.recv() => {
-                    let Some(wish) = wish else { return };
-                    ours.retain(|job, _| self.jobs.status(job).is_some_and(|status| !status.is_final()));
-                    let answer = match self.accept(&wish, &mut pending, &ours) {
+                request = requests.recv() => {
+                    let Some(request) = request else { return };
+                    let answer = match self.accept(&request) {
                         Ok(()) => Response::Done,
-                        Err(why) => Response::Refused { why },
+                        Err(refusal) => Response::Refused { why: refusal.to_string() },
                     };
-                    wish.reply.send(answer);
+                    request.reply.send(answer);
                 }
             }
         }
     }
 
-    fn accept(
-        &self,
-        wish: &FetchThroughRequest,
-        pending: &mut BTreeMap<String, Pending>,
-        ours: &Ours,
-    ) -> Result<(), String> {
-        let reference: Reference = wish.reference.parse().map_err(|_| "no image's name".to_string())?;
+    fn accept(&mut self, request: &FetchThroughRequest) -> Result<(), Refusal> {
+        let jobs = &self.jobs;
+        self.begun.retain(|begun| jobs.status(&begun.job).is_some_and(|status| !status.is_final()));
+        let reference: Reference = request.reference.parse()?;
         if !is_allowed(&self.prefixes, &reference) {
-            return Err(format!("the seeder's fetch_through does not name {}/{}", reference.host, reference.path));
+            return Err(Refusal::NotAllowed { host: reference.host, path: reference.path });
         }
-        let member = self.node.membership.borrow().get(wish.host).cloned();
-        let member = member.ok_or_else(|| "the seeder does not know this host yet".to_string())?;
-        let on_its_way = ours.values().any(|(name, hosts)| *name == wish.reference && hosts.contains(&member.locality));
-        if on_its_way {
+        let member = self.node.membership.borrow().get(request.host).cloned().ok_or(Refusal::UnknownHost)?;
+        let is_on_its_way = self
+            .begun
+            .iter()
+            .any(|begun| begun.reference == request.reference && begun.hosts.contains(&member.locality));
+        if is_on_its_way {
             return Ok(());
         }
-        if !pending.contains_key(&wish.reference) && (pending.len() >= PENDING_MAX || ours.len() >= JOBS_MAX) {
-            return Err("too many images are on their way".into());
+        let is_full = self.pending.len() >= PENDING_MAX || self.begun.len() >= JOBS_MAX;
+        if !self.pending.contains_key(&request.reference) && is_full {
+            return Err(Refusal::Busy);
         }
-        let row = pending
-            .entry(wish.reference.clone())
-            .or_insert_with(|| Pending { hosts: BTreeSet::new(), due: Instant::now() + TOGETHER });
-        row.hosts.insert(member.locality);
+        let image = self
+            .pending
+            .entry(request.reference.clone())
+            .or_insert_with(|| PendingImage { hosts: BTreeSet::new(), due: Instant::now() + GATHER_TIME });
+        image.hosts.insert(member.locality);
         Ok(())
     }
 
-    /// Begins the jobs for an image: as many as selectors hold hosts.
-    async fn begin(&self, reference: &str, hosts: BTreeSet<Locality>) -> Ours {
-        let one = |host: &Locality| {
+    async fn begin_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<String> =
+            self.pending.iter().filter(|(_, image)| image.due <= now).map(|(name, _)| name.clone()).collect();
+        for reference in due {
+            if let Some(image) = self.pending.remove(&reference) {
+                self.begin(&reference, image.hosts).await;
+            }
+        }
+    }
+
+    /// Begins the jobs for an image: one for as many hosts as a selector can name.
+    async fn begin(&mut self, reference: &str, hosts: BTreeSet<Locality>) {
+        let term = |host: &Locality| {
             format!("region={},site={},rack={},host={}", host.region, host.site, host.rack, host.host)
         };
         let hosts: Vec<Locality> = hosts.into_iter().collect();
-        let mut begun = Ours::new();
         for hosts in hosts.chunks(limits::SELECTOR_TERMS_MAX) {
             let image = ImageRequest { reference: Some(reference.to_string()), platform: None, pull: true };
             let request = PushRequest {
@@ -128,28 +166,30 @@ impl FetchThrough {
                 name: String::new(),
                 version: String::new(),
                 kind: Kind::Image,
-                to: hosts.iter().map(one).collect(),
-                // Who asked pulls it by itself; nobody asked for it to be unpacked and kept.
+                to: hosts.iter().map(term).collect(),
+                // The host's own containerd pulls it from the mirror, so the host need not prewarm it.
                 staged: true,
                 image: Some(image),
             };
             match self.create(request).await {
                 Ok(job) => {
-                    tracing::info!(%reference, %job, hosts = hosts.len(), "fetched for hosts that were asked for it");
-                    begun.insert(job, (reference.to_string(), hosts.iter().cloned().collect()));
+                    tracing::info!(%reference, %job, hosts = hosts.len(), "fetching an image for hosts that lack it");
+                    let (reference, hosts) = (reference.to_string(), hosts.iter().cloned().collect());
+                    self.begun.push(BegunJob { job, reference, hosts });
                 }
-                Err(error) => tracing::warn!(%reference, %error, "cannot fetch an image for hosts"),
+                Err(error) => {
+                    tracing::warn!(%reference, error = with_sources(&error), "cannot fetch an image for hosts");
+                }
             }
         }
-        begun
     }
 
-    async fn create(&self, request: PushRequest) -> Result<JobId, String> {
-        let permit = self.pushes.reserve().await.map_err(|error| error.to_string())?;
-        // Nothing is read: its name is given.
-        let request = images::complete(request).map_err(|error| error.to_string())?;
-        let job = self.jobs.create(&request).map_err(|error| error.to_string())?;
-        permit.send((job, request));
+    async fn create(&self, request: PushRequest) -> Result<JobId, BeginError> {
+        let permit = self.queue.reserve().await.map_err(|_| BeginError::Stopping)?;
+        // The request has a reference, so this reads no files and does not block.
+        let request = complete(request)?;
+        let job = self.jobs.create(&request)?;
+        permit.send(QueuedPush { job, request });
         Ok(job)
     }
 }
@@ -169,9 +209,5 @@ mod tests {
         assert!(!allowed("registry.example/lab/app:v1"));
         assert!(!allowed("ghcr.example.evil.example/a"));
         assert!(!is_allowed(&[], &"nginx".parse().unwrap()));
-        for bad in ["", "/", "a/", "a//b", "https://a", "a/B", "a b"] {
-            assert!(!is_repository_prefix(bad), "{bad}");
-        }
-        assert!(is_repository_prefix("registry.example:5000") && is_repository_prefix("docker.io/library"));
     }
 }

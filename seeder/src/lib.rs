@@ -1,27 +1,34 @@
-//! The seeder role: takes contents in, signs their announcements, roots the lanes, owns the jobs.
+//! The seeder role: it ingests contents, signs their announcements, is the root of their lanes, and runs the jobs.
 //!
-//! Owns: the publisher key, the jobs and their progress. Distribution itself is the node driver's, the same as a peer's.
-//! Invariant: an announcement is signed only for a content that is whole and durable here.
+//! Owns: the publisher key, the jobs and their progress, and the rollouts. The node driver, the same as a peer's,
+//! distributes the contents.
+//! Invariant: the seeder signs an announcement only for a content that is whole and durable here.
 //!
-//! Where to look: configuration in [`config`]; which jobs there are in [`jobs`], what is told of them in [`status`]; a push
-//! from path to announcement in [`ingest`], of an image in [`images`], from a [`registry`]; images hosts were asked for in
-//! [`fetch_through`]; demotion and promotion of what was pushed in [`demotion`]; how far the hosts are in [`progress`]; versions of
-//! feeds in [`feeds`]; versions switched in batch by batch in [`rollout`]; the HTTP API in [`api`].
+//! Terms are those of `docs/GLOSSARY.md`.
+//!
+//! Where to look: configuration in [`config`]; the table of jobs in `jobs`; a push from path to announcement in `ingest`
+//! and `publisher`; images in `images`, their documents in `oci_documents`, registries in `registry`; images that hosts'
+//! mirrors lack in `fetch_through`; demotion and promotion in `demotion`; the hosts' progress in `progress` and `tracker`;
+//! feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`; state for backups in [`backup`].
 
-pub mod api;
+mod api;
 pub mod backup;
 pub mod config;
-pub mod demotion;
-pub mod feeds;
+mod demotion;
+mod errors;
+mod feeds;
 mod fetch_through;
-pub mod images;
+mod images;
 mod ingest;
-pub mod jobs;
+mod jobs;
+mod oci_documents;
 mod progress;
-pub mod registry;
+mod publisher;
+mod registry;
 mod role;
-pub mod rollout;
-pub mod status;
+mod rollout;
+mod tracker;
+mod url;
 
 pub use config::SeederConfig;
 pub use role::{RunError, Started, run, start};

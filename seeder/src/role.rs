@@ -1,17 +1,25 @@
 //! Starting and running the seeder role.
+//!
+//! Invariant: every task of a seeder is in [`Started::tasks`], so stopping the tasks stops the seeder.
 
-use crate::api::{self, PUSHES_QUEUED};
+use crate::api::{self, ApiParts, PUSHES_QUEUED};
 use crate::config::SeederConfig;
+use crate::demotion::Demotions;
 use crate::feeds::Feeds;
 use crate::fetch_through::FetchThrough;
-use crate::jobs::Jobs;
-use crate::rollout::Rollouts;
+use crate::images::Images;
+use crate::ingest::Ingest;
+use crate::jobs::{Jobs, QueuedPush};
+use crate::progress::Progress;
+use crate::publisher::Publisher;
+use crate::rollout::{RolloutParts, Rollouts};
+use crate::tracker::Tracker;
 use shoal_net::identity::{KeyFileError, load_key};
 use shoal_peer::activation::settings::Activations;
-use shoal_peer::driver::setup::{Folders, SetupError, start as start_node};
+use shoal_peer::driver::setup::{Folders, RunningNode, SetupError, start as start_node};
 use shoal_peer::handle::NodeHandle;
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Role, Trust};
+use shoal_proto::trust::{Keypair, Role, Trust};
 use shoal_service::http_server::{AdminToken, Server, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
@@ -19,54 +27,48 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
-/// Why the role ended.
+/// Why the role cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum RunError {
-    /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] shoal_service::config::ConfigError),
-    /// The publisher key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
-    /// What the publisher key signs would be refused by every host.
-    #[error("the trust document {} does not name the publisher key {} ({})", .trust.display(), .key.display(), .node)]
-    Untrusted {
-        /// The trust document.
-        trust: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-        /// The public key.
-        node: NodeId,
-    },
-    /// The admin token cannot be used.
+    /// Every host would refuse what the key signs.
+    #[error(
+        "the trust document {} does not name the publisher key {} ({node}); sign a trust document that names it",
+        .trust.display(), .key.display()
+    )]
+    Untrusted { trust: PathBuf, key: PathBuf, node: NodeId },
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The node cannot start.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// A port cannot be listened on.
     #[error(transparent)]
     Listen(#[from] std::io::Error),
-    /// A task ended that should not have.
+    /// A task ended that runs until the seeder stops.
     #[error("{0}")]
     Task(String),
 }
 
-/// A seeder that runs.
+/// A running seeder.
 pub struct Started {
-    /// Where it listens for bulk links.
+    /// Addresses at which the seeder accepts links.
     pub bulk: Vec<SocketAddr>,
-    /// Where it serves HTTP.
+    /// Address of the HTTP API.
     pub http: SocketAddr,
-    /// How to reach its driver.
+    /// The node's driver.
     pub node: NodeHandle,
-    /// Its tasks.
+    /// All tasks of the seeder.
     pub tasks: Tasks,
 }
 
 /// Starts a seeder.
+///
+/// # Errors
+/// Returns an error if the configuration, a key or a port cannot be used.
 pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
     let publisher = load_key(&config.publisher_key)?;
@@ -77,42 +79,66 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
-    let node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
-    let feeds = Feeds::open(config, publisher.clone(), &node);
+    let mut node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
+    serve_backups(config, &node, &mut tasks);
+    let tracker = node.tracker.clone();
+    let parts = start_parts(config, publisher, &mut node, &mut tasks);
+    let check = Arc::new(move || match *tracker.borrow() {
+        Some(_) => Vec::new(),
+        None => vec!["the seeder has no connection to a tracker".to_string()],
+    });
+    let limits = shoal_peer::rate_limits::api::routes(node.limits.clone(), Some(admin.clone()));
+    let server = Server::new("seeder", metrics, check, api::routes(parts, admin).merge(limits));
+    tasks.spawn("http", server.serve(listener, tasks.token().clone()));
+    tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "the seeder has started");
+    Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })
+}
+
+fn serve_backups(config: &SeederConfig, node: &RunningNode, tasks: &mut Tasks) {
     let (store, dir) = (node.handle.store.clone(), config.dir.clone());
     let source: shoal_service::backup::Source =
         Arc::new(move |out, contents| crate::backup::write(&store, &dir, contents, out));
     let backups = shoal_service::backup::serve(config.dir.clone(), "seeder", source, tasks.token().clone());
     tasks.spawn("backups", backups);
-    let jobs = Jobs::open(config.clone(), publisher, &node);
-    let token = tasks.token().clone();
-    tasks.spawn("job progress", jobs.clone().poll(token.clone()));
-    let (pushes, queue) = mpsc::channel(PUSHES_QUEUED);
-    tasks.spawn("pushes", work_on_pushes(jobs.clone(), queue, token.clone()));
-    let rollouts = Rollouts::open(jobs.clone(), feeds.clone(), pushes.clone());
-    tasks.spawn("rollouts", rollouts.clone().run(token.clone()));
-    let tracker = node.tracker.clone();
-    let check = Arc::new(move || match *tracker.borrow() {
-        Some(_) => Vec::new(),
-        None => vec!["no tracker can be reached".to_string()],
-    });
-    if let Some(wishes) = node.wanted {
-        let (prefixes, node) = (config.fetch_through.clone(), node.handle.clone());
-        let wanted = FetchThrough { jobs: jobs.clone(), node, prefixes, pushes: pushes.clone() };
-        tasks.spawn("wanted images", wanted.run(wishes, token.clone()));
-    }
-    let limits = shoal_peer::rate_limits::api::routes(node.limits.clone(), Some(admin.clone()));
-    let routes = api::routes(jobs, feeds, node.handle.clone(), admin, pushes, rollouts).merge(limits);
-    let server = Server::new("seeder", metrics, check, routes);
-    tasks.spawn("http", server.serve(listener, token));
-    tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "seeder started");
-    Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })
 }
 
-/// Finds out now, rather than when every host refuses the first push, that nobody trusts our key.
+/// Makes the parts of the seeder around its node, and starts their tasks.
+fn start_parts(config: &SeederConfig, key: Keypair, running: &mut RunningNode, tasks: &mut Tasks) -> ApiParts {
+    let (node, me) = (running.handle.clone(), running.credential.node);
+    let jobs = Jobs::open(node.clone());
+    let tracker = Tracker::new(running.control.clone(), running.tracker.clone(), jobs.clone());
+    let feeds = Feeds::open(config, key.clone(), me, node.clone());
+    let lifetime_s = config.job_lifetime.0.as_secs();
+    let publisher = Arc::new(Publisher::new(key, me, lifetime_s, jobs.clone(), node.clone(), tracker.clone()));
+    let images = Arc::new(Images::new(config.clone(), node.store.clone()));
+    let (queue, queued) = mpsc::channel::<QueuedPush>(PUSHES_QUEUED);
+    let ingest = Ingest::new(config.clone(), jobs.clone(), node.clone(), publisher.clone(), images.clone());
+    let rollouts = Rollouts::open(RolloutParts {
+        jobs: jobs.clone(),
+        node: node.clone(),
+        publisher: publisher.clone(),
+        tracker: tracker.clone(),
+        feeds: feeds.clone(),
+        queue: queue.clone(),
+    });
+    let token = tasks.token().clone();
+    let progress = Progress { jobs: jobs.clone(), node: node.clone(), tracker };
+    tasks.spawn("job progress", progress.run(token.clone()));
+    tasks.spawn("pushes", ingest.run(queued, token.clone()));
+    tasks.spawn("rollouts", rollouts.clone().run(token.clone()));
+    if let Some(requests) = running.wanted.take() {
+        let prefixes = config.fetch_through.clone();
+        let fetch_through = FetchThrough::new(jobs.clone(), node.clone(), prefixes, queue.clone());
+        tasks.spawn("fetch-through", fetch_through.run(requests, token));
+    }
+    let demotions = Arc::new(Demotions { jobs: jobs.clone(), publisher });
+    ApiParts { jobs, node, images, demotions, feeds, rollouts, queue }
+}
+
+/// Checks that hosts trust the publisher key. Otherwise every host would refuse the first push.
 fn check_publisher(config: &SeederConfig, node: NodeId) -> Result<(), RunError> {
     let trust = &config.node.trust;
-    // A file that cannot be read is told of by the node's own start.
+    // The start of the node reports a trust document that cannot be read.
     let Ok(document) = std::fs::read(trust) else { return Ok(()) };
     let Ok(known) = Trust::open(&document, None) else { return Ok(()) };
     if known.document().publishers.contains(&node) {
@@ -121,36 +147,10 @@ fn check_publisher(config: &SeederConfig, node: NodeId) -> Result<(), RunError> 
     Err(RunError::Untrusted { trust: trust.clone(), key: config.publisher_key.clone(), node })
 }
 
-async fn work_on_pushes(
-    jobs: Arc<Jobs>,
-    mut queue: mpsc::Receiver<(shoal_proto::ids::JobId, crate::jobs::PushRequest)>,
-    token: CancellationToken,
-) {
-    let mut running = JoinSet::new();
-    for (job, request) in jobs.unfinished() {
-        running.spawn(jobs.clone().work_on_push(job, request));
-    }
-    loop {
-        tokio::select! {
-            biased;
-            () = token.cancelled() => break,
-            Some(ended) = running.join_next(), if !running.is_empty() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "a push panicked");
-                }
-            }
-            next = queue.recv() => match next {
-                Some((job, request)) => {
-                    running.spawn(jobs.clone().work_on_push(job, request));
-                }
-                None => break,
-            },
-        }
-    }
-    running.shutdown().await;
-}
-
 /// Runs a seeder until the token is cancelled.
+///
+/// # Errors
+/// Returns an error if the seeder cannot start, or a task ends early.
 pub async fn run(config: &SeederConfig, token: CancellationToken) -> Result<(), RunError> {
     let mut started = start(config, token).await?;
     let ended = started.tasks.run().await;

@@ -4,10 +4,10 @@ use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use anyhow::{Context, bail};
 use serde_json::Value;
-use shoal_peer::feeds::api::VersionEvent;
+use shoal_api::feeds::FeedVersion;
+use shoal_api::feeds::VersionPublished;
 use shoal_proto::announcement::Kind;
 use shoal_proto::limits::FEED_BYTES_MAX;
-use shoal_seeder::feeds::Published;
 use shoal_service::http_client::Client;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -108,7 +108,7 @@ fn publish(args: &Publish) -> anyhow::Result<Outcome> {
     let client = args.seeder.client()?;
     let bytes = read(&args.file)?;
     let path = format!("/v1/feeds/{}?kind={}&to={}", args.feed, args.kind, args.to.join(";"));
-    let published: Published = block_on(async { Ok(client.post_bytes(&path, bytes).await?) })?;
+    let published: VersionPublished = block_on(async { Ok(client.post_bytes(&path, bytes).await?) })?;
     if args.json {
         output::json(&published)?;
     } else {
@@ -168,7 +168,7 @@ fn watch(args: &Watch) -> anyhow::Result<Outcome> {
     block_on(async {
         let mut lines = client.lines(&path).await?;
         let mut count = 0;
-        while let Some(told) = lines.next::<VersionEvent>().await? {
+        while let Some(told) = lines.next::<FeedVersion>().await? {
             if args.json {
                 output::json_line(&told)?;
             } else {

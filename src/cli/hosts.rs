@@ -2,8 +2,8 @@
 
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
+use shoal_api::hosts::Host;
 use shoal_proto::membership::Presence;
-use shoal_seeder::api::HostRow;
 
 /// List the region's hosts
 #[derive(Debug, clap::Args)]
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let client = args.seeder.client()?;
-    let hosts: Vec<HostRow> = block_on(async { Ok(client.get("/v1/hosts").await?) })?;
+    let hosts: Vec<Host> = block_on(async { Ok(client.get("/v1/hosts").await?) })?;
     if args.json {
         output::json(&hosts)?;
         return Ok(Outcome::Ok);

@@ -29,9 +29,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             let names = content["names"].as_array().cloned().unwrap_or_default();
             names.into_iter().map(|name| {
                 vec![
-                    text(&name[0]),
-                    text(&name[1]),
-                    text(&name[2]),
+                    text(&name["name"]),
+                    text(&name["version"]),
+                    text(&name["kind"]),
                     ByteSize(content["size"].as_u64().unwrap_or(0)).rounded(),
                     content["total"].to_string(),
                     text(&content["content"]).chars().take(10).collect(),

@@ -3,8 +3,7 @@
 use super::Outcome;
 use super::progress::{Waiting, begun};
 use super::seeder::{SeederArgs, block_on};
-use shoal_seeder::api::Pushed;
-use shoal_seeder::demotion::OrderRequest;
+use shoal_api::jobs::{JobAccepted, OrderRequest};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -28,7 +27,7 @@ pub(crate) fn run(order: &str, args: &Args) -> anyhow::Result<Outcome> {
     let client = args.seeder.client()?;
     let request = OrderRequest { target: args.target.clone(), to: args.to.clone() };
     block_on(async {
-        let pushed: Pushed = client.post(&format!("/v1/{order}"), &request).await?;
+        let pushed: JobAccepted = client.post(&format!("/v1/{order}"), &request).await?;
         begun(&client, &pushed, &args.waiting, args.json).await
     })
 }

@@ -3,12 +3,10 @@
 use super::progress::Waiting;
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
+use shoal_api::images::{ResolvedBlob, ResolvedImage};
+use shoal_api::jobs::{ImageRequest, JobAccepted, JobStatus, PushRequest};
+use shoal_api::rollouts::{Amount, RollbackMode, RolloutAccepted, RolloutSpec};
 use shoal_proto::announcement::Kind;
-use shoal_seeder::api::Pushed;
-use shoal_seeder::images::Resolved;
-use shoal_seeder::jobs::{ImageRequest, JobStatus, PushRequest};
-use shoal_seeder::rollout::api::Begun;
-use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
 use shoal_service::http_client::Client;
 use shoal_service::units::{ByteSize, Span};
 use std::path::PathBuf;
@@ -71,7 +69,7 @@ impl Args {
 async fn in_batches(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
     let mut rollouts = Vec::new();
     for image in &args.images {
-        let pushed: Pushed = client.post("/v1/push", &args.request(image)).await?;
+        let pushed: JobAccepted = client.post("/v1/push", &args.request(image)).await?;
         let job: JobStatus = client.get(&format!("/v1/jobs/{}", pushed.job)).await?;
         let mut spec = RolloutSpec::new(&job.name, &job.version, args.to.clone());
         // A warm image harms nobody: what went well stays.
@@ -82,7 +80,7 @@ async fn in_batches(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
         spec.deadline = args.deadline;
         // Unpacking takes its time.
         spec.switch_timeout = Span::seconds(3600);
-        let begun: Begun = client.post("/v1/rollouts", &spec).await?;
+        let begun: RolloutAccepted = client.post("/v1/rollouts", &spec).await?;
         if args.json {
             output::json_line(&begun)?;
         } else {
@@ -104,7 +102,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         }
         let mut jobs = Vec::new();
         for image in &args.images {
-            let pushed: Pushed = client.post("/v1/push", &args.request(image)).await?;
+            let pushed: JobAccepted = client.post("/v1/push", &args.request(image)).await?;
             if args.json {
                 output::json_line(&pushed)?;
             } else {
@@ -118,19 +116,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
 
 async fn dry_run(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
     for image in &args.images {
-        let resolved: Resolved = client.post("/v1/images/resolve", &args.request(image)).await?;
+        let resolved: ResolvedImage = client.post("/v1/images/resolve", &args.request(image)).await?;
         if args.json {
             output::json_line(&resolved)?;
             continue;
         }
         let size = |held: bool| {
-            let of = resolved.blobs.iter().filter(|blob| blob.held == held);
+            let of = resolved.blobs.iter().filter(|blob| blob.stored == held);
             ByteSize(of.map(|blob| blob.size).sum()).rounded().to_string()
         };
         output::line(&format!("{} is {}", resolved.reference, resolved.root));
         output::line(&format!("  {} to pull, {} here already, for {} hosts", size(false), size(true), resolved.hosts));
-        let row = |blob: &shoal_seeder::images::ResolvedBlob| {
-            let held = if blob.held { "here" } else { "pull" };
+        let row = |blob: &ResolvedBlob| {
+            let held = if blob.stored { "here" } else { "pull" };
             vec![
                 blob.digest.to_string(),
                 ByteSize(blob.size).rounded().to_string(),

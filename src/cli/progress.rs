@@ -3,11 +3,10 @@
 use super::{Outcome, output};
 use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use shoal_api::jobs::{HostTotals, JobAccepted, JobPhase, JobStatus};
 use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
-use shoal_seeder::api::Pushed;
-use shoal_seeder::jobs::{JobStatus, Phase};
 use shoal_service::http_client::Client;
 use shoal_service::units::{ByteSize, Span};
 use std::io::IsTerminal;
@@ -69,7 +68,12 @@ impl Waiting {
 }
 
 /// Says which job was begun, and waits for its end if that is asked for.
-pub(crate) async fn begun(client: &Client, pushed: &Pushed, waiting: &Waiting, json: bool) -> anyhow::Result<Outcome> {
+pub(crate) async fn begun(
+    client: &Client,
+    pushed: &JobAccepted,
+    waiting: &Waiting,
+    json: bool,
+) -> anyhow::Result<Outcome> {
     if json {
         output::json_line(pushed)?;
     } else {
@@ -120,13 +124,13 @@ pub(crate) async fn follow(
     };
     view.clear();
     let Some(status) = last else { bail!("the seeder ended the stream without a word") };
-    if status.phase == Phase::Failed {
+    if status.phase == JobPhase::Failed {
         bail!("{} {}: {}", status.name, status.version, status.error);
     }
     if display != Display::JsonLines && display != Display::Silent {
         summary(&status);
     }
-    let (_, _, _, failed, away) = status.hosts();
+    let HostTotals { failed, away, .. } = status.totals();
     let outcome = match () {
         () if late || !status.is_final() => Outcome::Unfinished,
         () if failed > 0 => Outcome::HostsFailed,
@@ -160,15 +164,15 @@ fn done_word(status: &JobStatus) -> &'static str {
 
 /// What is left to say when a job has ended.
 pub(crate) fn summary(status: &JobStatus) {
-    let (hosts, has, active, failed, away) = status.hosts();
+    let HostTotals { hosts, has, active, failed, away, .. } = status.totals();
     let (done, what) = match status.order {
         Some(Order::Demote) => (active, "demoted"),
         _ if status.staged => (has, "hold it, staged"),
         _ => (active, done_word(status)),
     };
-    let held = match status.racks.iter().map(|rack| rack.held).sum::<u32>() {
+    let held = match status.totals().stored {
         0 => String::new(),
-        held => format!("{held} held, "),
+        held => format!("{held} stored, "),
     };
     output::line(&format!(
         "{} {}: {done} of {hosts} hosts {what}, {held}{failed} failed, {away} away; {} in {:.1} s",
@@ -197,7 +201,7 @@ pub(crate) fn summary(status: &JobStatus) {
 struct View {
     display: Display,
     bars: Option<(MultiProgress, ProgressBar, Vec<ProgressBar>)>,
-    said: Option<(Instant, Phase)>,
+    said: Option<(Instant, JobPhase)>,
 }
 
 impl View {
@@ -266,18 +270,18 @@ fn style(template: &str) -> ProgressStyle {
 
 /// Done and total, in the unit of the phase.
 fn measure(status: &JobStatus) -> (u64, u64) {
-    if matches!(status.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting) {
+    if matches!(status.phase, JobPhase::Pulling | JobPhase::Ingesting | JobPhase::Waiting) {
         return (status.ingested, status.size);
     }
-    let (hosts, ..) = status.hosts();
+    let HostTotals { hosts, .. } = status.totals();
     (status.racks.iter().map(|rack| rack.pieces).sum(), u64::from(hosts) * u64::from(status.pieces))
 }
 
 fn details(status: &JobStatus) -> String {
-    if matches!(status.phase, Phase::Pulling | Phase::Ingesting | Phase::Waiting) {
+    if matches!(status.phase, JobPhase::Pulling | JobPhase::Ingesting | JobPhase::Waiting) {
         return format!("{} of {}", ByteSize(status.ingested).rounded(), ByteSize(status.size).rounded());
     }
-    let (hosts, _, active, failed, _) = status.hosts();
+    let HostTotals { hosts, active, failed, .. } = status.totals();
     let eta = status.eta_s.map_or_else(String::new, |eta| format!(", {eta:.0} s to go"));
     let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
     format!("{active}/{hosts} hosts{failed}{eta}  {}", tiers(&status.tiers))
@@ -290,13 +294,13 @@ fn sentence(status: &JobStatus) -> String {
     format!("{} {} {phase} {percent:.0}%  {}", status.name, status.version, details(status))
 }
 
-fn word(phase: Phase) -> &'static str {
+fn word(phase: JobPhase) -> &'static str {
     match phase {
-        Phase::Pulling => "pulling",
-        Phase::Ingesting => "reading",
-        Phase::Waiting => "waiting",
-        Phase::Distributing => "distributing",
-        Phase::Done => "done",
-        Phase::Failed => "failed",
+        JobPhase::Pulling => "pulling",
+        JobPhase::Ingesting => "reading",
+        JobPhase::Waiting => "waiting",
+        JobPhase::Distributing => "distributing",
+        JobPhase::Done => "done",
+        JobPhase::Failed => "failed",
     }
 }

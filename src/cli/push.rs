@@ -4,9 +4,8 @@ use super::Outcome;
 use super::progress::{Waiting, begun};
 use super::seeder::{SeederArgs, block_on};
 use anyhow::bail;
+use shoal_api::jobs::{ImageRequest, JobAccepted, PushRequest};
 use shoal_proto::announcement::Kind;
-use shoal_seeder::api::Pushed;
-use shoal_seeder::jobs::{ImageRequest, PushRequest};
 use std::path::PathBuf;
 
 /// Push a file, a directory or an image to hosts
@@ -66,7 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         image: is_image.then_some(image),
     };
     block_on(async {
-        let pushed: Pushed = client.post("/v1/push", &request).await?;
+        let pushed: JobAccepted = client.post("/v1/push", &request).await?;
         begun(&client, &pushed, &args.waiting, args.json).await
     })
 }

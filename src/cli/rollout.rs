@@ -3,11 +3,11 @@
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use anyhow::{Context, bail};
+use shoal_api::rollouts::{
+    Amount, CommandRequest, DryRun, RollbackMode, RolloutAccepted, RolloutCommand as Word, RolloutPhase, RolloutSpec,
+    RolloutView,
+};
 use shoal_proto::announcement::Kind;
-use shoal_seeder::rollout::api::{Begun, Told};
-use shoal_seeder::rollout::machine::{Command as Word, Phase};
-use shoal_seeder::rollout::spec::{Amount, RollbackMode, RolloutSpec};
-use shoal_seeder::rollout::view::{DryRun, RolloutView};
 use shoal_service::http_client::Client;
 use shoal_service::units::Span;
 use std::path::{Path, PathBuf};
@@ -227,7 +227,6 @@ fn spec(args: &Begin) -> anyhow::Result<RolloutSpec> {
     if spec.to.is_empty() {
         bail!("say for which hosts with --to");
     }
-    spec.validate().map_err(anyhow::Error::msg)?;
     Ok(spec)
 }
 
@@ -236,7 +235,7 @@ fn begin(args: &Begin) -> anyhow::Result<Outcome> {
     let client = args.seeder.client()?;
     block_on(async {
         if args.dry_run {
-            let dry: DryRun = client.post("/v1/rollouts/dry", &spec).await?;
+            let dry: DryRun = client.post("/v1/rollouts/dry-run", &spec).await?;
             if args.json {
                 output::json(&dry)?
             } else {
@@ -244,7 +243,7 @@ fn begin(args: &Begin) -> anyhow::Result<Outcome> {
             }
             return Ok(Outcome::Ok);
         }
-        let begun: Begun = client.post("/v1/rollouts", &spec).await?;
+        let begun: RolloutAccepted = client.post("/v1/rollouts", &spec).await?;
         if args.json {
             output::json_line(&begun)?;
         } else {
@@ -287,7 +286,7 @@ pub(crate) async fn follow(client: &Client, of: &str, json: bool, timeout: Durat
             fresh.for_each(|event| output::note(&format!("{}  ({})", event.what, counts(&view))));
             said = view.events.last().map_or(said, |event| event.at_ms);
         }
-        let over = view.phase.is_final() || view.phase == Phase::Stopped;
+        let over = view.phase.is_final() || view.phase == RolloutPhase::Stopped;
         if over || tokio::time::Instant::now() >= until {
             if !json {
                 summary(&view);
@@ -307,10 +306,12 @@ pub(crate) async fn follow(client: &Client, of: &str, json: bool, timeout: Durat
 
 fn outcome(view: &RolloutView) -> Outcome {
     match view.phase {
-        Phase::Done if view.tally.failed > 0 => Outcome::HostsFailed,
-        Phase::Done if view.tally.away > 0 => Outcome::Unfinished,
-        Phase::Done => Outcome::Ok,
-        Phase::RolledBack | Phase::Cancelled | Phase::Failed | Phase::Stopped => Outcome::HostsFailed,
+        RolloutPhase::Done if view.tally.failed > 0 => Outcome::HostsFailed,
+        RolloutPhase::Done if view.tally.away > 0 => Outcome::Unfinished,
+        RolloutPhase::Done => Outcome::Ok,
+        RolloutPhase::RolledBack | RolloutPhase::Cancelled | RolloutPhase::Failed | RolloutPhase::Stopped => {
+            Outcome::HostsFailed
+        }
         _ => Outcome::Unfinished,
     }
 }
@@ -330,9 +331,7 @@ fn counts(view: &RolloutView) -> String {
 
 /// A phase in a word.
 fn phase(view: &RolloutView) -> String {
-    let phase = serde_json::to_value(view.phase).ok();
-    let phase = phase.as_ref().and_then(|phase| phase.as_str()).unwrap_or_default();
-    format!("{phase}{}", if view.paused { " (paused)" } else { "" })
+    format!("{}{}", view.phase.name(), if view.paused { " (paused)" } else { "" })
 }
 
 /// A rollout in a few lines.
@@ -397,7 +396,7 @@ fn list(all: &[RolloutView], json: bool) -> anyhow::Result<Outcome> {
 
 fn tell(one: &One, command: Word) -> anyhow::Result<Outcome> {
     let client = one.seeder.client()?;
-    let told = Told { of: one.of.clone(), command };
+    let told = CommandRequest { of: one.of.clone(), command };
     let view: RolloutView = block_on(async { Ok(client.post("/v1/rollouts/command", &told).await?) })?;
     if one.json {
         output::json(&view)?

@@ -3,10 +3,10 @@
 use super::progress::{Display, follow, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
+use shoal_api::jobs::{HostTotals, JobPhase, JobStatus};
+use shoal_api::rollouts::RolloutView;
 use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
-use shoal_seeder::jobs::{JobStatus, Phase};
-use shoal_seeder::rollout::view::RolloutView;
 use shoal_service::units::Span;
 
 /// Show how far jobs are
@@ -54,10 +54,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
                 output::line(&format!("  {}: {}{pieces} {}", line.host, line.state, line.detail));
             }
         }
-        let (_, _, _, failed, _) = status.hosts();
+        let HostTotals { failed, .. } = status.totals();
         Ok(match status.phase {
-            Phase::Failed => Outcome::HostsFailed,
-            Phase::Done if failed > 0 => Outcome::HostsFailed,
+            JobPhase::Failed => Outcome::HostsFailed,
+            JobPhase::Done if failed > 0 => Outcome::HostsFailed,
             _ => Outcome::Ok,
         })
     })
@@ -80,7 +80,7 @@ fn list(jobs: &[JobStatus]) -> Outcome {
     let rows: Vec<Vec<String>> = jobs
         .iter()
         .map(|job| {
-            let (hosts, has, active, failed, _) = job.hosts();
+            let HostTotals { hosts, has, active, failed, .. } = job.totals();
             vec![
                 job.job.to_string(),
                 job.name.clone(),

@@ -2,7 +2,7 @@
 
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
-use shoal_seeder::rollout::versions::HostVersion;
+use shoal_api::rollouts::HostVersion;
 use std::collections::BTreeMap;
 
 /// Show which host is on which version of a name, and on which it should be

@@ -3,65 +3,24 @@
 //! Invariant: every request only reads.
 
 use crate::state::TrackerState;
-use axum::extract::{Path, State};
-use axum::routing::get;
-use axum::{Json, Router};
-use serde::Serialize;
-use shoal_proto::control::RackRollup;
-use shoal_proto::ids::{HostIndex, JobId, NodeId};
-use shoal_proto::locality::Labels;
-use shoal_proto::membership::Presence;
+use axum::Json;
+use axum::extract::State;
+use shoal_api::tracker::{TrackerHost, TrackerJob};
+use shoal_proto::ids::JobId;
+use shoal_service::extract::PathParam;
 use shoal_service::http_server::ApiError;
-use std::net::SocketAddr;
+use shoal_service::routes::Routes;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// One host of the membership.
-#[derive(Clone, Debug, Serialize)]
-pub struct HostView {
-    /// The roster index.
-    pub index: HostIndex,
-    /// The host's key.
-    pub node: NodeId,
-    /// The locality, `region/site/rack/host`.
-    pub host: String,
-    /// `peer` or `seeder`.
-    pub role: String,
-    #[allow(missing_docs, reason = "the type says it")]
-    pub presence: Presence,
-    /// The labels of the host's configuration.
-    pub labels: Labels,
-    /// Addresses on which the host accepts links.
-    pub addrs: Vec<SocketAddr>,
-    /// Milliseconds since the last beat. Absent if the host is not connected.
-    pub silent_ms: Option<u64>,
-}
-
-/// One job, by rack.
-#[derive(Clone, Debug, Serialize)]
-pub struct JobView {
-    #[allow(missing_docs, reason = "the type says it")]
-    pub job: JobId,
-    /// The announced name. Empty until a seeder opens the job.
-    pub name: String,
-    /// The announced version. Empty until a seeder opens the job.
-    pub version: String,
-    /// Racks in the order of their names.
-    pub racks: Vec<RackRollup>,
-}
 
 type Shared = Arc<Mutex<TrackerState>>;
 
-pub(crate) fn routes(state: Shared) -> Router {
-    Router::new()
-        .route("/v1/hosts", get(hosts))
-        .route("/v1/jobs", get(jobs))
-        .route("/v1/jobs/{id}", get(job))
-        .with_state(state)
+pub(crate) fn routes(state: Shared) -> Routes {
+    Routes::new().get("/v1/hosts", hosts).get("/v1/jobs", jobs).get("/v1/jobs/{id}", job).with_state(state)
 }
 
-async fn hosts(State(state): State<Shared>) -> Json<Vec<HostView>> {
+async fn hosts(State(state): State<Shared>) -> Json<Vec<TrackerHost>> {
     let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-    let view = |member: &shoal_proto::membership::Member| HostView {
+    let view = |member: &shoal_proto::membership::Member| TrackerHost {
         index: member.index,
         node: member.node,
         host: member.locality.to_string(),
@@ -74,10 +33,10 @@ async fn hosts(State(state): State<Shared>) -> Json<Vec<HostView>> {
     Json(state.roster().members().iter().map(view).collect())
 }
 
-fn view(state: &TrackerState, id: &JobId) -> Option<JobView> {
+fn view(state: &TrackerState, id: &JobId) -> Option<TrackerJob> {
     let job = state.jobs().get(id)?;
     let named = job.announcement();
-    Some(JobView {
+    Some(TrackerJob {
         job: *id,
         name: named.map_or_else(String::new, |announcement| announcement.name.clone()),
         version: named.map_or_else(String::new, |announcement| announcement.version.clone()),
@@ -85,12 +44,12 @@ fn view(state: &TrackerState, id: &JobId) -> Option<JobView> {
     })
 }
 
-async fn jobs(State(state): State<Shared>) -> Json<Vec<JobView>> {
+async fn jobs(State(state): State<Shared>) -> Json<Vec<TrackerJob>> {
     let state = state.lock().unwrap_or_else(PoisonError::into_inner);
     Json(state.jobs().iter().filter_map(|(id, _)| view(&state, id)).collect())
 }
 
-async fn job(State(state): State<Shared>, Path(id): Path<JobId>) -> Result<Json<JobView>, ApiError> {
+async fn job(State(state): State<Shared>, PathParam(id): PathParam<JobId>) -> Result<Json<TrackerJob>, ApiError> {
     let state = state.lock().unwrap_or_else(PoisonError::into_inner);
     view(&state, &id).map(Json).ok_or_else(|| ApiError::not_found(format!("the tracker does not know job {id}")))
 }

@@ -209,7 +209,7 @@ impl Job {
             let away = member.presence == Presence::Away && !self.is_done(state);
             rack.hosts += 1;
             rack.has += u32::from(state.has_all());
-            rack.held += u32::from(state == HostState::Stored);
+            rack.stored += u32::from(state == HostState::Stored);
             rack.active += u32::from(state == HostState::Active);
             rack.failed += u32::from(matches!(state, HostState::Failed(_)));
             rack.away += u32::from(away);

@@ -29,7 +29,7 @@ use crate::activation::journal::Journal;
 use crate::activation::record::SwitchRecord;
 use crate::activation::settings::Activations;
 use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
-use crate::handle::{ContentStatus, DriverCommand, NodeHandle};
+use crate::handle::{DriverCommand, NodeHandle};
 use crate::prewarm::PrewarmRequests;
 use crate::tracker_client::{SharedReports, TrackerEvent};
 use accounting::Book;
@@ -38,6 +38,7 @@ use bytes::Bytes;
 use contents::{Done, Inlined};
 use rack_recovery::Mates;
 use rollouts::Rollouts;
+use shoal_api::contents::{ContentName, ContentStatus};
 use shoal_net::links::{LinkEndpoint, LinkEvent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
@@ -533,7 +534,8 @@ impl Driver {
                     demoted: self.store.rack_share(&content).is_some_and(|found| found.share.whole_dropped),
                 }
             });
-            row.names.push((announcement.name.clone(), announcement.version.clone(), announcement.kind));
+            let (name, version) = (announcement.name.clone(), announcement.version.clone());
+            row.names.push(ContentName { name, version, kind: announcement.kind });
         }
         rows.into_values().collect()
     }

@@ -9,7 +9,7 @@ use crate::activation::probe;
 use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use crate::activation::settings::{Activations, settings_for};
 use crate::activation::switch::Switch;
-use crate::handle::RolloutStatus;
+use shoal_api::rollouts::PeerRollout;
 use shoal_proto::announcement::Kind;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::desired::{Desired, Rule, Target, name_of};
@@ -454,12 +454,12 @@ impl Driver {
         );
     }
 
-    pub(super) fn rollout_statuses(&self) -> Vec<RolloutStatus> {
+    pub(super) fn rollout_statuses(&self) -> Vec<PeerRollout> {
         let me = self.me.and_then(|me| self.membership.get(me));
         let rows = self.rollouts.rows.iter().filter_map(|(name, row)| {
             let desired = row.desired.as_ref()?;
             let record = row.record.as_ref().filter(|record| record.rollout == desired.rollout);
-            Some(RolloutStatus {
+            Some(PeerRollout {
                 name: name.clone(),
                 rollout: desired.rollout,
                 attempt: desired.attempt,

@@ -3,20 +3,20 @@
 //! Invariant: whoever waits holds one of a bounded number of places, and a slow reader skips versions instead of having
 //! them queued.
 
-use super::latest::{FeedStatus, LatestVersions, Refused};
+use super::latest::LatestVersions;
 use super::version::{FeedData, FeedVersion};
+use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use bytes::Bytes;
 use futures::stream;
-use serde::{Deserialize, Serialize};
+use shoal_api::feeds::{FeedListing, FeedVersion as VersionEvent, ReadQuery};
 use shoal_proto::limits::INLINE_DATA_BYTES_MAX;
+use shoal_service::extract::{PathParam, QueryParams};
 use shoal_service::http_server::ApiError;
-use shoal_service::units::Span;
+use shoal_service::routes::Routes;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -38,66 +38,29 @@ struct Api {
     places: Arc<Semaphore>,
 }
 
-/// What `/feeds` says.
-#[derive(Serialize)]
-struct Listing {
-    feeds: Vec<FeedStatus>,
-    refused: Vec<Refused>,
-}
-
-/// A version as streams tell it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct VersionEvent {
-    /// The feed.
-    pub feed: String,
-    /// Grows with every version.
-    pub sequence: u64,
-    /// When it was published, Unix milliseconds.
-    pub published_at_ms: u64,
-    /// Payload bytes.
-    pub size: u64,
-    /// The payload, when it is small and text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
-}
-
-impl VersionEvent {
-    fn of(version: &FeedVersion) -> Self {
-        let text = match &version.data {
-            FeedData::Memory(data) if version.size <= INLINE_DATA_BYTES_MAX => String::from_utf8(data.to_vec()).ok(),
-            _ => None,
-        };
-        let (feed, sequence) = (version.name.clone(), version.sequence);
-        Self { feed, sequence, published_at_ms: version.published_at_ms, size: version.size, text }
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    /// Wait this long for a newer version.
-    wait: Option<Span>,
-    /// Newer than this.
-    after: Option<u64>,
-    /// A stream of JSON lines instead of server-sent events.
-    #[serde(default)]
-    lines: bool,
+fn event_of(version: &FeedVersion) -> VersionEvent {
+    let text = match &version.data {
+        FeedData::Memory(data) if version.size <= INLINE_DATA_BYTES_MAX => String::from_utf8(data.to_vec()).ok(),
+        _ => None,
+    };
+    let (feed, sequence) = (version.name.clone(), version.sequence);
+    VersionEvent { feed, sequence, published_at_ms: version.published_at_ms, size: version.size, text }
 }
 
 /// The routes.
-pub fn routes(shelf: LatestVersions) -> Router {
+pub fn routes(shelf: LatestVersions) -> Routes {
     let api = Api { shelf, places: Arc::new(Semaphore::new(READERS_MAX)) };
-    Router::new().route("/feeds", get(list)).route("/feeds/{*path}", get(read)).with_state(api)
+    Routes::new().get("/feeds", list).get("/feeds/{*path}", read).with_state(api)
 }
 
-async fn list(State(api): State<Api>) -> Json<Listing> {
-    Json(Listing { feeds: api.shelf.all(), refused: api.shelf.refused() })
+async fn list(State(api): State<Api>) -> Json<FeedListing> {
+    Json(FeedListing { feeds: api.shelf.all(), refused: api.shelf.refused() })
 }
 
 async fn read(
     State(api): State<Api>,
-    Path(path): Path<String>,
-    Query(asked): Query<Asked>,
+    PathParam(path): PathParam<String>,
+    QueryParams(asked): QueryParams<ReadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     if let Some(name) = path.strip_suffix("/events") {
@@ -171,7 +134,7 @@ fn place(api: &Api) -> Result<OwnedSemaphorePermit, ApiError> {
 }
 
 /// The newest version at once, unless the reader has it, then each newer one that comes; readers that do not keep up skip some.
-fn events(api: &Api, name: &str, asked: &Asked, headers: &HeaderMap) -> Result<Response, ApiError> {
+fn events(api: &Api, name: &str, asked: &ReadQuery, headers: &HeaderMap) -> Result<Response, ApiError> {
     let place = place(api)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
     let (follower, lines) = (api.shelf.follow(name, asked.after.or(last).unwrap_or(0)), asked.lines);
@@ -188,7 +151,7 @@ fn events(api: &Api, name: &str, asked: &Asked, headers: &HeaderMap) -> Result<R
 }
 
 fn event(version: &FeedVersion, lines: bool) -> Result<Bytes, serde_json::Error> {
-    let told = serde_json::to_string(&VersionEvent::of(version))?;
+    let told = serde_json::to_string(&event_of(version))?;
     let text =
         if lines { format!("{told}\n") } else { format!("id: {}\nevent: version\ndata: {told}\n\n", version.sequence) };
     Ok(text.into())

@@ -7,9 +7,9 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use serde::Serialize;
-use shoal_proto::announcement::{Announcement, Kind};
-use shoal_proto::ids::{ContentId, JobId};
+use shoal_api::feeds::{FeedStatus, RefusedVersion};
+use shoal_proto::announcement::Announcement;
+use shoal_proto::ids::JobId;
 use shoal_proto::limits;
 use shoal_service::metrics::Metrics;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,42 +22,6 @@ const REFUSED_MAX: usize = 32;
 
 /// Versions, of all feeds, that a follower may be behind and still see each. Those behind further see the newest only.
 const FOLLOWED_MAX: usize = 16;
-
-/// A version that was not accepted.
-#[derive(Clone, Debug, Serialize)]
-pub struct Refused {
-    /// The feed, as the announcement called it.
-    pub feed: String,
-    /// Its sequence.
-    pub sequence: u64,
-    /// Why.
-    pub why: String,
-    /// When, Unix milliseconds.
-    pub at_ms: u64,
-}
-
-/// How a feed stands, as the API shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct FeedStatus {
-    /// Its name.
-    pub feed: String,
-    /// What it is for.
-    pub kind: Kind,
-    /// Of the version readers have.
-    pub sequence: u64,
-    /// Its payload bytes.
-    pub size: u64,
-    /// The content.
-    pub content: ContentId,
-    /// When it was published, Unix milliseconds.
-    pub published_at_ms: u64,
-    /// Milliseconds since it was published.
-    pub age_ms: u64,
-    /// Milliseconds since a neighbour last said anything about this feed; absent when none did since the start.
-    pub unseen_ms: Option<u64>,
-    /// The newest sequence announced: above `sequence` while that version is on its way.
-    pub announced: u64,
-}
 
 #[derive(Default)]
 struct Row {
@@ -88,7 +52,7 @@ pub struct LatestVersions {
 
 struct Inner {
     rows: Mutex<BTreeMap<JobId, Row>>,
-    refused: Mutex<VecDeque<Refused>>,
+    refused: Mutex<VecDeque<RefusedVersion>>,
     /// Versions as readers get them, for those who follow a feed.
     told: broadcast::Sender<(JobId, Arc<FeedVersion>)>,
     versions: Counter,
@@ -188,7 +152,7 @@ impl LatestVersions {
         tracing::warn!(feed, sequence, %why, "refused a version of a feed");
         self.inner.refusals.get_or_create(&WhyLabel { why: label }).inc();
         let mut refused = lock(&self.inner.refused);
-        refused.push_front(Refused { feed: feed.into(), sequence, why, at_ms: unix_ms() });
+        refused.push_front(RefusedVersion { feed: feed.into(), sequence, why, at_ms: unix_ms() });
         refused.truncate(REFUSED_MAX);
     }
 
@@ -246,7 +210,7 @@ impl LatestVersions {
     }
 
     /// Versions not accepted of late, the newest first.
-    pub fn refused(&self) -> Vec<Refused> {
+    pub fn refused(&self) -> Vec<RefusedVersion> {
         lock(&self.inner.refused).iter().cloned().collect()
     }
 }
@@ -291,7 +255,9 @@ mod tests {
     use super::*;
     use crate::feeds::version::FeedData;
     use bytes::Bytes;
+    use shoal_proto::announcement::Kind;
     use shoal_proto::feed::feed_id;
+    use shoal_proto::ids::ContentId;
 
     fn show(shelf: &LatestVersions, name: &str, sequence: u64) {
         let version = FeedVersion {

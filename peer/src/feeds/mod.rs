@@ -12,6 +12,6 @@ mod writer;
 
 pub use api::routes;
 pub(crate) use files::FeedFiles;
-pub use latest::{FeedStatus, Follower, LatestVersions, Refused, unix_ms};
+pub use latest::{Follower, LatestVersions, unix_ms};
 pub use version::{FeedData, FeedVersion};
 pub(crate) use writer::{FeedWriter, PendingWrite};

@@ -1,29 +1,38 @@
 //! `/v1/limits`: what the limits are, and other ones while it runs. Setting shows the admin token.
 
-use super::{RateLimits, RateLimitsView, Rates};
+use super::RateLimits;
+use super::schedule::check_rates;
+use axum::Json;
 use axum::extract::State;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use shoal_api::limits::{LimitsView, Rates};
+use shoal_service::extract::JsonBody;
 use shoal_service::http_server::{AdminToken, ApiError, require_token};
+use shoal_service::routes::Routes;
 
 /// The routes. Without a token nothing can be set.
-pub fn routes(limits: RateLimits, token: Option<AdminToken>) -> Router {
-    let show = Router::new().route("/v1/limits", get(show));
+pub fn routes(limits: RateLimits, token: Option<AdminToken>) -> Routes {
+    let show = Routes::new().get("/v1/limits", show);
     let set = match token {
-        Some(token) => Router::new().route("/v1/limits", post(set)).layer(from_fn_with_state(token, require_token)),
-        None => Router::new().route("/v1/limits", post(refuse)),
+        Some(token) => {
+            Routes::new().post("/v1/limits", set).map(|router| router.layer(from_fn_with_state(token, require_token)))
+        }
+        None => Routes::new().post("/v1/limits", refuse),
     };
     show.merge(set).with_state(limits)
 }
 
-async fn show(State(limits): State<RateLimits>) -> Json<RateLimitsView> {
+async fn show(State(limits): State<RateLimits>) -> Json<LimitsView> {
     Json(limits.view())
 }
 
-async fn set(State(limits): State<RateLimits>, Json(rates): Json<Rates>) -> Result<Json<RateLimitsView>, ApiError> {
-    rates.validate().map_err(|why| {
-        ApiError::bad_request("limits refused", why, "use a higher rate, or `unlimited` to lift the limit")
+async fn set(State(limits): State<RateLimits>, JsonBody(rates): JsonBody<Rates>) -> Result<Json<LimitsView>, ApiError> {
+    check_rates(&rates).map_err(|error| {
+        ApiError::bad_request(
+            "limits refused",
+            error.to_string(),
+            "use a higher rate, or `unlimited` to lift the limit",
+        )
     })?;
     limits.set(rates);
     Ok(Json(limits.view()))

@@ -9,10 +9,10 @@ pub mod api;
 mod nic_yield;
 pub mod schedule;
 
-pub use schedule::{RateLimitSettings, Rates, Window, YieldSettings};
+pub use schedule::{RateLimitSettings, Window, YieldSettings};
 
 use nic_yield::{Nic, NicYield};
-use serde::Serialize;
+use shoal_api::limits::{LimitsView, Rates, YieldView};
 use shoal_net::admission::system_clock;
 use shoal_net::links::{LinkEndpoint, LinkRates};
 use shoal_service::units::Rate;
@@ -25,35 +25,6 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the network card is looked at, in `yield` mode.
 const NIC_EVERY: Duration = Duration::from_millis(250);
-
-/// What the limits are, and why.
-#[derive(Clone, Debug, Serialize)]
-pub struct RateLimitsView {
-    /// The rates in force.
-    pub effective: Rates,
-    /// What was set while it runs.
-    pub set: Rates,
-    /// The configuration's, without windows.
-    pub configured: Rates,
-    /// The window of the day that counts now, by its place in the configuration.
-    pub window: Option<usize>,
-    /// Rates of bulk so that the card stays under its share; absent without `yield`.
-    #[serde(rename = "yield")]
-    pub yielding: Option<YieldView>,
-}
-
-/// What `yield` makes of the card's use.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct YieldView {
-    /// Bulk sent at most.
-    pub bulk_out: Rate,
-    /// Bulk received at most.
-    pub bulk_in: Rate,
-    /// What the card sent lately, ours and others'.
-    pub nic_out: Rate,
-    /// What the card received lately.
-    pub nic_in: Rate,
-}
 
 struct State {
     set: Rates,
@@ -83,11 +54,11 @@ impl RateLimits {
     }
 
     /// What is in force.
-    pub fn view(&self) -> RateLimitsView {
+    pub fn view(&self) -> LimitsView {
         let state = self.state();
         let (scheduled, window) = self.settings.at(system_clock());
-        RateLimitsView {
-            effective: scheduled.overridden_by(&state.set),
+        LimitsView {
+            effective: schedule::overridden(&scheduled, &state.set),
             set: state.set,
             configured: self.settings.base(),
             window,

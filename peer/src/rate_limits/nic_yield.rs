@@ -2,8 +2,8 @@
 //!
 //! Invariant: bulk's rate is never below the floor, nor above what the share leaves beside others.
 
-use super::YieldView;
 use super::schedule::YieldSettings;
+use shoal_api::limits::YieldView;
 use shoal_service::units::Rate;
 use std::fs;
 use std::io;

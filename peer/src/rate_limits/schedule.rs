@@ -3,6 +3,7 @@
 //! Invariant: what is in force is a function of the settings and the time alone.
 
 use serde::{Deserialize, Serialize};
+use shoal_api::limits::Rates;
 use shoal_service::config::ConfigError;
 use shoal_service::units::Rate;
 
@@ -12,38 +13,32 @@ pub const RATE_MIN: u64 = 8_000;
 const WINDOWS_MAX: usize = 64;
 const DAY_MINUTES: u64 = 24 * 60;
 
-/// Rates by tier and way, all this host's links together. Absent says nothing; `unlimited` lifts a limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Rates {
-    /// Sent to other racks and to or from seeders.
-    pub uplink_out: Option<Rate>,
-    /// Received from other racks and seeders.
-    pub uplink_in: Option<Rate>,
-    /// Sent to rack peers.
-    pub rack_out: Option<Rate>,
-    /// Received from rack peers.
-    pub rack_in: Option<Rate>,
+/// A rate below the slowest that links can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the rate {rate} is too low; give at least {min}", min = Rate(RATE_MIN))]
+pub struct RateTooLow {
+    rate: Rate,
 }
 
-impl Rates {
-    /// These, with those of `other` in their places.
-    pub fn overridden_by(&self, other: &Self) -> Self {
-        Self {
-            uplink_out: other.uplink_out.or(self.uplink_out),
-            uplink_in: other.uplink_in.or(self.uplink_in),
-            rack_out: other.rack_out.or(self.rack_out),
-            rack_in: other.rack_in.or(self.rack_in),
-        }
+/// Returns `base` with the rates of `other` in their places.
+pub(super) fn overridden(base: &Rates, other: &Rates) -> Rates {
+    Rates {
+        uplink_out: other.uplink_out.or(base.uplink_out),
+        uplink_in: other.uplink_in.or(base.uplink_in),
+        rack_out: other.rack_out.or(base.rack_out),
+        rack_in: other.rack_in.or(base.rack_in),
     }
+}
 
-    /// Checks what the types cannot.
-    pub fn validate(&self) -> Result<(), String> {
-        let all = [self.uplink_out, self.uplink_in, self.rack_out, self.rack_in];
-        match all.into_iter().flatten().find(|rate| rate.0 < RATE_MIN) {
-            Some(rate) => Err(format!("{rate} is less than {}", Rate(RATE_MIN))),
-            None => Ok(()),
-        }
+/// Checks that no rate is below the slowest that links can use.
+///
+/// # Errors
+/// Returns the first rate that is too low.
+pub(super) fn check_rates(rates: &Rates) -> Result<(), RateTooLow> {
+    let all = [rates.uplink_out, rates.uplink_in, rates.rack_out, rates.rack_in];
+    match all.into_iter().flatten().find(|rate| rate.0 < RATE_MIN) {
+        Some(rate) => Err(RateTooLow { rate }),
+        None => Ok(()),
     }
 }
 
@@ -178,21 +173,19 @@ impl RateLimitSettings {
         let shift = self.utc_offset.as_deref().and_then(offset).unwrap_or(0) * 60;
         let minute = unix.saturating_add_signed(shift) / 60;
         let open = self.window.iter().enumerate().filter(|(_, window)| window.is_open(minute));
-        open.fold((self.base(), None), |(rates, _), (place, window)| {
-            (rates.overridden_by(&window.rates()), Some(place))
-        })
+        open.fold((self.base(), None), |(rates, _), (place, window)| (overridden(&rates, &window.rates()), Some(place)))
     }
 
     /// Checks what the types cannot.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
-        self.base().validate().map_err(|why| ConfigError::invalid("node.limits", why))?;
+        check_rates(&self.base()).map_err(|why| ConfigError::invalid("node.limits", why))?;
         check(self.window.len() <= WINDOWS_MAX, "node.limits.window", "more than 64")?;
         for window in &self.window {
             let times = [&window.from, &window.to].into_iter().all(|time| time_of_day(time).is_some());
             check(times, "node.limits.window", "`from` and `to` must be times of day such as `08:30`")?;
             check(window.from != window.to, "node.limits.window", "`from` and `to` are the same")?;
-            window.rates().validate().map_err(|why| ConfigError::invalid("node.limits.window", why))?;
+            check_rates(&window.rates()).map_err(|why| ConfigError::invalid("node.limits.window", why))?;
         }
         let zone = self.utc_offset.as_deref().is_none_or(|text| offset(text).is_some());
         check(zone, "node.limits.utc_offset", "must be an offset such as `+08:00`")?;
@@ -266,7 +259,7 @@ mod tests {
         let (rates, window) = settings.at(THURSDAY + 7 * HOUR);
         assert_eq!((rates.uplink_out, window), (Some(Rate(10_000)), Some(1)));
         let set = Rates { uplink_out: Some(Rate::UNLIMITED), rack_in: Some(Rate(11_000)), ..Rates::default() };
-        let all = rates.overridden_by(&set);
+        let all = overridden(&rates, &set);
         assert_eq!((all.uplink_out, all.rack_in, all.rack_out), (Some(Rate::UNLIMITED), Some(Rate(11_000)), None));
     }
 

@@ -318,7 +318,7 @@ pub(crate) fn rollup() -> JobRollup {
         away: 1,
         pieces: 6017,
         tiers: tiers(),
-        held: 0,
+        stored: 0,
     };
     let line = HostLine {
         host: locality().to_string(),

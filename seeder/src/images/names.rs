@@ -1,22 +1,33 @@
-//! What an image's job is called.
+//! Names of images' jobs.
 //!
-//! Invariant: two images of different names never get one job name: hosts would take one for a new version of the other.
+//! Invariant: two images of different references never get the same job name. Hosts would take one for a new version of the
+//! other.
 
 use shoal_proto::announcement::{is_content_name, is_version};
 use shoal_proto::ids::Hash;
 use shoal_proto::image::Reference;
 use shoal_proto::limits;
 
-/// Name and version of the job for an image. Each tag is a name of its own, so that two tags of a repository can be on
-/// their way at once; a tag that moves is a new version of that name.
-pub fn job_names(reference: &Reference) -> (String, String) {
+/// Name and version of a job.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct JobNames {
+    pub(super) name: String,
+    pub(super) version: String,
+}
+
+/// Returns the name and version of the job for an image.
+///
+/// Each tag is a name of its own, so that two tags of a repository can be on their way at the same time. A tag that moves
+/// is a new version of that name.
+pub(super) fn job_names(reference: &Reference) -> JobNames {
     let version = match (&reference.tag, &reference.digest) {
         (Some(tag), _) => tag.clone(),
         (None, Some(digest)) => format!("sha256-{}", digest.short()),
         (None, None) => "latest".into(),
     };
-    // `_` is in no host's name, so nothing else maps here.
+    // A registry's name contains no `_`, so no other reference maps to this name.
     let name = format!("{}/{}/{version}", reference.host.replace(':', "_"), reference.path);
+    // A part of the text for people, and a hash that makes the name unique.
     let unique = |text: &str, len: usize| {
         let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '/') { c } else { '-' };
         let head: String = text.chars().take(len).map(plain).collect();
@@ -26,7 +37,7 @@ pub fn job_names(reference: &Reference) -> (String, String) {
     let name = if is_content_name(&name) { name } else { format!("image/{}", unique(&name.replace('/', "-"), 40)) };
     let version = if version_fits { version } else { format!("v{}", unique(&version, 40)) };
     debug_assert!(is_content_name(&name) && is_version(&version) && name.len() <= limits::NAME_BYTES_MAX);
-    (name, version)
+    JobNames { name, version }
 }
 
 #[cfg(test)]
@@ -43,7 +54,8 @@ mod tests {
             (&format!("r.example/a@{digest}"), "r.example/a/sha256-0f0f0f0f0f0f", "sha256-0f0f0f0f0f0f"),
         ];
         for (reference, name, version) in names {
-            assert_eq!(job_names(&reference.parse().unwrap()), (name.into(), version.into()));
+            let expected = JobNames { name: name.into(), version: version.into() };
+            assert_eq!(job_names(&reference.parse().unwrap()), expected);
         }
         let long = "a".repeat(100);
         let odd = [
@@ -57,7 +69,7 @@ mod tests {
         ];
         let mut seen = BTreeSet::new();
         for text in odd {
-            let (name, version) = job_names(&text.parse().unwrap());
+            let JobNames { name, version } = job_names(&text.parse().unwrap());
             assert!(is_content_name(&name) && is_version(&version), "{text}: {name} {version}");
             assert!(seen.insert(name), "{text}");
         }

@@ -1,12 +1,13 @@
 //! Blobs between a registry and the store.
 //!
 //! ```text
-//! DIR/pulls/HEX.part    a blob on its way, kept over a restart
-//! DIR/pulls/HEX         a blob that is here; the store shares the file once its image is taken in
-//! DIR/pulls/job-ID/HEX  the blobs of one job: other names of the same files
+//! DIR/pulls/HEX.part    a blob on its way, kept across a restart
+//! DIR/pulls/HEX         a whole blob; the store takes the file over when it ingests the image
+//! DIR/pulls/job-ID/HEX  the blobs of one job: hard links to the same files
 //! ```
 //!
-//! Invariant: a blob is on its way once at a time, whoever wants it, and one in the store is not fetched.
+//! Invariant: a blob is fetched at most once at a time, however many images need it, and a blob in the store is not
+//! fetched.
 
 use crate::registry::{RegistryError, Repository};
 use bytes::Bytes;
@@ -19,68 +20,69 @@ use std::fs;
 use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Images pulled at once.
+/// Images that are pulled at the same time.
 const PULLS_MAX: usize = 4;
-/// Blobs of one image fetched at once.
-const AT_ONCE: usize = 3;
-/// What a failed pull left is kept this long, for the next attempt.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Blobs of one image that are fetched at the same time.
+const BLOBS_AT_ONCE: usize = 3;
+/// How long the blobs of a failed pull stay, so that the next attempt continues.
+const LEFTOVERS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// Why an image was not pulled.
+/// Why an image cannot be pulled.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PullError {
-    /// The registry did not give it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// There is no room for it.
     #[error(transparent)]
     Store(#[from] IngestError),
-    /// The disk failed.
-    #[error("{path}: {source}")]
-    Disk { path: String, source: io::Error },
+    #[error("cannot write {}", .path.display())]
+    Disk { path: PathBuf, source: io::Error },
 }
 
-/// The folder of blobs on their way.
-pub(crate) struct Pulls {
-    dir: PathBuf,
-    /// One a running pull.
-    pub(crate) turns: Semaphore,
-    /// Held while an image is announced.
-    pub(crate) order: tokio::sync::Mutex<()>,
-    flights: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+fn disk(path: &Path) -> impl FnOnce(io::Error) -> PullError + '_ {
+    move |source| PullError::Disk { path: path.to_path_buf(), source }
 }
 
-/// An image whose blobs are all here.
-pub(crate) struct Pulled {
-    index: ImageIndex,
-    documents: BTreeMap<Digest, Bytes>,
-    dir: PathBuf,
-    folder: Folder,
-    room: SpaceReservation,
-}
+/// A job's folder. Dropping it removes the folder.
+struct JobFolder(PathBuf);
 
-/// A job's folder, gone with it.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+impl JobFolder {
+    /// Links a whole blob into the folder.
+    fn link(&self, from: &Path, digest: &Digest) -> io::Result<()> {
+        fs::hard_link(from, self.0.join(digest.hex()))
     }
 }
 
-impl Pulled {
-    /// Takes it in. The files become the store's. Blocks.
+impl Drop for JobFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0); // the next start removes what stays
+    }
+}
+
+/// An image whose blobs are all on this disk.
+pub(crate) struct PulledImage {
+    index: ImageIndex,
+    documents: BTreeMap<Digest, Bytes>,
+    dir: PathBuf,
+    folder: JobFolder,
+    space: SpaceReservation,
+}
+
+impl PulledImage {
+    /// Ingests the image. The store takes its files over. Blocks.
+    ///
+    /// # Errors
+    /// Returns an error if a blob does not match its digest, or the disk fails.
     pub(crate) fn ingest(
         self,
         store: &Store,
         options: &IngestOptions,
         progress: &Arc<IngestProgress>,
     ) -> Result<Ingested, IngestError> {
-        let Self { index, documents, dir, folder, room } = self;
+        let Self { index, documents, dir, folder, space } = self;
         let source = |blob: &ImageBlob| {
             Ok(match documents.get(&blob.digest) {
                 Some(bytes) => BlobSource::Reader(Box::new(Cursor::new(bytes.clone()))),
@@ -88,48 +90,49 @@ impl Pulled {
             })
         };
         let blobs = index.blobs.clone();
-        let ingested = store.ingest_image(index, source, Some(room), options, progress)?;
-        // From now on the store has them. Others that are at it have names of their own.
+        let ingested = store.ingest_image(index, source, Some(space), options, progress)?;
+        // The store has the blobs now. Other jobs that need them have links of their own.
         for blob in blobs {
-            let _ = fs::remove_file(dir.join(blob.digest.hex()));
+            let _ = fs::remove_file(dir.join(blob.digest.hex())); // documents never had a file
         }
         Ok(ingested)
     }
 }
 
-fn disk(path: &Path) -> impl FnOnce(io::Error) -> PullError + '_ {
-    move |source| PullError::Disk { path: path.display().to_string(), source }
+/// A lock per blob. It is held while the blob is fetched.
+type BlobLock = Arc<tokio::sync::Mutex<()>>;
+
+/// The folder of pulls.
+pub(super) struct Pulls {
+    dir: PathBuf,
+    places: Semaphore,
+    fetching: Mutex<BTreeMap<Digest, BlobLock>>,
+}
+
+/// One image's pull.
+struct Pull<'a> {
+    pulls: &'a Pulls,
+    repository: &'a Repository,
+    store: &'a Store,
+    folder: JobFolder,
+    progress: &'a IngestProgress,
 }
 
 impl Pulls {
-    /// Below a seeder's folder. Nothing is made before the first pull.
-    pub(crate) fn new(dir: &Path) -> Self {
-        let made = Self {
-            dir: dir.join("pulls"),
-            turns: Semaphore::new(PULLS_MAX),
-            order: tokio::sync::Mutex::default(),
-            flights: Mutex::default(),
-        };
-        made.sweep();
-        made
+    /// Uses a folder below the seeder's folder. The first pull creates it.
+    pub(super) fn new(dir: &Path) -> Self {
+        let dir = dir.join("pulls");
+        remove_leftovers(&dir);
+        Self { dir, places: Semaphore::new(PULLS_MAX), fetching: Mutex::default() }
     }
 
-    /// Removes the folders of former runs and what has lain about for long.
-    fn sweep(&self) {
-        let Ok(items) = fs::read_dir(&self.dir) else { return };
-        for item in items.flatten() {
-            let Ok(meta) = item.metadata() else { continue };
-            let age = meta.modified().ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
-            let _ = match meta.is_dir() {
-                true => fs::remove_dir_all(item.path()),
-                false if age > KEPT => fs::remove_file(item.path()),
-                false => Ok(()),
-            };
-        }
+    /// Waits for one of [`PULLS_MAX`] places.
+    pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        self.places.acquire().await.ok()
     }
 
-    /// Brings an image's blobs here; those in the store stay where they are.
-    pub(crate) async fn pull(
+    /// Brings an image's blobs to this disk. Blobs in the store stay where they are.
+    pub(super) async fn pull(
         &self,
         repository: &Repository,
         store: &Store,
@@ -137,74 +140,98 @@ impl Pulls {
         index: ImageIndex,
         documents: BTreeMap<Digest, Bytes>,
         progress: &IngestProgress,
-    ) -> Result<Pulled, PullError> {
+    ) -> Result<PulledImage, PullError> {
         progress.total.store(index.blobs.iter().map(|blob| blob.size).sum(), Ordering::Relaxed);
-        let folder = Folder(self.dir.join(format!("job-{job}")));
+        let folder = JobFolder(self.dir.join(format!("job-{job}")));
         fs::create_dir_all(&folder.0).map_err(disk(&folder.0))?;
-        let link = |from: &Path, digest: &Digest| fs::hard_link(from, folder.0.join(digest.hex()));
-        let mut wanted = Vec::new();
+        let pull = Pull { pulls: self, repository, store, folder, progress };
+        let space = pull.fetch_missing(&index, &documents).await?;
+        Ok(PulledImage { index, documents, dir: self.dir.clone(), folder: pull.folder, space })
+    }
+
+    fn fetching(&self) -> MutexGuard<'_, BTreeMap<Digest, BlobLock>> {
+        self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pull<'_> {
+    /// Fetches the blobs that are neither documents nor in the store. Returns the space reserved for the image.
+    async fn fetch_missing(
+        &self,
+        index: &ImageIndex,
+        documents: &BTreeMap<Digest, Bytes>,
+    ) -> Result<SpaceReservation, PullError> {
+        let mut missing = Vec::new();
         let mut need = 0;
         for blob in index.blobs.iter().filter(|blob| blob.size > 0) {
             if let Some(bytes) = documents.get(&blob.digest) {
                 need += bytes.len() as u64;
-                progress.done.fetch_add(blob.size, Ordering::Relaxed);
+                self.progress.done.fetch_add(blob.size, Ordering::Relaxed);
                 continue;
             }
-            // Linked, so that it stays even if its image is evicted for this one.
-            let held = store.blob(&blob.digest).filter(|held| held.size == blob.size);
-            if held.is_some_and(|held| link(&held.path, &blob.digest).is_ok()) {
-                progress.done.fetch_add(blob.size, Ordering::Relaxed);
+            // Linked, so that the blob stays even if reserving space evicts its image.
+            let stored = self.store.blob(&blob.digest).filter(|stored| stored.size == blob.size);
+            if stored.is_some_and(|stored| self.folder.link(&stored.path, &blob.digest).is_ok()) {
+                self.progress.done.fetch_add(blob.size, Ordering::Relaxed);
             } else {
                 need += blob.size;
-                wanted.push(blob);
+                missing.push(blob);
             }
         }
-        let keeper = store.clone();
-        let room = tokio::task::spawn_blocking(move || keeper.reserve_space(need)).await;
-        let room = room.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        let slots = Semaphore::new(AT_ONCE);
-        let fetches = wanted.into_iter().map(|blob| {
-            let (slots, link) = (&slots, &link);
+        let store = self.store.clone();
+        let space = tokio::task::spawn_blocking(move || store.reserve_space(need)).await;
+        let space = space.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        let places = Semaphore::new(BLOBS_AT_ONCE);
+        let fetches = missing.into_iter().map(|blob| {
+            let places = &places;
             async move {
-                let _slot = slots.acquire().await;
-                self.one(repository, store, blob, link, progress).await
+                let _place = places.acquire().await;
+                self.fetch_once(blob).await
             }
         });
         futures::future::try_join_all(fetches).await?;
-        Ok(Pulled { index, documents, dir: self.dir.clone(), folder, room })
+        Ok(space)
     }
 
-    /// One blob, once: who comes second waits and finds it here.
-    async fn one(
-        &self,
-        repository: &Repository,
-        store: &Store,
-        blob: &ImageBlob,
-        link: &impl Fn(&Path, &Digest) -> io::Result<()>,
-        progress: &IngestProgress,
-    ) -> Result<(), PullError> {
-        let flight = self.flights().entry(blob.digest).or_default().clone();
-        let turn = flight.lock().await;
-        let done = self.dir.join(blob.digest.hex());
-        let held = store.blob(&blob.digest).filter(|held| held.size == blob.size).map(|held| held.path);
-        let found = [held.as_ref(), Some(&done)].into_iter().flatten().any(|path| link(path, &blob.digest).is_ok());
-        let result = if found {
-            progress.done.fetch_add(blob.size, Ordering::Relaxed);
-            Ok(())
-        } else {
-            let part = self.dir.join(format!("{}.part", blob.digest.hex()));
-            match repository.fetch(blob, &part, &done, &progress.done).await {
-                Ok(()) => link(&done, &blob.digest).map_err(disk(&done)),
-                Err(error) => Err(error.into()),
-            }
-        };
-        drop(turn);
-        drop(flight);
-        self.flights().retain(|_, flight| Arc::strong_count(flight) > 1);
+    /// Fetches one blob. If another image fetches it already, waits and links the result.
+    async fn fetch_once(&self, blob: &ImageBlob) -> Result<(), PullError> {
+        let lock = self.pulls.fetching().entry(blob.digest).or_default().clone();
+        let guard = lock.lock().await;
+        let result = self.fetch(blob).await;
+        drop(guard);
+        drop(lock);
+        self.pulls.fetching().retain(|_, lock| Arc::strong_count(lock) > 1);
         result
     }
 
-    fn flights(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn fetch(&self, blob: &ImageBlob) -> Result<(), PullError> {
+        let whole = self.pulls.dir.join(blob.digest.hex());
+        let stored = self.store.blob(&blob.digest).filter(|stored| stored.size == blob.size).map(|stored| stored.path);
+        let is_linked = [stored.as_ref(), Some(&whole)]
+            .into_iter()
+            .flatten()
+            .any(|path| self.folder.link(path, &blob.digest).is_ok());
+        if is_linked {
+            self.progress.done.fetch_add(blob.size, Ordering::Relaxed);
+            return Ok(());
+        }
+        let part = self.pulls.dir.join(format!("{}.part", blob.digest.hex()));
+        self.repository.fetch(blob, &part, &whole, &self.progress.done).await?;
+        self.folder.link(&whole, &blob.digest).map_err(disk(&whole))
+    }
+}
+
+/// Removes the folders of former runs, and blobs older than [`LEFTOVERS_KEPT`].
+fn remove_leftovers(dir: &Path) {
+    let Ok(items) = fs::read_dir(dir) else { return };
+    for item in items.flatten() {
+        let Ok(meta) = item.metadata() else { continue };
+        let age = meta.modified().ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+        // What cannot be removed now is tried again at the next start.
+        let _ = match meta.is_dir() {
+            true => fs::remove_dir_all(item.path()),
+            false if age > LEFTOVERS_KEPT => fs::remove_file(item.path()),
+            false => Ok(()),
+        };
     }
 }

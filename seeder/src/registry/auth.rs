@@ -1,23 +1,37 @@
-//! Who we are to a registry: credentials from a docker-style `config.json`, challenges, tokens.
+//! Authentication at a registry: credentials from a docker-style `config.json`, challenges and tokens.
 //!
-//! Invariant: a password goes to the registry it is for, or to the token server that registry names, never in the clear
-//! unless the registry itself is spoken to in the clear.
+//! Invariant: no error and no debug output contains a credential.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// Largest `config.json`, bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
-/// How we may show who we are.
+/// Why a `config.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DockerConfigError {
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} has {size} bytes, the limit is {CONFIG_BYTES_MAX}", .path.display())]
+    TooLarge { path: PathBuf, size: u64 },
+    /// Without the JSON error's text, which may repeat a password.
+    #[error("{} is not a docker config.json (line {line})", .path.display())]
+    Json { path: PathBuf, line: usize },
+    #[error("{}: `{key}` has no usable `auth`; credential helpers are not supported", .path.display())]
+    NoAuth { path: PathBuf, key: String },
+}
+
+/// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credentials {
+pub(super) enum Credentials {
     /// User and password.
     Password(String, String),
-    /// A refresh token, to be exchanged at the token server.
+    /// A refresh token, which the token server exchanges for a token.
     Refresh(String),
 }
 
@@ -30,11 +44,11 @@ impl std::fmt::Debug for Credentials {
 #[derive(Deserialize)]
 struct DockerConfig {
     #[serde(default)]
-    auths: BTreeMap<String, AuthRow>,
+    auths: BTreeMap<String, AuthEntry>,
 }
 
 #[derive(Default, Deserialize)]
-struct AuthRow {
+struct AuthEntry {
     #[serde(default)]
     auth: String,
     #[serde(default)]
@@ -45,7 +59,7 @@ struct AuthRow {
     identitytoken: String,
 }
 
-/// A key of `auths` without scheme and path; Docker's own registry by one name.
+/// Returns the registry of a key of `auths`: without scheme and path, and Docker's own registry by one name.
 fn host_of(key: &str) -> &str {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     match key.split('/').next().unwrap_or(key) {
@@ -54,17 +68,19 @@ fn host_of(key: &str) -> &str {
     }
 }
 
-/// The credentials a `config.json` has for a registry.
-pub(crate) fn from_docker_config(path: &Path, host: &str) -> Result<Option<Credentials>, String> {
-    let fault = |why: String| format!("{}: {why}", path.display());
-    let size = std::fs::metadata(path).map_err(|error| fault(error.to_string()))?.len();
+/// Returns the credentials that a `config.json` has for a registry.
+///
+/// # Errors
+/// Returns an error if the file cannot be read, or its entry for the registry cannot be used.
+pub(super) fn from_docker_config(path: &Path, host: &str) -> Result<Option<Credentials>, DockerConfigError> {
+    let read = |source| DockerConfigError::Read { path: path.to_path_buf(), source };
+    let size = std::fs::metadata(path).map_err(read)?.len();
     if size > CONFIG_BYTES_MAX {
-        return Err(fault(format!("{size} bytes, the limit is {CONFIG_BYTES_MAX}")));
+        return Err(DockerConfigError::TooLarge { path: path.to_path_buf(), size });
     }
-    let text = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    // What is in it stays out of the error: it may be a password.
-    let config: DockerConfig = serde_json::from_slice(&text)
-        .map_err(|error| fault(format!("not a docker config.json (line {})", error.line())))?;
+    let text = std::fs::read(path).map_err(read)?;
+    let json = |error: serde_json::Error| DockerConfigError::Json { path: path.to_path_buf(), line: error.line() };
+    let config: DockerConfig = serde_json::from_slice(&text).map_err(json)?;
     let Some((key, row)) = config.auths.into_iter().find(|(key, _)| host_of(key) == host) else { return Ok(None) };
     if !row.identitytoken.is_empty() {
         return Ok(Some(Credentials::Refresh(row.identitytoken)));
@@ -75,24 +91,24 @@ pub(crate) fn from_docker_config(path: &Path, host: &str) -> Result<Option<Crede
     let decoded = STANDARD.decode(row.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     match decoded.as_deref().and_then(|pair| pair.split_once(':')) {
         Some((user, password)) if !user.is_empty() => Ok(Some(Credentials::Password(user.into(), password.into()))),
-        _ => Err(fault(format!("`{key}` has no usable `auth` (credential helpers are not asked)"))),
+        _ => Err(DockerConfigError::NoAuth { path: path.to_path_buf(), key }),
     }
 }
 
-/// The header of basic authentication.
-pub(crate) fn basic(user: &str, password: &str) -> String {
+/// Returns the header of basic authentication.
+pub(super) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// What a registry wants to see.
+/// How a registry asks for authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Challenge {
+pub(super) enum Challenge {
     Basic,
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
-/// The challenge of some `WWW-Authenticate` headers; a token is preferred to a password.
-pub(crate) fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
+/// Returns the challenge of `WWW-Authenticate` headers. A token is preferred to a password.
+pub(super) fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let mut best = None;
     for header in headers {
         let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
@@ -112,7 +128,7 @@ pub(crate) fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Ch
     best
 }
 
-/// `key="value"` pairs joined by commas.
+/// Parses `key="value"` pairs that commas join. A backslash escapes a character in quotes.
 fn params(text: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut rest = text;
@@ -146,9 +162,9 @@ fn params(text: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// A token server's answer.
+/// A token server's answer. Servers use either name.
 #[derive(Deserialize)]
-pub(crate) struct TokenAnswer {
+pub(super) struct TokenAnswer {
     #[serde(default)]
     token: String,
     #[serde(default)]
@@ -156,13 +172,13 @@ pub(crate) struct TokenAnswer {
 }
 
 impl TokenAnswer {
-    pub(crate) fn token(self) -> Option<String> {
+    pub(super) fn token(self) -> Option<String> {
         [self.token, self.access_token].into_iter().find(|token| !token.is_empty())
     }
 }
 
-/// A value in a query or form.
-pub(crate) fn escape(text: &str) -> String {
+/// Percent-encodes a value for a query or a form.
+pub(super) fn escape(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
@@ -211,9 +227,9 @@ mod tests {
         assert!(of("docker.io").unwrap() == Some(Credentials::Password("a".into(), "b".into())));
         assert!(of("t.example").unwrap() == Some(Credentials::Refresh("x".into())));
         assert!(of("r.example").unwrap().is_none());
-        assert!(of("helper.example").unwrap_err().contains("helper.example"));
+        assert!(of("helper.example").unwrap_err().to_string().contains("helper.example"));
         std::fs::write(&path, "{\"auths\": \"secret\"}").unwrap();
-        let error = of("r.example").unwrap_err();
+        let error = crate::errors::with_sources(&of("r.example").unwrap_err());
         assert!(error.contains("not a docker config.json") && !error.contains("secret"), "{error}");
     }
 

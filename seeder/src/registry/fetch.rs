@@ -1,188 +1,208 @@
-//! A blob from a registry to a file: streamed, hashed on the way, continued where it broke off, also after a restart.
+//! A blob from a registry to a file: hashed while it arrives, and continued where it broke off, also after a restart.
 //!
-//! Invariant: a finished file has the bytes its digest says; a partial one is a beginning of them, or is thrown away.
+//! Invariant: a finished file has the bytes of its digest. A partial file is a beginning of these bytes, or is discarded.
 
-use super::{Patience, RegistryError, Repository, http::Answer, passing};
+use super::error::{Patience, RegistryError};
+use super::http::HttpResponse;
+use super::repository::Repository;
 use aws_lc_rs::digest::{Context, SHA256};
 use hyper::StatusCode;
 use shoal_proto::image::{Digest, ImageBlob};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes gathered before they are hashed and written.
+/// Bytes that are collected before they are hashed and written.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// A file being filled, and the hash of what is in it.
+/// A file that is being filled, and the hash of its bytes so far.
 struct Partial {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     sha256: Context,
     len: u64,
 }
 
 impl Partial {
-    /// Continues what is there. Blocks while it hashes it.
+    /// Continues an existing file, or creates one. Blocks while it hashes the bytes.
     fn open(path: &Path, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        let mut made = Self { path: path.to_path_buf(), file, sha256: Context::new(&SHA256), len: 0 };
-        if made.file.metadata()?.len() > size {
-            made.restart()?;
+        let mut partial =
+            Self { path: path.to_path_buf(), file: Arc::new(file), sha256: Context::new(&SHA256), len: 0 };
+        if partial.file.metadata()?.len() > size {
+            partial.restart()?;
         }
         let mut buffer = vec![0; BLOCK_BYTES];
         loop {
-            let read = made.file.read(&mut buffer)?;
+            let read = partial.file.read_at(&mut buffer, partial.len)?;
             if read == 0 {
-                return Ok(made);
+                return Ok(partial);
             }
-            made.sha256.update(&buffer[..read]);
-            made.len += read as u64;
+            partial.sha256.update(&buffer[..read]);
+            partial.len += read as u64;
         }
     }
 
+    /// Discards all bytes.
     fn restart(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
-        self.file.seek(SeekFrom::Start(0))?;
         self.sha256 = Context::new(&SHA256);
         self.len = 0;
         Ok(())
     }
 
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.sha256.update(bytes);
-        self.len += bytes.len() as u64;
+    /// Writes and hashes a block on another thread.
+    async fn append(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        let (file, mut sha256, at, len) = (self.file.clone(), self.sha256.clone(), self.len, bytes.len() as u64);
+        let written = blocking(move || {
+            file.write_all_at(&bytes, at)?;
+            sha256.update(&bytes);
+            io::Result::Ok(sha256)
+        });
+        self.sha256 = written.await?;
+        self.len += len;
         Ok(())
+    }
+
+    fn disk_error(&self, source: io::Error) -> RegistryError {
+        RegistryError::Disk { path: self.path.clone(), source }
     }
 }
 
-/// Runs what blocks elsewhere.
+/// Runs blocking work on another thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 impl Repository {
-    /// Fetches a blob into `done`, by way of `part`. `got` counts its bytes, those that were there before too.
+    /// Fetches a blob into the file `whole`, through the file `part`.
+    ///
+    /// `received` counts the blob's bytes, including those that `part` had before.
+    ///
+    /// # Errors
+    /// Returns an error if the registry does not serve the blob with its digest, or the disk fails.
     pub(crate) async fn fetch(
         &self,
         blob: &ImageBlob,
         part: &Path,
-        done: &Path,
-        got: &AtomicU64,
+        whole: &Path,
+        received: &AtomicU64,
     ) -> Result<(), RegistryError> {
-        let fault = |source| RegistryError::Disk { path: part.display().to_string(), source };
+        let disk = |source| RegistryError::Disk { path: part.to_path_buf(), source };
         let (path, size) = (part.to_path_buf(), blob.size);
-        let mut partial = blocking(move || Partial::open(&path, size)).await.map_err(fault)?;
-        let resumed = partial.len > 0;
-        got.fetch_add(partial.len, Ordering::Relaxed);
+        let mut partial = blocking(move || Partial::open(&path, size)).await.map_err(disk)?;
+        let is_resumed = partial.len > 0;
+        received.fetch_add(partial.len, Ordering::Relaxed);
         let mut patience = Patience::new(self.patience);
         while partial.len < blob.size {
             let before = partial.len;
-            let (back, error) = self.stream(blob, partial, got).await;
-            partial = back;
-            let Some(error) = error else { continue };
+            let streamed = self.stream(blob, &mut partial, received).await;
+            let Err(error) = streamed else { continue };
             if partial.len > before {
-                // It moves: what counts is the time that brings nothing.
+                // The blob advances. Only the time without any progress counts.
                 patience = Patience::new(self.patience);
             }
             patience.after(error).await?;
         }
         let found = partial.sha256.clone().finish();
         if found.as_ref() != blob.digest.0 {
-            fs::remove_file(part).map_err(fault)?;
-            got.fetch_sub(partial.len, Ordering::Relaxed);
-            if resumed {
-                // What was there may have been damaged.
-                return Box::pin(self.fetch(blob, part, done, got)).await;
+            fs::remove_file(part).map_err(disk)?;
+            received.fetch_sub(partial.len, Ordering::Relaxed);
+            if is_resumed {
+                // The old bytes may have been damaged, so the blob is fetched once more from its beginning.
+                return Box::pin(self.fetch(blob, part, whole, received)).await;
             }
             let mut bytes = [0; 32];
             bytes.copy_from_slice(found.as_ref());
-            let (registry, found) = (self.registry.clone(), Digest(bytes).to_string());
+            let (registry, found) = (self.registry.clone(), Digest(bytes));
             return Err(RegistryError::WrongDigest { registry, expected: blob.digest, found });
         }
-        fs::rename(part, done).map_err(fault)
+        fs::rename(part, whole).map_err(disk)
     }
 
-    /// Takes what one request brings.
-    async fn stream(
+    /// Sends one request and appends what it brings. Returns once the blob is whole or the request ended in an error.
+    async fn stream(&self, blob: &ImageBlob, partial: &mut Partial, received: &AtomicU64) -> Result<(), RegistryError> {
+        let mut answer = match self.blob_from(&blob.digest, partial.len).await {
+            Err(RegistryError::Refused { status: 416, .. }) if partial.len > 0 => {
+                return Err(self.malformed(format!("{} is shorter than its manifest says", blob.digest)));
+            }
+            answer => answer?,
+        };
+        self.check_range(blob, &answer, partial, received)?;
+        loop {
+            let Block { bytes, end } = read_block(&mut answer).await;
+            if partial.len + bytes.len() as u64 > blob.size {
+                let why = format!("{} is longer than the {} bytes that its manifest says", blob.digest, blob.size);
+                return Err(self.malformed(why));
+            }
+            let len = bytes.len() as u64;
+            partial.append(bytes).await.map_err(|source| partial.disk_error(source))?;
+            received.fetch_add(len, Ordering::Relaxed);
+            match end {
+                BlockEnd::More => {}
+                BlockEnd::Failed(error) => return Err(error),
+                BlockEnd::Last if partial.len < blob.size => {
+                    return Err(RegistryError::Truncated {
+                        registry: self.registry.clone(),
+                        digest: blob.digest,
+                        received: partial.len,
+                        expected: blob.size,
+                    });
+                }
+                BlockEnd::Last => return Ok(()),
+            }
+        }
+    }
+
+    /// Checks that the answer continues where the file ends. Discards the file if the answer begins at the first byte.
+    fn check_range(
         &self,
         blob: &ImageBlob,
-        mut partial: Partial,
-        got: &AtomicU64,
-    ) -> (Partial, Option<RegistryError>) {
-        let mut answer = match self.blob_from(&blob.digest, partial.len).await {
-            Ok(answer) => answer,
-            Err(RegistryError::Refused { status: 416, .. }) if partial.len > 0 => {
-                return (partial, Some(self.malformed(format!("{} is shorter than its manifest says", blob.digest))));
-            }
-            Err(error) => return (partial, Some(error)),
-        };
-        if let Some(error) = self.fit(blob, &answer, &mut partial, got) {
-            return (partial, Some(error));
-        }
-        loop {
-            let (block, end) = gather(&mut answer).await;
-            if partial.len + block.len() as u64 > blob.size {
-                let why = format!("{} is longer than the {} bytes its manifest says", blob.digest, blob.size);
-                return (partial, Some(self.malformed(why)));
-            }
-            let len = block.len() as u64;
-            let (back, written) = blocking(move || {
-                let written = partial.append(&block);
-                (partial, written)
-            })
-            .await;
-            partial = back;
-            if let Err(source) = written {
-                let path = partial.path.display().to_string();
-                return (partial, Some(RegistryError::Disk { path, source }));
-            }
-            got.fetch_add(len, Ordering::Relaxed);
-            match end {
-                End::More => {}
-                End::Broken(error) => return (partial, Some(error)),
-                End::Whole if partial.len < blob.size => {
-                    let why = format!("{} ended after {} of {} bytes", blob.digest, partial.len, blob.size);
-                    return (partial, Some(RegistryError::Unreachable(why)));
-                }
-                End::Whole => return (partial, None),
-            }
-        }
-    }
-
-    /// Whether the answer continues where we are; one that begins anew is taken so.
-    fn fit(&self, blob: &ImageBlob, answer: &Answer, partial: &mut Partial, got: &AtomicU64) -> Option<RegistryError> {
+        answer: &HttpResponse,
+        partial: &mut Partial,
+        received: &AtomicU64,
+    ) -> Result<(), RegistryError> {
         if partial.len == 0 {
-            return None;
+            return Ok(());
         }
         if answer.status == StatusCode::PARTIAL_CONTENT {
             let range = answer.header("content-range").unwrap_or_default();
-            let fits = range.starts_with(&format!("bytes {}-", partial.len));
-            return (!fits).then(|| self.malformed(format!("`{range}` is not the range of {} asked for", blob.digest)));
+            if range.starts_with(&format!("bytes {}-", partial.len)) {
+                return Ok(());
+            }
+            return Err(
+                self.malformed(format!("it sent the range `{range}` of {}, not the requested one", blob.digest))
+            );
         }
-        got.fetch_sub(partial.len, Ordering::Relaxed);
-        let path = partial.path.display().to_string();
-        partial.restart().err().map(|source| RegistryError::Disk { path, source })
+        received.fetch_sub(partial.len, Ordering::Relaxed);
+        partial.restart().map_err(|source| partial.disk_error(source))
     }
 }
 
-/// What follows a block.
-enum End {
+/// Bytes of an answer, and what follows them.
+struct Block {
+    bytes: Vec<u8>,
+    end: BlockEnd,
+}
+
+enum BlockEnd {
     More,
-    Whole,
-    Broken(RegistryError),
+    Last,
+    Failed(RegistryError),
 }
 
-/// Reads up to a block; what came before an error comes with it.
-async fn gather(answer: &mut Answer) -> (Vec<u8>, End) {
-    let mut block = Vec::with_capacity(BLOCK_BYTES);
-    while block.len() < BLOCK_BYTES {
+/// Reads up to [`BLOCK_BYTES`]. Bytes that arrived before an error are returned with it, so that they are not lost.
+async fn read_block(answer: &mut HttpResponse) -> Block {
+    let mut bytes = Vec::with_capacity(BLOCK_BYTES);
+    while bytes.len() < BLOCK_BYTES {
         match answer.next().await {
-            Ok(Some(bytes)) => block.extend_from_slice(&bytes),
-            Ok(None) => return (block, End::Whole),
-            Err(error) => return (block, End::Broken(passing(error))),
+            Ok(Some(more)) => bytes.extend_from_slice(&more),
+            Ok(None) => return Block { bytes, end: BlockEnd::Last },
+            Err(error) => return Block { bytes, end: BlockEnd::Failed(error.into()) },
         }
     }
-    (block, End::More)
+    Block { bytes, end: BlockEnd::More }
 }

@@ -1,104 +1,98 @@
-//! Rollouts over HTTP. Every request shows the admin token.
+//! Rollouts over HTTP.
+//!
+//! Invariant: the caller puts the check of the admin token around these routes.
 
-use super::machine::Command;
-use super::spec::RolloutSpec;
-use super::versions::HostVersion;
-use super::view::{DryRun, RolloutView};
 use super::{RolloutError, Rollouts};
+use crate::errors::with_sources;
 use crate::jobs::PushError;
-use axum::extract::{Query, State};
+use axum::Json;
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
-use shoal_proto::ids::JobId;
+use serde::Deserialize;
+use shoal_api::rollouts::{CommandRequest, DryRun, HostVersion, RolloutAccepted, RolloutSpec, RolloutView};
+use shoal_service::extract::{JsonBody, QueryParams};
 use shoal_service::http_server::ApiError;
+use shoal_service::routes::Routes;
 use std::sync::Arc;
 
-/// The answer to a rollout asked for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Begun {
-    /// The rollout.
-    pub rollout: JobId,
-}
-
-/// A word to a rollout.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Told {
-    /// Its id, or the name of which it is the newest.
-    pub of: String,
-    /// The word.
-    pub command: Command,
-}
-
-/// Which rollouts, or which name.
+/// Query parameters that say which rollout or which name.
 #[derive(Clone, Debug, Default, Deserialize)]
-struct Which {
+struct RolloutQuery {
     of: Option<String>,
     name: Option<String>,
 }
 
 type Api = State<Arc<Rollouts>>;
+type Query = QueryParams<RolloutQuery>;
 
-/// The routes; who asks was let in before.
-pub(crate) fn routes(rollouts: Arc<Rollouts>) -> Router {
-    Router::new()
-        .route("/v1/rollouts", get(list).post(begin))
-        .route("/v1/rollouts/dry", post(dry))
-        .route("/v1/rollouts/command", post(command))
-        .route("/v1/rollout", get(one))
-        .route("/v1/versions", get(versions))
+/// Returns the routes.
+pub(crate) fn routes(rollouts: Arc<Rollouts>) -> Routes {
+    Routes::new()
+        .get("/v1/rollouts", list)
+        .post("/v1/rollouts", begin)
+        .post("/v1/rollouts/dry-run", dry_run)
+        .post("/v1/rollouts/command", command)
+        .get("/v1/rollout", one)
+        .get("/v1/versions", versions)
         .with_state(rollouts)
 }
 
 fn refused(error: RolloutError) -> ApiError {
     let (status, remedy) = match &error {
         RolloutError::Spec(_) => (StatusCode::BAD_REQUEST, "see `shoal rollout --help`"),
-        RolloutError::NoHosts(_) => (StatusCode::BAD_REQUEST, "see `shoal hosts` for the hosts there are"),
+        RolloutError::NoHosts(_) => (StatusCode::BAD_REQUEST, "list the hosts with `shoal hosts`"),
         RolloutError::NotPushed { .. } => {
             (StatusCode::NOT_FOUND, "name its path, or push it first with `shoal push --stage`")
         }
         RolloutError::NotSent { .. } => (StatusCode::CONFLICT, "push it to them first with `shoal push --stage`"),
-        RolloutError::Busy { .. } => {
+        RolloutError::UnderWay { .. } => {
             (StatusCode::CONFLICT, "wait for its end, or cancel it with `shoal rollout cancel NAME`")
         }
-        RolloutError::Push(PushError::Busy) => (StatusCode::SERVICE_UNAVAILABLE, "wait for a push to end"),
-        RolloutError::Push(_) => (StatusCode::BAD_REQUEST, ""),
-        RolloutError::Unknown(_) => (StatusCode::NOT_FOUND, "see `shoal rollout history`"),
-        RolloutError::Refused { .. } => (StatusCode::CONFLICT, "see `shoal rollout status NAME`"),
-        RolloutError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "look at the seeder's disk and its log"),
+        RolloutError::Push(PushError::Busy) => (StatusCode::SERVICE_UNAVAILABLE, "wait until a push has ended"),
+        RolloutError::Push(_) => (StatusCode::BAD_REQUEST, "correct the name, the version or the path"),
+        RolloutError::Unknown(_) => (StatusCode::NOT_FOUND, "list the rollouts with `shoal rollout history`"),
+        RolloutError::Refused { .. } | RolloutError::Superseded { .. } => {
+            (StatusCode::CONFLICT, "see its phase with `shoal rollout status NAME`")
+        }
+        RolloutError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "check the seeder's disk and its log"),
     };
-    ApiError::new(status, "rollout refused", error.to_string(), remedy)
+    ApiError::new(status, "rollout refused", with_sources(&error), remedy)
 }
 
-async fn begin(State(api): Api, Json(spec): Json<RolloutSpec>) -> Result<Json<Begun>, ApiError> {
-    let begun = tokio::task::spawn_blocking(move || api.create(spec)).await;
-    let rollout = begun.map_err(|error| refused(RolloutError::Store(error.to_string())))?.map_err(refused)?;
-    Ok(Json(Begun { rollout }))
+/// Runs work that waits for the disk on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RolloutError> + Send + 'static,
+) -> Result<Json<T>, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map(Json).map_err(refused)
 }
 
-async fn dry(State(api): Api, Json(spec): Json<RolloutSpec>) -> Result<Json<DryRun>, ApiError> {
+async fn begin(State(api): Api, JsonBody(spec): JsonBody<RolloutSpec>) -> Result<Json<RolloutAccepted>, ApiError> {
+    blocking(move || api.create(spec).map(|rollout| RolloutAccepted { rollout })).await
+}
+
+async fn dry_run(State(api): Api, JsonBody(spec): JsonBody<RolloutSpec>) -> Result<Json<DryRun>, ApiError> {
     api.dry_run(&spec).map(Json).map_err(refused)
 }
 
-async fn command(State(api): Api, Json(told): Json<Told>) -> Result<Json<RolloutView>, ApiError> {
-    let done = tokio::task::spawn_blocking(move || api.command(&told.of, told.command)).await;
-    done.map_err(|error| refused(RolloutError::Store(error.to_string())))?.map(Json).map_err(refused)
+async fn command(State(api): Api, JsonBody(request): JsonBody<CommandRequest>) -> Result<Json<RolloutView>, ApiError> {
+    blocking(move || api.command(&request.of, request.command)).await
 }
 
-async fn list(State(api): Api, Query(which): Query<Which>) -> Json<Vec<RolloutView>> {
-    Json(api.all(which.name.as_deref()))
+async fn list(State(api): Api, QueryParams(query): Query) -> Json<Vec<RolloutView>> {
+    Json(api.all(query.name.as_deref()))
 }
 
-async fn one(State(api): Api, Query(which): Query<Which>) -> Result<Json<RolloutView>, ApiError> {
-    let of = which.of.unwrap_or_default();
+async fn one(State(api): Api, QueryParams(query): Query) -> Result<Json<RolloutView>, ApiError> {
+    let of = query.of.unwrap_or_default();
     let found = api.find(&of).map_err(refused)?;
     api.view(&found).map(Json).ok_or_else(|| refused(RolloutError::Unknown(of)))
 }
 
-async fn versions(State(api): Api, Query(which): Query<Which>) -> Result<Json<Vec<HostVersion>>, ApiError> {
-    let name = which.name.unwrap_or_default();
-    let unknown = |why| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "versions are not known", why, "try again");
-    api.versions(&name).await.map(Json).map_err(unknown)
+async fn versions(State(api): Api, QueryParams(query): Query) -> Result<Json<Vec<HostVersion>>, ApiError> {
+    let name = query.name.unwrap_or_default();
+    api.versions(&name).await.map(Json).map_err(|error| {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        ApiError::new(status, "the versions are not known", with_sources(&error), "try again in a few seconds")
+    })
 }

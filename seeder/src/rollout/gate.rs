@@ -1,33 +1,68 @@
-//! Gates asked of Prometheus: a query, a comparison, a number.
+//! Gates: Prometheus queries that end with a comparison.
 //!
-//! Invariant: a gate passes only if there is data and every sample of it compares as it should.
+//! Invariant: a gate passes only if the query returns data and every sample meets the comparison.
 
 use super::machine::Gate;
+use crate::errors::with_sources;
 use serde::Deserialize;
-use shoal_service::http_client::Client;
+use shoal_service::http_client::{Client, ClientError};
 use std::fmt::Write;
 
-/// A query and what its result must be.
+/// A query without a usable comparison at its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("query `{0}` does not end with a comparison; write one such as `< 0.05`")]
+pub(crate) struct ThresholdError(String);
+
+/// Why a gate gives no usable answer.
+#[derive(Debug, thiserror::Error)]
+enum GateError {
+    #[error(transparent)]
+    Threshold(#[from] ThresholdError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{server} answered {status}: {source}")]
+    Answer { server: String, status: u16, source: AnswerError },
+    #[error("the query returns no data")]
+    NoData,
+}
+
+/// Why an answer of Prometheus has no samples.
+#[derive(Debug, thiserror::Error)]
+enum AnswerError {
+    #[error("the body is not an answer of Prometheus: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{0}")]
+    Refused(String),
+    #[error("invalid number `{0}`")]
+    Number(String),
+    #[error("the result is a {0}, not a vector or scalar")]
+    Kind(String),
+}
+
+/// A query and the comparison that every sample must meet.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Threshold {
+pub(crate) struct Threshold {
     query: String,
     compare: &'static str,
     limit: f64,
 }
 
-/// Longer ones first, so that `<=` is not read as `<`.
+/// Longer comparisons come first, so that `<=` is not read as `<`.
 const COMPARISONS: [&str; 6] = ["<=", ">=", "==", "!=", "<", ">"];
 
 impl Threshold {
-    /// Reads `QUERY < NUMBER`.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let bad = || format!("`{text}` does not end with a comparison such as `< 0.05`");
+    /// Parses `QUERY < NUMBER`.
+    ///
+    /// # Errors
+    /// Returns an error if the text does not end with a comparison and a number.
+    pub(crate) fn parse(text: &str) -> Result<Self, ThresholdError> {
+        let invalid = || ThresholdError(text.to_string());
         let number = text.trim_end().rsplit(['<', '>', '=', ' ']).next().unwrap_or_default();
-        let limit: f64 = number.parse().map_err(|_| bad())?;
+        let limit: f64 = number.parse().map_err(|_| invalid())?;
         let rest = text.trim_end().strip_suffix(number).unwrap_or(text).trim_end();
-        let compare = COMPARISONS.into_iter().find(|compare| rest.ends_with(compare)).ok_or_else(bad)?;
+        let compare = COMPARISONS.into_iter().find(|compare| rest.ends_with(compare)).ok_or_else(invalid)?;
         let query = rest.strip_suffix(compare).unwrap_or(rest).trim().to_string();
-        if query.is_empty() { Err(bad()) } else { Ok(Self { query, compare, limit }) }
+        if query.is_empty() { Err(invalid()) } else { Ok(Self { query, compare, limit }) }
     }
 
     fn is_met(&self, value: f64) -> bool {
@@ -42,83 +77,97 @@ impl Threshold {
     }
 }
 
+/// An answer of Prometheus' HTTP API.
 #[derive(Deserialize)]
-struct Answer {
+struct QueryAnswer {
     status: String,
     #[serde(default)]
     error: String,
-    data: Option<Data>,
+    data: Option<QueryData>,
 }
 
 #[derive(Deserialize)]
-struct Data {
+struct QueryData {
     #[serde(rename = "resultType")]
     kind: String,
     result: serde_json::Value,
 }
 
 #[derive(Deserialize)]
-struct Sample {
+struct VectorRow {
     #[serde(default)]
     metric: serde_json::Map<String, serde_json::Value>,
+    /// Time and value, as Prometheus writes them.
     value: (f64, String),
 }
 
-/// The samples of an answer: what each is of, and its value.
-fn samples(body: &[u8]) -> Result<Vec<(String, f64)>, String> {
-    let answer: Answer = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+/// One value and the labels it belongs to.
+#[derive(Debug, PartialEq)]
+struct Sample {
+    labels: String,
+    value: f64,
+}
+
+fn number(text: &str) -> Result<f64, AnswerError> {
+    text.parse().map_err(|_| AnswerError::Number(text.to_string()))
+}
+
+fn samples(body: &[u8]) -> Result<Vec<Sample>, AnswerError> {
+    let answer: QueryAnswer = serde_json::from_slice(body)?;
     let data = match answer.data {
         Some(data) if answer.status == "success" => data,
-        _ => return Err(if answer.error.is_empty() { answer.status } else { answer.error }),
+        _ => return Err(AnswerError::Refused(if answer.error.is_empty() { answer.status } else { answer.error })),
     };
-    let number = |text: &str| text.parse::<f64>().map_err(|error| format!("`{text}`: {error}"));
     match data.kind.as_str() {
         "vector" => {
-            let rows: Vec<Sample> = serde_json::from_value(data.result).map_err(|error| error.to_string())?;
-            let named = |row: &Sample| serde_json::to_string(&row.metric).unwrap_or_default();
-            rows.iter().map(|row| Ok((named(row), number(&row.value.1)?))).collect()
+            let rows: Vec<VectorRow> = serde_json::from_value(data.result)?;
+            let labels = |row: &VectorRow| serde_json::to_string(&row.metric).unwrap_or_default();
+            rows.iter().map(|row| Ok(Sample { labels: labels(row), value: number(&row.value.1)? })).collect()
         }
         "scalar" => {
-            let (_, text): (f64, String) = serde_json::from_value(data.result).map_err(|error| error.to_string())?;
-            Ok(vec![(String::new(), number(&text)?)])
+            let (_, text): (f64, String) = serde_json::from_value(data.result)?;
+            Ok(vec![Sample { labels: String::new(), value: number(&text)? }])
         }
-        other => Err(format!("the result is a {other}, not a vector or scalar")),
+        other => Err(AnswerError::Kind(other.to_string())),
     }
 }
 
-/// Asks all; the first that is not met counts.
-pub(crate) async fn ask(server: &str, queries: &[String]) -> Gate {
-    for text in queries {
-        match ask_one(server, text).await {
+/// Asks all queries in order and returns the first result that does not pass.
+pub(super) async fn ask(server: &str, queries: &[String]) -> Gate {
+    for query in queries {
+        match ask_one(server, query).await {
             Ok(None) => {}
-            Ok(Some(gate_failed)) => return Gate::Failed(gate_failed),
-            Err(why) => return Gate::Undecided(format!("cannot tell whether `{text}`: {why}")),
+            Ok(Some(failure)) => return Gate::Failed(failure),
+            Err(error) => {
+                return Gate::Undecided(format!("gate `{query}` is undecided: {}", with_sources(&error)));
+            }
         }
     }
     Gate::Passed
 }
 
-async fn ask_one(server: &str, text: &str) -> Result<Option<String>, String> {
+/// Returns which sample does not meet the comparison, if one does not.
+async fn ask_one(server: &str, text: &str) -> Result<Option<String>, GateError> {
     let threshold = Threshold::parse(text)?;
-    let client = Client::new(server, None).map_err(|error| error.to_string())?;
+    let client = Client::new(server, None)?;
     let path = format!("/api/v1/query?query={}", escape(&threshold.query));
-    let (status, body) = client.answer(&path).await.map_err(|error| error.to_string())?;
-    let samples = samples(&body).map_err(|error| format!("{server} answered {status}: {error}"))?;
+    let (status, body) = client.answer(&path).await?;
+    let samples = samples(&body).map_err(|source| GateError::Answer { server: server.to_string(), status, source })?;
     if samples.is_empty() {
-        return Err("there is no data".into());
+        return Err(GateError::NoData);
     }
-    let broken = samples.iter().find(|(_, value)| !threshold.is_met(*value));
-    Ok(broken.map(|(metric, value)| format!("`{text}` is not met: {value} {metric}")))
+    let unmet = samples.iter().find(|sample| !threshold.is_met(sample.value));
+    Ok(unmet.map(|sample| format!("gate `{text}` is not met: {} {}", sample.value, sample.labels)))
 }
 
-/// Percent-encodes all but what may stand in a query.
+/// Percent-encodes a text for a query.
 fn escape(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            let _infallible = write!(out, "%{byte:02X}");
+            let _ = write!(out, "%{byte:02X}"); // writing to a string cannot fail
         }
     }
     out
@@ -147,10 +196,10 @@ mod tests {
         let vector = br#"{"status":"success","data":{"resultType":"vector","result":[
             {"metric":{"job":"a"},"value":[1.5,"0.25"]},{"metric":{},"value":[1.5,"NaN"]}]}}"#;
         let found = samples(vector).unwrap();
-        assert_eq!(found[0], (r#"{"job":"a"}"#.into(), 0.25));
-        assert!(found[1].1.is_nan());
+        assert_eq!(found[0], Sample { labels: r#"{"job":"a"}"#.into(), value: 0.25 });
+        assert!(found[1].value.is_nan());
         let scalar = br#"{"status":"success","data":{"resultType":"scalar","result":[1.5,"3"]}}"#;
-        assert_eq!(samples(scalar).unwrap(), [(String::new(), 3.0)]);
+        assert_eq!(samples(scalar).unwrap(), [Sample { labels: String::new(), value: 3.0 }]);
         for bad in [
             &br#"{"status":"error","errorType":"bad_data","error":"parse error"}"#[..],
             br#"{"status":"success","data":{"resultType":"matrix","result":[]}}"#,

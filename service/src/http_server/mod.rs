@@ -4,17 +4,18 @@
 //! token.
 
 use crate::metrics::Metrics;
+use crate::routes::Routes;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+use shoal_api::service::{ErrorAnswer, ErrorBody, Health, Route};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -96,23 +97,9 @@ impl std::error::Error for ApiError {}
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(serde_json::json!({ "error": self }))).into_response()
+        let error = ErrorBody { what: self.what, why: self.why, remedy: self.remedy };
+        (status, Json(ErrorAnswer { error })).into_response()
     }
-}
-
-/// What `/healthz` says.
-#[derive(Clone, Debug, Serialize, serde::Deserialize)]
-pub struct Health {
-    /// The role.
-    pub role: String,
-    /// Version of the program.
-    pub version: String,
-    /// Seconds since the role started.
-    pub uptime_s: u64,
-    /// Whether the role can do its work.
-    pub ok: bool,
-    /// What is amiss, if anything.
-    pub problems: Vec<String>,
 }
 
 /// Gives what is amiss with the role; nothing when all is well.
@@ -123,7 +110,7 @@ pub struct Server {
     role: &'static str,
     metrics: Metrics,
     check: HealthCheck,
-    routes: Router,
+    routes: Routes,
     bytes_in: Arc<AtomicU64>,
 }
 
@@ -133,11 +120,24 @@ struct Common {
     metrics: Metrics,
     check: HealthCheck,
     started: Instant,
+    /// Every route of the server, in order of path.
+    routes: Arc<[Route]>,
+}
+
+/// Returns the router of a role's own routes and those of every role.
+fn app(mut common: Common, own: Routes) -> Router {
+    let (own, mut table) = own.into_parts();
+    let routes = Routes::new().get("/healthz", healthz).get("/metrics", metrics).get("/v1/routes", list_routes);
+    let (shared, more) = routes.into_parts();
+    table.extend(more);
+    table.sort_by(|a, b| (&a.path, &a.method).cmp(&(&b.path, &b.method)));
+    common.routes = table.into();
+    shared.with_state(common).merge(own)
 }
 
 impl Server {
     /// For a role; `routes` are its own.
-    pub fn new(role: &'static str, metrics: Metrics, check: HealthCheck, routes: Router) -> Self {
+    pub fn new(role: &'static str, metrics: Metrics, check: HealthCheck, routes: Routes) -> Self {
         Self { role, metrics, check, routes, bytes_in: Arc::default() }
     }
 
@@ -148,12 +148,15 @@ impl Server {
 
     /// Serves until the token is cancelled, then lets running requests end (for at most two seconds).
     pub async fn serve(self, listener: TcpListener, token: CancellationToken) {
-        let common = Common { role: self.role, metrics: self.metrics, check: self.check, started: Instant::now() };
-        let app = Router::new()
-            .route("/healthz", get(healthz))
-            .route("/metrics", get(metrics))
-            .with_state(common)
-            .merge(self.routes)
+        let common = Common {
+            role: self.role,
+            metrics: self.metrics,
+            check: self.check,
+            started: Instant::now(),
+            routes: Arc::default(),
+        };
+        let app = app(common, self.routes)
+            .fallback(not_found)
             .layer(DefaultBodyLimit::max(BODY_MAX))
             .layer(axum::middleware::map_request(hurried));
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -268,6 +271,15 @@ async fn accept(
             None
         }
     }
+}
+
+async fn list_routes(State(common): State<Common>) -> Json<Vec<Route>> {
+    Json(common.routes.to_vec())
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    let what = format!("this server has no route {}", uri.path());
+    ApiError::new(StatusCode::NOT_FOUND, what, "", "list the routes with GET /v1/routes")
 }
 
 async fn healthz(State(common): State<Common>) -> Response {

@@ -10,9 +10,8 @@ use super::{Outcome, output};
 use anyhow::{Context, bail};
 use region::Region;
 use serde::Serialize;
+use shoal_api::jobs::{HostTotals, JobAccepted, JobStatus, PushRequest};
 use shoal_proto::announcement::Kind;
-use shoal_seeder::api::Pushed;
-use shoal_seeder::jobs::{JobStatus, PushRequest};
 use shoal_service::units::{ByteSize, Span};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -137,7 +136,7 @@ async fn push(
         image: None,
     };
     let client = region.seeder()?;
-    let pushed: Pushed = client.post("/v1/push", &request).await?;
+    let pushed: JobAccepted = client.post("/v1/push", &request).await?;
     let display = if args.json { Display::Silent } else { Display::new(false) };
     let (outcome, status) = tokio::select! {
         followed = follow(&client, &pushed.job, display, args.timeout.0) => followed?,
@@ -168,7 +167,7 @@ async fn push(
 
 fn summarise(status: &JobStatus, verified: u32, before: &region::Traffic, after: &region::Traffic) -> Summary {
     let size = status.size.max(1) as f64;
-    let (hosts, _, active, ..) = status.hosts();
+    let HostTotals { hosts, active, .. } = status.totals();
     Summary {
         hosts,
         complete: active,

@@ -5,12 +5,12 @@
 use super::credentials;
 use anyhow::{Context, bail};
 use serde_json::Value;
-use shoal_hub::view::JobView;
+use shoal_api::hosts::Host;
+use shoal_api::hub::HubJob;
+use shoal_api::jobs::{HostTotals, JobStatus};
 use shoal_proto::ids::JobId;
 use shoal_proto::membership::Presence;
 use shoal_proto::trust::Role;
-use shoal_seeder::api::HostRow;
-use shoal_seeder::jobs::JobStatus;
 use shoal_service::http_client::Client;
 use shoal_service::http_server::AdminToken;
 use shoal_service::metrics::peak_rss;
@@ -211,7 +211,7 @@ impl Region {
     async fn all_up(&self, hosts: u32) -> anyhow::Result<()> {
         let client = self.seeder()?;
         loop {
-            let rows: Vec<HostRow> = client.get("/v1/hosts").await?;
+            let rows: Vec<Host> = client.get("/v1/hosts").await?;
             let up = rows.iter().filter(|row| row.role == "peer" && row.presence == Presence::Up).count();
             if up as u32 == hosts {
                 return Ok(());
@@ -254,11 +254,11 @@ impl Region {
 
     /// Waits until the hub knows what the seeder knows of a job.
     pub(super) async fn hub_settled(&self, job: &JobId, status: &JobStatus) -> anyhow::Result<()> {
-        let (_, _, active, failed, _) = status.hosts();
+        let HostTotals { active, failed, .. } = status.totals();
         let client = Client::new(&self.hub.http(), None)?;
         let until = Instant::now() + Duration::from_secs(30);
         loop {
-            let views: Vec<JobView> = client.get(&format!("/v1/jobs/{job}")).await.unwrap_or_default();
+            let views: Vec<HubJob> = client.get(&format!("/v1/jobs/{job}")).await.unwrap_or_default();
             if views.iter().any(|view| view.active == active && view.failed == failed) {
                 return Ok(());
             }

@@ -1,12 +1,18 @@
-//! An image in files: an OCI layout, as a folder or a tar archive, or what `docker save` writes.
+//! An image in files: an OCI layout, as a folder or a tar archive, or an archive of `docker save`.
 //!
-//! Invariant: nothing outside the folder or archive is ever opened, whatever names are in it: blobs are looked up by
-//! digest, and names by the archive's own list.
+//! Invariant: nothing outside the folder or archive is opened, whatever names it contains. Blobs are found by digest, and
+//! other names by the archive's own list.
 
-use super::documents::{Choice, Descriptor, DocumentError, Gather, IndexDocument, digest_of};
-use super::files::{Files, normal};
+mod error;
+mod files;
+
+pub(crate) use error::ArchiveError;
+
+use crate::oci_documents::{Descriptor, Gather, IndexDocument, Platforms, digest_of};
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
+use error::{io_error, json_error, malformed};
+use files::{Files, normalized};
 use serde::Deserialize;
 use shoal_proto::image::{DOCKER_MANIFEST, Digest, ImageBlob, ImageIndex, Reference};
 use shoal_store::BlobSource;
@@ -14,80 +20,45 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Cursor, Read};
 use std::path::Path;
 
-/// Why files are no image, or not the one asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    /// A file cannot be read.
-    #[error("{what}: {source}")]
-    Io {
-        /// The file.
-        what: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Neither of the known forms.
-    #[error("{0} is neither an OCI layout nor an archive of `docker save`; a compressed one has to be unpacked first")]
-    Unknown(String),
-    /// One of its files is not as it should be.
-    #[error("{what}: {why}")]
-    Malformed {
-        /// The file.
-        what: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// Several images, or one without a full name.
-    #[error("say which image it is with --ref; it has: {0}")]
-    Which(String),
-    /// None of that name.
-    #[error("there is no image {wanted} in it; it has: {has}")]
-    NoSuch {
-        /// What was asked for.
-        wanted: String,
-        /// What there is.
-        has: String,
-    },
-    /// Its documents do not make an image.
-    #[error(transparent)]
-    Document(#[from] DocumentError),
-}
-
-pub(super) fn fault<'a>(what: &'a str) -> impl FnOnce(io::Error) -> ArchiveError + 'a {
-    move |source| ArchiveError::Io { what: what.to_string(), source }
-}
-
-pub(super) fn malformed(what: &str, why: impl ToString) -> ArchiveError {
-    ArchiveError::Malformed { what: what.to_string(), why: why.to_string() }
-}
+/// Names that an error lists.
+const NAMES_LISTED_MAX: usize = 32;
+/// Bytes of a layer that are hashed at a time.
+const HASH_BYTES: usize = 1 << 20;
+/// The first bytes of a gzip file.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// An image found in files.
-pub struct LocalImage {
-    /// What it is.
-    pub index: ImageIndex,
-    /// Its name, parsed.
-    pub reference: Reference,
+pub(crate) struct LocalImage {
+    pub(crate) index: ImageIndex,
+    /// The name of `index`, parsed.
+    pub(crate) reference: Reference,
     files: Files,
     documents: BTreeMap<Digest, Bytes>,
-    /// Names of blobs that are not named by their digest.
+    /// Files of blobs that are not named by their digest.
     names: BTreeMap<Digest, String>,
 }
 
 impl LocalImage {
-    /// Finds the image of this name, or the only one there is.
-    pub fn open(path: &Path, wanted: Option<&Reference>, choice: &Choice) -> Result<Self, ArchiveError> {
+    /// Finds the image of this name, or the only image. Blocks.
+    ///
+    /// # Errors
+    /// Returns an error if the files have neither known form, or no such image.
+    pub(crate) fn open(path: &Path, wanted: Option<&Reference>, platforms: &Platforms) -> Result<Self, ArchiveError> {
         let files = Files::open(path)?;
         if files.has("index.json") && files.has("oci-layout") {
-            Self::of_layout(files, wanted, choice)
+            Self::of_layout(files, wanted, platforms)
         } else if files.is_archive() && files.has("manifest.json") {
-            Self::of_docker(files, wanted, choice)
+            Self::of_docker(files, wanted, platforms)
         } else {
-            Err(ArchiveError::Unknown(path.display().to_string()))
+            Err(ArchiveError::UnknownForm(path.display().to_string()))
         }
     }
 
-    /// A blob's bytes.
-    pub fn source(&self, blob: &ImageBlob) -> io::Result<BlobSource> {
+    /// Returns where the bytes of a blob are.
+    ///
+    /// # Errors
+    /// Returns an error if the files lack the blob.
+    pub(crate) fn source(&self, blob: &ImageBlob) -> io::Result<BlobSource> {
         if let Some(bytes) = self.documents.get(&blob.digest) {
             return Ok(BlobSource::Reader(Box::new(Cursor::new(bytes.clone()))));
         }
@@ -95,33 +66,34 @@ impl LocalImage {
         Ok(BlobSource::Reader(self.files.reader(&name)?.0))
     }
 
-    fn of_layout(files: Files, wanted: Option<&Reference>, choice: &Choice) -> Result<Self, ArchiveError> {
+    fn of_layout(files: Files, wanted: Option<&Reference>, platforms: &Platforms) -> Result<Self, ArchiveError> {
         let index: IndexDocument =
-            serde_json::from_slice(&files.small("index.json")?).map_err(|error| malformed("index.json", error))?;
-        let (reference, rows) = pick(index.manifests, wanted, named_in_layout)?;
-        // A layout may name the platforms of one image one by one.
-        let root = match &choice.of(&rows)?[..] {
+            serde_json::from_slice(&files.document("index.json")?).map_err(json_error("index.json"))?;
+        let Picked { reference, images: rows } = pick(index.manifests, wanted, names_in_layout)?;
+        // A layout may list the platforms of one image separately.
+        let root = match &platforms.of(&rows)?[..] {
             [root] => (*root).clone(),
-            _ => return Err(malformed("index.json", "several images of that name: choose one with --platform")),
+            _ => return Err(malformed("index.json", "several images have that name; choose one with --platform")),
         };
-        let mut gather = Gather::new(root, choice.clone())?;
+        let mut gather = Gather::new(root, platforms.clone())?;
         while let Some(next) = gather.next() {
-            let bytes = files.small(&blob_name(&next.digest))?;
-            gather.bring(bytes.into())?;
+            let bytes = files.document(&blob_name(&next.digest))?;
+            gather.add(bytes.into())?;
         }
-        let (index, documents) = gather.finish(&reference);
+        let gathered = gather.finish(&reference);
+        let (index, documents) = (gathered.index, gathered.documents);
         Ok(Self { index, reference, files, documents, names: BTreeMap::new() })
     }
 
-    fn of_docker(files: Files, wanted: Option<&Reference>, choice: &Choice) -> Result<Self, ArchiveError> {
-        let saved: Vec<Saved> = serde_json::from_slice(&files.small("manifest.json")?)
-            .map_err(|error| malformed("manifest.json", error))?;
-        let (reference, rows) = pick(saved, wanted, |row| row.tags.clone().unwrap_or_default())?;
-        let saved = &rows[0];
-        let config = files.small(&inside(&saved.config)?)?;
-        let parsed: Config = serde_json::from_slice(&config).map_err(|error| malformed(&saved.config, error))?;
+    fn of_docker(files: Files, wanted: Option<&Reference>, platforms: &Platforms) -> Result<Self, ArchiveError> {
+        let saved: Vec<SavedImage> =
+            serde_json::from_slice(&files.document("manifest.json")?).map_err(json_error("manifest.json"))?;
+        let picked = pick(saved, wanted, |image| image.tags.clone().unwrap_or_default())?;
+        let (reference, saved) = (picked.reference, &picked.images[0]);
+        let config = files.document(&inside(&saved.config)?)?;
+        let parsed: SavedConfig = serde_json::from_slice(&config).map_err(json_error(&saved.config))?;
         if parsed.rootfs.diff_ids.len() != saved.layers.len() {
-            return Err(malformed(&saved.config, "it does not have as many layers as manifest.json"));
+            return Err(malformed(&saved.config, "the configuration does not have as many layers as manifest.json"));
         }
         let mut names = BTreeMap::new();
         let mut layers = Vec::new();
@@ -143,9 +115,10 @@ impl LocalImage {
             platform: None,
             annotations: BTreeMap::new(),
         };
-        let mut gather = Gather::new(root, choice.clone())?;
-        gather.bring(manifest)?;
-        let (index, mut documents) = gather.finish(&reference);
+        let mut gather = Gather::new(root, platforms.clone())?;
+        gather.add(manifest)?;
+        let gathered = gather.finish(&reference);
+        let (index, mut documents) = (gathered.index, gathered.documents);
         documents.insert(config_blob.digest, config.into());
         Ok(Self { index, reference, files, documents, names })
     }
@@ -155,56 +128,64 @@ fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
+/// Returns a normalized name that an archive gives.
 fn inside(name: &str) -> Result<String, ArchiveError> {
-    normal(name).ok_or_else(|| malformed("manifest.json", format!("`{name}` leads out of the archive")))
+    normalized(name).ok_or_else(|| malformed("manifest.json", format!("`{name}` leads out of the archive")))
 }
 
-/// A name that says registry or tag; a lone tag would read as an image of Docker's own library.
-fn full(name: &str) -> Option<Reference> {
+/// Returns a name that has a registry or a tag. A lone tag would parse as an image of Docker's own library.
+fn full_name(name: &str) -> Option<Reference> {
     name.contains(['/', ':']).then(|| name.parse().ok()).flatten()
 }
 
-/// The images of the wanted name, or of the only one there is; and the name.
+/// Images of one name.
+struct Picked<T> {
+    reference: Reference,
+    images: Vec<T>,
+}
+
+/// Returns the images of the wanted name, or of the only name.
 fn pick<T>(
     all: Vec<T>,
     wanted: Option<&Reference>,
     names_of: impl Fn(&T) -> Vec<String>,
-) -> Result<(Reference, Vec<T>), ArchiveError> {
+) -> Result<Picked<T>, ArchiveError> {
     let names: BTreeSet<String> = all.iter().flat_map(&names_of).collect();
-    let has = || names.iter().take(32).cloned().collect::<Vec<_>>().join(", ");
-    let only = |all: Vec<T>, fits: &dyn Fn(&String) -> bool| -> Vec<T> {
+    let has = || names.iter().take(NAMES_LISTED_MAX).cloned().collect::<Vec<_>>().join(", ");
+    let retain = |all: Vec<T>, fits: &dyn Fn(&String) -> bool| -> Vec<T> {
         all.into_iter().filter(|row| names_of(row).iter().any(fits)).collect()
     };
     let Some(wanted) = wanted else {
-        let references: BTreeSet<Reference> = names.iter().filter_map(|name| full(name)).collect();
+        let references: BTreeSet<Reference> = names.iter().filter_map(|name| full_name(name)).collect();
         let [reference] = &references.into_iter().collect::<Vec<_>>()[..] else {
-            return Err(ArchiveError::Which(has()));
+            return Err(ArchiveError::Ambiguous(has()));
         };
-        return Ok((reference.clone(), only(all, &|name| full(name).as_ref() == Some(reference))));
+        let images = retain(all, &|name| full_name(name).as_ref() == Some(reference));
+        return Ok(Picked { reference: reference.clone(), images });
     };
-    let by_name = |name: &String| full(name).as_ref() == Some(wanted);
-    let by_tag = |name: &String| full(name).is_none() && Some(name) == wanted.tag.as_ref();
-    let rows = if names.iter().any(by_name) {
-        only(all, &by_name)
+    let by_name = |name: &String| full_name(name).as_ref() == Some(wanted);
+    let by_tag = |name: &String| full_name(name).is_none() && Some(name) == wanted.tag.as_ref();
+    let images = if names.iter().any(by_name) {
+        retain(all, &by_name)
     } else if names.iter().any(by_tag) {
-        only(all, &by_tag)
-    } else if !all.is_empty() && names.len() <= 1 && !names.iter().any(|name| full(name).is_some()) {
-        // The only image there is takes any name, if it has no full one of its own.
+        retain(all, &by_tag)
+    } else if !all.is_empty() && names.len() <= 1 && !names.iter().any(|name| full_name(name).is_some()) {
+        // The only image takes any name, unless it has a full name of its own.
         all
     } else {
-        return Err(ArchiveError::NoSuch { wanted: wanted.to_string(), has: has() });
+        return Err(ArchiveError::NotFound { wanted: wanted.to_string(), has: has() });
     };
-    Ok((wanted.clone(), rows))
+    Ok(Picked { reference: wanted.clone(), images })
 }
 
-fn named_in_layout(row: &Descriptor) -> Vec<String> {
+fn names_in_layout(row: &Descriptor) -> Vec<String> {
     let by = |key: &str| row.annotations.get(key).cloned();
     by("io.containerd.image.name").or_else(|| by("org.opencontainers.image.ref.name")).into_iter().collect()
 }
 
-/// A row of `manifest.json`.
+/// An image in `manifest.json` of `docker save`.
 #[derive(Deserialize)]
-struct Saved {
+struct SavedImage {
     #[serde(rename = "Config")]
     config: String,
     #[serde(rename = "RepoTags")]
@@ -214,7 +195,7 @@ struct Saved {
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct SavedConfig {
     rootfs: RootFs,
 }
 
@@ -223,20 +204,22 @@ struct RootFs {
     diff_ids: Vec<Digest>,
 }
 
-/// A layer as `docker save` left it. The digest of a plain one is in the configuration, and is checked as it is taken in.
+/// Returns a layer of `docker save`.
+///
+/// The digest of an uncompressed layer is in the configuration, and the ingest checks it. A compressed layer is hashed here.
 fn docker_layer(files: &Files, name: &str, diff_id: Digest) -> Result<ImageBlob, ArchiveError> {
-    let (mut reader, size) = files.reader(name).map_err(fault(name))?;
+    let (mut reader, size) = files.reader(name).map_err(io_error(name))?;
     let mut magic = Vec::new();
-    reader.by_ref().take(2).read_to_end(&mut magic).map_err(fault(name))?;
-    if magic != [0x1f, 0x8b] {
+    reader.by_ref().take(2).read_to_end(&mut magic).map_err(io_error(name))?;
+    if magic != GZIP_MAGIC {
         let media_type = "application/vnd.docker.image.rootfs.diff.tar".into();
         return Ok(ImageBlob { digest: diff_id, media_type, size });
     }
     let mut sha256 = Context::new(&SHA256);
     let mut reader = Cursor::new(magic).chain(reader);
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; HASH_BYTES];
     loop {
-        match reader.read(&mut buffer).map_err(fault(name))? {
+        match reader.read(&mut buffer).map_err(io_error(name))? {
             0 => break,
             read => sha256.update(&buffer[..read]),
         }
@@ -247,7 +230,8 @@ fn docker_layer(files: &Files, name: &str, diff_id: Digest) -> Result<ImageBlob,
     Ok(ImageBlob { digest: Digest(digest), media_type, size })
 }
 
-/// The manifest of a saved image, which has none: the same bytes for the same image, whoever makes it.
+/// Returns a manifest for a saved image, which has none. The same image always gets the same bytes, so every seeder
+/// computes the same content.
 fn docker_manifest(config: &ImageBlob, layers: &[ImageBlob]) -> String {
     let row = |blob: &ImageBlob| {
         format!(r#"{{"mediaType":"{}","size":{},"digest":"{}"}}"#, blob.media_type, blob.size, blob.digest)

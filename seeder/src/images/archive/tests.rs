@@ -1,10 +1,10 @@
-//! Images in files: what is found in them, and what is refused.
+//! Images in files: which are found and which are refused.
 
 use super::*;
 use shoal_proto::image::OCI_MANIFEST;
 use std::fs::{self, File};
 
-/// A layout folder of one image; the annotation is as given.
+/// Writes a layout folder of one image with these annotations, and returns the root.
 fn layout(dir: &Path, annotations: &str) -> Digest {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
@@ -24,13 +24,13 @@ fn layout(dir: &Path, annotations: &str) -> Digest {
 }
 
 fn open(path: &Path, wanted: Option<&str>) -> Result<LocalImage, ArchiveError> {
-    LocalImage::open(path, wanted.map(|text| text.parse().unwrap()).as_ref(), &Choice::default())
+    LocalImage::open(path, wanted.map(|text| text.parse().unwrap()).as_ref(), &Platforms::default())
 }
 
 fn error(path: &Path, wanted: Option<&str>) -> String {
     match open(path, wanted) {
         Ok(image) => panic!("{:?}", image.index),
-        Err(error) => error.to_string(),
+        Err(error) => crate::errors::with_sources(&error),
     }
 }
 
@@ -41,7 +41,7 @@ fn tar(path: &Path, files: &[(&str, &[u8])], links: &[(&str, &str)]) {
     for (name, target) in links {
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
-        // The writer refuses some of what a stranger's archive can hold.
+        // Written by hand, because the writer refuses names that a hostile archive can contain.
         header.as_ustar_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
         header.as_ustar_mut().unwrap().linkname[..target.len()].copy_from_slice(target.as_bytes());
         header.set_cksum();
@@ -74,10 +74,10 @@ const V1: &str = r#""org.opencontainers.image.ref.name":"v1""#;
 fn a_layout_is_found_by_name_or_tag() {
     let dir = tempfile::tempdir().unwrap();
     let root = layout(dir.path(), V1);
-    assert!(error(dir.path(), None).contains("--ref"), "a tag alone is no full name");
+    assert!(error(dir.path(), None).contains("--ref"), "a tag alone is not a full name");
     for wanted in ["r.example/app:v1", "r.example/app:other"] {
         let image = open(dir.path(), Some(wanted)).unwrap();
-        assert_eq!((image.index.root, &*image.index.reference), (root, wanted), "the only one takes any name");
+        assert_eq!((image.index.root, &*image.index.reference), (root, wanted), "the only image takes any name");
         assert_eq!(read(&image, &digest_of(b"layer")).unwrap(), b"layer");
         assert_eq!(image.index.blobs.len(), 3);
     }
@@ -102,7 +102,7 @@ fn a_layout_in_an_archive_is_the_same_image() {
     assert_eq!(read(&image, &digest_of(b"layer")).unwrap(), b"layer");
 }
 
-/// The documents of a saved image of one layer.
+/// Returns the documents of a saved image.
 fn saved(layers: &str, diff_ids: &str) -> (String, String) {
     let config = format!(r#"{{"os":"linux","rootfs":{{"type":"layers","diff_ids":[{diff_ids}]}}}}"#);
     let rows = format!(r#"[{{"Config":"c.json","RepoTags":["r.example/app:v1"],"Layers":[{layers}]}}]"#);
@@ -110,12 +110,12 @@ fn saved(layers: &str, diff_ids: &str) -> (String, String) {
 }
 
 #[test]
-fn a_saved_image_gets_one_and_the_same_manifest() {
+fn a_saved_image_always_gets_the_same_manifest() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image.tar");
     let digest = digest_of(b"layer");
     let (rows, config) = saved(r#""a/layer.tar""#, &format!("\"{digest}\""));
-    // As older versions save a layer that another image has too.
+    // Older versions of Docker save a layer that another image has too as a link.
     let files = [("manifest.json", rows.as_bytes()), ("c.json", config.as_bytes()), ("b/layer.tar", b"layer")];
     tar(&path, &files, &[("a/layer.tar", "../b/layer.tar")]);
     let image = open(&path, None).unwrap();
@@ -146,7 +146,7 @@ fn tricks_in_names_lead_nowhere() {
     assert!(attempt("a", &[("a", "../secret")]).contains("not in the archive"));
     assert!(attempt("a", &[("a", &absolute[..absolute.len().min(99)])]).contains("not in the archive"));
     assert!(attempt("a", &[("a", "b"), ("b", "a")]).contains("not in the archive"), "links in a circle");
-    // A layout's blobs are named by digest alone.
+    // A layout names its blobs by digest only.
     let folder = dir.path().join("layout");
     layout(&folder, V1);
     let index = fs::read_to_string(folder.join("index.json")).unwrap();
@@ -157,7 +157,7 @@ fn tricks_in_names_lead_nowhere() {
 }
 
 #[test]
-fn what_is_no_image_is_told() {
+fn files_without_an_image_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     assert!(error(dir.path(), None).contains("neither an OCI layout nor"));
     let file = dir.path().join("file");

@@ -1,8 +1,10 @@
 //! The machine against hosts that hear late, answer late, fail, vanish and come back, in any order.
 
 use super::*;
-use crate::rollout::spec::RollbackMode;
+use crate::rollout::spec;
 use proptest::prelude::*;
+use shoal_api::rollouts::{Amount, RollbackMode};
+use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::report::Reason;
 use std::collections::BTreeSet;
@@ -44,9 +46,8 @@ struct World {
 fn spec(batch: &str, per_rack: u32, failures: u32, rollback: RollbackMode) -> RolloutSpec {
     let mut spec = RolloutSpec::new("edge/a", "2", vec!["all".into()]);
     spec.batch = batch.split(',').map(|part| part.parse().unwrap()).collect();
-    (spec.per_rack, spec.max_failures, spec.rollback) =
-        (per_rack, super::super::spec::Amount::Hosts(failures), rollback);
-    spec.validate().unwrap();
+    (spec.per_rack, spec.max_failures, spec.rollback) = (per_rack, Amount::Hosts(failures), rollback);
+    spec::check(&spec).unwrap();
     spec
 }
 
@@ -78,7 +79,7 @@ impl World {
 
     fn tell(&mut self, input: Input<'_>) {
         let before = self.machine.state().clone();
-        let _refused = self.machine.handle(self.now, input);
+        let _ = self.machine.handle(self.now, input); // a refusal changes nothing, which is checked below
         // What is written down is all there is.
         let state: State = decode_exact(&encode(self.machine.state())).unwrap();
         let spec = self.machine.spec().clone();
@@ -103,11 +104,17 @@ impl World {
     }
 
     fn facts(&mut self) {
-        let facts: Vec<HostFact> = (0..)
+        let facts: Vec<ObservedHost> = (0..)
             .zip(&self.hosts)
-            .map(|(index, host)| HostFact { index, rack: host.rack, up: host.up, report: host.heard, blocked: false })
+            .map(|(index, host)| ObservedHost {
+                index,
+                rack: host.rack,
+                up: host.up,
+                report: host.heard.map(|(attempt, state)| HostReport { attempt, state }),
+                blocked: false,
+            })
             .collect();
-        self.tell(Input::Facts(&facts));
+        self.tell(Input::Hosts(&facts));
     }
 
     /// The host hears of the newest document.
@@ -176,7 +183,7 @@ impl World {
     }
 
     /// Everything arrives and ends, `well` says how; until the machine is final.
-    fn settle(&mut self, well: impl Fn(usize) -> bool) -> Phase {
+    fn settle(&mut self, well: impl Fn(usize) -> bool) -> RolloutPhase {
         for _ in 0..1000 {
             self.now += 20_000;
             for at in 0..self.hosts.len() {
@@ -192,7 +199,7 @@ impl World {
                 self.tell(Input::Gate(Gate::Passed));
             }
             let phase = self.machine.state().phase;
-            if phase.is_final() || phase == Phase::Stopped {
+            if phase.is_final() || phase == RolloutPhase::Stopped {
                 return phase;
             }
         }
@@ -210,9 +217,9 @@ fn every_small_case_ends_as_it_should() {
                 let phase = world.settle(|at| !bad(at));
                 let on_new = world.hosts.iter().filter(|host| host.on_new).count() as u32;
                 if outcomes.count_ones() <= failures {
-                    assert_eq!((phase, on_new), (Phase::Done, 6 - outcomes.count_ones()));
+                    assert_eq!((phase, on_new), (RolloutPhase::Done, 6 - outcomes.count_ones()));
                 } else {
-                    assert_eq!((phase, on_new), (Phase::RolledBack, 0), "{outcomes:b} {batch}");
+                    assert_eq!((phase, on_new), (RolloutPhase::RolledBack, 0), "{outcomes:b} {batch}");
                 }
             }
         }
@@ -222,7 +229,7 @@ fn every_small_case_ends_as_it_should() {
 #[test]
 fn a_bad_version_stops_in_its_first_wave() {
     let mut world = World::new(4, 4, spec("1,25%,100%", 1, 0, RollbackMode::Auto));
-    assert_eq!(world.settle(|_| false), Phase::RolledBack);
+    assert_eq!(world.settle(|_| false), RolloutPhase::RolledBack);
     assert_eq!(world.machine.state().batch, 0);
     assert_eq!(world.begun.iter().filter(|(_, attempt)| *attempt == 1).count(), 1);
 }
@@ -230,7 +237,7 @@ fn a_bad_version_stops_in_its_first_wave() {
 #[test]
 fn a_host_that_fails_in_the_soak_time_stops_the_rollout() {
     let mut world = World::new(1, 3, spec("1,100%", 1, 0, RollbackMode::Manual));
-    while world.machine.state().phase != Phase::Soaking {
+    while world.machine.state().phase != RolloutPhase::Soaking {
         (0..3).for_each(|at| {
             world.hear(at);
             world.begin(at);
@@ -243,9 +250,9 @@ fn a_host_that_fails_in_the_soak_time_stops_the_rollout() {
     world.sicken(ill);
     world.report(ill);
     world.facts();
-    assert_eq!(world.machine.state().phase, Phase::Stopped);
-    world.tell(Input::Command(Command::RetryFailed));
-    assert_eq!(world.settle(|_| true), Phase::Done);
+    assert_eq!(world.machine.state().phase, RolloutPhase::Stopped);
+    world.tell(Input::Command(RolloutCommand::RetryFailed));
+    assert_eq!(world.settle(|_| true), RolloutPhase::Done);
     assert!(world.hosts.iter().all(|host| host.on_new));
 }
 
@@ -260,7 +267,7 @@ fn one_that_may_begin_again_keeps_its_place_in_the_rack() {
     world.end(0, true);
     world.report(0);
     // Asked for before the facts were looked at: host 0 stays open, in the new attempt.
-    world.tell(Input::Command(Command::RetryFailed));
+    world.tell(Input::Command(RolloutCommand::RetryFailed));
     world.hear(0);
     world.facts();
     world.hear(2);
@@ -275,10 +282,10 @@ fn one_that_may_begin_again_keeps_its_place_in_the_rack() {
 fn gates_must_pass_for_the_whole_soak_time() {
     let mut gated = spec("1,100%", 1, 0, RollbackMode::Auto);
     (gated.verify, gated.prometheus) = (vec!["up == 1".into()], Some("http://127.0.0.1:9".into()));
-    gated.soak = shoal_service::units::Span(Duration::from_secs(60));
+    gated.soak = Span(Duration::from_secs(60));
     let mut world = World::new(1, 2, gated);
     let mut rounds = 0;
-    while world.machine.state().phase != Phase::Soaking {
+    while world.machine.state().phase != RolloutPhase::Soaking {
         (0..2).for_each(|at| {
             world.hear(at);
             world.begin(at);
@@ -293,18 +300,18 @@ fn gates_must_pass_for_the_whole_soak_time() {
         world.now += 50_000;
         world.tell(Input::Gate(Gate::Undecided("nobody answers".into())));
         world.facts();
-        assert_eq!(world.machine.state().phase, Phase::Soaking, "an undecided gate restarts the soak time");
+        assert_eq!(world.machine.state().phase, RolloutPhase::Soaking, "an undecided gate restarts the soak time");
     }
     world.now += 59_000;
     world.tell(Input::Gate(Gate::Passed));
     world.facts();
-    assert_eq!(world.machine.state().phase, Phase::Soaking);
+    assert_eq!(world.machine.state().phase, RolloutPhase::Soaking);
     world.now += 1_000;
     world.facts();
-    assert_eq!(world.machine.state().phase, Phase::Switching);
+    assert_eq!(world.machine.state().phase, RolloutPhase::Switching);
     world.settle(|_| true);
     let mut world2 = World::new(1, 2, world.machine.spec().clone());
-    while world2.machine.state().phase != Phase::Soaking {
+    while world2.machine.state().phase != RolloutPhase::Soaking {
         (0..2).for_each(|at| {
             world2.hear(at);
             world2.begin(at);
@@ -314,8 +321,8 @@ fn gates_must_pass_for_the_whole_soak_time() {
         world2.facts();
     }
     world2.tell(Input::Gate(Gate::Failed("`up == 1` is not met: 0".into())));
-    assert_eq!(world2.machine.state().phase, Phase::RollingBack);
-    assert_eq!(world2.settle(|_| true), Phase::RolledBack);
+    assert_eq!(world2.machine.state().phase, RolloutPhase::RollingBack);
+    assert_eq!(world2.settle(|_| true), RolloutPhase::RolledBack);
     assert!(world2.machine.state().why.contains("up == 1"));
 }
 
@@ -323,31 +330,31 @@ fn gates_must_pass_for_the_whole_soak_time() {
 fn commands_do_what_they_say() {
     let mut world = World::new(2, 2, spec("1,100%", 1, 0, RollbackMode::Auto));
     let command = |world: &mut World, command| world.machine.handle(world.now, Input::Command(command));
-    assert!(command(&mut world, Command::Resume).is_err());
-    assert!(command(&mut world, Command::Promote).is_err());
-    command(&mut world, Command::Pause).unwrap();
+    assert!(command(&mut world, RolloutCommand::Resume).is_err());
+    assert!(command(&mut world, RolloutCommand::Promote).is_err());
+    command(&mut world, RolloutCommand::Pause).unwrap();
     (0..4).for_each(|at| world.report(at));
     world.facts();
-    assert!(world.doc.paused && world.machine.state().phase == Phase::Staging);
-    command(&mut world, Command::Resume).unwrap();
+    assert!(world.doc.paused && world.machine.state().phase == RolloutPhase::Staging);
+    command(&mut world, RolloutCommand::Resume).unwrap();
     world.facts();
     world.facts();
     assert_eq!(world.doc.open.count(), 1);
-    command(&mut world, Command::PromoteAll).unwrap();
+    command(&mut world, RolloutCommand::PromoteAll).unwrap();
     world.facts();
     assert_eq!(world.doc.open.count(), 2, "one a rack");
-    assert_eq!(world.settle(|_| true), Phase::Done);
-    assert!(command(&mut world, Command::Cancel).is_err());
-    command(&mut world, Command::Rollback).unwrap();
-    assert_eq!(world.settle(|_| true), Phase::RolledBack);
+    assert_eq!(world.settle(|_| true), RolloutPhase::Done);
+    assert!(command(&mut world, RolloutCommand::Cancel).is_err());
+    command(&mut world, RolloutCommand::Rollback).unwrap();
+    assert_eq!(world.settle(|_| true), RolloutPhase::RolledBack);
     assert!(world.hosts.iter().all(|host| !host.on_new));
-    command(&mut world, Command::RetryFailed).unwrap();
-    assert_eq!(world.settle(|_| true), Phase::Done);
+    command(&mut world, RolloutCommand::RetryFailed).unwrap();
+    assert_eq!(world.settle(|_| true), RolloutPhase::Done);
     assert!(world.hosts.iter().all(|host| host.on_new));
     let mut world = World::new(2, 2, spec("1,100%", 1, 0, RollbackMode::Auto));
     (0..4).for_each(|at| world.report(at));
     world.facts();
-    command(&mut world, Command::Cancel).unwrap();
+    command(&mut world, RolloutCommand::Cancel).unwrap();
     world.facts();
     assert!(world.doc.paused);
 }
@@ -366,12 +373,12 @@ fn a_host_that_was_away_catches_up_alone() {
         world.report(0);
         world.facts();
     }
-    assert_eq!(world.machine.state().phase, Phase::Done);
+    assert_eq!(world.machine.state().phase, RolloutPhase::Done);
     world.hosts[1].up = true;
     world.hosts[2].up = true;
     world.facts();
     assert_eq!(world.machine.state().opened_at.len(), 1, "one a rack, also of those that come back");
-    assert_eq!(world.settle(|_| true), Phase::Done);
+    assert_eq!(world.settle(|_| true), RolloutPhase::Done);
 }
 
 #[derive(Clone, Debug)]
@@ -385,7 +392,7 @@ enum Act {
     Pass(u16),
     Vanish(usize),
     Return(usize),
-    Tell(Command),
+    Tell(RolloutCommand),
     Gate(u8),
 }
 
@@ -402,13 +409,13 @@ fn act() -> impl Strategy<Value = Act> {
         1 => host().prop_map(Act::Vanish),
         2 => host().prop_map(Act::Return),
         1 => prop::sample::select(vec![
-            Command::Pause,
-            Command::Resume,
-            Command::Cancel,
-            Command::Rollback,
-            Command::RetryFailed,
-            Command::Promote,
-            Command::PromoteAll,
+            RolloutCommand::Pause,
+            RolloutCommand::Resume,
+            RolloutCommand::Cancel,
+            RolloutCommand::Rollback,
+            RolloutCommand::RetryFailed,
+            RolloutCommand::Promote,
+            RolloutCommand::PromoteAll,
         ])
         .prop_map(Act::Tell),
         1 => (0u8..3).prop_map(Act::Gate),
@@ -448,18 +455,18 @@ proptest! {
         }
         // Then all is well again: it ends, and every host is wholly on one version, the same unless it was called off.
         if world.machine.state().paused {
-            world.tell(Input::Command(Command::Resume));
+            world.tell(Input::Command(RolloutCommand::Resume));
         }
         let mut phase = world.settle(|_| true);
         for _ in 0..3 {
-            if phase == Phase::Stopped {
-                world.tell(Input::Command(Command::RetryFailed));
+            if phase == RolloutPhase::Stopped {
+                world.tell(Input::Command(RolloutCommand::RetryFailed));
                 phase = world.settle(|_| true);
             }
         }
         prop_assert!(phase.is_final(), "{phase:?}");
         prop_assert!(world.hosts.iter().all(|host| host.switching.is_none()));
-        if phase == Phase::RolledBack {
+        if phase == RolloutPhase::RolledBack {
             // Hosts that were away at its end go back when they return.
             for _ in 0..20 {
                 world.settle(|_| true);

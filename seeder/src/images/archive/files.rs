@@ -1,9 +1,9 @@
 //! Files by name, in a folder or in a tar archive.
 //!
-//! Invariant: a name of an archive leads to a part of that archive, or nowhere: links that lead out are not followed.
+//! Invariant: a name of an archive leads to a part of that archive or nowhere. Links that lead out are not followed.
 
-use super::archive::{ArchiveError, fault, malformed};
-use super::documents::DOCUMENT_BYTES_MAX;
+use super::error::{ArchiveError, io_error, malformed};
+use crate::oci_documents::DOCUMENT_BYTES_MAX;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,23 +11,29 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Files in one archive.
+/// Files that one archive may contain.
 const ENTRIES_MAX: usize = 100_000;
-/// Links followed from one name.
+/// Links that are followed from one name.
 const LINKS_MAX: usize = 8;
 
+/// A folder or an archive.
 pub(super) enum Files {
     Folder(PathBuf),
     Tar { file: Arc<File>, entries: BTreeMap<String, Entry> },
 }
 
+/// An entry of an archive.
 pub(super) enum Entry {
-    File { offset: u64, len: u64 },
+    File {
+        offset: u64,
+        len: u64,
+    },
+    /// The name to which a symbolic or hard link leads.
     Link(String),
 }
 
-/// A name with its `.` and `..` worked out; `None` if it leads out of the archive.
-pub(super) fn normal(name: &str) -> Option<String> {
+/// Returns a name without `.` and `..`, or `None` if the name leads out of the archive.
+pub(super) fn normalized(name: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in name.split('/') {
         match part {
@@ -41,9 +47,9 @@ pub(super) fn normal(name: &str) -> Option<String> {
     (!name.starts_with('/') && !parts.is_empty()).then(|| parts.join("/"))
 }
 
-/// What an entry of an archive is to us; `None` if nothing.
+/// Returns an entry and its name, or `None` for what is neither a file nor a link inside the archive.
 fn entry_of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<(String, Entry)> {
-    let name = normal(std::str::from_utf8(&entry.path_bytes()).ok()?)?;
+    let name = normalized(std::str::from_utf8(&entry.path_bytes()).ok()?)?;
     let target = || entry.link_name_bytes().and_then(|target| String::from_utf8(target.into()).ok());
     let row = match entry.header().entry_type() {
         tar::EntryType::Regular | tar::EntryType::Continuous => {
@@ -52,27 +58,28 @@ fn entry_of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<(String, Entry)> {
         tar::EntryType::Symlink => {
             let target = target().filter(|target| !target.starts_with('/'))?;
             let beside = name.rsplit_once('/').map_or(target.clone(), |(folder, _)| format!("{folder}/{target}"));
-            Entry::Link(normal(&beside)?)
+            Entry::Link(normalized(&beside)?)
         }
-        tar::EntryType::Link => Entry::Link(normal(&target()?)?),
+        tar::EntryType::Link => Entry::Link(normalized(&target()?)?),
         _ => return None,
     };
     Some((name, row))
 }
 
 impl Files {
+    /// Opens a folder, or reads the list of an archive. Blocks.
     pub(super) fn open(path: &Path) -> Result<Self, ArchiveError> {
         let what = path.display().to_string();
-        let file = File::open(path).map_err(fault(&what))?;
-        if file.metadata().map_err(fault(&what))?.is_dir() {
+        let file = File::open(path).map_err(io_error(&what))?;
+        if file.metadata().map_err(io_error(&what))?.is_dir() {
             return Ok(Self::Folder(path.to_path_buf()));
         }
         let mut entries = BTreeMap::new();
         let mut archive = tar::Archive::new(&file);
-        for entry in archive.entries_with_seek().map_err(|_| ArchiveError::Unknown(what.clone()))? {
+        for entry in archive.entries_with_seek().map_err(|_| ArchiveError::UnknownForm(what.clone()))? {
             let entry = entry.map_err(|error| match entries.is_empty() {
-                true => ArchiveError::Unknown(what.clone()),
-                false => malformed(&what, error),
+                true => ArchiveError::UnknownForm(what.clone()),
+                false => io_error(&what)(error),
             })?;
             entries.extend(entry_of(&entry));
             if entries.len() > ENTRIES_MAX {
@@ -86,12 +93,14 @@ impl Files {
         matches!(self, Self::Tar { .. })
     }
 
-    /// A file's bytes and length. The name is one of ours, or of the archive's own list.
+    /// Returns a reader of a file and the file's length.
+    ///
+    /// In a folder the caller gives only names that it made itself, from digests or constants.
     pub(super) fn reader(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
         match self {
             Self::Folder(folder) => {
                 let path = folder.join(name);
-                // Looked at first: opening a pipe would wait for its writer.
+                // Checked before opening, because opening a pipe would wait for its writer.
                 let meta = std::fs::metadata(&path)?;
                 if !meta.is_file() {
                     return Err(io::Error::other("not a regular file"));
@@ -115,14 +124,14 @@ impl Files {
         }
     }
 
-    /// A short file, whole.
-    pub(super) fn small(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {
-        let (reader, len) = self.reader(name).map_err(fault(name))?;
+    /// Returns a whole file of at most [`DOCUMENT_BYTES_MAX`] bytes.
+    pub(super) fn document(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {
+        let (reader, len) = self.reader(name).map_err(io_error(name))?;
         if len > DOCUMENT_BYTES_MAX {
-            return Err(malformed(name, format!("{len} bytes, the limit is {DOCUMENT_BYTES_MAX}")));
+            return Err(malformed(name, format!("the document has {len} bytes, the limit is {DOCUMENT_BYTES_MAX}")));
         }
         let mut bytes = Vec::new();
-        reader.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(fault(name))?;
+        reader.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(io_error(name))?;
         Ok(bytes)
     }
 
@@ -131,7 +140,7 @@ impl Files {
     }
 }
 
-/// A part of a file.
+/// A reader of a part of a file.
 struct Section {
     file: Arc<File>,
     at: u64,

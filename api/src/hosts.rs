@@ -1,0 +1,31 @@
+//! Hosts of a region, as the seeder knows them.
+//!
+//! Invariant: an index belongs to one host for ever.
+
+use serde::{Deserialize, Serialize};
+use shoal_proto::ids::HostIndex;
+use shoal_proto::locality::Labels;
+use shoal_proto::membership::Presence;
+use std::net::SocketAddr;
+
+/// A host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Host {
+    /// The host's roster index.
+    #[cfg_attr(feature = "schema", schemars(with = "u32"))]
+    pub index: HostIndex,
+    /// The host's locality.
+    pub host: String,
+    /// `peer` or `seeder`.
+    pub role: String,
+    /// Whether the tracker sees the host.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schemas::Presence"))]
+    pub presence: Presence,
+    /// Labels that the host's operator configured.
+    #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, String>"))]
+    pub labels: Labels,
+    /// Addresses at which the host accepts links.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
+    pub addrs: Vec<SocketAddr>,
+}

@@ -1,0 +1,37 @@
+//! Errors of images in files.
+//!
+//! Invariant: an error names the file that is at fault.
+
+use crate::oci_documents::DocumentError;
+use std::io;
+
+/// Why files contain no image, or not the wanted one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ArchiveError {
+    #[error("cannot read {file}")]
+    Io { file: String, source: io::Error },
+    #[error("{0} is neither an OCI layout nor an archive of `docker save`; unpack a compressed archive first")]
+    UnknownForm(String),
+    #[error("{file} is not JSON of the expected form")]
+    Json { file: String, source: serde_json::Error },
+    #[error("{file}: {why}")]
+    Malformed { file: String, why: String },
+    #[error("the files contain several images, or one without a full name; name one with --ref: {0}")]
+    Ambiguous(String),
+    #[error("the files contain no image {wanted}; they contain: {has}")]
+    NotFound { wanted: String, has: String },
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+}
+
+pub(super) fn io_error<'a>(file: &'a str) -> impl FnOnce(io::Error) -> ArchiveError + 'a {
+    move |source| ArchiveError::Io { file: file.to_string(), source }
+}
+
+pub(super) fn json_error<'a>(file: &'a str) -> impl FnOnce(serde_json::Error) -> ArchiveError + 'a {
+    move |source| ArchiveError::Json { file: file.to_string(), source }
+}
+
+pub(super) fn malformed(file: &str, why: impl Into<String>) -> ArchiveError {
+    ArchiveError::Malformed { file: file.to_string(), why: why.into() }
+}
