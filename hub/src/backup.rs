@@ -1,7 +1,7 @@
 //! The hub's state in a backup, and back.
 //!
-//! Invariant: an archive has no job that is older than the flush sequences in the archive say. After a restore, trackers
-//! therefore report everything again that the archive lacks.
+//! Invariant: an archive has no job that is older than the flush sequences in the archive say. After a restore,
+//! trackers therefore report everything again that the archive lacks.
 
 use crate::config::HubConfig;
 use crate::tables::{self, SEQUENCES};

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HubConfig {
-    /// Address on which trackers report and people query. Default `0.0.0.0:7740`. Trackers sign their reports. Anyone who
-    /// can reach the port may query.
+    /// Address on which trackers report and people query. Default `0.0.0.0:7740`. Trackers sign their reports. Anyone
+    /// who can reach the port may query.
     pub http: SocketAddr,
     /// Folder of the reports. Default `/var/lib/shoal/hub`.
     pub dir: PathBuf,

@@ -1,7 +1,7 @@
 //! What the hub keeps: the roster of each region, and each job as each tracker last reported it.
 //!
-//! Invariant: a tracker's flush counts only if its sequence is higher than that tracker's last one. Several trackers of a
-//! region may report one host; the furthest state wins.
+//! Invariant: a tracker's flush counts only if its sequence is higher than that tracker's last one. If several
+//! trackers of a region report one host, the furthest state wins.
 
 use crate::tables::{self, JOBS, ROSTER, SEQUENCES};
 use shoal_kv::{Change, Database, KvError, Row, Table};
@@ -52,7 +52,8 @@ fn job_key(job: &JobId, region: &str, tracker: &NodeId) -> Vec<u8> {
     [&job.0[..], region.as_bytes(), &[0], &tracker.0[..]].concat()
 }
 
-/// Returns the region of a key that [`job_key`] made: after 16 bytes of job, before a zero byte and 32 bytes of tracker.
+/// Returns the region of a key that [`job_key`] made: after 16 bytes of job, before a zero byte and 32 bytes of
+/// tracker.
 fn region_of(key: &[u8]) -> Option<&str> {
     std::str::from_utf8(key.get(16..key.len().checked_sub(33)?)?).ok()
 }

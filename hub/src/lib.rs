@@ -3,9 +3,12 @@
 //! Owns: what trackers reported, on disk.
 //! Invariant: a flush is on the disk before the hub acknowledges it, and counts once however often it is sent.
 //!
-//! Where to look: settings in [`config`]; the records in [`ledger`] and their tables in [`tables`]; what an answer contains
-//! in [`view`]; the HTTP API in [`api`]; the page for people in [`page`]; backups in [`backup`]; start, stop and errors in
-//! [`role`]. Terms are in `docs/GLOSSARY.md`.
+//! Where to look:
+//! - settings in [`config`], start, stop and errors in [`role`]
+//! - the records in [`ledger`], their tables in [`tables`], backups in [`backup`]
+//! - the HTTP API in [`api`], its answers in [`view`], the page for people in [`page`]
+//!
+//! Terms are in `docs/GLOSSARY.md`.
 
 pub mod api;
 pub mod backup;

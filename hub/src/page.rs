@@ -7,7 +7,8 @@ use std::fmt::Write;
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
 <meta name=viewport content='width=device-width'><title>Shoal</title><style>\
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b2733;background:#f7f9fa}\
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;\
+color:#1b2733;background:#f7f9fa}\
 h1{font-size:1.4rem}table{border-collapse:collapse;width:100%;background:#fff}\
 th,td{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #dde4e8}td.n{text-align:right;\
 font-variant-numeric:tabular-nums}progress{width:9rem}.bad{color:#a4262c;font-weight:600}a{color:inherit}\

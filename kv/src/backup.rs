@@ -1,14 +1,14 @@
 //! All tables of a database, for a backup and back.
 //!
-//! Invariant: tables are read in the order that the role asks for, because rows change while they are read. A counter of
-//! other rows must be older than these rows in one role and newer in another.
+//! Invariant: tables are read in the order that the role asks for, because rows change while they are read. A counter
+//! of other rows must be older than these rows in one role and newer in another.
 
 use crate::database::{Change, Database};
 use crate::errors::KvError;
 use std::ops::ControlFlow;
 
-/// Calls `each` for the table, the key and the value of every row. Tables of the lowest rank come first, then by name. The
-/// database may be in use.
+/// Calls `each` for the table, the key and the value of every row. Tables of the lowest rank come first, then by name.
+/// The database may be in use.
 ///
 /// # Errors
 /// The first error of `each` or of the database.

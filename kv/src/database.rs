@@ -27,7 +27,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Returns the change that gives `key` this value, or deletes `key` if there is no value.
+    /// Returns the change that sets `key` to this value, or deletes `key` if there is no value.
     pub fn set(key: impl Into<Vec<u8>>, value: Option<Vec<u8>>) -> Self {
         let key = key.into();
         match value {

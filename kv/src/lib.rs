@@ -4,8 +4,13 @@
 //! Invariant: a change that [`Database::sync`] covers survives a loss of power, and rows of a table are visited in the
 //! order of their keys.
 //!
-//! Where to look: the trait and the handle of one table in [`database`]; sled in [`sled_database`]; errors in [`errors`];
-//! all tables of a database, for backups, in [`backup`]. Terms are in `docs/GLOSSARY.md`.
+//! Where to look:
+//! - the trait, and the handle of one table, in [`database`]
+//! - sled in [`sled_database`]
+//! - errors in [`errors`]
+//! - all tables of a database, for backups, in [`backup`]
+//!
+//! Terms are in `docs/GLOSSARY.md`.
 
 pub mod backup;
 pub mod database;

@@ -2,8 +2,8 @@
 //!
 //! - A batch holds at most [`BATCH_MAX`] changes, because larger batches make sled take gigabytes of memory.
 //! - [`Database::sync`] also flushes the file `db` of the folder, because sled leaves out the disk's own write cache.
-//! - [`SledDatabase::open`] waits up to [`LOCK_WAIT`] for the lock, because sled's threads keep the file open for a moment
-//!   after the former [`SledDatabase`] is dropped.
+//! - [`SledDatabase::open`] waits up to [`LOCK_WAIT`] for the lock, because sled's threads keep the file open for a
+//!   moment after the former [`SledDatabase`] is dropped.
 //!
 //! Invariant: no type of sled appears in a public signature.
 

@@ -5,7 +5,7 @@
 
 use crate::config::SeederConfig;
 use shoal_service::backup::{BackupError, Rows, Writer};
-use shoal_store::backup::Import;
+use shoal_store::backup::RestoringStore;
 use shoal_store::{KvError, Store, StoreConfig};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -51,11 +51,11 @@ pub fn write_offline(config: &SeederConfig, contents: bool, out: &mut Writer<imp
     write(&store, &config.dir, contents, out)
 }
 
-struct Restoring(Import);
+struct Restoring(RestoringStore);
 
 /// Makes a state folder's records.
 pub fn restoring(dir: &Path) -> Result<Box<dyn Rows>, BackupError> {
-    Ok(Box::new(Restoring(Import::open(dir).map_err(fault)?)))
+    Ok(Box::new(Restoring(RestoringStore::open(dir).map_err(fault)?)))
 }
 
 impl Rows for Restoring {

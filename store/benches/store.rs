@@ -1,4 +1,4 @@
-//! What payload costs at the store: cutting and hashing, encoding, one-shard repair, taking in, fetching.
+//! What payload costs in the store: cut and hash, encode, repair of one shard, ingest, fetch.
 //!
 //! `cargo bench -p shoal-store --bench store`
 
@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Payload of one round, bytes.
 const SIZE: usize = 256 << 20;
-/// Average piece, bytes: that of contents of up to 1 GiB.
+/// Average piece, bytes.
 const AVERAGE: u32 = 256 << 10;
 /// Shape of a full stripe.
 const DATA: usize = 16;
@@ -74,7 +74,7 @@ fn coding(c: &mut Criterion) {
 fn open(dir: &Path) -> (Store, Receiver<StoreEvent>) {
     let (sender, receiver) = sync_channel(1024);
     let config = StoreConfig { cache_bytes: 12 << 20, unwritten_bytes: 32 << 20, ..StoreConfig::new(dir) };
-    // The bench may be over before the last event.
+    // The benchmark may end before the last event.
     let sink = move |event| drop(sender.send(event));
     (Store::open(config, Box::new(sink)).expect("the store can be opened"), receiver)
 }
@@ -87,14 +87,14 @@ fn disk(c: &mut Criterion) {
     group.sample_size(10).throughput(Throughput::Bytes(SIZE as u64));
     let options = IngestOptions { average: Some(AVERAGE), ..IngestOptions::default() };
     let (seeder, _events) = open(&dir.path().join("seeder"));
-    let take_in = || {
-        let taken = seeder.ingest(&source, &options, &Arc::new(IngestProgress::default()));
-        taken.expect("the source is taken in").content
+    let ingest = || {
+        let ingested = seeder.ingest(&source, &options, &Arc::new(IngestProgress::default()));
+        ingested.expect("the source is ingested").content
     };
-    group.bench_function("take_in", |b| {
-        b.iter_batched(|| drop(seeder.remove(&take_in())), |()| take_in(), BatchSize::PerIteration);
+    group.bench_function("ingest", |b| {
+        b.iter_batched(|| drop(seeder.remove(&ingest())), |()| ingest(), BatchSize::PerIteration);
     });
-    let content = take_in();
+    let content = ingest();
     let shards = shards(&seeder, &content);
     let manifest = seeder.read_manifest(&content).expect("the manifest is there");
     let (peer, events) = open(&dir.path().join("peer"));
@@ -102,8 +102,8 @@ fn disk(c: &mut Criterion) {
         drop(peer.remove(&content));
         peer.begin(&manifest).expect("there is room");
     };
-    group.bench_function("put_verify_write", |b| {
-        b.iter_batched(begin, |()| put_all(&peer, &events, &content, &shards), BatchSize::PerIteration);
+    group.bench_function("submit_verify_write", |b| {
+        b.iter_batched(begin, |()| submit_all(&peer, &events, &content, &shards), BatchSize::PerIteration);
     });
     group.bench_function("read", |b| {
         b.iter(|| {
@@ -113,15 +113,15 @@ fn disk(c: &mut Criterion) {
     group.finish();
 }
 
-/// All data shards of a content, in memory.
+/// Returns all data shards of a content, in memory.
 fn shards(store: &Store, content: &ContentId) -> Vec<(ShardIndex, Bytes)> {
     let geometry = store.manifest(content).and_then(|manifest| manifest.geometry(content).ok()).expect("it is there");
     let all = (0..geometry.piece_count()).map(|piece| geometry.shard_of(PieceIndex(piece)));
     all.map(|shard| (shard, store.read(content, shard).expect("it can be read"))).collect()
 }
 
-/// Puts every shard, as many at a time as the store takes, and waits until all are written.
-fn put_all(store: &Store, events: &Receiver<StoreEvent>, content: &ContentId, shards: &[(ShardIndex, Bytes)]) {
+/// Submits every shard, at most 64 at a time, and waits until all are written.
+fn submit_all(store: &Store, events: &Receiver<StoreEvent>, content: &ContentId, shards: &[(ShardIndex, Bytes)]) {
     const WINDOW: usize = 64;
     for (at, (shard, payload)) in shards.iter().enumerate() {
         if at >= WINDOW {

@@ -1,22 +1,23 @@
 //! The store's small records and files, for a backup and back.
 //!
-//! Invariant: rows of contents and pieces are given only along with the contents they speak of.
+//! Invariant: rows of contents and pieces are exported only along with the contents they describe.
 
-use crate::store::Store;
+use crate::inner::Inner;
+use crate::layout::stream_path;
 use crate::tables::Tables;
 use shoal_kv::KvError;
 use std::path::{Path, PathBuf};
 
-impl Store {
-    /// Every row, table by table; of contents and pieces only when `contents`.
-    pub fn export<E: From<KvError>>(
+impl Inner {
+    /// Calls `each` for the table, the key and the value of every row.
+    pub(crate) fn export<E: From<KvError>>(
         &self,
-        contents: bool,
+        with_contents: bool,
         mut each: impl FnMut(&str, &[u8], &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let index = &self.inner.index;
-        let tables = [&index.state, &index.jobs, &index.contents, &index.pieces];
-        for table in tables.into_iter().take(if contents { 4 } else { 2 }) {
+        let tables = &self.tables;
+        let all = [&tables.state, &tables.jobs, &tables.contents, &tables.pieces];
+        for table in all.into_iter().take(if with_contents { 4 } else { 2 }) {
             for row in table.scan([])? {
                 each(table.name(), &row.key, &row.value)?;
             }
@@ -24,41 +25,49 @@ impl Store {
         Ok(())
     }
 
-    /// The files of every content that is whole, within the store's folder.
-    pub fn export_files(&self) -> Vec<PathBuf> {
+    /// Returns the files of every whole content, within the store's folder.
+    pub(crate) fn export_files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
-        for record in self.contents().into_iter().filter(|record| self.is_whole(&record.content)) {
-            let folder = Path::new("contents").join(record.content.to_string());
-            let streams = (0..record.manifest.streams.len()).map(|stream| crate::layout::stream_path(&folder, stream));
-            files.extend(streams);
-            // Last, as ever: a folder without one is no content.
+        for content in self.contents().into_iter().filter(|content| content.pieces_missing() == 0) {
+            let folder = Path::new("contents").join(content.id.to_string());
+            files.extend((0..content.manifest.streams.len()).map(|stream| stream_path(&folder, stream)));
+            // Last, as everywhere: a folder without a manifest is not a content.
             files.push(folder.join("manifest"));
         }
         files
     }
 }
 
-/// Makes a store's records from rows.
-pub struct Import {
-    index: Tables,
+/// Writes the rows of a backup to a new store.
+pub struct RestoringStore {
+    tables: Tables,
 }
 
-impl Import {
-    /// In a folder that has none.
+impl RestoringStore {
+    /// Creates the tables in a folder that has none.
+    ///
+    /// # Errors
+    /// [`KvError`] if the folder cannot be used.
     pub fn open(dir: &Path) -> Result<Self, KvError> {
-        Ok(Self { index: Tables::open(dir)? })
+        Ok(Self { tables: Tables::open(dir)? })
     }
 
-    /// One row; those of tables that are no longer there are left out.
+    /// Adds a row. Ignores rows of tables that this version does not have.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
     pub fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), KvError> {
-        match self.index.by_name(table) {
+        match self.tables.by_name(table) {
             Some(table) => table.put(key, value),
             None => Ok(()),
         }
     }
 
-    /// Returns once all of it survives a loss of power.
+    /// Returns once all rows survive a loss of power.
+    ///
+    /// # Errors
+    /// [`KvError`] if the database fails.
     pub fn finish(self) -> Result<(), KvError> {
-        self.index.sync()
+        self.tables.sync()
     }
 }

@@ -1,21 +1,21 @@
-//! Content-defined cutting: FastCDC (Xia et al., USENIX ATC '16; the 2020 variant), so that versions share pieces.
+//! Content-defined cutting, so that versions share pieces: FastCDC (Xia et al., USENIX ATC '16) in its variant of 2020.
 //!
-//! Invariant: where a stream is cut depends on its bytes and the average alone.
+//! Invariant: the cuts of a stream depend only on its bytes and on the average piece length.
 
 use bytes::{Bytes, BytesMut};
 use fastcdc::v2020::FastCDC;
 use std::io::{self, Read};
 
-/// Average piece length for a content of this size, bytes. Small contents get small pieces, so that a small change moves
-/// little; large ones get pieces large enough that their number stays in the thousands.
+/// Returns the average piece length for a content of this size, bytes. In small contents, small pieces let a small
+/// change move little. In large contents, large pieces keep their number in the thousands.
 pub fn average_piece_bytes(size: u64) -> u32 {
     const TABLE: [(u64, u32); 3] = [(1 << 20, 16 * 1024), (64 << 20, 64 * 1024), (1 << 30, 128 * 1024)];
     TABLE.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
 }
 
-/// Average piece length for a blob of an image, bytes. By its type and size alone, so that a blob is cut the same in every
-/// image. Of a plain archive a new version shares most pieces if they are small; of a compressed one it shares none, so
-/// that its pieces only have to be enough to keep every lane busy.
+/// Returns the average piece length for a blob of an image, bytes. It depends only on type and size, so that a blob is
+/// cut the same in every image. A new version of a plain archive shares most pieces if they are small. A new version of
+/// a compressed archive shares none, so its pieces only have to keep every lane busy.
 pub fn average_blob_piece_bytes(media_type: &str, size: u64) -> u32 {
     const PLAIN: [(u64, u32); 3] = [(64 << 20, 32 * 1024), (1 << 30, 64 * 1024), (32 << 30, 128 * 1024)];
     const PACKED: [(u64, u32); 1] = [(64 << 20, 256 * 1024)];
@@ -26,13 +26,22 @@ pub fn average_blob_piece_bytes(media_type: &str, size: u64) -> u32 {
     table.iter().find(|(upto, _)| size <= *upto).map_or(1024 * 1024, |(_, average)| *average)
 }
 
-/// Smallest and largest piece for an average. The largest is twice the average: a stripe is as long as its longest piece.
-fn bounds(average: u32) -> (usize, usize, usize) {
-    let average = average as usize;
-    (average / 4, average, average * 2)
+/// Lengths of pieces, bytes.
+struct PieceBounds {
+    min: usize,
+    average: usize,
+    max: usize,
 }
 
-/// Cuts what a reader gives. Holds at most a few pieces.
+impl PieceBounds {
+    /// The longest piece is twice the average and not more, because a stripe's parity is as long as its longest piece.
+    fn of(average: u32) -> Self {
+        let average = average as usize;
+        Self { min: average / 4, average, max: average * 2 }
+    }
+}
+
+/// Cuts the bytes of a reader. Keeps at most a few pieces in memory.
 #[derive(Debug)]
 pub struct Cutter<R> {
     reader: R,
@@ -42,20 +51,23 @@ pub struct Cutter<R> {
 }
 
 impl<R: Read> Cutter<R> {
-    /// With an average piece length, bytes: 1 KiB to 1 MiB.
+    /// Returns a cutter with an average piece length in bytes, which is limited to 1 KiB to 1 MiB.
     pub fn new(reader: R, average: u32) -> Self {
         let average = average.clamp(1024, 1024 * 1024);
         Self { reader, average, buffer: BytesMut::new(), ended: false }
     }
 
-    /// The reader, to ask what went wrong.
+    /// Returns the reader, for example to ask why it failed.
     pub fn into_reader(self) -> R {
         self.reader
     }
 
-    /// The next piece; `None` at the end.
+    /// Returns the next piece. `None` at the end.
+    ///
+    /// # Errors
+    /// The reader's error.
     pub fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
-        let (min, average, max) = bounds(self.average);
+        let PieceBounds { min, average, max } = PieceBounds::of(self.average);
         if self.buffer.len() < max && !self.ended {
             self.fill(max)?;
         }
@@ -67,14 +79,14 @@ impl<R: Read> Cutter<R> {
         Ok(Some(self.buffer.split_to(end.clamp(1, window)).freeze()))
     }
 
-    /// Reads until a few pieces are buffered.
+    /// Reads until two pieces of the longest kind are buffered.
     fn fill(&mut self, max: usize) -> io::Result<()> {
-        let held = self.buffer.len();
+        let kept = self.buffer.len();
         let want = max * 2;
-        // Pieces given out keep the old buffer alive; the tail, less than one piece, moves to a new one.
+        // Returned pieces keep the old buffer alive. Its tail, less than one piece, moves to a new buffer.
         let mut fresh = BytesMut::zeroed(want);
-        fresh[..held].copy_from_slice(&self.buffer);
-        let mut filled = held;
+        fresh[..kept].copy_from_slice(&self.buffer);
+        let mut filled = kept;
         while filled < want {
             match self.reader.read(&mut fresh[filled..]) {
                 Ok(0) => {

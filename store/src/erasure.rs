@@ -1,44 +1,40 @@
 //! Reed–Solomon over shards of unequal length.
 //!
-//! A stripe's parity is as long as its longest piece; shorter pieces count as if padded with zeros, but the padding is
-//! never made: zeros add nothing to a sum, so a short piece simply stops contributing. Row coefficients come from
-//! `reed-solomon-erasure`, whose code is systematic and MDS: any k of the k + m shards determine the rest.
+//! A stripe's parity is as long as its longest piece. Shorter pieces count as padded with zeros, but no padding is
+//! made: zeros add nothing to a sum, so a short piece just stops contributing. The coefficients come from the crate
+//! `reed-solomon-erasure`. Its code is systematic and maximum distance separable: any k of the k + m shards determine
+//! the others.
 //!
-//! Invariant: decoding what was encoded gives the pieces back, whichever shards are missing.
+//! Invariant: any k shards of a stripe decode to the original pieces.
 
 use reed_solomon_erasure::galois_8::{self, ReedSolomon};
 
-/// Bytes worked on at a time: k + m columns of this stay in the second-level cache.
+/// Bytes encoded at a time. k + m columns of this size stay in the second-level cache.
 const COLUMN: usize = 64 * 1024;
 
 /// Why a stripe cannot be coded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ErasureError {
-    /// k or m is not usable.
-    #[error("no code with {data} data and {parity} parity shards")]
-    Shape {
-        /// k.
-        data: usize,
-        /// m.
-        parity: usize,
-    },
-    /// Fewer shards than the stripe has pieces.
+    /// The code does not exist for this k and m.
+    #[error("no erasure code has {data} data and {parity} parity shards")]
+    #[allow(missing_docs, reason = "the message says it")]
+    Shape { data: usize, parity: usize },
+    /// The stripe has more pieces than there are shards.
     #[error("{have} shards do not determine {need} pieces")]
-    TooFew {
-        /// Shards given.
-        have: usize,
-        /// Shards needed.
-        need: usize,
-    },
+    #[allow(missing_docs, reason = "the message says it")]
+    TooFew { have: usize, need: usize },
 }
 
 /// An erasure code for stripes.
 pub trait ErasureCode: Send + Sync {
-    /// One parity shard of a stripe of these pieces.
+    /// Returns one parity shard of a stripe of these pieces.
     fn parity(&self, row: usize, pieces: &[&[u8]]) -> Vec<u8>;
 
-    /// The missing pieces of a stripe. `pieces[i]` is `None` where piece `i`, `lens[i]` bytes long, is missing; `parity`
-    /// holds rows with their bytes. Gives (piece, bytes).
+    /// Returns the missing pieces of a stripe, with their places in the stripe. `pieces[i]` is `None` if piece `i`, of
+    /// `lens[i]` bytes, is missing. `parity` has rows with their bytes.
+    ///
+    /// # Errors
+    /// [`ErasureError::TooFew`] if the shards do not determine the missing pieces.
     fn rebuild(
         &self,
         lens: &[usize],
@@ -50,12 +46,15 @@ pub trait ErasureCode: Send + Sync {
 /// The code of the `reed-solomon-erasure` crate.
 #[derive(Debug)]
 pub struct ReedSolomonCode {
-    /// `rows[j][i]`: what piece `i` is multiplied by in parity row `j`.
+    /// `rows[j][i]` is the coefficient of piece `i` in parity row `j`.
     rows: Vec<Vec<u8>>,
 }
 
 impl ReedSolomonCode {
-    /// A code of `data` + `parity` shards; `parity` may be 0.
+    /// Returns the code of `data` + `parity` shards. `parity` may be 0.
+    ///
+    /// # Errors
+    /// [`ErasureError::Shape`] if no such code exists.
     pub fn new(data: usize, parity: usize) -> Result<Self, ErasureError> {
         let shape = || ErasureError::Shape { data, parity };
         if data == 0 {
@@ -67,7 +66,7 @@ impl ReedSolomonCode {
         let code = ReedSolomon::new(data, parity).map_err(|_| shape())?;
         let mut rows = vec![vec![0u8; data]; parity];
         for place in 0..data {
-            // The code of a unit vector is the column of coefficients.
+            // The parity of a unit vector is a column of the coefficients.
             let mut shards = vec![[0u8; 1]; data + parity];
             shards[place] = [1];
             code.encode(&mut shards).map_err(|_| shape())?;
@@ -79,7 +78,7 @@ impl ReedSolomonCode {
     }
 }
 
-/// `out ^= coefficient * input`, over the bytes both have.
+/// Computes `out ^= coefficient * input` over the bytes that both have.
 fn add_scaled(coefficient: u8, input: &[u8], out: &mut [u8]) {
     let len = input.len().min(out.len());
     if coefficient != 0 && len > 0 {
@@ -116,7 +115,7 @@ impl ErasureCode for ReedSolomonCode {
             return Err(ErasureError::TooFew { have, need: lens.len() });
         }
         let longest = missing.iter().map(|place| lens[*place]).max().unwrap_or(0);
-        // What the missing pieces alone contribute to each parity row.
+        // Subtract the known pieces from each parity row. What is left comes from the missing pieces alone.
         let mut residues: Vec<Vec<u8>> = Vec::with_capacity(usable.len());
         for (row, bytes) in &usable {
             let mut residue = vec![0u8; longest];
@@ -146,7 +145,7 @@ impl ErasureCode for ReedSolomonCode {
     }
 }
 
-/// Inverse of a square matrix over GF(2^8) by Gauss–Jordan elimination; `None` when singular.
+/// Returns the inverse of a square matrix over GF(2^8), by Gauss–Jordan elimination. `None` if the matrix is singular.
 fn invert(mut left: Vec<Vec<u8>>) -> Option<Vec<Vec<u8>>> {
     let size = left.len();
     let mut right: Vec<Vec<u8>> =
@@ -174,7 +173,7 @@ fn invert(mut left: Vec<Vec<u8>>) -> Option<Vec<Vec<u8>>> {
     Some(right)
 }
 
-/// Two different rows of a matrix, the first to read, the second to change.
+/// Returns two different rows of a matrix, the first to read and the second to change.
 fn pair(matrix: &mut [Vec<u8>], read: usize, change: usize) -> (&[u8], &mut [u8]) {
     if read < change {
         let (head, tail) = matrix.split_at_mut(change);
@@ -192,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_k_shards_give_the_pieces_back(
+        fn any_k_shards_decode_to_the_pieces(
             seed in any::<u64>(),
             lens in prop::collection::vec(1usize..3000, 1..12),
             parity in 1usize..5,

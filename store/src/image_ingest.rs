@@ -1,19 +1,22 @@
-//! Takes an image in, blob by blob: each a stream of its own, cut alike in every image, its digest checked on the way.
+//! Ingest of an image, blob by blob. Each blob is a stream of its own and is cut the same in every image.
 //!
-//! Invariant: a blob that is here already is neither read from its source nor stored again, and no content comes of a blob
-//! whose bytes are not what its digest says.
+//! Invariant: a blob that the store has is neither read from its source nor stored again. A blob whose bytes do not
+//! match its digest makes the ingest fail.
 
 use crate::cdc::{Cutter, average_blob_piece_bytes};
+use crate::images::{BlobHolder, LinkedFiles};
 use crate::ingest::{
-    IngestError, IngestOptions, IngestProgress, Ingested, MANIFEST_BYTES_PER_PIECE, Part, send_pieces, write_streams,
+    IngestError, IngestOptions, IngestProgress, Ingested, MANIFEST_BYTES_PER_PIECE, StreamPart, send_pieces,
+    write_streams,
 };
-use crate::layout::stream_path;
+use crate::inner::Inner;
+use crate::layout::{FileExtent, stream_path};
+use crate::piece_table::ManifestParts;
 use crate::space::SpaceReservation;
-use crate::store::{Content, Store};
 use aws_lc_rs::digest::{Context, SHA256};
 use shoal_proto::ids::{Hash, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob, ImageIndex};
-use shoal_proto::manifest::{Manifest, Root};
+use shoal_proto::manifest::Root;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -24,112 +27,122 @@ use std::sync::mpsc::SyncSender;
 
 /// Where a blob's bytes come from.
 pub enum BlobSource {
-    /// They are read and copied.
+    /// The store reads and copies the bytes.
     Reader(Box<dyn Read + Send>),
-    /// A file that nobody writes to any more, on the store's disk: it becomes the stream as it is.
+    /// A file on the store's disk that never changes again. The store links it instead of copying it.
     File(PathBuf),
 }
 
-/// How a blob gets into the folder.
-enum Plan {
-    /// It is a file of the store's already, cut as in that content.
-    Held { holder: Arc<Content>, stream: usize },
-    /// It comes from its source.
-    Fresh,
+/// How a blob gets into the ingest's folder.
+enum BlobPlan {
+    /// The folder has a link to the file of another image, cut as in that image.
+    Linked(BlobHolder),
+    /// The bytes come from the blob's source.
+    FromSource,
 }
 
-impl Store {
-    /// Evicts what may go until `bytes` fit, and keeps that room until the promise is dropped. Blocks.
-    pub fn reserve_space(&self, bytes: u64) -> Result<SpaceReservation, IngestError> {
-        Ok(self.make_space(bytes)?.0)
-    }
+/// A blob with its stream and plan.
+struct PlannedBlob<'a> {
+    stream: usize,
+    blob: &'a ImageBlob,
+    plan: BlobPlan,
+}
 
-    /// Takes in an image. `open` gives the bytes of blobs that are not here yet. With room reserved for it before, none is
-    /// looked for. Blocks; run it on a thread that may.
-    pub fn ingest_image(
-        &self,
+impl Inner {
+    /// Ingests an image. `open` returns the bytes of the blobs that the store lacks. `space` is space that the caller
+    /// reserved for the image before.
+    pub(crate) fn ingest_image(
+        self: &Arc<Self>,
         image: ImageIndex,
         mut open: impl FnMut(&ImageBlob) -> io::Result<BlobSource> + Send,
-        room: Option<SpaceReservation>,
+        space: Option<SpaceReservation>,
         options: &IngestOptions,
-        progress: &Arc<IngestProgress>,
+        progress: &IngestProgress,
     ) -> Result<Ingested, IngestError> {
         let size = image.blobs.iter().map(|blob| blob.size).sum();
         progress.total.store(size, Ordering::Relaxed);
         let folder = self.ingest_folder()?;
-        let mut shared = self.inner.nothing_linked();
-        let mut plans = Vec::new();
-        for (number, blob) in image.blobs.iter().enumerate().filter(|(_, blob)| blob.size > 0) {
-            let held = self.inner.holder(&blob.digest, blob.size).and_then(|(holder, stream)| {
-                let path = stream_path(&folder.path, number);
-                fs::hard_link(self.stream_path(&holder.id, stream), &path).ok()?;
-                shared.add(fs::metadata(path).ok()?.ino(), blob.size);
-                Some(Plan::Held { holder, stream })
-            });
-            plans.push((number, blob, held.unwrap_or(Plan::Fresh)));
-        }
-        let _room = match room {
-            Some(room) => room,
+        let mut linked = LinkedFiles::none(self);
+        let plans = self.plan_blobs(&image, &folder.path, &mut linked);
+        let _space = match space {
+            Some(space) => space,
             None => {
                 let pieces = size / u64::from(average_blob_piece_bytes("tar", size)) + image.blobs.len() as u64;
-                self.reserve_space(size - shared.bytes() + pieces * MANIFEST_BYTES_PER_PIECE)?
+                let need = size - linked.bytes() + pieces * MANIFEST_BYTES_PER_PIECE;
+                self.make_space(need, None)?.reservation
             }
         };
-        let cut = write_streams(&folder.path, options, |queue| {
-            let feed = Feed { folder: &folder.path, queue, progress };
-            plans.into_iter().try_for_each(|(number, blob, plan)| match plan {
-                Plan::Held { holder, stream } => {
-                    feed.held(number, blob, &holder, stream).inspect_err(|error| {
-                        if matches!(error, IngestError::Blob { .. }) {
-                            // From now on it is nobody's source.
-                            self.scrub(&holder.id);
-                        }
-                    })
-                }
-                Plan::Fresh => feed.fresh(number, blob, &mut open),
+        let pieces = write_streams(&folder.path, options, |queue| {
+            let reader = BlobReader { folder: &folder.path, queue, progress };
+            plans.into_iter().try_for_each(|PlannedBlob { stream, blob, plan }| match plan {
+                BlobPlan::Linked(holder) => reader.read_linked(stream, blob, &holder).inspect_err(|error| {
+                    if matches!(error, IngestError::Blob { .. }) {
+                        // Marks the damaged pieces, so that the image stops being a source.
+                        self.scrub(&holder.content.id);
+                    }
+                }),
+                BlobPlan::FromSource => reader.read_source(stream, blob, &mut open),
             })
         })?;
-        let streams = image.blobs.iter().map(|blob| blob.size).filter(|size| *size > 0).collect();
-        let manifest = Manifest {
+        let manifest = pieces.into_manifest(ManifestParts {
             root: Root::Image,
             entries: Vec::new(),
-            streams,
+            streams: image.blobs.iter().map(|blob| blob.size).filter(|size| *size > 0).collect(),
             piece_bytes_avg: 0,
-            data: options.data,
-            parity: options.parity,
-            lanes: options.lanes,
-            piece_lens: cut.lens,
-            piece_hashes: cut.hashes,
-            parity_hashes: cut.parity_hashes,
             image: Some(image),
+        });
+        self.adopt_ingest(&folder, manifest)
+    }
+
+    /// Links the blobs that the store has into the folder, and plans the others. Empty blobs have no stream.
+    fn plan_blobs<'a>(
+        &self,
+        image: &'a ImageIndex,
+        folder: &Path,
+        linked: &mut LinkedFiles<'_>,
+    ) -> Vec<PlannedBlob<'a>> {
+        let mut plan = |stream: usize, blob: &ImageBlob| {
+            let holder = self.blob_holder_of_size(&blob.digest, blob.size)?;
+            let path = stream_path(folder, stream);
+            fs::hard_link(holder.path(), &path).ok()?;
+            linked.add(FileExtent { inode: fs::metadata(path).ok()?.ino(), bytes: blob.size });
+            Some(BlobPlan::Linked(holder))
         };
-        self.adopt_manifest(&folder, manifest)
+        let blobs = image.blobs.iter().enumerate().filter(|(_, blob)| blob.size > 0);
+        blobs
+            .map(|(stream, blob)| PlannedBlob {
+                stream,
+                blob,
+                plan: plan(stream, blob).unwrap_or(BlobPlan::FromSource),
+            })
+            .collect()
     }
 }
 
-/// The reading side of an ingest.
-struct Feed<'a> {
+/// The reading thread of an image ingest.
+struct BlobReader<'a> {
     folder: &'a Path,
-    queue: SyncSender<Part>,
+    queue: SyncSender<StreamPart>,
     progress: &'a IngestProgress,
 }
 
-impl Feed<'_> {
-    /// Sends the pieces of a blob that is in the store on: only the parity they are part of is new.
-    fn held(&self, number: usize, blob: &ImageBlob, holder: &Content, stream: usize) -> Result<(), IngestError> {
-        let mut file = File::open(stream_path(self.folder, number))?;
-        if self.queue.send(Part::Stream { number, write: false }).is_err() {
+impl BlobReader<'_> {
+    /// Sends the pieces of a blob that the store has. Only the parity hashes of their stripes are new.
+    fn read_linked(&self, stream: usize, blob: &ImageBlob, holder: &BlobHolder) -> Result<(), IngestError> {
+        let content = &holder.content;
+        let mut file = File::open(stream_path(self.folder, stream))?;
+        if self.queue.send(StreamPart::Stream { number: stream, write: false }).is_err() {
             return Ok(());
         }
-        for piece in holder.layout.pieces_of(stream).map(PieceIndex) {
-            let mut bytes = vec![0; holder.geometry.piece_len(piece) as usize];
+        for piece in content.layout.pieces_of(holder.stream).map(PieceIndex) {
+            let mut bytes = vec![0; content.geometry.piece_len(piece) as usize];
             file.read_exact(&mut bytes)?;
-            if Hash::of(&bytes) != holder.manifest.piece_hash(piece) {
-                let why = "the store's copy is damaged and is not used any more; push again".into();
+            if Hash::of(&bytes) != content.manifest.piece_hash(piece) {
+                let why = "the store's copy is damaged and no longer used: push again".into();
                 return Err(IngestError::Blob { digest: blob.digest, why });
             }
             self.progress.advance(bytes.len())?;
-            if self.queue.send(Part::Piece(bytes.into())).is_err() {
+            if self.queue.send(StreamPart::Piece(bytes.into())).is_err() {
                 return Ok(());
             }
         }
@@ -137,53 +150,54 @@ impl Feed<'_> {
     }
 
     /// Cuts a blob and checks its digest and length.
-    fn fresh(
+    fn read_source(
         &self,
-        number: usize,
+        stream: usize,
         blob: &ImageBlob,
         open: &mut impl FnMut(&ImageBlob) -> io::Result<BlobSource>,
     ) -> Result<(), IngestError> {
-        let bad = |why: String| IngestError::Blob { digest: blob.digest, why };
-        let source = open(blob).map_err(|error| bad(format!("cannot be read: {error}")))?;
-        let (reader, write): (Box<dyn Read + Send>, bool) = match source {
+        let damaged = |why: String| IngestError::Blob { digest: blob.digest, why };
+        let unreadable = |error: io::Error| damaged(format!("cannot be read: {error}"));
+        let (reader, write): (Box<dyn Read + Send>, bool) = match open(blob).map_err(unreadable)? {
             BlobSource::Reader(reader) => (reader, true),
             BlobSource::File(path) => {
-                let file = File::open(&path).map_err(|error| bad(format!("cannot be read: {error}")))?;
-                // Where there are no hard links it is copied.
-                let linked = fs::hard_link(&path, stream_path(self.folder, number)).is_ok();
-                (Box::new(file), !linked)
+                let file = File::open(&path).map_err(unreadable)?;
+                // A file system without hard links gets a copy.
+                let is_linked = fs::hard_link(&path, stream_path(self.folder, stream)).is_ok();
+                (Box::new(file), !is_linked)
             }
         };
-        if self.queue.send(Part::Stream { number, write }).is_err() {
+        if self.queue.send(StreamPart::Stream { number: stream, write }).is_err() {
             return Ok(());
         }
-        let checked = Checked { reader, sha256: Context::new(&SHA256), left: blob.size };
+        let checked = CheckedReader { reader, sha256: Context::new(&SHA256), left: blob.size };
         let mut cutter = Cutter::new(checked, average_blob_piece_bytes(&blob.media_type, blob.size));
         send_pieces(&mut cutter, &self.queue, self.progress).map_err(|error| match error {
-            IngestError::Store(error) => bad(error.to_string()),
+            // On this thread an `io::Error` comes from the blob, never from the store.
+            IngestError::Store(error) => damaged(error.to_string()),
             other => other,
         })?;
-        let Checked { sha256, left, .. } = cutter.into_reader();
+        let CheckedReader { sha256, left, .. } = cutter.into_reader();
         if left > 0 {
-            return Err(bad(format!("it ends {left} bytes before its {} bytes", blob.size)));
+            return Err(damaged(format!("it ends {left} bytes before its {} bytes", blob.size)));
         }
         let found = sha256.finish();
         if found.as_ref() != blob.digest.0 {
             let found = found.as_ref().try_into().map_or_else(|_| String::new(), |bytes| Digest(bytes).to_string());
-            return Err(bad(format!("its bytes are those of {found}")));
+            return Err(damaged(format!("its bytes are those of {found}")));
         }
         Ok(())
     }
 }
 
-/// Hashes what passes, and lets no more pass than there should be.
-struct Checked {
+/// Hashes the bytes that pass, and fails after more bytes than the blob has.
+struct CheckedReader {
     reader: Box<dyn Read + Send>,
     sha256: Context,
     left: u64,
 }
 
-impl Read for Checked {
+impl Read for CheckedReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(buf)?;
         self.left =

@@ -1,33 +1,40 @@
-//! Images among the contents: which blobs are here, what a name leads to, and one file for a blob that many images have.
+//! Images among the contents: blobs by digest, contents by name, and one file for a blob of many images.
 //!
-//! Invariant: a blob is given out only from a complete content, and its file is never written to again.
+//! Invariant: a blob is served only from a complete content, and its file is never written again.
 
-use crate::store::{Content, Inner, Store, lock};
-use shoal_proto::ids::{ContentId, Hash, PieceIndex};
+use crate::blob_places::blobs;
+use crate::content::Content;
+use crate::inner::Inner;
+use crate::layout::{FileExtent, stream_path};
+use crate::lock::lock;
+use shoal_kv::KvError;
+use shoal_proto::ids::{ContentId, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob};
 use shoal_proto::manifest::Manifest;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// A blob of a complete image.
 #[derive(Clone, Debug)]
 pub struct BlobFile {
-    /// Its file, shared with the store: read it, link it, never write to it. An empty blob has none.
+    /// The blob's file. Callers may read and link it, but never write to it. An empty blob has no file.
     pub path: PathBuf,
-    /// Its length, bytes.
+    /// The blob's length, bytes.
     pub size: u64,
-    /// Its media type in that image.
+    /// The blob's media type in this image.
     pub media_type: String,
     /// The image's content.
     pub content: ContentId,
 }
 
 impl BlobFile {
-    /// Opens it for reading. Not there any more if its image was evicted meanwhile: ask for the blob again.
+    /// Opens the blob for reading.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] if the image was evicted meanwhile. The caller then looks the blob up again.
     pub fn open(&self) -> io::Result<File> {
         File::open(if self.size == 0 { "/dev/null".as_ref() } else { self.path.as_path() })
     }
@@ -36,71 +43,64 @@ impl BlobFile {
 /// A complete image.
 #[derive(Clone, Debug)]
 pub struct StoredImage {
-    /// Its content.
+    #[allow(missing_docs, reason = "the type says it")]
     pub content: ContentId,
-    /// Its manifest; [`Manifest::image`] is there.
+    /// The manifest. [`Manifest::image`] is set.
     pub manifest: Arc<Manifest>,
 }
 
-/// Which complete contents have a blob, and as which stream.
-#[derive(Debug, Default)]
-pub(crate) struct BlobPlaces {
-    rows: BTreeMap<Digest, BTreeSet<(ContentId, usize)>>,
-}
-
-fn blobs(content: &Content) -> impl Iterator<Item = (usize, &ImageBlob)> {
-    content.manifest.image.iter().flat_map(|image| image.blobs.iter().enumerate())
-}
-
-impl BlobPlaces {
-    pub(crate) fn of<'a>(contents: impl Iterator<Item = &'a Arc<Content>>) -> Self {
-        let mut places = Self::default();
-        contents.filter(|content| content.is_complete()).for_each(|content| places.add(content));
-        places
-    }
-
-    pub(crate) fn add(&mut self, content: &Content) {
-        for (stream, blob) in blobs(content) {
-            self.rows.entry(blob.digest).or_default().insert((content.id, stream));
-        }
-    }
-
-    pub(crate) fn remove(&mut self, content: &Content) {
-        for (stream, blob) in blobs(content) {
-            if let Some(row) = self.rows.get_mut(&blob.digest) {
-                row.remove(&(content.id, stream));
-                if row.is_empty() {
-                    self.rows.remove(&blob.digest);
-                }
-            }
-        }
+impl StoredImage {
+    fn of(content: &Content) -> Self {
+        Self { content: content.id, manifest: content.manifest.clone() }
     }
 }
 
-/// Streams of a content being begun that are files of others. While it lives, their room counts as taken.
-pub(crate) struct Linked<'a> {
+/// A complete image that has a certain blob as one of its streams.
+#[derive(Clone)]
+pub(crate) struct BlobHolder {
+    pub(crate) content: Arc<Content>,
+    pub(crate) stream: usize,
+}
+
+impl BlobHolder {
+    pub(crate) fn blob(&self) -> Option<&ImageBlob> {
+        self.content.manifest.image.as_ref()?.blobs.get(self.stream)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        stream_path(&self.content.dir, self.stream)
+    }
+}
+
+/// Files that a new content shares with others. While this lives, their space counts as taken.
+pub(crate) struct LinkedFiles<'a> {
     inner: &'a Inner,
-    files: Vec<(u64, u64)>,
+    files: Vec<FileExtent>,
 }
 
-impl Linked<'_> {
-    /// Counts a file that is shared.
-    pub(crate) fn add(&mut self, inode: u64, len: u64) {
-        lock(&self.inner.linked).push((inode, len));
-        self.files.push((inode, len));
+impl<'a> LinkedFiles<'a> {
+    pub(crate) fn none(inner: &'a Inner) -> Self {
+        Self { inner, files: Vec::new() }
     }
 
-    /// Bytes that need no room of their own.
+    /// Counts a shared file.
+    pub(crate) fn add(&mut self, file: FileExtent) {
+        lock(&self.inner.linked).push(file);
+        self.files.push(file);
+    }
+
+    /// Returns the bytes that need no space of their own.
     pub(crate) fn bytes(&self) -> u64 {
-        self.files.iter().map(|(_, len)| len).sum()
+        self.files.iter().map(|file| file.bytes).sum()
     }
 }
 
-impl Drop for Linked<'_> {
+impl Drop for LinkedFiles<'_> {
     fn drop(&mut self) {
         let mut linked = lock(&self.inner.linked);
         for file in &self.files {
-            if let Some(place) = linked.iter().position(|row| row == file) {
+            // One entry per link: another content being begun may share the same file.
+            if let Some(place) = linked.iter().position(|other| other == file) {
                 linked.swap_remove(place);
             }
         }
@@ -108,96 +108,78 @@ impl Drop for Linked<'_> {
 }
 
 impl Inner {
-    /// A complete content that has a blob of this digest and length, and its stream there.
-    pub(crate) fn holder(&self, digest: &Digest, size: u64) -> Option<(Arc<Content>, usize)> {
-        let places: Vec<(ContentId, usize)> = lock(&self.blobs).rows.get(digest)?.iter().copied().collect();
-        places.into_iter().find_map(|(id, stream)| {
-            let content = self.content(&id).filter(|content| content.is_complete())?;
-            let fits = content.manifest.image.as_ref()?.blobs.get(stream).is_some_and(|blob| blob.size == size);
-            fits.then_some((content, stream))
+    /// Returns a complete image that has this blob.
+    pub(crate) fn blob_holder(&self, digest: &Digest) -> Option<BlobHolder> {
+        let places = lock(&self.blobs).get(digest);
+        places.into_iter().find_map(|place| {
+            let content = self.content(&place.content).filter(|content| content.is_complete())?;
+            Some(BlobHolder { content, stream: place.stream }).filter(|holder| holder.blob().is_some())
         })
     }
 
-    pub(crate) fn nothing_linked(&self) -> Linked<'_> {
-        Linked { inner: self, files: Vec::new() }
-    }
-
-    /// Bytes the contents take, each file once, and what shares of them take.
-    pub(crate) fn used(&self) -> u64 {
-        let mut seen = HashSet::new();
-        let contents = lock(&self.contents);
-        let whole = contents.values().filter(|content| !content.is_whole_dropped());
-        let files = whole.flat_map(|content| content.layout.extents());
-        let linked = lock(&self.linked).clone();
-        let shares: u64 = contents.values().map(|content| content.extra.load(Ordering::Relaxed)).sum();
-        shares + files.chain(linked).filter(|(inode, _)| seen.insert(*inode)).map(|(_, len)| len).sum::<u64>()
-    }
-}
-
-impl Store {
-    /// A blob, if a complete image has it. Counts as a use of that image.
-    pub fn blob(&self, digest: &Digest) -> Option<BlobFile> {
-        let places: Vec<(ContentId, usize)> = lock(&self.inner.blobs).rows.get(digest)?.iter().copied().collect();
-        places.into_iter().find_map(|(id, stream)| {
-            let content = self.inner.content(&id).filter(|content| content.is_complete())?;
-            let blob = content.manifest.image.as_ref()?.blobs.get(stream)?;
-            content.touch();
-            let path = self.stream_path(&id, stream);
-            Some(BlobFile { path, size: blob.size, media_type: blob.media_type.clone(), content: id })
+    /// Returns a complete image that has this blob with this size.
+    pub(crate) fn blob_holder_of_size(&self, digest: &Digest, size: u64) -> Option<BlobHolder> {
+        let places = lock(&self.blobs).get(digest);
+        places.into_iter().find_map(|place| {
+            let content = self.content(&place.content).filter(|content| content.is_complete())?;
+            let holder = BlobHolder { content, stream: place.stream };
+            holder.blob().is_some_and(|blob| blob.size == size).then_some(holder)
         })
     }
 
-    /// The complete images, by name written out in full. Of several contents of a name the newest, see
-    /// [`Store::set_sequence`].
-    pub fn images(&self) -> BTreeMap<String, StoredImage> {
-        let mut images: BTreeMap<String, Arc<Content>> = BTreeMap::new();
-        for content in lock(&self.inner.contents).values().filter(|content| content.is_complete()) {
+    /// Returns a blob of a complete image. Counts as a use of that image.
+    pub(crate) fn blob(&self, digest: &Digest) -> Option<BlobFile> {
+        let holder = self.blob_holder(digest)?;
+        let blob = holder.blob()?;
+        holder.content.touch();
+        let media_type = blob.media_type.clone();
+        Some(BlobFile { path: holder.path(), size: blob.size, media_type, content: holder.content.id })
+    }
+
+    /// Returns the complete images by full name. Of several contents of one name, the newest.
+    pub(crate) fn images(&self) -> BTreeMap<String, StoredImage> {
+        let mut newest: BTreeMap<String, Arc<Content>> = BTreeMap::new();
+        for content in self.contents().into_iter().filter(|content| content.is_complete()) {
             let Some(image) = &content.manifest.image else { continue };
-            let newest = images.entry(image.reference.clone()).or_insert_with(|| content.clone());
-            if newest.age() < content.age() {
-                *newest = content.clone();
+            let entry = newest.entry(image.reference.clone()).or_insert_with(|| content.clone());
+            if entry.age() < content.age() {
+                *entry = content;
             }
         }
-        let stored = |content: Arc<Content>| StoredImage { content: content.id, manifest: content.manifest.clone() };
-        images.into_iter().map(|(name, content)| (name, stored(content))).collect()
+        newest.into_iter().map(|(name, content)| (name, StoredImage::of(&content))).collect()
     }
 
-    /// What a name leads to, as [`Store::images`] would say.
-    pub fn image(&self, reference: &str) -> Option<StoredImage> {
-        let named = |content: &&Arc<Content>| {
+    /// Returns the newest complete image of a name.
+    pub(crate) fn image(&self, reference: &str) -> Option<StoredImage> {
+        let is_named = |content: &&Arc<Content>| {
             content.is_complete() && content.manifest.image.as_ref().is_some_and(|image| image.reference == reference)
         };
-        let contents = lock(&self.inner.contents);
-        let content = contents.values().filter(named).max_by_key(|content| content.age())?;
-        Some(StoredImage { content: content.id, manifest: content.manifest.clone() })
+        let contents = self.contents();
+        contents.iter().filter(is_named).max_by_key(|content| content.age()).map(|content| StoredImage::of(content))
     }
 
-    /// An announcement of this sequence named the content: of the contents of one name, the one with the greatest counts.
-    /// A lower one than known changes nothing.
-    pub fn set_sequence(&self, id: &ContentId, sequence: u64) -> Result<(), shoal_kv::KvError> {
-        let Some(content) = self.inner.content(id) else { return Ok(()) };
-        content.sequence.fetch_max(sequence, Ordering::Relaxed);
-        self.inner.save_state(&content)
+    /// Notes the sequence of an announcement that named a content.
+    pub(crate) fn set_sequence(&self, id: &ContentId, sequence: u64) -> Result<(), KvError> {
+        let Some(content) = self.content(id) else { return Ok(()) };
+        content.raise_sequence(sequence);
+        self.save_state(&content)
     }
 
-    /// Makes streams of a content that is being begun other names of files that are here, and marks their pieces. What
-    /// cannot be linked is fetched or copied like anything else.
-    pub(crate) fn link_blobs(&self, content: &Content) -> Linked<'_> {
-        let mut linked = self.inner.nothing_linked();
+    /// Links streams of a new content to files that the store has, and marks their pieces. The host fetches or copies
+    /// the streams that cannot be linked.
+    pub(crate) fn link_blobs(&self, content: &Content) -> LinkedFiles<'_> {
+        let mut linked = LinkedFiles::none(self);
         for (stream, blob) in blobs(content).filter(|(_, blob)| blob.size > 0) {
-            let Some((holder, at)) = self.inner.holder(&blob.digest, blob.size) else { continue };
-            let Ok(inode) = content.layout.link(stream, &self.stream_path(&holder.id, at)) else { continue };
-            // The manifest says what the pieces are, not the digest: both have to be true of the file.
+            let Some(holder) = self.blob_holder_of_size(&blob.digest, blob.size) else { continue };
+            let Ok(inode) = content.layout.link(stream, &holder.path()) else { continue };
+            // A manifest may give the digest of one blob to the pieces of another. Only the pieces' hashes prove the
+            // file.
             let pieces = content.layout.pieces_of(stream).map(PieceIndex);
-            let is_right = |piece: PieceIndex| {
-                let hash = content.manifest.piece_hash(piece);
-                content.layout.read(piece).is_ok_and(|bytes| Hash::of(&bytes) == hash)
-            };
-            if pieces.clone().all(is_right) {
+            if pieces.clone().all(|piece| content.is_intact(piece)) {
                 pieces.for_each(|piece| content.mark(piece));
-                linked.add(inode, blob.size);
+                linked.add(FileExtent { inode, bytes: blob.size });
             } else if let Err(error) = content.layout.unlink(stream) {
-                tracing::warn!(content = %content.id.short(), %error, "cannot take a link away");
+                tracing::warn!(content = %content.id.short(), %error, "cannot remove a link");
             }
         }
         linked

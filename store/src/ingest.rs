@@ -1,16 +1,20 @@
-//! Takes a file or directory in: reads it once, cuts, hashes, codes, writes, and makes its manifest.
+//! Ingest of a file or directory: reads it once, cuts it, hashes and encodes the pieces, writes them, makes the
+//! manifest.
 //!
-//! Two threads: one reads and cuts, the other hashes, codes and writes. Memory is a few stripes whatever the size.
-//! Invariant: either the content is complete and durable in the store, or nothing is left of the attempt.
+//! One thread reads and cuts, another one hashes, encodes and writes. Memory is a few stripes, whatever the size.
+//! Invariant: either the content is complete and durable in the store, or nothing of the attempt is left.
 
 use crate::cdc::{Cutter, average_piece_bytes};
-use crate::erasure::{ErasureCode, ReedSolomonCode};
+use crate::erasure::ErasureError;
+use crate::errors::{BeginError, FinishError};
+use crate::inner::Inner;
 use crate::layout;
-use crate::store::{BeginError, FinishError, Store};
+use crate::piece_table::{ManifestParts, PieceTable, Shape};
 pub use crate::walk::WalkError;
-use crate::walk::{self, Stream};
+use crate::walk::{self, SourceReader};
 use bytes::Bytes;
-use shoal_proto::codec::Document;
+use shoal_kv::KvError;
+use shoal_proto::codec::{DecodeError, Document};
 use shoal_proto::ids::{ContentId, Hash};
 use shoal_proto::image::Digest;
 use shoal_proto::manifest::Manifest;
@@ -21,21 +25,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// What a piece adds to the manifest: its hash, its length, its part of the parity's hashes.
+/// What a piece adds to the manifest, bytes: its hash, its length, and its share of the parity hashes.
 pub(crate) const MANIFEST_BYTES_PER_PIECE: u64 = 48;
-/// Parts between the two threads.
-const QUEUE: usize = 4;
+/// Messages between the two threads.
+const QUEUE_MAX: usize = 4;
 
-/// How to take a content in.
+/// How to ingest a content.
 #[derive(Clone, Debug)]
 pub struct IngestOptions {
-    /// Average piece length, bytes; by size when `None`. Versions share pieces only if cut with the same average.
+    /// Average piece length, bytes. `None` chooses it by the size. Versions share pieces only with the same average.
     pub average: Option<u32>,
     /// Data shards in a stripe (k).
     pub data: u8,
     /// Parity shards in a stripe (m).
     pub parity: u8,
-    /// Distribution trees (L).
+    /// Lanes of the plan (L).
     pub lanes: u8,
 }
 
@@ -45,58 +49,66 @@ impl Default for IngestOptions {
     }
 }
 
-/// How far an ingest is; shared with whoever shows it.
+impl IngestOptions {
+    pub(crate) fn shape(&self) -> Shape {
+        Shape { data: self.data, parity: self.parity, lanes: self.lanes }
+    }
+}
+
+/// The progress of an ingest, shared with the tasks that show or cancel it.
 #[derive(Debug, Default)]
 pub struct IngestProgress {
-    /// Payload bytes read.
+    /// Payload bytes read so far.
     pub done: AtomicU64,
-    /// Payload bytes in all; 0 until the source is listed.
+    /// Payload bytes in all. 0 until the source is listed.
     pub total: AtomicU64,
-    /// Set to stop.
+    /// Any task may set this to stop the ingest.
     pub cancel: AtomicBool,
 }
 
 impl IngestProgress {
-    /// Counts bytes read, unless it was told to stop.
-    pub(crate) fn advance(&self, bytes: usize) -> Result<(), IngestError> {
+    /// Counts bytes that were read.
+    ///
+    /// # Errors
+    /// [`WalkError::Cancelled`] if `cancel` is set.
+    pub(crate) fn advance(&self, bytes: usize) -> Result<(), WalkError> {
         if self.cancel.load(Ordering::Relaxed) {
-            return Err(WalkError::Cancelled.into());
+            return Err(WalkError::Cancelled);
         }
         self.done.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 }
 
-/// Why a source was not taken in.
+/// Why a source was not ingested.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
     /// The source is at fault.
     #[error(transparent)]
     Source(#[from] WalkError),
-    /// The store's disk is at fault.
+    /// The store's disk failed.
     #[error("cannot write to the store: {0}")]
     Store(#[from] io::Error),
-    /// A blob of an image is not what it should be, or cannot be read.
+    /// The store's database failed.
+    #[error(transparent)]
+    Database(#[from] KvError),
+    /// A blob of an image is damaged or cannot be read.
     #[error("blob {digest}: {why}")]
-    Blob {
-        /// The blob.
-        digest: Digest,
-        /// What is wrong.
-        why: String,
-    },
-    /// The content is over a limit.
+    #[allow(missing_docs, reason = "the message says it")]
+    Blob { digest: Digest, why: String },
+    /// The content breaks a rule of the format.
     #[error("the content breaks a limit: {0}")]
-    Limit(String),
-    /// There is no room for it, even after everything that may be evicted is.
+    Format(#[from] DecodeError),
+    /// No erasure code has the shape of the options.
+    #[error("the content breaks a limit: {0}")]
+    Shape(#[from] ErasureError),
+    /// The content does not fit, even after the eviction of everything that may go.
     #[error(
-        "it takes {need} bytes and the store has room for {room}: raise node.quota, lower node.min_free or free the disk"
+        "the content needs {need} bytes and the store can free {available}: raise node.quota, lower node.min_free or \
+         free the disk"
     )]
-    NoSpace {
-        /// Bytes needed.
-        need: u64,
-        /// Bytes that could be freed.
-        room: u64,
-    },
+    #[allow(missing_docs, reason = "the message says it")]
+    NoSpace { need: u64, available: u64 },
     /// The content could not be made durable.
     #[error(transparent)]
     Finish(#[from] FinishError),
@@ -105,62 +117,61 @@ pub enum IngestError {
 impl From<BeginError> for IngestError {
     fn from(error: BeginError) -> Self {
         match error {
-            BeginError::WouldNotFit { need, room } => Self::NoSpace { need, room },
-            other => Self::Store(io::Error::other(other.to_string())),
+            BeginError::WouldNotFit { need, available } => Self::NoSpace { need, available },
+            BeginError::Manifest(error) => Self::Format(error),
+            BeginError::Io(error) => Self::Store(error),
+            BeginError::Database(error) => Self::Database(error),
         }
     }
 }
 
-/// What was taken in.
+/// An ingested content.
 #[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the types say it")]
 pub struct Ingested {
-    /// The content.
     pub content: ContentId,
-    /// Its manifest.
     pub manifest: Arc<Manifest>,
     /// Length of the encoded manifest, bytes.
     pub manifest_bytes: u64,
 }
 
-impl Store {
-    /// Takes in the file or directory at `source`. Blocks; run it on a thread that may.
-    pub fn ingest(
-        &self,
+impl Inner {
+    /// Ingests the file or directory at `source`.
+    pub(crate) fn ingest(
+        self: &Arc<Self>,
         source: &Path,
         options: &IngestOptions,
-        progress: &Arc<IngestProgress>,
+        progress: &IngestProgress,
     ) -> Result<Ingested, IngestError> {
         let listing = walk::list(source)?;
         progress.total.store(listing.size, Ordering::Relaxed);
         let average = options.average.unwrap_or_else(|| average_piece_bytes(listing.size));
         let need = listing.size + listing.size / u64::from(average.max(1)) * MANIFEST_BYTES_PER_PIECE;
-        let (_promise, _evicted) = self.make_space(need)?;
+        let _space = self.make_space(need, None)?;
         let folder = self.ingest_folder()?;
-        let result = (|| {
-            let stream = Stream::new(listing.sources);
-            let cut = write_stream(&folder.path, stream, average, options, progress)?;
-            let manifest = Manifest {
-                root: listing.root,
-                entries: listing.entries,
-                streams: if listing.size > 0 { vec![listing.size] } else { Vec::new() },
-                piece_bytes_avg: average,
-                data: options.data,
-                parity: options.parity,
-                lanes: options.lanes,
-                piece_lens: cut.lens,
-                piece_hashes: cut.hashes,
-                parity_hashes: cut.parity_hashes,
-                image: None,
-            };
-            self.adopt_manifest(&folder, manifest)
-        })();
-        drop(folder);
-        result
+        let reader = SourceReader::new(listing.sources);
+        let pieces = write_stream(&folder.path, reader, average, options, progress)?;
+        let manifest = pieces.into_manifest(ManifestParts {
+            root: listing.root,
+            entries: listing.entries,
+            // An empty stream has no file and no entry.
+            streams: if listing.size > 0 { vec![listing.size] } else { Vec::new() },
+            piece_bytes_avg: average,
+            image: None,
+        });
+        self.adopt_ingest(&folder, manifest)
     }
 
-    /// Makes what was written into the folder a content.
-    pub(crate) fn adopt_manifest(&self, folder: &IngestFolder, manifest: Manifest) -> Result<Ingested, IngestError> {
-        manifest.validate().map_err(|error| IngestError::Limit(error.to_string()))?;
+    /// Creates a folder for an ingest on the store's disk.
+    pub(crate) fn ingest_folder(&self) -> io::Result<IngestFolder> {
+        let path = self.new_ingest_folder();
+        fs::create_dir_all(&path)?;
+        Ok(IngestFolder { path })
+    }
+
+    /// Makes the streams of an ingest's folder a content.
+    pub(crate) fn adopt_ingest(&self, folder: &IngestFolder, manifest: Manifest) -> Result<Ingested, IngestError> {
+        manifest.validate()?;
         let bytes = manifest.to_bytes();
         let content = Manifest::id(&bytes);
         fs::write(folder.path.join("manifest"), &bytes)?;
@@ -171,128 +182,107 @@ impl Store {
     }
 }
 
-/// A folder of an attempt; gone with it unless the store adopted it.
+/// The folder of an ingest. A drop deletes it, unless the store has renamed it.
 pub(crate) struct IngestFolder {
     pub(crate) path: PathBuf,
 }
 
 impl Drop for IngestFolder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = fs::remove_dir_all(&self.path); // after a success it has another name
     }
 }
 
-/// What the manifest says of the pieces.
-#[derive(Default)]
-pub(crate) struct Cut {
-    pub(crate) lens: Vec<u8>,
-    pub(crate) hashes: Vec<u8>,
-    pub(crate) parity_hashes: Vec<u8>,
-}
-
-/// What one thread hands to the other.
-pub(crate) enum Part {
-    /// The pieces of this stream follow; they are written unless its file is there already.
+/// A message from the reading thread to the writing thread.
+pub(crate) enum StreamPart {
+    /// The next pieces belong to this stream. `write` is false if the stream's file exists already.
     Stream { number: usize, write: bool },
     /// The next piece.
     Piece(Bytes),
 }
 
-/// Runs `read` on a thread of its own; writes, hashes and codes what it sends.
+/// Runs `read` on a thread of its own, and writes, hashes and encodes what it sends.
 pub(crate) fn write_streams(
     folder: &Path,
     options: &IngestOptions,
-    read: impl FnOnce(SyncSender<Part>) -> Result<(), IngestError> + Send,
-) -> Result<Cut, IngestError> {
-    let (sender, receiver) = sync_channel(QUEUE);
+    read: impl FnOnce(SyncSender<StreamPart>) -> Result<(), IngestError> + Send,
+) -> Result<PieceTable, IngestError> {
+    let (sender, receiver) = sync_channel(QUEUE_MAX);
     std::thread::scope(|scope| {
-        // The sender moves into the reading thread, whose end closes the queue.
+        // The sender moves into the reading thread, so the end of that thread ends the queue.
         let reader = scope.spawn(move || read(sender));
         let written = write_parts(folder, &receiver, options);
         drop(receiver);
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        // The writer's fault first: the reader's may only be that nobody listens any more.
-        let cut = written?;
-        read.map(|()| cut)
+        // The writer's error comes first: the reader may only have met a closed queue.
+        let pieces = written?;
+        read.map(|()| pieces)
     })
 }
 
 fn write_stream(
     folder: &Path,
-    stream: Stream,
+    reader: SourceReader,
     average: u32,
     options: &IngestOptions,
-    progress: &Arc<IngestProgress>,
-) -> Result<Cut, IngestError> {
+    progress: &IngestProgress,
+) -> Result<PieceTable, IngestError> {
     write_streams(folder, options, |queue| {
-        if queue.send(Part::Stream { number: 0, write: true }).is_err() {
-            // The writer failed and says why.
+        if queue.send(StreamPart::Stream { number: 0, write: true }).is_err() {
+            // The writer failed, and its error counts.
             return Ok(());
         }
-        let mut cutter = Cutter::new(stream, average);
-        let cut = send_pieces(&mut cutter, &queue, progress);
-        match (cut, cutter.into_reader().fault) {
+        let mut cutter = Cutter::new(reader, average);
+        let sent = send_pieces(&mut cutter, &queue, progress);
+        // An `io::Error` of the reader is only a copy of its fault, which has a type.
+        match (sent, cutter.into_reader().into_fault()) {
             (Err(IngestError::Store(_)), Some(fault)) => Err(fault.into()),
-            (cut, _) => cut,
+            (sent, _) => sent,
         }
     })
 }
 
-/// Sends all pieces of a cutter on.
+/// Sends the pieces of a cutter to the writing thread.
 pub(crate) fn send_pieces<R: Read>(
     cutter: &mut Cutter<R>,
-    queue: &SyncSender<Part>,
+    queue: &SyncSender<StreamPart>,
     progress: &IngestProgress,
 ) -> Result<(), IngestError> {
     while let Some(piece) = cutter.next_piece()? {
         progress.advance(piece.len())?;
-        if queue.send(Part::Piece(piece)).is_err() {
+        if queue.send(StreamPart::Piece(piece)).is_err() {
             return Ok(());
         }
     }
     Ok(())
 }
 
-fn write_parts(folder: &Path, queue: &Receiver<Part>, options: &IngestOptions) -> Result<Cut, IngestError> {
-    let code = ReedSolomonCode::new(usize::from(options.data), usize::from(options.parity))
-        .map_err(|error| IngestError::Limit(error.to_string()))?;
-    let mut cut = Cut::default();
-    let mut stream = None;
+fn write_parts(
+    folder: &Path,
+    queue: &Receiver<StreamPart>,
+    options: &IngestOptions,
+) -> Result<PieceTable, IngestError> {
+    let mut pieces = PieceTable::new(options.shape())?;
+    let mut next_file = None;
     let mut file: Option<File> = None;
-    let mut stripe: Vec<Bytes> = Vec::with_capacity(usize::from(options.data));
     for part in queue {
         let piece = match part {
-            Part::Stream { number, write } => {
-                stream = write.then(|| layout::stream_path(folder, number));
+            StreamPart::Stream { number, write } => {
+                next_file = write.then(|| layout::stream_path(folder, number));
                 file = None;
                 continue;
             }
-            Part::Piece(piece) => piece,
+            StreamPart::Piece(piece) => piece,
         };
-        // Made with its first piece: an empty stream has no file.
-        if let Some(path) = stream.take() {
+        // The first piece creates the file, because an empty stream has none.
+        if let Some(path) = next_file.take() {
             file = Some(File::create(path)?);
         }
         if let Some(file) = &mut file {
             file.write_all(&piece)?;
         }
-        cut.lens.extend_from_slice(&(piece.len() as u32).to_le_bytes());
-        cut.hashes.extend_from_slice(Hash::of(&piece).as_bytes());
-        stripe.push(piece);
-        if stripe.len() == usize::from(options.data) {
-            code_stripe(&code, &mut stripe, options.parity, &mut cut);
-        }
+        let hash = Hash::of(&piece);
+        pieces.push(piece, hash);
     }
-    if !stripe.is_empty() {
-        code_stripe(&code, &mut stripe, options.parity, &mut cut);
-    }
-    Ok(cut)
-}
-
-pub(crate) fn code_stripe(code: &ReedSolomonCode, stripe: &mut Vec<Bytes>, parity: u8, cut: &mut Cut) {
-    let pieces: Vec<&[u8]> = stripe.iter().map(|piece| &piece[..]).collect();
-    for row in 0..usize::from(parity) {
-        cut.parity_hashes.extend_from_slice(Hash::of(&code.parity(row, &pieces)).as_bytes());
-    }
-    stripe.clear();
+    Ok(pieces)
 }

@@ -1,38 +1,57 @@
-//! Contents on disk: their pieces, their index, the erasure codec, the quota, and how new ones are cut.
+//! Contents on disk: their pieces, their database, the erasure code, the quota, and the ingest of new ones.
 //!
-//! Owns: the store folder. Synchronous; a thread of its own verifies, another writes.
-//! Invariant: a content marked complete is durable and whole; everything else can be lost and is found out at restart by
-//! hashing what is there.
+//! Owns: the store's folder. Every function blocks. One thread verifies, one writes, one flushes.
+//! Invariant: a content that is marked complete is durable and whole. The store may lose everything else, and finds out
+//! at its next start by hashing the disk.
 //!
-//! Where to look: [`Store`] in [`mod@store`]; where a piece lies in [`layout`]; the threads in [`verifier`] and [`writer`];
-//! recently arrived shards in [`shard_cache`]; parity in [`erasure`]; images and their blobs in [`images`]; what is kept of a demoted
-//! content in [`rack_share`]; versions of feeds in `store/versions`; taking a directory in with [`ingest`] and cutting it in
-//! [`cdc`]; small records in [`tables`], in and out in [`backup`].
+//! Where to look:
+//! - the operations in [`mod@store`], and what the parts share in [`inner`]
+//! - files in [`layout`], [`direct_io`], [`content`], [`stored_parity`]
+//! - threads in [`verifier`] and [`writer`], memory in [`shard_cache`]
+//! - fetch in [`fetch`], [`mod@read`], [`local_dedup`], [`space`]
+//! - ingest in [`ingest`], [`image_ingest`], [`versions`], [`walk`], [`cdc`], [`piece_table`], [`erasure`]
+//! - images in [`images`] and [`blob_places`], demotion in [`rack_share`]
+//! - small records in [`tables`], [`state_kv`], [`backup`]
+//!
+//! Terms are in `docs/GLOSSARY.md`.
 
 pub mod backup;
+mod blob_places;
 pub mod cdc;
+mod config;
+mod content;
 mod direct_io;
 pub mod erasure;
+mod errors;
+mod fetch;
 mod image_ingest;
 pub mod images;
 pub mod ingest;
+mod inner;
 mod layout;
 mod local_dedup;
-pub mod rack_share;
+mod lock;
+mod piece_table;
+mod rack_share;
+mod read;
 mod shard_cache;
 mod space;
 mod state_kv;
 pub mod store;
+mod stored_parity;
 mod tables;
 mod verifier;
+mod versions;
 mod walk;
 mod writer;
 
+pub use config::{EventSink, SUBMIT_QUEUE_MAX, StoreConfig, StoreEvent, Usage};
+pub use errors::{BeginError, FinishError, OpenError, RackShareError, ReadError, SubmitError};
+pub use fetch::Begun;
 pub use image_ingest::BlobSource;
-pub use rack_share::{RackShare, RackShareError, StoredShare};
+pub use read::StoredContent;
 pub use shoal_kv::KvError;
 pub use space::SpaceReservation;
-pub use store::{
-    BeginError, Begun, FinishError, OpenError, ReadError, SUBMIT_QUEUE_MAX, Store, StoreConfig, StoreEvent,
-    StoredContent, SubmitError, Usage, VERSION_PIECE_BYTES_AVG, inline_manifest,
-};
+pub use store::Store;
+pub use stored_parity::{RackShare, StoredShare};
+pub use versions::{VERSION_PIECE_BYTES_AVG, inline_manifest};

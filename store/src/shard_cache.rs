@@ -1,8 +1,9 @@
-//! Shards that arrived a moment ago and are to be sent on: they are, from memory.
+//! Recent shards in memory, for forwarding and until they are written.
 //!
-//! Invariant: what is not yet written stays; what is written stays while it is due, as far as there is room.
+//! Invariant: a shard stays until it is written. A written shard stays while another host may need it and space is
+//! left.
 
-use crate::store::lock;
+use crate::lock::lock;
 use bytes::Bytes;
 use shoal_proto::ids::{ContentId, ShardIndex};
 use std::collections::{BTreeMap, HashMap};
@@ -13,111 +14,115 @@ type Key = (ContentId, ShardIndex);
 /// The cache, shared by the store's threads.
 #[derive(Debug)]
 pub(crate) struct ShardCache {
-    max: usize,
-    unwritten_max: usize,
-    shards: Mutex<Shards>,
-    /// Told when fewer bytes wait to be written; one thread takes shards in.
+    bytes_max: usize,
+    unwritten_bytes_max: usize,
+    state: Mutex<CacheState>,
+    /// Notified when fewer bytes wait to be written. Only the verifying thread waits for it.
     drained: Condvar,
 }
 
-/// Where there is no room for all that are due, the oldest go: those that came last are asked for next.
+/// If there is no space for every needed shard, the oldest go first, because other hosts ask for the newest next.
 #[derive(Debug, Default)]
-struct Shards {
+struct CacheState {
     bytes: usize,
     /// Bytes that are not written.
     unwritten: usize,
-    turn: u64,
-    shards: HashMap<Key, Shard>,
-    /// By when they came.
+    /// The number of the next arrival.
+    next_arrival: u64,
+    shards: HashMap<Key, CachedShard>,
+    /// The shards in the order of their arrival.
     order: BTreeMap<u64, Key>,
 }
 
 #[derive(Debug)]
-struct Shard {
+struct CachedShard {
     bytes: Bytes,
-    turn: u64,
-    /// Times it is yet to be written.
+    arrival: u64,
+    /// Writes that are pending. A shard that arrives twice is written twice.
     writes: u32,
-    /// Somebody may ask for it.
-    due: bool,
+    /// Another host may ask for the shard.
+    needed: bool,
 }
 
 impl ShardCache {
-    /// Of `max` bytes, and `unwritten_max` that wait to be written.
-    pub(crate) fn new(max: usize, unwritten_max: usize) -> Self {
-        Self { max, unwritten_max, shards: Mutex::default(), drained: Condvar::new() }
+    /// Returns an empty cache of `bytes_max` bytes, of which `unwritten_bytes_max` may wait to be written.
+    pub(crate) fn new(bytes_max: usize, unwritten_bytes_max: usize) -> Self {
+        Self { bytes_max, unwritten_bytes_max, state: Mutex::default(), drained: Condvar::new() }
     }
 
-    /// Takes in a shard that is about to be written, once there is room for it.
+    /// Adds a shard that is about to be written. Waits while too many bytes wait to be written.
     pub(crate) fn insert(&self, key: Key, bytes: Bytes) {
         let len = bytes.len();
-        let full = |shards: &mut Shards| shards.unwritten > 0 && shards.unwritten + len > self.unwritten_max;
-        let shards = self.drained.wait_while(lock(&self.shards), full);
-        let mut shards = shards.unwrap_or_else(PoisonError::into_inner);
-        shards.unwritten += len;
-        if let Some(shard) = shards.shards.get_mut(&key) {
+        // A single shard always fits, or one larger than the limit would wait for ever.
+        let is_full = |state: &mut CacheState| state.unwritten > 0 && state.unwritten + len > self.unwritten_bytes_max;
+        let state = self.drained.wait_while(lock(&self.state), is_full);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.unwritten += len;
+        if let Some(shard) = state.shards.get_mut(&key) {
             shard.writes += 1;
             return;
         }
-        let turn = shards.turn;
-        shards.turn += 1;
-        shards.bytes += len;
-        shards.order.insert(turn, key);
-        shards.shards.insert(key, Shard { bytes, turn, writes: 1, due: true });
-        shards.shrink(self.max);
+        let arrival = state.next_arrival;
+        state.next_arrival += 1;
+        state.bytes += len;
+        state.order.insert(arrival, key);
+        state.shards.insert(key, CachedShard { bytes, arrival, writes: 1, needed: true });
+        state.shrink(self.bytes_max);
     }
 
-    /// A shard of so many bytes is written, or never will be.
-    pub(crate) fn written(&self, key: &Key, bytes: usize) {
-        let mut shards = lock(&self.shards);
-        shards.unwritten = shards.unwritten.saturating_sub(bytes);
-        if let Some(shard) = shards.shards.get_mut(key) {
+    /// Notes that a shard of this length is written, or that its write failed.
+    pub(crate) fn on_written(&self, key: &Key, bytes: usize) {
+        let mut state = lock(&self.state);
+        state.unwritten = state.unwritten.saturating_sub(bytes);
+        if let Some(shard) = state.shards.get_mut(key) {
             shard.writes = shard.writes.saturating_sub(1);
-            shards.drop_if_done(key);
+            state.remove_if_done(key);
         }
-        shards.shrink(self.max);
-        drop(shards);
+        state.shrink(self.bytes_max);
+        drop(state);
         self.drained.notify_one();
     }
 
-    /// Nobody is to be sent this shard any more.
+    /// Notes that no other host needs the shard from here.
     pub(crate) fn release(&self, key: &Key) {
-        let mut shards = lock(&self.shards);
-        if let Some(shard) = shards.shards.get_mut(key) {
-            shard.due = false;
-            shards.drop_if_done(key);
+        let mut state = lock(&self.state);
+        if let Some(shard) = state.shards.get_mut(key) {
+            shard.needed = false;
+            state.remove_if_done(key);
         }
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Bytes> {
-        lock(&self.shards).shards.get(key).map(|shard| shard.bytes.clone())
+        lock(&self.state).shards.get(key).map(|shard| shard.bytes.clone())
     }
 
-    pub(crate) fn forget(&self, content: &ContentId) {
-        let mut shards = lock(&self.shards);
-        let gone: Vec<Key> = shards.shards.keys().filter(|key| key.0 == *content).copied().collect();
-        gone.iter().for_each(|key| shards.remove(key));
+    /// Removes the shards of a content. Their pending writes still count as unwritten bytes.
+    pub(crate) fn remove_content(&self, content: &ContentId) {
+        let mut state = lock(&self.state);
+        let keys: Vec<Key> = state.shards.keys().filter(|key| key.0 == *content).copied().collect();
+        keys.iter().for_each(|key| state.remove(key));
     }
 }
 
-impl Shards {
+impl CacheState {
     fn remove(&mut self, key: &Key) {
         if let Some(shard) = self.shards.remove(key) {
-            self.order.remove(&shard.turn);
+            self.order.remove(&shard.arrival);
             self.bytes -= shard.bytes.len();
         }
     }
 
-    fn drop_if_done(&mut self, key: &Key) {
-        if self.shards.get(key).is_some_and(|shard| shard.writes == 0 && !shard.due) {
+    fn remove_if_done(&mut self, key: &Key) {
+        if self.shards.get(key).is_some_and(|shard| shard.writes == 0 && !shard.needed) {
             self.remove(key);
         }
     }
 
-    fn shrink(&mut self, max: usize) {
-        while self.bytes > max && self.order.len() > 1 {
+    /// Removes written shards, oldest first, until the cache has at most `bytes_max` bytes.
+    fn shrink(&mut self, bytes_max: usize) {
+        while self.bytes > bytes_max && self.order.len() > 1 {
             let Some(oldest) = self.order.values().next().copied() else { return };
-            // They are written in the order they came.
+            // Shards are written in the order of their arrival, so no later shard is written either.
             if self.shards.get(&oldest).is_some_and(|shard| shard.writes > 0) {
                 return;
             }
@@ -134,56 +139,56 @@ mod tests {
         (ContentId([7; 32]), ShardIndex(shard))
     }
 
-    fn held(cache: &ShardCache) -> Vec<u32> {
+    fn cached(cache: &ShardCache) -> Vec<u32> {
         (0..100).filter(|shard| cache.get(&key(*shard)).is_some()).collect()
     }
 
     fn unwritten(cache: &ShardCache) -> usize {
-        lock(&cache.shards).unwritten
+        lock(&cache.state).unwritten
     }
 
     #[test]
-    fn only_what_is_written_goes() {
+    fn only_written_shards_are_removed() {
         let cache = ShardCache::new(30, 100);
         for shard in 0..5 {
             cache.insert(key(shard), Bytes::from_static(&[0; 10]));
         }
-        assert_eq!(held(&cache), [0, 1, 2, 3, 4], "none is written");
-        cache.written(&key(0), 10);
-        assert_eq!(held(&cache), [1, 2, 3, 4]);
-        (1..5).for_each(|shard| cache.written(&key(shard), 10));
-        assert_eq!(held(&cache), [2, 3, 4]);
+        assert_eq!(cached(&cache), [0, 1, 2, 3, 4], "no shard is written");
+        cache.on_written(&key(0), 10);
+        assert_eq!(cached(&cache), [1, 2, 3, 4]);
+        (1..5).for_each(|shard| cache.on_written(&key(shard), 10));
+        assert_eq!(cached(&cache), [2, 3, 4]);
         assert_eq!(unwritten(&cache), 0);
     }
 
     #[test]
-    fn what_is_due_to_nobody_goes_once_it_is_written() {
+    fn a_released_shard_is_removed_once_it_is_written() {
         let cache = ShardCache::new(30, 100);
         for shard in 0..3 {
             cache.insert(key(shard), Bytes::from_static(&[0; 10]));
         }
-        cache.written(&key(0), 10);
+        cache.on_written(&key(0), 10);
         cache.release(&key(0));
         cache.release(&key(1));
-        assert_eq!(held(&cache), [1, 2]);
-        cache.written(&key(1), 10);
-        assert_eq!(held(&cache), [2]);
-        // There is room for three others again.
+        assert_eq!(cached(&cache), [1, 2]);
+        cache.on_written(&key(1), 10);
+        assert_eq!(cached(&cache), [2]);
+        // There is space for three other shards again.
         (3..5).for_each(|shard| cache.insert(key(shard), Bytes::from_static(&[0; 10])));
-        (2..5).for_each(|shard| cache.written(&key(shard), 10));
-        assert_eq!(held(&cache), [2, 3, 4]);
-        assert_eq!(lock(&cache.shards).order.len(), 3);
+        (2..5).for_each(|shard| cache.on_written(&key(shard), 10));
+        assert_eq!(cached(&cache), [2, 3, 4]);
+        assert_eq!(lock(&cache.state).order.len(), 3);
     }
 
     #[test]
-    fn what_is_forgotten_may_still_be_written() {
+    fn a_removed_shard_may_still_be_written() {
         let cache = ShardCache::new(20, 100);
         cache.insert(key(0), Bytes::from_static(&[0; 10]));
         cache.insert(key(0), Bytes::from_static(&[0; 10]));
-        cache.forget(&ContentId([7; 32]));
+        cache.remove_content(&ContentId([7; 32]));
         assert_eq!(unwritten(&cache), 20);
-        (0..2).for_each(|_| cache.written(&key(0), 10));
+        (0..2).for_each(|_| cache.on_written(&key(0), 10));
         cache.insert(key(1), Bytes::from_static(&[0; 10]));
-        assert_eq!((held(&cache), unwritten(&cache)), (vec![1], 10));
+        assert_eq!((cached(&cache), unwritten(&cache)), (vec![1], 10));
     }
 }

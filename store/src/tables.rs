@@ -1,7 +1,7 @@
 //! The store's tables of small records.
 //!
-//! Invariant: everything in the tables can be rebuilt from the manifests and pieces on disk, or learned again from other
-//! hosts.
+//! Invariant: everything in the tables can be rebuilt from the manifests and pieces on disk, or learned again from
+//! other hosts.
 
 use shoal_kv::{Database, KvError, SledDatabase, SledOptions, Table};
 use std::path::Path;

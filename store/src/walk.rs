@@ -1,6 +1,6 @@
-//! Finds what is in a directory, in the manifest's order, and reads it as one stream.
+//! Lists a directory in the manifest's order, and reads its files as one stream.
 //!
-//! Invariant: what was read is what was listed; a file that changes in between is an error that names it.
+//! Invariant: the bytes read are those of the files that were listed. A file that changes in between is an error.
 
 use shoal_proto::limits;
 use shoal_proto::manifest::{Entry, EntryKind, Root, is_safe_path, link_stays_inside};
@@ -11,53 +11,44 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Why a source cannot be taken in.
+/// Why a source cannot be ingested.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
-    /// It cannot be read.
+    /// The path does not exist, or its permissions forbid reading.
     #[error("cannot read {}: {source}", .path.display())]
+    #[allow(missing_docs, reason = "the message says it")]
     Read {
-        /// What.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// It is no file, directory or link.
-    #[error("{} is neither a file, a directory nor a link", .0.display())]
+    /// The path is a device, a socket or a pipe.
+    #[error("{} is neither a file, a directory nor a link: remove it from the source", .0.display())]
     Special(PathBuf),
-    /// A link leads out of the source.
-    #[error("link {} -> {} leads out of the content", .path.display(), .target.display())]
-    Escapes {
-        /// The link.
-        path: PathBuf,
-        /// Where it points.
-        target: PathBuf,
-    },
-    /// A path or the number of entries is over a limit.
+    /// A link would point outside of the content on a host.
+    #[error("link {} -> {} leads out of the content: use a relative target inside", .path.display(), .target.display())]
+    #[allow(missing_docs, reason = "the message says it")]
+    Escapes { path: PathBuf, target: PathBuf },
+    /// A path or the number of entries exceeds a limit of the format.
     #[error("{}: {what}", .path.display())]
-    Limit {
-        /// What.
-        path: PathBuf,
-        /// Which limit.
-        what: &'static str,
-    },
-    /// A file was changed while it was read.
-    #[error("{} changed while it was read", .0.display())]
+    #[allow(missing_docs, reason = "the message says it")]
+    Limit { path: PathBuf, what: &'static str },
+    /// A file changed between the listing and the end of its reading.
+    #[error("{} changed while it was read: push again", .0.display())]
     Changed(PathBuf),
-    /// Told to stop.
+    /// The caller cancelled the ingest.
     #[error("cancelled")]
     Cancelled,
 }
 
-/// A file to read, as it was when listed.
+/// A file to read, and its state at the listing.
 #[derive(Debug)]
 pub(crate) struct Source {
     path: PathBuf,
     stamp: Stamp,
 }
 
-/// What tells that a file was changed.
+/// Differs after a change of the file.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 struct Stamp {
     size: u64,
@@ -71,7 +62,7 @@ impl Stamp {
     }
 }
 
-/// What is at a path.
+/// The entries of a source.
 #[derive(Debug)]
 pub(crate) struct Listing {
     pub(crate) root: Root,
@@ -84,7 +75,7 @@ fn read_error(path: &Path) -> impl FnOnce(io::Error) -> WalkError + '_ {
     move |source| WalkError::Read { path: path.to_path_buf(), source }
 }
 
-/// Lists a file or directory. The path itself may be a link; links inside stay links.
+/// Lists a file or directory. The path itself may be a link. Links inside stay links.
 pub(crate) fn list(path: &Path) -> Result<Listing, WalkError> {
     let meta = fs::metadata(path).map_err(read_error(path))?;
     if meta.is_file() {
@@ -96,31 +87,31 @@ pub(crate) fn list(path: &Path) -> Result<Listing, WalkError> {
     if !meta.is_dir() {
         return Err(WalkError::Special(path.to_path_buf()));
     }
-    let mut found: Vec<(Entry, Option<Stamp>)> = Vec::new();
+    let mut found: Vec<FoundItem> = Vec::new();
     let mut folders = vec![Vec::new()];
     while let Some(folder) = folders.pop() {
         let at = path.join(OsStr::from_bytes(&folder));
         for item in fs::read_dir(&at).map_err(read_error(&at))? {
             let name = item.map_err(read_error(&at))?.file_name().into_vec();
             let relative = if folder.is_empty() { name } else { [folder.as_slice(), b"/", &name].concat() };
-            let row = inspect(path, relative)?;
-            if row.0.kind == EntryKind::Directory {
-                folders.push(row.0.path.clone());
+            let item = inspect(path, relative)?;
+            if item.entry.kind == EntryKind::Directory {
+                folders.push(item.entry.path.clone());
             }
-            found.push(row);
+            found.push(item);
             if found.len() > limits::ENTRIES_MAX {
                 return Err(WalkError::Limit { path: path.to_path_buf(), what: "too many entries" });
             }
         }
     }
-    found.sort_unstable_by(|a, b| a.0.path.cmp(&b.0.path));
+    found.sort_unstable_by(|a, b| a.entry.path.cmp(&b.entry.path));
     let mut listing = Listing {
         root: Root::Directory { mode: meta.mode() & 0o7777 },
         entries: Vec::new(),
         sources: Vec::new(),
         size: 0,
     };
-    for (entry, stamp) in found {
+    for FoundItem { entry, stamp } in found {
         if let Some(stamp) = stamp {
             listing.size += stamp.size;
             listing.sources.push(Source { path: path.join(OsStr::from_bytes(&entry.path)), stamp });
@@ -130,7 +121,13 @@ pub(crate) fn list(path: &Path) -> Result<Listing, WalkError> {
     Ok(listing)
 }
 
-fn inspect(root: &Path, relative: Vec<u8>) -> Result<(Entry, Option<Stamp>), WalkError> {
+/// An entry of a directory. Files have a stamp.
+struct FoundItem {
+    entry: Entry,
+    stamp: Option<Stamp>,
+}
+
+fn inspect(root: &Path, relative: Vec<u8>) -> Result<FoundItem, WalkError> {
     let path = root.join(OsStr::from_bytes(&relative));
     if !is_safe_path(&relative) {
         return Err(WalkError::Limit { path, what: "path is too long" });
@@ -139,41 +136,56 @@ fn inspect(root: &Path, relative: Vec<u8>) -> Result<(Entry, Option<Stamp>), Wal
     let mode = meta.mode() & 0o7777;
     let kind = meta.file_type();
     if kind.is_dir() {
-        return Ok((Entry { path: relative, mode, kind: EntryKind::Directory }, None));
+        return Ok(FoundItem { entry: Entry { path: relative, mode, kind: EntryKind::Directory }, stamp: None });
     }
     if kind.is_file() {
         let kind = EntryKind::File { size: meta.len() };
-        return Ok((Entry { path: relative, mode, kind }, Some(Stamp::of(&meta))));
+        return Ok(FoundItem { entry: Entry { path: relative, mode, kind }, stamp: Some(Stamp::of(&meta)) });
     }
     if kind.is_symlink() {
         let target = fs::read_link(&path).map_err(read_error(&path))?;
         if !link_stays_inside(&relative, target.as_os_str().as_bytes()) {
             return Err(WalkError::Escapes { path, target });
         }
-        // Linux gives every link mode 0777, whatever it was made with.
+        // Linux shows mode 0777 for every link.
         let kind = EntryKind::Link { target: target.into_os_string().into_vec() };
-        return Ok((Entry { path: relative, mode: 0o777, kind }, None));
+        return Ok(FoundItem { entry: Entry { path: relative, mode: 0o777, kind }, stamp: None });
     }
     Err(WalkError::Special(path))
 }
 
-/// The listed files end to end.
+/// A file that is being read.
 #[derive(Debug)]
-pub(crate) struct Stream {
-    sources: std::vec::IntoIter<Source>,
-    current: Option<(File, Source, u64)>,
-    /// What went wrong, for the caller of a `Read` that failed.
-    pub(crate) fault: Option<WalkError>,
+struct OpenSource {
+    file: File,
+    source: Source,
+    /// Bytes read so far.
+    read: u64,
 }
 
-impl Stream {
+/// Reads the listed files as one stream.
+#[derive(Debug)]
+pub(crate) struct SourceReader {
+    sources: std::vec::IntoIter<Source>,
+    current: Option<OpenSource>,
+    /// Why a read failed. `Read` itself can only return an `io::Error`.
+    fault: Option<WalkError>,
+}
+
+impl SourceReader {
     pub(crate) fn new(sources: Vec<Source>) -> Self {
         Self { sources: sources.into_iter(), current: None, fault: None }
     }
 
-    fn open(&mut self) -> Result<bool, WalkError> {
+    /// Returns why a read failed.
+    pub(crate) fn into_fault(self) -> Option<WalkError> {
+        self.fault
+    }
+
+    /// Opens the next file. Returns false after the last one.
+    fn open_next(&mut self) -> Result<bool, WalkError> {
         let Some(source) = self.sources.next() else { return Ok(false) };
-        // O_NOFOLLOW: what was listed as a file may have become a link. Not for the path given by the user.
+        // Without O_NONBLOCK, the open of a pipe that replaced the file would block.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
@@ -183,21 +195,21 @@ impl Stream {
         if Stamp::of(&meta) != source.stamp || !meta.is_file() {
             return Err(WalkError::Changed(source.path));
         }
-        self.current = Some((file, source, 0));
+        self.current = Some(OpenSource { file, source, read: 0 });
         Ok(true)
     }
 
-    fn step(&mut self, buf: &mut [u8]) -> Result<usize, WalkError> {
+    fn read_some(&mut self, buf: &mut [u8]) -> Result<usize, WalkError> {
         loop {
-            let Some((file, source, read)) = &mut self.current else {
-                if !self.open()? {
+            let Some(OpenSource { file, source, read }) = &mut self.current else {
+                if !self.open_next()? {
                     return Ok(0);
                 }
                 continue;
             };
             let left = source.stamp.size - *read;
             if left == 0 {
-                // A file that grew has more; one rewritten in place has another time.
+                // A file that grew or was rewritten in place has another size or time now.
                 let meta = file.metadata().map_err(read_error(&source.path))?;
                 if Stamp::of(&meta) != source.stamp {
                     return Err(WalkError::Changed(source.path.clone()));
@@ -206,22 +218,22 @@ impl Stream {
                 continue;
             }
             let len = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let got = match file.read(&mut buf[..len]) {
+            let count = match file.read(&mut buf[..len]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(read_error(&source.path))?,
             };
-            if got == 0 {
+            if count == 0 {
                 return Err(WalkError::Changed(source.path.clone()));
             }
-            *read += got as u64;
-            return Ok(got);
+            *read += count as u64;
+            return Ok(count);
         }
     }
 }
 
-impl Read for Stream {
+impl Read for SourceReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.step(buf).map_err(|fault| {
+        self.read_some(buf).map_err(|fault| {
             let error = io::Error::other(fault.to_string());
             self.fault = Some(fault);
             error

@@ -1,60 +1,65 @@
-//! The thread that writes verified pieces, and one that has the disk take them early.
+//! The thread that writes verified pieces, and the thread that flushes them to the disk early.
 //!
-//! The second has the disk take what is in the page cache while the rest still arrives: left to the end, a whole content
-//! would wait for the disk at once, on every host at the same moment. Both are apart from verifying, which must go on while the
-//! disk stands still: whoever does not forward is taken for gone.
-//! Invariant: a piece is counted as here only once it is written; until then it is in the hot cache.
+//! The flusher writes out the page cache while the rest of a content arrives. Otherwise every host would wait for its
+//! disk at the same moment, at the end of a push. Both threads are apart from the verifier, which must go on while the
+//! disk stalls: other hosts avoid a host that does not forward.
+//! Invariant: a piece counts as stored only after it is written. Until then it is in the shard cache.
 
-use crate::direct_io::Bounce;
-use crate::store::{Content, Inner, StoreEvent};
+use crate::config::StoreEvent;
+use crate::content::Content;
+use crate::direct_io::BounceBuffer;
+use crate::inner::Inner;
 use bytes::Bytes;
 use shoal_proto::ids::PieceIndex;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-/// Pieces that wait to be written. Their bytes are bounded by the cache they are in.
-const QUEUE: usize = 512;
-/// Bytes written before the disk is to take them. More at a time means longer waits at the end, less more waits in between.
+/// Pieces that wait to be written. The shard cache bounds their bytes.
+const WRITE_QUEUE_MAX: usize = 512;
+/// Bytes in the page cache before a flush. A larger value makes the flush at the end longer, a smaller one makes more
+/// flushes in between.
 const FLUSH_BYTES: usize = 16 * 1024 * 1024;
 
-/// Work for the thread.
-pub(crate) enum Write {
-    /// A piece that is right, and in the hot cache.
+/// Work for the writing thread.
+pub(crate) enum WriteJob {
+    /// A verified piece, which is in the shard cache.
     Piece { content: Arc<Content>, piece: PieceIndex, payload: Bytes },
-    /// Tells when everything before is written.
+    /// Dropped once everything before it is written.
     Barrier(SyncSender<()>),
 }
 
-/// What the disk is to take: a content's stream.
-type Flush = (Arc<Content>, usize);
+/// A stream to flush.
+struct FlushJob {
+    content: Arc<Content>,
+    stream: usize,
+}
 
-/// Starts the thread. It writes what it was given and ends when the queue's other end is dropped.
-pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<(SyncSender<Write>, JoinHandle<()>)> {
-    let (queue, work) = sync_channel(QUEUE);
+/// Starts the writing thread. It ends when the queue's sender is dropped and the queue is empty.
+pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<(SyncSender<WriteJob>, JoinHandle<()>)> {
+    let (queue, jobs) = sync_channel(WRITE_QUEUE_MAX);
     let inner = inner.clone();
-    let thread = std::thread::Builder::new().name("store-write".into()).spawn(move || run(&inner, &work))?;
+    let thread = std::thread::Builder::new().name("store-write".into()).spawn(move || run(&inner, &jobs))?;
     Ok((queue, thread))
 }
 
-fn run(inner: &Inner, queue: &Receiver<Write>) {
-    // One waits while one runs: with a slow disk they grow instead of queueing.
-    let (flushes, due) = sync_channel::<Flush>(1);
-    // Moved in, so that the sender goes before the flusher is waited for.
+fn run(inner: &Inner, queue: &Receiver<WriteJob>) {
+    // One flush runs and one waits. With a slow disk flushes become larger instead of more.
+    let (flushes, due) = sync_channel::<FlushJob>(1);
+    // `move` puts the sender into the closure, so that it is dropped before the scope waits for the flusher.
     std::thread::scope(move |scope| {
         let flusher = std::thread::Builder::new().name("store-flush".into());
         if let Err(error) = flusher.spawn_scoped(scope, move || flush(&due)) {
-            tracing::warn!(%error, "no thread to write out early; contents are flushed when they are complete");
+            tracing::warn!(%error, "cannot start the flushing thread; each content is flushed at its end");
         }
-        let mut bounce = Bounce::default();
-        // Bytes in the page cache that no flush was asked for.
+        let mut bounce = BounceBuffer::default();
+        // Bytes in the page cache that no flush covers.
         let mut unflushed = 0;
-        for write in queue {
-            let (content, piece, payload) = match write {
-                Write::Piece { content, piece, payload } => (content, piece, payload),
-                Write::Barrier(done) => {
+        for job in queue {
+            let (content, piece, payload) = match job {
+                WriteJob::Piece { content, piece, payload } => (content, piece, payload),
+                WriteJob::Barrier(done) => {
                     drop(done);
                     continue;
                 }
@@ -66,26 +71,26 @@ fn run(inner: &Inner, queue: &Receiver<Write>) {
                     unflushed += cached;
                     if unflushed >= FLUSH_BYTES {
                         let stream = content.layout.stream_of(piece);
-                        if flushes.try_send((content, stream)).is_ok() {
+                        if flushes.try_send(FlushJob { content, stream }).is_ok() {
                             unflushed = 0;
                         }
                     }
                 }
                 Err(error) => {
-                    inner.tell(StoreEvent::WriteFailed { content: content.id, error: error.to_string() });
+                    inner.report(StoreEvent::WriteFailed { content: content.id, error: error.to_string() });
                 }
             }
-            inner.cache.written(&key, payload.len());
+            inner.cache.on_written(&key, payload.len());
         }
     });
 }
 
-fn flush(due: &Receiver<Flush>) {
-    for (content, stream) in due {
-        if let Err(error) = content.layout.flush(stream) {
-            // The kernel tells each error once: completing must not miss it.
-            tracing::warn!(content = %content.id.short(), %error, "cannot write out");
-            content.write_failed.store(true, Ordering::Release);
+fn flush(due: &Receiver<FlushJob>) {
+    for FlushJob { content, stream } in due {
+        if let Err(error) = content.layout.sync_stream(stream) {
+            // The kernel reports each error once, so the final sync would not see this one.
+            tracing::warn!(content = %content.id.short(), %error, "cannot flush a stream to the disk");
+            content.set_write_failed();
         }
     }
 }

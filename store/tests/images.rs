@@ -1,4 +1,4 @@
-//! Images in the store: blobs kept once, cut alike everywhere, checked, found by digest and by name.
+//! Images in the store: blobs are stored once, cut the same in every image, checked, and found by digest and by name.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
@@ -34,7 +34,7 @@ fn sha256(bytes: &[u8]) -> Digest {
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// An image of these layers under this name; the manifest is some text that names them.
+/// Returns an image of these layers. Its manifest is a text with their digests.
 fn image(name: &str, layers: &[Vec<u8>]) -> (ImageIndex, Vec<Vec<u8>>) {
     let named: String = layers.iter().map(|layer| sha256(layer).to_string()).collect();
     let mut bytes = vec![format!("{name} {named}").into_bytes()];
@@ -48,7 +48,7 @@ fn image(name: &str, layers: &[Vec<u8>]) -> (ImageIndex, Vec<Vec<u8>>) {
     (ImageIndex { reference: format!("r.example/{name}"), root: blobs[0].digest, blobs }, bytes)
 }
 
-/// Takes an image in; gives its content and the digests that were read.
+/// Ingests an image. Returns its content and the digests of the blobs that were read.
 fn ingest(store: &Store, index: ImageIndex, bytes: &[Vec<u8>]) -> Result<(ContentId, Vec<Digest>), IngestError> {
     let mut read = Vec::new();
     let source = |blob: &ImageBlob| {
@@ -61,7 +61,7 @@ fn ingest(store: &Store, index: ImageIndex, bytes: &[Vec<u8>]) -> Result<(Conten
     Ok((ingested.content, read))
 }
 
-/// Fetches what a content lacks; gives the bytes that moved.
+/// Fetches the missing pieces of a content. Returns the bytes that moved.
 fn fetch(from: &Store, to: &Store, events: &Receiver<StoreEvent>, id: &ContentId) -> u64 {
     let begun = to.begin(&from.read_manifest(id).unwrap()).unwrap();
     let mut missing = Bitmap::full(begun.geometry.piece_count());
@@ -89,12 +89,12 @@ fn a_shared_layer_is_stored_and_moved_once() {
     let (peer, events) = open(&dir.path().join("peer"), None);
     let (base, one, two) = (noise(3_000_000, 1), noise(500_000, 2), noise(600_000, 3));
     let (first, first_bytes) = image("app:1", &[base.clone(), one]);
-    // Elsewhere in the image, so at other piece numbers and in other stripes.
+    // The base is the second layer here, so its pieces have other numbers and stripes.
     let (second, second_bytes) = image("other:2", &[two.clone(), base.clone()]);
     let (first_id, read) = ingest(&seeder, first, &first_bytes).unwrap();
     assert_eq!(read.len(), 3);
     let (second_id, read) = ingest(&seeder, second.clone(), &second_bytes).unwrap();
-    assert_eq!(read, [second.root, sha256(&two)], "the base is not even read from its source");
+    assert_eq!(read, [second.root, sha256(&two)], "the base is not read from its source");
     fetch(&seeder, &peer, &events, &first_id);
     let moved = fetch(&seeder, &peer, &events, &second_id);
     assert_eq!(moved, (second_bytes[0].len() + two.len()) as u64);
@@ -111,7 +111,7 @@ fn a_shared_layer_is_stored_and_moved_once() {
 }
 
 #[test]
-fn what_an_evicted_image_shared_is_still_a_source_of_pieces() {
+fn a_blob_of_an_evicted_image_is_still_a_source_of_pieces() {
     let dir = tempfile::tempdir().unwrap();
     let (seeder, _seeder_events) = open(&dir.path().join("seeder"), None);
     let (peer, events) = open(&dir.path().join("peer"), None);
@@ -125,14 +125,14 @@ fn what_an_evicted_image_shared_is_still_a_source_of_pieces() {
     });
     fetch(&seeder, &peer, &events, &ids[0]);
     fetch(&seeder, &peer, &events, &ids[1]);
-    // Its pieces were noted down last.
+    // The table of pieces has the places in this content, because it was completed last.
     peer.remove(&ids[1]).unwrap();
     let moved = fetch(&seeder, &peer, &events, &ids[2]);
     assert!(moved < 400_000, "{moved} bytes moved");
 }
 
 #[test]
-fn blobs_and_names_are_found_also_after_a_restart() {
+fn blobs_and_names_are_found_after_a_restart_too() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let (store, events) = open(&path, None);
@@ -190,7 +190,7 @@ fn wrong_bytes_make_no_content() {
 }
 
 #[test]
-fn a_file_of_our_own_becomes_the_stream() {
+fn a_file_source_becomes_the_stream() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _events) = open(&dir.path().join("store"), None);
     let (index, bytes) = image("app:1", &[noise(300_000, 1)]);
@@ -221,7 +221,7 @@ fn a_damaged_or_lying_source_is_not_shared() {
     let moved = fetch(&seeder, &peer, &events, &second_id);
     assert!(moved > second_bytes[0].len() as u64, "at least the damaged piece");
     assert_eq!(fs::read(peer.stream_path(&second_id, 1)).unwrap(), base);
-    // A manifest that gives the digest of one blob to the pieces of another.
+    // This manifest has the digest of one blob beside the pieces of another.
     let (third, third_bytes) = image("app:3", &[noise(1_000_000, 2)]);
     let (third_id, _) = ingest(&seeder, third, &third_bytes).unwrap();
     let mut lie = Manifest::clone(&seeder.manifest(&third_id).unwrap());
@@ -231,7 +231,7 @@ fn a_damaged_or_lying_source_is_not_shared() {
 }
 
 #[test]
-fn eviction_frees_what_only_the_evicted_had() {
+fn eviction_frees_only_the_files_that_no_other_image_has() {
     let dir = tempfile::tempdir().unwrap();
     let (seeder, _seeder_events) = open(&dir.path().join("seeder"), None);
     let (peer, events) = open(&dir.path().join("peer"), Some(2_700_000));
@@ -245,6 +245,6 @@ fn eviction_frees_what_only_the_evicted_had() {
     assert!(peer.is_complete(&ids[0]) && peer.is_complete(&ids[1]), "2.6 MB, the base once");
     fetch(&seeder, &peer, &events, &ids[2]);
     assert!(peer.usage().used <= 2_700_000);
-    assert_eq!(peer.count(), 2, "one had to go, and its share of the base stayed");
+    assert_eq!(peer.count(), 2, "one image was evicted, and the shared base stayed");
     assert_eq!(fs::read(peer.blob(&sha256(&base)).unwrap().path).unwrap(), base);
 }

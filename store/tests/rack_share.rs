@@ -1,4 +1,4 @@
-//! Shares of demoted contents: made, let go to, reopened, filled up again.
+//! Rack shares of demoted contents: made, kept alone, reopened, restored to the whole content.
 
 use bytes::Bytes;
 use shoal_proto::bitmap::Bitmap;
@@ -32,7 +32,7 @@ fn noise(seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A store with one whole content.
+/// Returns a store with one whole content.
 fn whole(dir: &Path, seed: u64) -> (Store, ContentId, Geometry) {
     let store = open(dir);
     let file = dir.join("file");
@@ -52,7 +52,7 @@ fn shards(geometry: &Geometry) -> impl Iterator<Item = ShardIndex> + '_ {
     (0..geometry.stripe_count()).flat_map(|stripe| geometry.stripe_shards(StripeIndex(stripe)))
 }
 
-/// Every shard of the share can be read, and no other piece.
+/// Checks that every shard of the share can be read, and no other shard.
 fn assert_share(store: &Store, id: &ContentId, placements: &[RackPlacement], me: HostIndex, right: &Store) {
     let geometry = store.manifest(id).unwrap().geometry(id).unwrap();
     for shard in shards(&geometry) {
@@ -69,7 +69,7 @@ fn on_disk(dir: &Path, id: &ContentId) -> u64 {
 }
 
 #[test]
-fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
+fn only_the_share_is_left_on_the_disk_and_it_survives_a_stop() {
     let dir = tempfile::tempdir().unwrap();
     let (right, id, geometry) = whole(&dir.path().join("right"), 1);
     let path = dir.path().join("peer");
@@ -77,7 +77,7 @@ fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
     assert_eq!(same, id);
     let (me, placements) = (HostIndex(2), [placement(6)]);
     store.make_share(&id, me, &placements[0]).unwrap();
-    assert!(store.is_complete(&id), "the whole is still here");
+    assert!(store.is_complete(&id), "the whole content is still there");
     drop(store);
     let store = open(&path);
     assert_eq!(store.contents()[0].share.as_ref().unwrap().share.placements, placements);
@@ -88,7 +88,7 @@ fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
     let share = placements[0].share(&geometry, me).filter_map(|shard| geometry.shard_len(shard));
     assert_eq!(left, share.map(u64::from).sum::<u64>());
     assert!(left * 7 < SIZE as u64 * 2, "about a quarter: {left}");
-    // A block at each end of a piece, the manifest, and what the file system needs for itself.
+    // Beside the payload: a block at each end of a piece, the manifest, and blocks of the file system itself.
     assert!(on_disk(&path, &id) < left + 10 * 4096 + left / 10, "{} for {left}", on_disk(&path, &id));
     assert_share(&store, &id, &placements, me, &right);
     drop(store);
@@ -100,7 +100,7 @@ fn a_share_is_what_is_left_on_the_disk_and_outlives_a_stop() {
 }
 
 #[test]
-fn every_share_promised_is_kept() {
+fn the_shares_of_every_placement_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (right, id, _) = whole(&dir.path().join("right"), 2);
     let path = dir.path().join("peer");
@@ -114,7 +114,7 @@ fn every_share_promised_is_kept() {
 }
 
 #[test]
-fn a_content_grows_whole_again_from_other_shares() {
+fn a_content_is_restored_from_other_shares() {
     let dir = tempfile::tempdir().unwrap();
     let (right, id, geometry) = whole(&dir.path().join("right"), 3);
     let path = dir.path().join("peer");
@@ -126,7 +126,7 @@ fn a_content_grows_whole_again_from_other_shares() {
     let (store, events) = open_with(&path, None);
     assert!(store.reserve_rest(&id).unwrap().is_empty());
     assert!(store.usage().used >= SIZE as u64);
-    // Two of the six hosts are lost; whatever the others have is asked for as long as the stripe lacks something.
+    // Two of the six hosts are lost. The host asks the others for shards until the stripe has enough.
     for stripe in (0..geometry.stripe_count()).map(StripeIndex) {
         let have: Vec<ShardIndex> =
             geometry.stripe_shards(stripe).filter(|shard| placement.holds(&geometry, me, *shard)).collect();
@@ -148,7 +148,7 @@ fn a_content_grows_whole_again_from_other_shares() {
 }
 
 #[test]
-fn other_names_for_the_stream_keep_what_they_had() {
+fn hard_links_of_a_stream_keep_their_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("peer");
     let (store, id, _) = whole(&path, 4);
@@ -169,13 +169,13 @@ fn an_exchange_that_was_interrupted_is_finished_or_undone() {
     let stream = store.stream_path(&id, 0);
     let copy = stream.with_extension("share");
     drop(store);
-    // Stopped while the copy was written: the whole is here.
+    // A stop while the copy was written leaves the whole content.
     fs::write(&copy, b"half").unwrap();
     let store = open(&path);
     assert!(store.is_complete(&id) && !copy.exists());
     store.drop_whole(&id).unwrap();
     drop(store);
-    // Stopped between the index and the exchange: the copy waits in its place.
+    // After a stop between the database and the exchange, the copy lies beside the stream.
     fs::rename(&stream, &copy).unwrap();
     fs::write(&stream, noise(5)).unwrap();
     let store = open(&path);
@@ -184,7 +184,7 @@ fn an_exchange_that_was_interrupted_is_finished_or_undone() {
 }
 
 #[test]
-fn damage_is_found_before_anything_is_let_go_and_at_start() {
+fn damage_is_found_before_pieces_are_dropped_and_at_a_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("peer");
     let (store, id, geometry) = whole(&path, 6);
@@ -216,7 +216,7 @@ fn nothing_is_let_go_for_which_there_is_no_room() {
     drop(store);
     let (store, _events) = open_with(&path, Some(SIZE as u64 + 100_000));
     let refused = store.make_share(&id, HostIndex(0), &placement(6));
-    assert!(matches!(refused, Err(RackShareError::Room(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RackShareError::NoSpace(_))), "{refused:?}");
     assert!(store.is_complete(&id));
     assert!(matches!(store.drop_whole(&id), Err(RackShareError::NotWhole)), "no share was made");
     let missing = Bitmap::full(geometry.piece_count());

@@ -1,4 +1,4 @@
-//! The store as its users see it: taking in, fetching, stopping at any moment, running out of room.
+//! The store as its users see it: ingest, fetch, stops at any moment, a full disk.
 
 use bytes::Bytes;
 use shoal_proto::bitmap::Bitmap;
@@ -33,7 +33,7 @@ fn ingest(store: &Store, path: &Path) -> Result<ContentId, IngestError> {
     Ok(ingested.content)
 }
 
-/// A seeder's store with one file of `len` bytes taken in.
+/// Returns a seeder's store with one file of `len` bytes.
 fn seeded(dir: &Path, len: usize, seed: u64) -> (Store, ContentId) {
     let (store, _) = open(&dir.join("seeder"));
     let file = dir.join(format!("file-{seed}"));
@@ -52,7 +52,7 @@ fn fetch(from: &Store, to: &Store, events: &Receiver<StoreEvent>, id: &ContentId
 }
 
 #[test]
-fn what_is_taken_in_can_be_fetched_and_finished() {
+fn an_ingested_content_can_be_fetched_and_finished() {
     let dir = tempfile::tempdir().unwrap();
     for len in [1usize, 4096, 100_000, 3_000_000, 6_000_000, 6_000_640] {
         let (seeder, id) = seeded(dir.path(), len, len as u64);
@@ -60,7 +60,7 @@ fn what_is_taken_in_can_be_fetched_and_finished() {
         let begun = peer.begin(&seeder.read_manifest(&id).unwrap()).unwrap();
         assert_eq!(begun.content, id);
         assert!(begun.have.none());
-        assert!(peer.finish(&id).is_err(), "nothing is here yet");
+        assert!(peer.finish(&id).is_err(), "no piece has arrived");
         fetch(&seeder, &peer, &events, &id, &Bitmap::full(begun.geometry.piece_count()));
         peer.finish(&id).unwrap();
         assert_eq!(fs::read(peer.stream_path(&id, 0)).unwrap(), noise(len, len as u64));
@@ -90,7 +90,7 @@ fn a_stop_at_any_moment_keeps_what_was_written() {
     for done in 0..count {
         let (peer, events) = open(&path);
         let begun = peer.begin(&manifest).unwrap();
-        assert_eq!(begun.have.count(), done, "every piece of the former rounds is found");
+        assert_eq!(begun.have.count(), done, "every piece of the earlier rounds is found");
         let next: Bitmap = [begun.have.next_unset(0).unwrap()].into_iter().collect();
         fetch(&seeder, &peer, &events, &id, &next);
     }
@@ -108,7 +108,7 @@ fn a_long_stream_is_written_in_any_order_and_over_stops() {
     let manifest = seeder.read_manifest(&id).unwrap();
     let count = seeder.manifest(&id).unwrap().piece_count();
     let path = dir.path().join("peer");
-    // Neighbours never come together, and most of them come after a stop.
+    // Neighbouring pieces never arrive in the same round, and most arrive after a stop.
     for round in 0..5 {
         let (peer, events) = open(&path);
         let begun = peer.begin(&manifest).unwrap();
@@ -152,11 +152,11 @@ fn bad_shards_are_refused() {
         assert!(matches!(peer.read(&id, shard), Err(ReadError::NotHere)));
     }
     let unknown = ContentId([9; 32]);
-    assert!(matches!(peer.submit_shard(&unknown, ShardIndex(0), Bytes::new(), 0), Err(SubmitError::Unknown)));
+    assert!(matches!(peer.submit_shard(&unknown, ShardIndex(0), Bytes::new(), 0), Err(SubmitError::UnknownContent)));
 }
 
 #[test]
-fn parity_stands_in_for_missing_pieces() {
+fn parity_replaces_missing_pieces() {
     let dir = tempfile::tempdir().unwrap();
     let (seeder, id) = seeded(dir.path(), 1_500_000, 4);
     let (peer, events) = open(&dir.path().join("peer"));
@@ -180,7 +180,7 @@ fn parity_stands_in_for_missing_pieces() {
 }
 
 #[test]
-fn a_new_version_takes_over_what_it_shares() {
+fn a_new_version_copies_the_pieces_that_did_not_change() {
     let dir = tempfile::tempdir().unwrap();
     let (seeder, _events) = open(&dir.path().join("seeder"));
     let file = dir.path().join("file");
@@ -204,7 +204,7 @@ fn a_new_version_takes_over_what_it_shares() {
 }
 
 #[test]
-fn the_least_recently_used_goes_first_and_pins_hold() {
+fn the_least_recently_used_content_is_evicted_first_and_pins_protect() {
     let dir = tempfile::tempdir().unwrap();
     let (seeder, _events) = open(&dir.path().join("seeder"));
     let contents: Vec<ContentId> = (0..4)
@@ -228,7 +228,7 @@ fn the_least_recently_used_goes_first_and_pins_hold() {
 }
 
 #[test]
-fn a_directory_keeps_its_odd_names_and_refuses_what_escapes() {
+fn a_directory_keeps_its_odd_names_and_refuses_links_that_leave_it() {
     use std::os::unix::ffi::OsStrExt;
     let dir = tempfile::tempdir().unwrap();
     let (store, _events) = open(&dir.path().join("store"));
@@ -248,7 +248,7 @@ fn a_directory_keeps_its_odd_names_and_refuses_what_escapes() {
     let refused = ingest(&store, &source);
     assert!(matches!(refused, Err(IngestError::Source(WalkError::Escapes { .. }))), "{refused:?}");
     let left = fs::read_dir(dir.path().join("store/contents")).unwrap().count();
-    assert_eq!(left, 1, "nothing is left of the attempt");
+    assert_eq!(left, 1, "the attempt leaves nothing");
 }
 
 #[test]
@@ -290,14 +290,14 @@ fn a_version_shares_pieces_with_the_former_and_is_found_after_a_kill() {
             peer.remove(&former).unwrap();
         }
     }
-    assert_eq!(peer.count(), 1, "former versions leave nothing");
+    assert_eq!(peer.count(), 1, "earlier versions leave nothing");
     drop(peer);
     let (peer, _) = open(&dir.path().join("peer"));
     assert!(peer.is_whole(&former.unwrap()), "found by hashing");
-    // The same bytes again are the same content.
+    // The same bytes make the same content.
     let again = seeder.ingest_version(&Bytes::copy_from_slice(&data), &options, former.as_ref()).unwrap();
     assert_eq!(Some(again.content), former);
-    // What was inserted shifts the rest: then the content says where to cut.
+    // An insertion shifts the rest, so the former cuts no longer help.
     data.splice(5000..5000, noise(100, 60));
     data.truncate(1 << 20);
     let shifted = seeder.ingest_version(&Bytes::from(data), &options, former.as_ref()).unwrap().content;

@@ -4,7 +4,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod feeds;
-mod http;
+pub(crate) mod http;
 
 pub(crate) use http::get;
 

@@ -1,7 +1,7 @@
 //! The tracker's state in a backup, and back.
 //!
-//! Invariant: counters that must never go back are ahead of everything that was handed out when a restored tracker starts,
-//! however old the backup is.
+//! Invariant: counters that must never go back are ahead of everything that was handed out when a restored tracker
+//! starts, however old the backup is.
 
 use crate::config::TrackerConfig;
 use crate::tables::{self, EPOCH, META, NEXT_INDEX, SEQUENCE};

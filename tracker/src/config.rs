@@ -17,17 +17,17 @@ pub struct TrackerConfig {
     /// Addresses on which hosts reach the control plane. Default `[::]:7710` and `0.0.0.0:7710`. IPv6 and IPv4 have a
     /// socket each, so that a host's remote address is never an IPv4 address mapped into IPv6.
     pub listen: Vec<SocketAddr>,
-    /// Address of `/healthz`, `/metrics` and `/v1`. Default `127.0.0.1:7711`. Requests need no token, so the default serves
-    /// the machine itself only.
+    /// Address of `/healthz`, `/metrics` and `/v1`. Default `127.0.0.1:7711`. Requests need no token, so the default
+    /// serves the machine itself only.
     pub http: SocketAddr,
-    /// Folder of the roster, the jobs and the spool. Default `/var/lib/shoal/tracker`. A new folder gives every host a new
-    /// index, which does not match the reports that the hub already has.
+    /// Folder of the roster, the jobs and the spool. Default `/var/lib/shoal/tracker`. In a new folder every host gets
+    /// a new index, which does not match the reports that the hub already has.
     pub dir: PathBuf,
     /// The cluster's signed trust document. Default `/etc/shoal/trust`. The tracker reads it at its start: restart the
     /// tracker after a change.
     pub trust: PathBuf,
-    /// The cluster's id. If it is set, the tracker refuses a trust document of any other cluster. Default: none, the file
-    /// is the anchor.
+    /// The cluster's id. If it is set, the tracker refuses a trust document of any other cluster. Default: none, the
+    /// file is the anchor.
     pub cluster: Option<ClusterId>,
     /// This node's key, mode 0600. Default `/etc/shoal/node.key`.
     pub key: PathBuf,
@@ -36,14 +36,14 @@ pub struct TrackerConfig {
     pub credential: PathBuf,
     /// The hub, `http://host:port`. Default: none, and reports stay in the region.
     pub hub: Option<String>,
-    /// Interval between two beats of a host, 100 ms to 1 min. Default `2s`. A host is away after three missed beats. Each
-    /// beat costs the tracker one request per host.
+    /// Interval between two beats of a host, 100 ms to 1 min. Default `2s`. A host is away after three missed beats.
+    /// Each beat costs the tracker one request per host.
     pub beat: Span,
-    /// How long an away host keeps its place in the membership, at least three beats. Default `10m`, so that a reboot does
-    /// not move lanes twice.
+    /// How long an away host keeps its place in the membership, at least three beats. Default `10m`, so that a reboot
+    /// does not move lanes twice.
     pub grace: Span,
-    /// Shortest time between two flushes to the hub that finish no job, 50 ms to 1 min. Default `2s`. A job costs the hub
-    /// about its duration divided by this time, in messages.
+    /// Shortest time between two flushes to the hub that finish no job, 50 ms to 1 min. Default `2s`. A job costs the
+    /// hub about its duration divided by this time, in messages.
     pub flush: Span,
     /// Limits on what hosts may cost the tracker.
     pub bounds: TrackerBounds,

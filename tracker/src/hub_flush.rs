@@ -59,8 +59,8 @@ impl HubFlusher {
     }
 }
 
-/// Returns the folded jobs that fit beside a roster, and marks them as flushed. Jobs wait while more of the roster is due,
-/// because the hub needs a host's locality first.
+/// Returns the folded jobs that fit beside a roster, and marks them as flushed. Jobs wait while more of the roster is
+/// due, because the hub needs a host's locality first.
 pub(crate) fn take_jobs(
     jobs: &mut JobTable,
     due: &[JobId],

@@ -153,8 +153,8 @@ impl Job {
         state.is_final() || (staged && state == HostState::Has)
     }
 
-    /// Returns the targeted hosts by attempt and state, newest attempt first. A job without an announcement includes every
-    /// host that reported.
+    /// Returns the targeted hosts by attempt and state, newest attempt first. A job without an announcement includes
+    /// every host that reported.
     pub fn states(&self, members: &Membership) -> JobStates {
         let targets = match &self.announcement {
             Some(_) => self.targets(members),
@@ -195,8 +195,8 @@ impl Job {
         })
     }
 
-    /// Returns the job's counts by rack and one line for each unfinished host. Failed hosts come first, then hosts that are
-    /// away, then hosts with the fewest pieces.
+    /// Returns the job's counts by rack and one line for each unfinished host. Failed hosts come first, then hosts that
+    /// are away, then hosts with the fewest pieces.
     pub fn rollup(&self, members: &Membership) -> JobRollup {
         let mut racks: BTreeMap<String, RackRollup> = BTreeMap::new();
         let mut lines = Vec::new();

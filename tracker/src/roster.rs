@@ -1,4 +1,4 @@
-//! The roster, which gives each node its permanent index, and the membership that follows from it.
+//! The roster, which assigns each node its permanent index, and the membership that follows from the roster.
 //!
 //! Invariant: an index names one key for ever. It is on the disk before the host learns it.
 

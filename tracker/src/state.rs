@@ -199,7 +199,7 @@ impl TrackerState {
             }),
             Request::Versions { name } => Ok(Response::Versions { sets: self.versions.sets(&name) }),
             Request::Leave => self.on_disconnected(&from).map(|()| Response::Done),
-            // The task that reads requests forwards these to a seeder or to nobody.
+            // Never reached: the task that reads requests forwards these to a seeder.
             Request::WantImage { .. } => Ok(refused("no seeder is connected")),
             Request::Membership(_) => Ok(refused("only a tracker sends a membership")),
         };
@@ -209,8 +209,8 @@ impl TrackerState {
         })
     }
 
-    /// Returns the seeder that answers requests for images, and the index of the asking host. All requests go to the seeder
-    /// with the lowest key, so that one seeder sees all requests for one image.
+    /// Returns the seeder that answers requests for images, and the index of the asking host. All requests go to the
+    /// seeder with the lowest key, so that one seeder sees all requests for one image.
     pub(crate) fn image_request(&self, from: &NodeId) -> Result<ImageRequest, &'static str> {
         let asker = self.sessions.get(from).filter(|session| session.role == Role::Peer).ok_or("join first")?;
         let seeders = self.sessions.iter().filter(|(_, session)| session.role == Role::Seeder);

@@ -323,7 +323,7 @@ pub(super) fn refusal(error: BeginError) -> Refusal {
     let reason = match &error {
         BeginError::WouldNotFit { .. } => Reason::NoSpace,
         BeginError::Manifest(_) => Reason::BadManifest,
-        BeginError::Io(_) | BeginError::Index(_) => Reason::Disk,
+        BeginError::Io(_) | BeginError::Database(_) => Reason::Disk,
     };
     (reason, error.to_string())
 }

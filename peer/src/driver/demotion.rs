@@ -177,7 +177,7 @@ fn free_to_go(store: &Store, folder: Option<&ContentDir>, content: &ContentId) -
 
 fn fault(error: RackShareError) -> Refusal {
     let reason = match &error {
-        RackShareError::Room(BeginError::WouldNotFit { .. }) => Reason::NoSpace,
+        RackShareError::NoSpace(BeginError::WouldNotFit { .. }) => Reason::NoSpace,
         _ => Reason::Disk,
     };
     (reason, error.to_string())

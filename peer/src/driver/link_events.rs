@@ -91,7 +91,7 @@ impl Driver {
                         match self.store.submit_shard(&content, shard, payload, token) {
                             Ok(()) => self.puts += 1,
                             // Not ours any more, or never asked for.
-                            Err(SubmitError::Unknown) => {
+                            Err(SubmitError::UnknownContent) => {
                                 self.book.metrics.surplus.inc();
                             }
                             Err(SubmitError::Full(_)) => {

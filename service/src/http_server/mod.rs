@@ -296,8 +296,7 @@ async fn healthz(State(common): State<Common>) -> Response {
 }
 
 async fn metrics(State(common): State<Common>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], common.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, crate::metrics::CONTENT_TYPE)], common.metrics.render()).into_response()
 }
 
 /// A secret that requests must show as `Authorization: Bearer ...`.
