@@ -235,3 +235,143 @@ impl Job {
         JobRollup { racks: racks.into_values().collect(), pieces_total, lines, seeder_sent: 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_proto::announcement::Kind;
+    use shoal_proto::ids::{ContentId, Epoch, NodeId};
+    use shoal_proto::locality::{Locality, Selector};
+    use shoal_proto::membership::{Member, MembershipUpdate};
+    use shoal_proto::report::Reason;
+    use shoal_proto::trust::Role;
+
+    fn members(count: u32) -> Membership {
+        let member = |index: u32| Member {
+            index: HostIndex(index),
+            node: NodeId([index as u8 + 1; 32]),
+            role: Role::Peer,
+            locality: Locality::new("r", "s", &format!("k{}", index % 2), &format!("h{index}")).unwrap(),
+            labels: Default::default(),
+            addrs: Vec::new(),
+            weight: 100,
+            uplink_mbit: 0,
+            presence: if index == 3 { Presence::Away } else { Presence::Up },
+        };
+        let mut members = Membership::default();
+        let upserts = (0..count).map(member).collect();
+        members.apply(MembershipUpdate { epoch: Epoch(1), base: None, upserts, removed: Vec::new() }).unwrap();
+        members
+    }
+
+    fn announcement(job: u8, created_at: u64, staged: bool) -> Announcement {
+        Announcement {
+            job: JobId([job; 16]),
+            content: ContentId([9; 32]),
+            kind: Kind::Config,
+            name: "edge".into(),
+            version: job.to_string(),
+            sequence: u64::from(job),
+            selector: Selector::all(),
+            origin: NodeId([7; 32]),
+            manifest_bytes: 1,
+            size: 1,
+            created_at,
+            expires_at: u64::MAX,
+            feed: None,
+            staged,
+            order: None,
+        }
+    }
+
+    fn report(job: u8, attempt: u16, state: HostState) -> HostReport {
+        HostReport {
+            job: JobId([job; 16]),
+            attempt,
+            state,
+            detail: String::new(),
+            pieces_have: 1,
+            pieces_total: 1,
+            tiers: TierBytes::default(),
+            sent: 0,
+        }
+    }
+
+    const FAILED: HostState = HostState::Failed(Reason::NoSpace);
+
+    #[test]
+    fn late_and_repeated_reports_change_no_state() {
+        let mut jobs = JobTable::new(10);
+        let host = HostIndex(0);
+        assert!(!jobs.report(host, report(1, 0, HostState::Unknown)), "an unknown state is not an advance");
+        assert!(jobs.report(host, report(1, 0, HostState::Active)));
+        assert!(!jobs.report(host, report(1, 0, HostState::Active)));
+        assert!(!jobs.report(host, report(1, 0, HostState::Has)));
+        assert_eq!(jobs.get(&JobId([1; 16])).unwrap().state(host), HostState::Active);
+        assert!(jobs.report(host, report(1, 1, HostState::Has)), "a new attempt begins again");
+        assert!(!jobs.report(host, report(1, 0, FAILED)));
+        assert_eq!(jobs.get(&JobId([1; 16])).unwrap().state(host), HostState::Has);
+    }
+
+    #[test]
+    fn a_job_is_final_without_the_hosts_that_are_away() {
+        let members = members(4);
+        let mut jobs = JobTable::new(10);
+        jobs.open(announcement(1, 1, false));
+        assert_eq!(jobs.due_flush(&members), DueFlush { jobs: vec![JobId([1; 16])], urgent: false });
+        jobs.mark_flushed(&JobId([1; 16]), &members);
+        assert_eq!(jobs.due_flush(&members), DueFlush::default());
+        for (host, state) in [(0, HostState::Active), (1, FAILED), (2, HostState::Has)] {
+            jobs.report(HostIndex(host), report(1, 0, state));
+        }
+        assert!(!jobs.due_flush(&members).urgent, "one host has not switched");
+        jobs.report(HostIndex(2), report(1, 0, HostState::Active));
+        assert!(jobs.due_flush(&members).urgent);
+        let flush = jobs.fold(&JobId([1; 16]), &members).unwrap();
+        let active = flush.states.iter().find(|set| set.state == HostState::Active).unwrap();
+        assert_eq!(active.hosts.iter().collect::<Vec<_>>(), [0, 2]);
+        jobs.mark_flushed(&JobId([1; 16]), &members);
+        assert_eq!(jobs.due_flush(&members), DueFlush::default());
+        jobs.mark_all_changed();
+        assert_eq!(jobs.due_flush(&members), DueFlush { jobs: vec![JobId([1; 16])], urgent: false });
+    }
+
+    #[test]
+    fn a_staged_job_ends_when_every_host_has_every_piece() {
+        let members = members(2);
+        let mut jobs = JobTable::new(10);
+        jobs.open(announcement(1, 1, true));
+        for host in 0..2 {
+            jobs.report(HostIndex(host), report(1, 0, HostState::Has));
+        }
+        assert!(jobs.get(&JobId([1; 16])).unwrap().is_final(&members));
+    }
+
+    #[test]
+    fn a_new_job_replaces_the_oldest_finished_one() {
+        let members = members(1);
+        let mut jobs = JobTable::new(2);
+        jobs.open(announcement(1, 1, false));
+        jobs.open(announcement(2, 2, false));
+        jobs.report(HostIndex(0), report(2, 0, HostState::Active));
+        jobs.mark_flushed(&JobId([2; 16]), &members);
+        assert_eq!(jobs.open(announcement(3, 3, false)), [JobId([2; 16])], "the older job is not finished");
+        assert_eq!(jobs.open(announcement(4, 4, false)), [JobId([1; 16])], "no job is finished");
+        assert!(!jobs.report(HostIndex(0), report(5, 0, HostState::Has)), "a report alone replaces no job");
+    }
+
+    #[test]
+    fn a_rollup_lists_failed_hosts_first_and_counts_by_rack() {
+        let members = members(4);
+        let mut jobs = JobTable::new(10);
+        jobs.open(announcement(1, 1, false));
+        jobs.report(HostIndex(0), report(1, 0, HostState::Active));
+        jobs.report(HostIndex(2), report(1, 0, FAILED));
+        let rollup = jobs.get(&JobId([1; 16])).unwrap().rollup(&members);
+        let lines: Vec<&str> = rollup.lines.iter().map(|line| line.host.as_str()).collect();
+        assert_eq!(lines, ["r/s/k0/h2", "r/s/k1/h3", "r/s/k1/h1"]);
+        let racks: Vec<(u32, u32, u32, u32)> =
+            rollup.racks.iter().map(|rack| (rack.hosts, rack.active, rack.failed, rack.away)).collect();
+        assert_eq!(racks, [(2, 1, 1, 0), (2, 0, 0, 1)]);
+    }
+}
