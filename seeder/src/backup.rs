@@ -6,21 +6,9 @@
 use crate::config::SeederConfig;
 use shoal_service::backup::{BackupError, Rows, Writer};
 use shoal_store::backup::RestoringStore;
-use shoal_store::{KvError, Store, StoreConfig};
+use shoal_store::{Store, StoreConfig};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-struct Fault(BackupError);
-
-impl From<KvError> for Fault {
-    fn from(error: KvError) -> Self {
-        Self(BackupError::State(error.to_string()))
-    }
-}
-
-fn fault(error: impl std::fmt::Display) -> BackupError {
-    BackupError::State(error.to_string())
-}
 
 /// Writes a seeder's state: its records, the feeds kept in its folder, and with `contents` their payload.
 pub(crate) fn write(
@@ -29,10 +17,7 @@ pub(crate) fn write(
     contents: bool,
     out: &mut Writer<impl Write>,
 ) -> Result<(), BackupError> {
-    let rows = store.export(contents, |table, key, value| {
-        out.row(table, key, value).map_err(|error| Fault(BackupError::Io(error)))
-    });
-    rows.map_err(|Fault(error)| error)?;
+    store.export::<BackupError>(contents, |table, key, value| Ok(out.row(table, key, value)?))?;
     for item in std::fs::read_dir(dir.join("feeds"))? {
         let name = item?.file_name();
         if !name.to_string_lossy().starts_with('.') {
@@ -47,7 +32,8 @@ pub(crate) fn write(
 
 /// Writes the state of a seeder that does not run.
 pub fn write_offline(config: &SeederConfig, contents: bool, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
-    let store = Store::open(StoreConfig::new(&config.dir), Box::new(|_| ())).map_err(fault)?;
+    let store = Store::open(StoreConfig::new(&config.dir), Box::new(|_| ()))
+        .map_err(|error| BackupError::State(error.to_string()))?;
     write(&store, &config.dir, contents, out)
 }
 
@@ -55,15 +41,15 @@ struct Restoring(RestoringStore);
 
 /// Makes a state folder's records.
 pub fn restoring(dir: &Path) -> Result<Box<dyn Rows>, BackupError> {
-    Ok(Box::new(Restoring(RestoringStore::open(dir).map_err(fault)?)))
+    Ok(Box::new(Restoring(RestoringStore::open(dir)?)))
 }
 
 impl Rows for Restoring {
     fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), BackupError> {
-        self.0.row(table, key, value).map_err(fault)
+        Ok(self.0.row(table, key, value)?)
     }
 
     fn finish(self: Box<Self>) -> Result<(), BackupError> {
-        self.0.finish().map_err(fault)
+        Ok(self.0.finish()?)
     }
 }
