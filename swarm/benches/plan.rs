@@ -1,4 +1,4 @@
-//! What a plan costs: grouping a membership, planning for all of it, and asking about one host.
+//! What a plan costs: to group a membership, to plan for all of it, and to ask about one host.
 //!
 //! `cargo bench -p shoal-swarm --bench plan`
 
@@ -15,7 +15,7 @@ use std::hint::black_box;
 
 const LANES: u8 = 64;
 
-/// `racks` racks, 50 to a site, of `hosts` hosts each; the seeder is host 0.
+/// `racks` racks of `hosts` hosts each, 50 racks to a site. The seeder is host 0.
 fn region(racks: u32, hosts: u32) -> Membership {
     let upserts = (0..=racks * hosts).map(|index| {
         let rack = index / hosts;
@@ -64,12 +64,12 @@ fn large(c: &mut Criterion) {
     let plan = Plan::new(&membership, &request);
     let lost: BTreeSet<HostIndex> = (1..9).map(HostIndex).collect();
     c.bench_function("plan/avoiding_8_of_50k", |b| b.iter(|| plan.avoiding(black_box(&lost))));
-    // What one host asks for a content: its parent and children in each lane, on a plan nobody asked before.
-    c.bench_function("plan/one_host_all_lanes_cold", |b| {
+    // What one host asks for a content: its parent and children in each lane, on a fresh plan.
+    c.bench_function("plan/one_host_all_lanes_fresh", |b| {
         let fresh = || Plan::new(&membership, &request);
         b.iter_batched_ref(fresh, |plan| ask(plan, HostIndex(25_000)), BatchSize::LargeInput);
     });
-    c.bench_function("plan/one_host_all_lanes_warm", |b| b.iter(|| ask(&plan, HostIndex(25_000))));
+    c.bench_function("plan/one_host_all_lanes_again", |b| b.iter(|| ask(&plan, HostIndex(25_000))));
 }
 
 fn ask(plan: &Plan, host: HostIndex) -> usize {

@@ -1,4 +1,5 @@
-//! What goes into the core (inputs: facts, in the past tense) and what comes out (outputs: requests, in the imperative).
+//! What goes into the core (inputs: facts, in the past tense) and what comes out (outputs: requests, in the
+//! imperative).
 //!
 //! Owns: [`Input`], [`Output`] and [`Notice`], all plain data.
 //! Invariant: neither side carries payload. A shard is its index, and its bytes stay with the driver.
@@ -59,14 +60,15 @@ pub enum Input {
     Message { from: HostIndex, message: Message },
     /// An announcement whose signature, publisher and expiry the driver has checked.
     ///
-    /// `from` is `None` for our own publication and for what was on disk at start. With `inline`, manifest and data came
-    /// with it and are verified: a `ContentReady` with every piece follows, and children on lane 0 may get them.
+    /// `from` is `None` for our own publication and for what was on disk at start. With `inline`, manifest and data
+    /// came with it and are verified: a `ContentReady` with every piece follows, and children on lane 0 may get them.
     Announced { from: Option<HostIndex>, via: Via, announcement: Arc<Announcement>, inline: bool },
     /// The content's manifest is checked, its space is reserved, and `have` are the pieces that the disk has.
     ContentReady { content: ContentId, geometry: Geometry, have: Bitmap },
     /// This host cannot take the content: its manifest is invalid, space is missing, or it does not suit the host.
     ContentRefused { content: ContentId },
-    /// A manifest that hashes to the content's id arrived and can be sent on. `ContentReady` or `ContentRefused` follows.
+    /// A manifest that hashes to the content's id arrived and can be sent on. `ContentReady` or `ContentRefused`
+    /// follows.
     ManifestVerified { content: ContentId },
     /// A manifest arrived that does not hash to the content's id.
     ManifestCorrupt { content: ContentId, from: HostIndex },
@@ -74,13 +76,15 @@ pub enum Input {
     ShardVerified { content: ContentId, shard: ShardIndex, from: HostIndex },
     /// A shard arrived and its hash is wrong. The driver has dropped it.
     ShardCorrupt { content: ContentId, shard: ShardIndex, from: HostIndex },
-    /// A `Rebuild` is done: these data shards are decoded and verified. None if the shards that were here did not suffice.
+    /// A `Rebuild` is done: these data shards are decoded and verified. None if the shards that were here did not
+    /// suffice.
     Rebuilt { content: ContentId, stripe: StripeIndex, shards: Vec<ShardIndex> },
     /// A `SendShard`, or a `SendManifest` without `shard`, was handed to the operating system.
     Sent { to: HostIndex, content: ContentId, shard: Option<ShardIndex> },
     /// A piece that should be here cannot be read from the disk any more. `shard` is its data shard.
     PieceLost { content: ContentId, shard: ShardIndex },
-    /// At start: a rack share of the content is on the disk, beside the whole content or, with `share_only`, without it.
+    /// At start: a rack share of the content is on the disk, beside the whole content or, with `share_only`, without
+    /// it.
     ///
     /// `parity` has a bit for each row. `placements` are those whose rack shares are here.
     ShareFound {
@@ -120,8 +124,8 @@ pub enum Output {
     SendAnnounce { to: HostIndex, job: JobId, via: Via, inline: bool },
     /// Send a shard. `Sent` follows once the operating system has it.
     ///
-    /// At most [`crate::node::LINK_WINDOW_SHARDS`] of a class are outstanding on a link. A parity shard is made from the
-    /// stripe's pieces.
+    /// At most [`crate::node::LINK_WINDOW_SHARDS`] of a class are outstanding on a link. A parity shard is made from
+    /// the stripe's pieces.
     SendShard { to: HostIndex, content: ContentId, shard: ShardIndex, class: Class },
     /// Send the content's manifest. `Sent` follows.
     SendManifest { to: HostIndex, content: ContentId, class: Class },

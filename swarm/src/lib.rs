@@ -1,11 +1,12 @@
-//! Shoal's brain: who is in the region, which host sends what to whom, and what to do when that goes wrong.
+//! The core of Shoal: which hosts are in the region, which host sends what to which host, and what to do when that
+//! fails.
 //!
-//! Owns: membership, the lane plan, and the state machine that every peer and seeder runs ([`node::Node`]).
-//! Invariant: sans-IO and deterministic. No clock, randomness, IO, async or payload byte is in here; the same inputs at
-//! the same times give the same outputs, in the daemon and in the simulator.
+//! Owns: the membership, the lane plan, and the state machine that every peer and seeder runs ([`node::Node`]).
+//! Invariant: sans-IO and deterministic. The core has no clock, no randomness, no IO, no async and no payload byte. The
+//! same inputs at the same times lead to the same outputs, in the daemon and in the simulator.
 //!
-//! Where to look: time in [`time`]; who is where in [`membership`]; the trees in [`plan`]; what goes in and comes out
-//! in [`io`]; the decisions in [`node`].
+//! Where to look: time in [`time`], the region's hosts in [`membership`], the trees in [`plan`], inputs and outputs in
+//! [`io`], and the decisions in [`node`]. The terms are in `docs/GLOSSARY.md`.
 
 pub mod io;
 pub mod membership;

@@ -1,19 +1,20 @@
-//! The brain's own time: nanoseconds since whatever the shell calls zero.
+//! The core's own time: nanoseconds since a zero that the driver chooses.
 //!
-//! Invariant: it never goes backwards within one [`crate::node::Node`]; the shell takes it from a monotonic clock.
+//! Owns: [`Instant`].
+//! Invariant: time never goes backwards within one [`crate::node::Node`]. The driver takes it from a monotonic clock.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A point in time, nanoseconds since the shell's zero.
+/// A point in time, nanoseconds since the driver's zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(pub u64);
 
 impl Instant {
-    /// The shell's zero.
+    /// The driver's zero.
     pub const ZERO: Self = Self(0);
 
-    /// How long ago `earlier` was; zero when it lies ahead.
+    /// Returns how long ago `earlier` was; zero when it lies ahead.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }

@@ -1,4 +1,4 @@
-//! Feeds in a region of brains: what one wishes, another hears at once, unless the test loses it.
+//! Feeds in a region of cores: what one core sends, another one hears at once, unless the test loses it.
 
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::feed::{FeedMark, feed_id};
@@ -16,26 +16,26 @@ use std::time::Duration;
 
 const SEEDER: HostIndex = HostIndex(0);
 
-/// A host: its brain, and what its shell would know of the feed.
+/// A host: its core, and what its driver would know of the feed.
 struct Host {
-    brain: Node,
+    core: Node,
     newest: Option<Arc<Announcement>>,
     /// The newest version whose data is here.
-    held: Option<Arc<Announcement>>,
-    /// Sequences shown to readers.
+    stored: Option<Arc<Announcement>>,
+    /// Sequences that readers got.
     shown: Vec<u64>,
-    /// Copies of data that came.
+    /// Copies of data that arrived.
     copies: usize,
 }
 
 struct Region {
     now: Instant,
     hosts: BTreeMap<HostIndex, Host>,
-    /// Hosts that hear nothing.
+    /// Hosts that receive nothing.
     deaf: BTreeSet<HostIndex>,
-    /// Hosts whom data reaches only when they asked for it.
+    /// Hosts that lane 0 does not reach.
     askers: BTreeSet<HostIndex>,
-    /// What the first lane brings to this rack takes its time.
+    /// What lane 0 brings to this rack is delayed.
     late_rack: Option<u32>,
     late: Vec<(HostIndex, HostIndex, Arc<Announcement>)>,
     /// Copies that crossed into each rack.
@@ -44,7 +44,7 @@ struct Region {
     rack: u32,
 }
 
-/// A region whose tracker lost sight of `away`.
+/// A region whose tracker lost `away`.
 fn membership(racks: u32, hosts: u32, epoch: u64, away: Option<HostIndex>) -> Arc<Membership> {
     let member = |index: u32, role, rack: String| Member {
         index: HostIndex(index),
@@ -100,8 +100,8 @@ impl Region {
         };
         for member in membership.iter() {
             let config = NodeConfig { me: member.index, lanes: 64, tuning: Tuning::default() };
-            let brain = Node::new(config, Box::new(CachingPlanner::default()));
-            let host = Host { brain, newest: None, held: None, shown: Vec::new(), copies: 0 };
+            let core = Node::new(config, Box::new(CachingPlanner::default()));
+            let host = Host { core, newest: None, stored: None, shown: Vec::new(), copies: 0 };
             region.hosts.insert(member.index, host);
         }
         let all: Vec<HostIndex> = region.hosts.keys().copied().collect();
@@ -118,16 +118,16 @@ impl Region {
     }
 
     fn tell(&mut self, host: HostIndex, input: Input) {
-        self.hosts.get_mut(&host).unwrap().brain.handle(self.now, input);
+        self.hosts.get_mut(&host).unwrap().core.handle(self.now, input);
     }
 
-    /// Carries wishes out until nobody has any.
+    /// Carries outputs out until no core has any.
     fn settle(&mut self) {
         let all: Vec<HostIndex> = self.hosts.keys().copied().collect();
         loop {
             let mut idle = true;
             for from in &all {
-                while let Some(output) = self.hosts.get_mut(from).unwrap().brain.poll_output() {
+                while let Some(output) = self.hosts.get_mut(from).unwrap().core.poll_output() {
                     idle = false;
                     self.carry_out(*from, output);
                 }
@@ -136,16 +136,16 @@ impl Region {
                 break;
             }
         }
-        self.hosts.values().for_each(|host| host.brain.check_invariants());
+        self.hosts.values().for_each(|host| host.core.check_invariants());
     }
 
     fn carry_out(&mut self, from: HostIndex, output: Output) {
         match output {
             Output::Send { to, message } if !self.deaf.contains(&to) => self.tell(to, Input::Message { from, message }),
             Output::SendAnnounce { to, via, inline, .. } if !self.deaf.contains(&to) => {
-                let Host { newest, held, .. } = &self.hosts[&from];
-                let data = inline && held.is_some();
-                let announcement = if data { held } else { newest }.clone().unwrap();
+                let Host { newest, stored, .. } = &self.hosts[&from];
+                let data = inline && stored.is_some();
+                let announcement = if data { stored } else { newest }.clone().unwrap();
                 if via == Via::Lane(0) && self.askers.contains(&to) {
                     return;
                 }
@@ -163,7 +163,7 @@ impl Region {
         }
     }
 
-    /// What a shell does with a version that came.
+    /// What a driver does with a version that arrived.
     fn hear(&mut self, to: HostIndex, from: Option<HostIndex>, via: Via, announcement: Arc<Announcement>, data: bool) {
         let host = self.hosts.get_mut(&to).unwrap();
         host.copies += usize::from(data);
@@ -172,8 +172,8 @@ impl Region {
         if news {
             host.newest = Some(announcement.clone());
         }
-        if data && host.held.as_ref().is_none_or(|held| held.sequence < sequence) {
-            host.held = Some(announcement.clone());
+        if data && host.stored.as_ref().is_none_or(|stored| stored.sequence < sequence) {
+            host.stored = Some(announcement.clone());
             host.shown.push(sequence);
         } else if !news && host.newest.as_ref().is_some_and(|newest| newest.sequence > sequence) {
             return;
@@ -181,12 +181,12 @@ impl Region {
         self.tell(to, Input::Announced { from, via, announcement, inline: data });
     }
 
-    /// The seeder's is none of theirs.
+    /// The seeder is in no rack of theirs.
     fn rack_of(&self, host: HostIndex) -> u32 {
         host.0.checked_sub(1).map_or(u32::MAX, |place| place / self.rack)
     }
 
-    /// From now on `host` is lost to those who believe it.
+    /// From now on `host` is lost in the membership of the believers.
     fn lose(&mut self, host: HostIndex, believers: impl IntoIterator<Item = HostIndex>) {
         let membership = membership(self.racks, self.rack, 2, Some(host));
         believers.into_iter().for_each(|believer| self.tell(believer, Input::Membership(membership.clone())));
@@ -200,7 +200,7 @@ impl Region {
     fn pass(&mut self, span: Duration) {
         let until = self.now + span;
         while self.now < until {
-            let due = self.hosts.values().filter_map(|host| host.brain.poll_timeout()).min();
+            let due = self.hosts.values().filter_map(|host| host.core.poll_timeout()).min();
             self.now = due.map_or(until, |due| due.clamp(self.now + Duration::from_millis(1), until));
             let all: Vec<HostIndex> = self.hosts.keys().copied().collect();
             all.into_iter().for_each(|host| self.tell(host, Input::Tick));
@@ -243,12 +243,12 @@ fn versions_in_flight_together_end_in_the_newest_and_never_go_back() {
 }
 
 #[test]
-fn what_was_missed_is_had_from_neighbours() {
+fn a_missed_version_comes_from_neighbours() {
     for size in [2048, 60_000] {
         let mut region = Region::new(2, 4);
         region.publish(&version(1, size));
         region.settle();
-        // A rack's hosts hear nothing of a version, among them those that would pass it on.
+        // The hosts of a rack miss a version, and some of them should have passed it on.
         region.deaf = (1..=4).map(HostIndex).collect();
         region.publish(&version(2, size));
         region.settle();
@@ -260,14 +260,14 @@ fn what_was_missed_is_had_from_neighbours() {
     }
 }
 
-/// Sequences that a host's readers never saw, of those up to the newest.
+/// Sequences up to the newest that a host's readers never saw.
 fn missed(host: &Host) -> Vec<u64> {
     let last = host.shown.last().copied().unwrap_or(0);
     (1..=last).filter(|sequence| !host.shown.contains(sequence)).collect()
 }
 
 #[test]
-fn whoever_is_lost_to_some_or_all_others_but_is_there_hears_of_every_version_at_once() {
+fn a_host_that_others_believe_lost_gets_every_version_at_once() {
     for lost in (1..=16).map(HostIndex) {
         for believers in [vec![SEEDER], (0..=16).map(HostIndex).filter(|host| *host != lost).collect(), vec![lost]] {
             let mut region = Region::new(4, 4);
@@ -280,7 +280,7 @@ fn whoever_is_lost_to_some_or_all_others_but_is_there_hears_of_every_version_at_
             assert!(region.imports.values().all(|copies| *copies == 3), "{lost}, {believers:?}: {:?}", region.imports);
         }
     }
-    // A mate that no longer counts on another, which the rest of the region does.
+    // Only one rack peer believes the host lost.
     for (lost, believer) in (1..=4).flat_map(|lost| (1..=4).map(move |believer| (HostIndex(lost), HostIndex(believer))))
     {
         let mut region = Region::new(4, 4);
@@ -293,7 +293,7 @@ fn whoever_is_lost_to_some_or_all_others_but_is_there_hears_of_every_version_at_
 }
 
 #[test]
-fn data_that_does_not_come_by_its_lane_is_asked_for_before_the_next_version() {
+fn data_that_lane_0_does_not_bring_is_requested_before_the_next_version() {
     for every in [10, 30, 100, 300] {
         let mut region = Region::new(4, 4);
         region.publish(&version(1, 16_000));
@@ -316,7 +316,7 @@ fn data_that_does_not_come_by_its_lane_is_asked_for_before_the_next_version() {
 }
 
 #[test]
-fn data_that_word_of_newer_versions_overtook_is_shown_and_passed_on_in_order() {
+fn data_that_newer_announcements_overtook_is_passed_on_in_order() {
     let mut region = Region::new(4, 4);
     region.publish(&version(1, 16_000));
     region.settle();
@@ -340,7 +340,7 @@ fn data_that_word_of_newer_versions_overtook_is_shown_and_passed_on_in_order() {
 }
 
 #[test]
-fn a_lane_that_brings_versions_again_is_waited_for_again() {
+fn a_repaired_lane_is_trusted_again() {
     let mut region = Region::new(4, 4);
     region.askers = (1..=4).map(HostIndex).collect();
     for sequence in 1..=4 {

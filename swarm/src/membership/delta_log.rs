@@ -1,6 +1,7 @@
-//! The tracker's side of membership: the rows, and which of them changed when.
+//! The tracker's side of membership: the rows, and when each last changed.
 //!
-//! Invariant: a delta from an epoch holds every row that changed since, once, as it is now.
+//! Owns: the current membership and the epoch of each row's last change.
+//! Invariant: a delta from an epoch has every row that changed since then, once, as the row is now.
 
 use super::{ApplyError, Membership};
 use shoal_proto::ids::{Epoch, HostIndex};
@@ -8,43 +9,46 @@ use shoal_proto::membership::{Member, MembershipUpdate};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Rows whose last change the log remembers. A host further behind gets everything.
+/// Rows whose last change the log remembers. A host that is further behind gets a full update.
 pub const HISTORY_ROWS_MAX: usize = 65_536;
 
-/// Membership as its author keeps it.
+/// The membership, as the tracker keeps it.
 ///
-/// A log that starts without its former rows must not start at an epoch that hosts may already have: start it from
-/// the wall clock (seconds), say, with [`MembershipLog::starting_at`].
+/// A log that starts without its former rows must not start at an epoch that hosts may already have. The wall clock in
+/// seconds is a safe start for [`MembershipLog::starting_at`].
 #[derive(Clone, Debug, Default)]
 pub struct MembershipLog {
     current: Arc<Membership>,
-    /// Each changed row once, under the epoch of its last change.
+    /// Each changed row once, at the epoch of its last change.
     history: BTreeSet<(Epoch, HostIndex)>,
     /// Epoch of each row's last change, by roster index; `Epoch(0)` when it is not in `history`.
     changed_at: Vec<Epoch>,
-    /// Deltas reach back to here.
+    /// The oldest epoch that a delta can begin at.
     reach: Epoch,
 }
 
 impl MembershipLog {
-    /// Goes on from rows kept on disk. A host behind their epoch gets everything once.
+    /// Continues from rows on disk. A host behind their epoch gets one full update.
     pub fn new(current: Membership) -> Self {
         let reach = current.epoch();
         Self { current: Arc::new(current), reach, ..Self::default() }
     }
 
-    /// Starts without rows at `epoch`.
+    /// Starts without rows, at `epoch`.
     pub fn starting_at(epoch: Epoch) -> Self {
         Self::new(Membership { epoch, ..Membership::default() })
     }
 
-    /// The rows now. Shared: holding on to it costs the next change a copy of the table (not of the rows).
+    /// Returns the current rows. While a caller keeps them, the next change copies the table, but not the rows.
     pub fn current(&self) -> &Arc<Membership> {
         &self.current
     }
 
-    /// Applies a change and moves to the next epoch. Rows that are as they were do not count; without any other the
-    /// epoch stays. On an error nothing has changed.
+    /// Applies a change and moves to the next epoch. Without any row that differs, the epoch stays.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a node or an index would have two rows. Nothing has changed then.
     pub fn change(&mut self, mut upserts: Vec<Member>, mut removed: Vec<HostIndex>) -> Result<Epoch, ApplyError> {
         upserts.retain(|row| self.current.get(row.index) != Some(row));
         removed.retain(|host| self.current.get(*host).is_some());
@@ -76,8 +80,9 @@ impl MembershipLog {
         }
     }
 
-    /// What a host at `known` lacks; `None` when it is up to date. Everything when `known` is unknown, older than the
-    /// history or, after a restart of the log, ahead of it.
+    /// Returns what a host at the epoch `known` lacks; `None` when it is up to date.
+    ///
+    /// The update is full when `known` is `None`, older than the history, or ahead of the log after a restart.
     pub fn update_since(&self, known: Option<Epoch>) -> Option<MembershipUpdate> {
         let epoch = self.current.epoch();
         let Some(known) = known.filter(|known| (self.reach..=epoch).contains(known)) else {

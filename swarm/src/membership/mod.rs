@@ -1,7 +1,7 @@
-//! Who is in the region, as every host holds it ([`Membership`]), and as the tracker keeps it ([`MembershipLog`]).
+//! The region's hosts, as every host knows them ([`Membership`]) and as the tracker keeps them ([`MembershipLog`]).
 //!
 //! Owns: the rows by roster index, the rules by which updates apply, and the grouping that plans start from.
-//! Invariant: two memberships at one epoch of one log hold the same rows, whichever updates led there.
+//! Invariant: two memberships at one epoch of one log have the same rows, whichever updates led there.
 
 mod delta_log;
 #[cfg(test)]
@@ -21,43 +21,43 @@ use shoal_proto::trust::Role;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-/// Why an update was not applied. The membership is as it was.
+/// Why an update was not applied. The membership is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// It applies to an epoch we do not have yet: ask for a full one.
-    #[error("update from epoch {base} does not fit on epoch {have}")]
+    /// The delta begins after our epoch: a full update is needed.
+    #[error("membership delta from epoch {base} does not apply to epoch {have}: request a full update")]
     NeedFull {
-        /// Epoch held.
+        /// The epoch of the membership.
         have: Epoch,
-        /// Epoch the update applies to.
+        /// The epoch that the delta begins at.
         base: Epoch,
     },
-    /// It would leave one node, or one index, with two rows. The tracker is at fault.
-    #[error("two rows for host {host}")]
+    /// One node or one index would have two rows. The tracker is at fault.
+    #[error("membership update has two rows for host {host}")]
     Duplicate {
-        /// The second row.
+        /// The index of the second row.
         host: HostIndex,
     },
-    /// A value is out of its range. The tracker is at fault.
+    /// A value is out of range. The tracker is at fault.
     #[error("invalid membership update")]
     Invalid(#[from] DecodeError),
 }
 
-/// How far two hosts are apart, for counting bytes.
+/// How far apart two hosts are, for counting bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
-    /// Behind the same uplink.
+    /// In the same rack, behind one uplink.
     Rack,
     /// In the same site.
     Site,
     /// Elsewhere in the region.
     Region,
-    /// The other one is a seeder.
+    /// The sender is a seeder.
     Seeder,
 }
 
 impl Tier {
-    /// What bytes that `to` gets from `from` count as.
+    /// Returns the tier of bytes that `to` receives from `from`.
     pub fn between(from: &Member, to: &Member) -> Self {
         if from.role == Role::Seeder {
             Self::Seeder
@@ -71,16 +71,16 @@ impl Tier {
     }
 }
 
-/// The region's hosts. Rows are shared, so a clone costs a pointer or two a host.
+/// The region's hosts. Rows are shared, so a clone costs one or two pointers for each host.
 #[derive(Clone, Debug, Default)]
 pub struct Membership {
     epoch: Epoch,
-    /// By roster index; the last one is `Some`.
+    /// By roster index. The last row is `Some`.
     rows: Vec<Option<Arc<Member>>>,
     by_node: BTreeMap<NodeId, HostIndex>,
-    /// Made on first use, dropped on change.
+    /// Computed on first use, dropped on change.
     topology: OnceLock<Arc<Topology>>,
-    /// All peers; the same.
+    /// All peers. Computed and dropped like `topology`.
     everyone: OnceLock<Bitmap>,
 }
 
@@ -93,46 +93,50 @@ impl PartialEq for Membership {
 impl Eq for Membership {}
 
 impl Membership {
-    /// Version of these rows.
+    /// Returns the version of these rows.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Number of hosts.
+    /// Returns the number of hosts.
     pub fn len(&self) -> usize {
         self.by_node.len()
     }
 
-    /// Whether nobody is known.
+    /// Whether no host is known.
     pub fn is_empty(&self) -> bool {
         self.by_node.is_empty()
     }
 
-    /// A host's row.
+    /// Returns a host's row.
     pub fn get(&self, host: HostIndex) -> Option<&Member> {
         self.rows.get(host.index())?.as_deref()
     }
 
-    /// The host with this key.
+    /// Returns the host with this key.
     pub fn by_node(&self, node: &NodeId) -> Option<HostIndex> {
         self.by_node.get(node).copied()
     }
 
-    /// Rows in order of index.
+    /// Returns the rows in order of index.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
         self.rows.iter().filter_map(Option::as_deref)
     }
 
-    /// One past the highest index.
+    /// Returns one more than the highest index.
     pub fn index_space(&self) -> u32 {
         self.rows.len() as u32
     }
 
     /// Applies an update.
     ///
-    /// A full update replaces everything, whatever its epoch: its author may have started anew. A delta applies on any
-    /// epoch from its base to its own, since it holds every row changed since its base as it is at its epoch; a delta
-    /// to an epoch already passed is ignored. On an error nothing has changed.
+    /// A full update replaces everything at any epoch, because the tracker may have started again without its rows. A
+    /// delta has every row that changed since its base, as the row is at the delta's epoch. So it applies to any epoch
+    /// from its base to its own. A delta to an epoch that has passed is ignored.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the delta begins after our epoch, or if the update is invalid. Nothing has changed then.
     pub fn apply(&mut self, update: MembershipUpdate) -> Result<(), ApplyError> {
         if let Some(base) = update.base {
             if base > self.epoch {
@@ -189,12 +193,12 @@ impl Membership {
         }
     }
 
-    /// Everything, as one update.
+    /// Returns everything as one full update.
     pub fn to_update(&self) -> MembershipUpdate {
         MembershipUpdate { epoch: self.epoch, base: None, upserts: self.iter().cloned().collect(), removed: Vec::new() }
     }
 
-    /// The peers a selector names, whether up or away, by roster index.
+    /// Returns the peers that a selector names, up or away, by roster index.
     pub fn select(&self, selector: &Selector) -> Bitmap {
         if selector.is_everyone() {
             self.everyone().clone()
@@ -203,7 +207,7 @@ impl Membership {
         }
     }
 
-    /// All peers, whether up or away, by roster index: made once a membership.
+    /// Returns all peers, up or away, by roster index. Computed once for each membership.
     pub fn everyone(&self) -> &Bitmap {
         self.everyone.get_or_init(|| self.peers(|_| true))
     }
@@ -216,7 +220,7 @@ impl Membership {
         hosts
     }
 
-    /// What bytes that `me` gets from `other` count as; from an unknown host as coming from far.
+    /// Returns the tier of bytes that `me` receives from `other`. An unknown host counts as far.
     pub fn tier(&self, me: HostIndex, other: HostIndex) -> Tier {
         match (self.get(me), self.get(other)) {
             (Some(me), Some(other)) => Tier::between(other, me),
@@ -230,12 +234,12 @@ impl Membership {
         self.get(host).is_some_and(|member| member.presence == Presence::Up)
     }
 
-    /// Peers behind the same uplink as the peer `host`, up or away, itself apart, in the order of their keys' hash.
+    /// Returns the rack peers of a peer, up or away, in the order of their keys' hashes.
     pub fn rack_peers(&self, host: HostIndex) -> Vec<HostIndex> {
         self.topology().rack_of(host).iter().map(|row| row.host).filter(|peer| *peer != host).collect()
     }
 
-    /// Peers by site and rack: made once a membership, shared by its plans.
+    /// Returns the peers by site and rack. Computed once for each membership and shared by its plans.
     pub fn topology(&self) -> &Arc<Topology> {
         self.topology.get_or_init(|| Arc::new(Topology::new(self.iter(), self.index_space())))
     }

@@ -1,4 +1,4 @@
-//! Updates, the log, selection and distance.
+//! Updates, the delta log, selection and tiers.
 
 use super::*;
 use proptest::prelude::*;
@@ -39,12 +39,12 @@ fn updates_apply_where_they_fit() {
     let ahead = held.apply(delta(5, 6, Vec::new(), &[]));
     assert!(matches!(ahead, Err(ApplyError::NeedFull { have: Epoch(1), base: Epoch(5) })));
     held.apply(delta(0, 1, vec![row(9, "a")], &[])).unwrap();
-    assert!(held.get(HostIndex(9)).is_none(), "already passed: ignored");
+    assert!(held.get(HostIndex(9)).is_none(), "an epoch that has passed is ignored");
     held.apply(delta(0, 4, vec![row(1, "b")], &[3])).unwrap();
     assert_eq!((held.len(), held.index_space(), held.epoch()), (1, 2, Epoch(4)));
     assert!(held.by_node(&row(3, "a").node).is_none());
 
-    // A full update wins even from an earlier epoch: the tracker started anew.
+    // A full update wins even from an earlier epoch, because the tracker started again.
     let full = MembershipUpdate { epoch: Epoch(2), base: None, upserts: vec![row(0, "c")], removed: Vec::new() };
     held.apply(full).unwrap();
     assert_eq!((held.len(), held.epoch()), (1, Epoch(2)));
@@ -98,7 +98,7 @@ fn tiers_and_mates() {
     assert_eq!(tiers, [Tier::Rack, Tier::Site, Tier::Region, Tier::Seeder, Tier::Region]);
     assert_eq!(held.tier(HostIndex(9), HostIndex(5)), Tier::Seeder);
     assert_eq!(held.rack_peers(HostIndex(1)), [HostIndex(2)]);
-    assert_eq!(held.rack_peers(HostIndex(5)), [], "a seeder is nobody's mate");
+    assert_eq!(held.rack_peers(HostIndex(5)), [], "a seeder has no rack peers");
     assert_eq!((held.topology().rack_count(), held.topology().site_count()), (3, 2));
     assert_eq!(held.topology().host_count(), 4);
     // The grouping follows the rows.
@@ -142,10 +142,13 @@ fn the_log_forgets_beyond_its_bound() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// However far behind, and in whatever order late answers arrive, everyone comes to hold the log's rows.
+    /// Every host gets to the log's rows, however far behind it is and in whatever order late answers arrive.
     #[test]
-    fn everyone_at_an_epoch_holds_the_same_rows(
-        changes in prop::collection::vec((prop::collection::vec((0u32..12, 0u8..3), 0..4), prop::collection::vec(0u32..12, 0..3)), 1..20),
+    fn all_hosts_at_one_epoch_have_the_same_rows(
+        changes in prop::collection::vec(
+            (prop::collection::vec((0u32..12, 0u8..3), 0..4), prop::collection::vec(0u32..12, 0..3)),
+            1..20,
+        ),
         asks in prop::collection::vec((0usize..20, 0usize..20), 1..10),
     ) {
         let mut log = MembershipLog::default();
@@ -162,7 +165,7 @@ proptest! {
         for (from, at) in asks {
             let mut held = versions[from % versions.len()].clone();
             let log = &answers[at % answers.len()];
-            // An answer from a moment before what we hold changes nothing or brings us to that moment's rows.
+            // A late answer changes nothing, or leads to the rows of its own epoch.
             if let Some(update) = log.update_since(Some(held.epoch())) {
                 let epoch = update.epoch;
                 held.apply(update).unwrap();

@@ -1,7 +1,8 @@
-//! Members grouped by site and rack, in the orders that plans are made of.
+//! Members grouped by site and rack, in the orders that plans use.
 //!
-//! Owns: the grouping of one membership, made once and shared by all its plans.
-//! Invariant: orders come from hashed names and keys, never from roster indices or the order rows arrived in.
+//! Owns: the grouping of one membership, which all its plans share.
+//! Invariant: orders come from hashed names and keys, never from roster indices or from the order in which rows
+//! arrived.
 
 use shoal_proto::ids::HostIndex;
 use shoal_proto::locality::Locality;
@@ -9,8 +10,8 @@ use shoal_proto::membership::{Member, Presence};
 use shoal_proto::trust::Role;
 use std::ops::Range;
 
-/// SplitMix64's finaliser: spreads the bits of a key. (Steele, Lea, Flood, "Fast splittable pseudorandom number
-/// generators", OOPSLA 2014.)
+/// Spreads the bits of a key: the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
+/// generators", OOPSLA 2014).
 pub(crate) fn mix(key: u64) -> u64 {
     let mut z = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,24 +19,24 @@ pub(crate) fn mix(key: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// FNV-1a over `part` and a separator that no name contains. Weak in its high bits: [`mix`] the result.
+/// FNV-1a over `part` and a separator that no name contains. Its high bits are weak, so its users [`mix`] the result.
 fn fnv(state: u64, part: &str) -> u64 {
     part.bytes().chain([b'/']).fold(state, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Hashes of the site's and of the rack's path.
+/// Returns the hashes of the site's path and of the rack's path.
 fn hash_place(locality: &Locality) -> (u64, u64) {
     let site = fnv(fnv(0xcbf2_9ce4_8422_2325, &locality.region), &locality.site);
     (mix(site), mix(fnv(site, &locality.rack)))
 }
 
-/// A peer.
+/// A peer, as plans need it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostRow {
     pub(crate) host: HostIndex,
     /// Index into [`Topology::racks`].
     pub(crate) rack: u32,
-    /// From its key: what its scores are made of.
+    /// Hash of its key, from which its scores for lanes are computed.
     pub(crate) seed: u64,
     pub(crate) weight: u16,
     pub(crate) up: bool,
@@ -48,12 +49,12 @@ pub(crate) struct RackRow {
     pub(crate) site: u32,
     /// Places in [`Topology::hosts`].
     pub(crate) hosts: Range<u32>,
-    /// Its uplink is declared at less than half of the median of those declared.
+    /// Its declared uplink is slower than half of the median of all declared uplinks.
     pub(crate) slow: bool,
 }
 
-/// The peers of a region by site and rack. Sites are in order of their hash, so are the racks of a site, and so are the
-/// hosts of a rack. (Two racks whose names collide in 64 bits would be taken for one.)
+/// The peers of a region by site and rack. Sites, the racks of a site, and the hosts of a rack are in order of their
+/// hashes. Two racks whose names collide in 64 bits count as one.
 #[derive(Debug, Default)]
 pub struct Topology {
     pub(crate) hosts: Vec<HostRow>,
@@ -90,7 +91,7 @@ impl Topology {
             last = Some((site, rack));
             let rack = made.racks.len() - 1;
             made.racks[rack].hosts.end = at + 1;
-            // Mates should declare the same; one that declares less must not demote the rack.
+            // Rack peers should declare the same. One that declares less must not make the whole rack slow.
             uplinks[rack] = uplinks[rack].max(member.uplink_mbit);
             made.place[member.index.index()] = at;
             made.hosts.push(HostRow {
@@ -103,7 +104,7 @@ impl Topology {
         }
         let mut declared: Vec<u32> = uplinks.iter().copied().filter(|rate| *rate > 0).collect();
         declared.sort_unstable();
-        // The upper median: at most half of the racks can be slow, so the rest have room for all inner places.
+        // With the upper median, at most half of the racks can be slow. The others then have room for all inner places.
         let median = declared.get(declared.len() / 2).copied().unwrap_or(0);
         for (rack, rate) in made.racks.iter_mut().zip(uplinks) {
             rack.slow = rate > 0 && u64::from(rate) * 2 < u64::from(median);
@@ -111,17 +112,17 @@ impl Topology {
         made
     }
 
-    /// Sites with at least one peer, up or away.
+    /// Returns the number of sites with at least one peer, up or away.
     pub fn site_count(&self) -> u32 {
         self.site_count
     }
 
-    /// Racks with at least one peer, up or away.
+    /// Returns the number of racks with at least one peer, up or away.
     pub fn rack_count(&self) -> u32 {
         self.racks.len() as u32
     }
 
-    /// Peers, up or away.
+    /// Returns the number of peers, up or away.
     pub fn host_count(&self) -> u32 {
         self.hosts.len() as u32
     }
@@ -131,7 +132,7 @@ impl Topology {
         self.place.get(host.index()).copied().filter(|place| *place != NOWHERE)
     }
 
-    /// All peers of the rack that `host` is in, itself too.
+    /// All peers of the rack that `host` is in, with `host` itself.
     pub(crate) fn rack_of(&self, host: HostIndex) -> &[HostRow] {
         self.place(host).map_or(&[], |place| {
             let rack = &self.racks[self.hosts[place as usize].rack as usize];

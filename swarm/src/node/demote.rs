@@ -1,12 +1,12 @@
 //! Demotion: the hosts of a rack agree which host keeps which shards of a content, then each keeps its rack share only.
 //!
-//! A host first makes its rack share durable and says so (`ShareReady`). It drops the whole content once every other host
-//! of the placement has said the same of the same placement. So at any moment the rack holds the content whole, or every
-//! share of one placement that all its hosts promised to keep. A change of membership before that leads to a new
+//! A host first makes its rack share durable and says so (`ShareReady`). It drops the whole content once every other
+//! host of the placement has said the same of the same placement. So at any moment the rack holds the content whole, or
+//! every share of one placement that all its hosts promised to keep. A change of membership before that leads to a new
 //! placement, and what was promised under an earlier one is kept too. One host that has dropped the whole settles the
 //! placement for the others, because it cannot have done so without their promises.
-//! Invariant: `DropWhole` is asked for only when all hosts of a placement have said that they hold their shares of it, or
-//! one of them has dropped the whole.
+//! Invariant: `DropWhole` is asked for only when all hosts of a placement have said that they hold their shares of it,
+//! or one of them has dropped the whole.
 
 use super::bounds;
 use super::cx::Cx;

@@ -1,7 +1,7 @@
 //! Feeds: their newest versions, spread as they come, and requested again where they were missed.
 //!
-//! A small version is its announcement: it travels, is passed on and is requested as a whole. A large version is a content
-//! like any other. The former version is left as soon as a newer one is known.
+//! A small version is its announcement: it travels, is passed on and is requested as a whole. A large version is a
+//! content like any other. The former version is left as soon as a newer one is known.
 //! Owns: what is known of each feed beside its newest announcement, which is among the jobs.
 //! Invariant: only the newest known version of a feed is remembered and fetched. Data is passed on in the order of
 //! sequences, each version once.
@@ -190,7 +190,7 @@ impl Feeds {
         }
         if ours && small && inline {
             if arrival.from.is_none() && arrival.via == Via::AntiEntropy {
-                // At a restart no host is told: neighbours compare what they know.
+                // At a restart no announcement goes out. Neighbours compare what they know.
                 self.store(id);
             } else {
                 self.on_data(cx, links, jobs, id, arrival);

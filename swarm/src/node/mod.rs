@@ -4,11 +4,11 @@
 //!
 //! - [`cx`] is the context that all parts share: time, tuning, membership, outputs.
 //! - [`links`] keeps links up and avoids hosts. [`jobs`] knows the announcements, spreads them, and compares lists.
-//! - [`transfer`] is one content while it moves. [`receive`] is its child's side, [`serve`] its parent's side, [`repair`]
-//!   requests single shards, and [`manifest_search`] finds the manifest.
+//! - [`transfer`] is one content while it moves. [`receive`] is its child's side, [`serve`] its parent's side,
+//!   [`repair`] requests single shards, and [`manifest_search`] finds the manifest.
 //! - [`fairness`] keeps links and lanes together. [`stragglers`] finds slow hosts and paths around them.
-//! - [`demote`] leaves a host its rack share, and [`promote`] makes the content whole again. [`feeds`] keeps to the newest
-//!   versions.
+//! - [`demote`] leaves a host its rack share, and [`promote`] makes the content whole again. [`feeds`] keeps to the
+//!   newest versions.
 //! - [`bounds`] are the caps, and [`tuning`] the windows, waits and thresholds.
 //!
 //! Invariant: [`Node::handle`] never fails. Whatever another host does wrong becomes state and outputs.
@@ -307,9 +307,9 @@ impl Node {
         let request =
             PlanRequest { targets: membership.everyone(), root: None, avoid: &avoid, lanes, shape: Shape::NARROW };
         let plan = cx.plan(&request);
-        let is_seeder = |host: HostIndex| membership.get(host).is_some_and(|member| member.role == Role::Seeder);
-        let seeder =
-            membership.iter().map(|member| member.index).find(|host| is_seeder(*host) && membership.is_up(*host));
+        let mut members = membership.iter();
+        let seeder = members.find(|member| member.role == Role::Seeder && membership.is_up(member.index));
+        let seeder = seeder.map(|member| member.index);
         let parents = announce_lanes(0, lanes).filter_map(|lane| plan.parent(lane.tree, me).or(seeder));
         let parents = parents.filter(|host| *host != me && plan.targets(me)).collect();
         links.keep_open_only(cx, parents);

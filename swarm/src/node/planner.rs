@@ -1,4 +1,7 @@
-//! Where a node gets its plans from. Plans depend on nothing but their inputs, so they can be cached and shared.
+//! Where a node gets its plans from.
+//!
+//! Owns: the cache of recent plans.
+//! Invariant: a plan depends on nothing but its inputs, so it can be cached and shared.
 
 use crate::membership::Membership;
 use crate::plan::{Plan, PlanRequest, Shape};
@@ -7,13 +10,13 @@ use shoal_proto::ids::{Epoch, HostIndex};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Makes plans. The daemon's caches a few; the simulator's is shared by all its nodes.
+/// Computes plans. The daemon's planner caches a few. All nodes of a simulation share one planner.
 pub trait Planner: Send {
-    /// The plan for a request on a membership.
+    /// Returns the plan for a request on a membership.
     fn plan(&mut self, membership: &Membership, request: &PlanRequest<'_>) -> Arc<Plan>;
 }
 
-/// What a cached plan was made for.
+/// What a cached plan was computed for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Key {
     epoch: Epoch,
@@ -24,29 +27,34 @@ struct Key {
     shape: Shape,
 }
 
-/// Plans kept: contents in flight mostly share their targets.
-const KEPT: usize = 8;
+/// Plans in the cache. Contents in flight mostly share their targets, so few suffice.
+const CACHED_MAX: usize = 8;
 
-/// Plans, the latest first.
-type Kept = VecDeque<(Key, Arc<Plan>)>;
+/// A cached plan with what it was computed for.
+#[derive(Clone, Debug)]
+struct Cached {
+    key: Key,
+    plan: Arc<Plan>,
+}
 
-/// A planner that keeps the last few plans. Its clones share them.
+/// A planner that keeps the last few plans. Its clones share the cache.
 #[derive(Clone, Debug)]
 pub struct CachingPlanner {
-    plans: Arc<Mutex<Kept>>,
-    kept: usize,
+    /// The latest plan is first.
+    plans: Arc<Mutex<VecDeque<Cached>>>,
+    max: usize,
 }
 
 impl CachingPlanner {
-    /// Keeps `kept` plans.
-    pub fn new(kept: usize) -> Self {
-        Self { plans: Arc::default(), kept }
+    /// Creates a planner that keeps `max` plans.
+    pub fn new(max: usize) -> Self {
+        Self { plans: Arc::default(), max }
     }
 }
 
 impl Default for CachingPlanner {
     fn default() -> Self {
-        Self::new(KEPT)
+        Self::new(CACHED_MAX)
     }
 }
 
@@ -61,8 +69,8 @@ impl Planner for CachingPlanner {
                 && key.targets == *request.targets
         };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, plan)) = plans.iter().find(|(key, _)| fits(key)) {
-            return plan.clone();
+        if let Some(cached) = plans.iter().find(|cached| fits(&cached.key)) {
+            return cached.plan.clone();
         }
         let plan = Arc::new(Plan::new(membership, request));
         let key = Key {
@@ -73,8 +81,8 @@ impl Planner for CachingPlanner {
             lanes: request.lanes,
             shape: request.shape,
         };
-        plans.push_front((key, plan.clone()));
-        plans.truncate(self.kept);
+        plans.push_front(Cached { key, plan: plan.clone() });
+        plans.truncate(self.max);
         plan
     }
 }

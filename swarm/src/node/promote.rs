@@ -1,8 +1,8 @@
 //! Promotion: a content becomes whole again from the rack shares of one rack alone.
 //!
-//! Placements tell a host which rack peer holds which shard. The host requests as many shards of each stripe as it lacks,
-//! pieces before parity. Each host begins at another stripe. No other rack is asked while rack peers can still give
-//! something. When they cannot complete a stripe any more, the content comes down its lanes, as for any late host.
+//! Placements tell a host which rack peer holds which shard. The host requests as many shards of each stripe as it
+//! lacks, pieces before parity. Each host begins at another stripe. No other rack is asked while rack peers can still
+//! give something. When they cannot complete a stripe any more, the content comes down its lanes, as for any late host.
 //! Invariant: a content that is promoted has no parents, so nothing crosses the uplink for it.
 
 use super::bounds;
@@ -110,8 +110,8 @@ impl Transfer {
         self.promote(cx, links, jobs);
     }
 
-    /// A rack peer holds its rack share of a placement. It can be asked for shards, also where this host did not know that
-    /// the rack has demoted the content.
+    /// A rack peer holds its rack share of a placement. It can be asked for shards, also where this host did not know
+    /// that the rack has demoted the content.
     pub fn on_share_held(
         &mut self,
         cx: &mut Cx,

@@ -111,8 +111,8 @@ impl Transfer {
         }
     }
 
-    /// Children in other racks see less of us than the rack does, and must not wait for what we import slowly. They find
-    /// the rack peer that imports it now.
+    /// Children in other racks see less of us than the rack does, and must not wait for what we import slowly. They
+    /// find the rack peer that imports it now.
     fn turn_far_children_away(&mut self, cx: &mut Cx, links: &mut Links) {
         let (id, me) = (self.id(), cx.me);
         let (Some(plan), Some(body)) = (&self.plan, self.body.as_mut()) else { return };

@@ -1,7 +1,7 @@
 //! Repair: single shards are requested where the lanes will not bring them.
 //!
-//! A piece is wanted when its lane has no parent, when nothing at all arrived for a while, or when a rack peer has it and
-//! the far parent was told not to send it. Rack peers are asked first. Then the lane's owner, and only the owner, asks
+//! A piece is wanted when its lane has no parent, when nothing at all arrived for a while, or when a rack peer has it
+//! and the far parent must not send it. Rack peers are asked first. Then the lane's owner, and only the owner, asks
 //! other racks, so that the rack imports the piece once. The origin is last.
 //! Invariant: at most one want per missing piece is under way.
 

@@ -129,7 +129,8 @@ impl Transfer {
         let (Some(body), Some(link)) = (self.body.as_mut(), links.up_mut(from)) else { return };
         let (pieces, geometry) = (&body.pieces, body.pieces.geometry());
         let child = body.children.get_or_add(from, geometry.piece_count(), cx.now);
-        // What the link carries already is not sent again: a child may subscribe anew while pieces are under way to it.
+        // What the link carries already is not sent again: a child may subscribe again while pieces are under way to
+        // it.
         let under_way = link.under_way(id).filter_map(|shard| geometry.piece_of(shard));
         child.start(have, under_way, cx.now);
         let lanes = LaneSet(lanes.0 & LaneSet::first(geometry.lanes()).0);
@@ -150,8 +151,8 @@ impl Transfer {
         body.children.add_lanes(from, lanes);
         links.mark_ready(from, self.facts.class, id);
         let mut broke_circle = false;
-        // Two hosts with different views may take a lane from each other. The lower index breaks the circle by importing
-        // the lane itself. One of the two must: both or neither would import it twice or never.
+        // Two hosts with different views may take a lane from each other. The lower index breaks the circle by
+        // importing the lane itself. One of the two must: both or neither would import it twice or never.
         for number in lanes.iter().filter(|_| me < from) {
             let lane = body.lanes.get_mut(number);
             if lane.is_circle_with(from) {

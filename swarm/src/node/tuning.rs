@@ -1,7 +1,7 @@
 //! The core's tuning: windows, waits and thresholds, each with what it costs to change.
 //!
-//! Owns: [`Tuning`], which the driver hands to a node once. The daemon uses [`Tuning::default`] throughout; the simulator
-//! can switch off one rule at a time ([`Tuning::rules`]).
+//! Owns: [`Tuning`], which the driver hands to a node once. The daemon uses [`Tuning::default`] throughout; the
+//! simulator can switch off one rule at a time ([`Tuning::rules`]).
 //! Invariant: no value here guards memory or peers. Those are in [`super::bounds`].
 
 use super::bounds;

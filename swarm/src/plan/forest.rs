@@ -1,6 +1,8 @@
-//! What all plans for the same targets share: the targeted hosts by rack and site, whoever is avoided.
+//! What all plans for the same targets share: the targeted hosts by rack and site, before any is avoided.
 //!
-//! Invariant: made from membership and targets alone; a site's racks, and a rack's hosts, lie side by side.
+//! Owns: the order of sites and racks, and the lane owners of each rack without avoidance.
+//! Invariant: a forest depends on membership and targets alone. The racks of a site, and the hosts of a rack, are
+//! adjacent.
 
 use super::Shape;
 use super::rack_ring::Ring;
@@ -14,21 +16,21 @@ use std::sync::{Arc, OnceLock};
 #[derive(Debug)]
 pub(super) struct Rack {
     pub(super) site: u32,
-    /// Places in [`Forest::seats`].
+    /// Range of [`Forest::seats`].
     seats: Range<u32>,
-    /// Targeted hosts that are up.
+    /// Number of targeted hosts that are up.
     pub(super) live: u32,
-    /// Owner of each lane as a place among the seats, when nobody is avoided. Made on first use: a host needs few.
+    /// Owner of each lane as a place among the seats, without avoidance. Computed on first use: a host needs few racks.
     pub(super) owners: OnceLock<Option<Box<[u32]>>>,
 }
 
 /// A site with at least one targeted host.
 #[derive(Debug)]
 pub(super) struct Site {
-    /// Its racks in base order.
+    /// Its racks, in the forest's order.
     pub(super) racks: Range<u32>,
     pub(super) ring: Ring,
-    /// Racks with a targeted host that is up.
+    /// Number of racks with a targeted host that is up.
     pub(super) live: u32,
 }
 
@@ -38,17 +40,17 @@ pub(super) struct Forest {
     pub(super) lanes: u8,
     /// The root, if it is up.
     pub(super) root: Option<HostIndex>,
-    /// Targeted hosts as places in the topology's, ascending.
+    /// Targeted hosts as places in [`Topology::hosts`], ascending.
     seats: Vec<u32>,
-    /// Our rack by the topology's.
+    /// The rack here by the number of the rack in the topology.
     rack_of: Vec<u32>,
     pub(super) racks: Vec<Rack>,
-    /// In base order.
+    /// In the forest's order.
     pub(super) sites: Vec<Site>,
     pub(super) ring: Ring,
 }
 
-/// A rack before it has found its place in the base order.
+/// A rack before the racks are sorted.
 struct Found {
     row: u32,
     site: u32,
@@ -60,11 +62,11 @@ struct Found {
 const NO_RACK: u32 = u32::MAX;
 
 impl Forest {
-    /// `not` is a host that is no target even if `targets` says so.
+    /// Groups the hosts. `except` is never a target, although `targets` may name it: it is the root.
     pub(super) fn new(
         topology: Arc<Topology>,
         targets: &Bitmap,
-        not: Option<HostIndex>,
+        except: Option<HostIndex>,
         root: Option<HostIndex>,
         lanes: u8,
         shape: Shape,
@@ -76,7 +78,7 @@ impl Forest {
             let mut live = 0;
             for place in rack.hosts.clone() {
                 let row = &topology.hosts[place as usize];
-                if targets.get(row.host.0) && not != Some(row.host) {
+                if targets.get(row.host.0) && except != Some(row.host) {
                     seats.push(place);
                     live += u32::from(row.up);
                 }
@@ -90,7 +92,7 @@ impl Forest {
         for rack in found.iter().filter(|rack| !rack.slow) {
             slow_site[rack.site as usize] = false;
         }
-        // The topology's order by hash, with slow sites, and in each site slow racks, put last.
+        // The topology's order by hash, but slow sites, and slow racks in each site, come last.
         found.sort_by_key(|rack| (slow_site[rack.site as usize], rack.site, rack.slow));
 
         let by_site: Vec<&[Found]> = found.chunk_by(|a, b| a.site == b.site).collect();
@@ -122,7 +124,7 @@ impl Forest {
         Self { topology, lanes, root, seats, rack_of, racks, sites, ring }
     }
 
-    /// A targeted host's rack and row.
+    /// Returns a targeted host's rack and row.
     pub(super) fn seat(&self, host: HostIndex) -> Option<(u32, &HostRow)> {
         let place = self.topology.place(host)?;
         let row = &self.topology.hosts[place as usize];
@@ -131,7 +133,7 @@ impl Forest {
         Some((rack, row))
     }
 
-    /// Targeted hosts of a rack, up or away.
+    /// Returns the targeted hosts of a rack, up or away.
     pub(super) fn rows(&self, rack: u32) -> impl ExactSizeIterator<Item = &HostRow> {
         let seats = self.seats_of(&self.racks[rack as usize]);
         seats.iter().map(|place| &self.topology.hosts[*place as usize])

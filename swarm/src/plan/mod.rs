@@ -1,16 +1,21 @@
-//! The lane plan: a pure function from membership to L distribution trees, computed by every host for itself.
+//! The lane plan: a pure function from membership to L distribution trees, which every host computes for itself.
 //!
-//! Owns: which site and rack hangs off which in a lane (`ring`), which host of a rack imports it ([`owners`]), and how
-//! its mates get it from there (`mates`). What a plan is made from is grouped in [`base`].
-//! Invariant: equal inputs give equal trees on every host, and each tree reaches every live targeted host with one
-//! import a rack (and a site) a lane.
+//! Owns: [`Plan`] and what it is asked. [`forest`] groups the targeted hosts, [`rack_ring`] orders sites and racks in
+//! each lane, [`lane_owners`] says which host of a rack imports a lane, and [`rack_tree`] how its rack peers get it
+//! from there.
+//! Invariant: equal inputs lead to equal trees on every host. Each tree reaches every live targeted host, with one
+//! import for each rack and each site.
 //!
-//! What holds beyond that, each with its test. With 64 lanes no rack exports over 1.1 times the mean where sites are of
-//! equal size, and nowhere over 1.1 times what it imports; with fewer lanes the rotation is coarser (lanes + 8 exports at
-//! most). With equal weights the lanes owned by two hosts of a rack differ by at most one. A host going away moves its own
-//! lanes only, a whole rack going away only the racks that hung off it; leaving the roster placements a host's rack (about a
-//! tenth of its lanes) or the order of racks (about a third of the edges) anew. Hosts that disagree on who is live build
-//! no circles of racks.
+//! Each of these further promises has a test:
+//!
+//! - With 64 lanes and sites of equal size, no rack exports more than 1.1 times the mean. Nowhere does a rack export
+//!   more than 1.1 times what it imports. With L < 64 lanes the rotation is coarser, and a rack exports at most L + 8
+//!   lanes.
+//! - With equal weights, the lanes that two hosts of a rack own differ by at most one.
+//! - A host that goes away moves only its own lanes. A rack that goes away moves only the racks below it.
+//! - A host that leaves the roster moves about a tenth of its rack's lanes. A rack that leaves it changes the order of
+//!   racks, and about a third of the edges.
+//! - Hosts that disagree on which hosts are live never build a circle of racks.
 
 mod forest;
 mod lane_owners;
@@ -32,59 +37,62 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-/// What a plan is made for.
+/// What a plan is computed for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanRequest<'a> {
     /// The hosts to reach, by roster index. Only peers count.
     pub targets: &'a Bitmap,
-    /// The seeder at the root, when it is known.
+    /// The seeder at the root, if it is known.
     pub root: Option<HostIndex>,
     /// Hosts not to be used as parents.
     pub avoid: &'a BTreeSet<HostIndex>,
-    /// Distribution trees, 1 to [`limits::LANES_MAX`]; brought into this range.
+    /// Distribution trees. Clamped to 1 to [`limits::LANES_MAX`].
     pub lanes: u8,
-    /// Their branching.
+    /// The branching of the trees.
     pub shape: Shape,
 }
 
-/// The trees' branching.
+/// The branching of the trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Sites (racks, when there is only one site) that hang off the seeder in each lane (f). Its egress is this many
-    /// times the content, so more than 1 only shortens the trees of a seeder with bandwidth to give away.
+    /// Sites below the seeder in each lane, or racks if there is only one site. The seeder's egress is this many times
+    /// the content, so more than 1 is only for a seeder with bandwidth to spare.
     pub roots: u8,
-    /// Racks that hang off one rack, and sites off one site (d); 2 to 16.
+    /// Racks below one rack, and sites below one site. Clamped to 2 to 16.
     pub fanout: u8,
 }
 
 impl Shape {
-    /// For contents: what counts is that nobody sends more than it must.
+    /// For contents, where no host should send more than it must.
     pub const NARROW: Self = Self { roots: 1, fanout: 2 };
-    /// For versions of feeds: what counts is the time, and each step costs more of it than sending a few KB eight times.
+    /// For versions of feeds, where time counts. One more step takes longer than sending a few KiB eight times.
     pub const WIDE: Self = Self { roots: 8, fanout: 8 };
 }
 
-/// The trees. Immutable and the same for every host that asks, so one can be shared.
+/// The trees. A plan is immutable and the same for every host, so all users share one.
 #[derive(Clone, Debug)]
 pub struct Plan {
     forest: Arc<Forest>,
     root: Option<HostIndex>,
     avoid: BTreeSet<HostIndex>,
-    /// Racks with an avoided host that would be live: how many of theirs are still live, and who owns the lanes then.
+    /// Racks with an avoided host that would otherwise be live.
     racks: BTreeMap<u32, Arc<Patch>>,
-    /// Sites that thereby lost racks: how many live ones are left.
+    /// Live racks that are left in sites that lost racks to avoidance.
     sites: BTreeMap<u32, u32>,
 }
 
+/// How avoidance changes one rack.
 #[derive(Debug, Default)]
 struct Patch {
+    /// Hosts that are still live.
     live: u32,
+    /// Owner of each lane without the avoided hosts, computed on first use.
     owners: OnceLock<Option<Box<[u32]>>>,
 }
 
 impl Plan {
-    /// Computes the plan. O(hosts), well under a millisecond for 50,000 once the membership's topology is made; owners are
-    /// filled in rack by rack as they are asked for.
+    /// Computes the plan in O(hosts). For 50,000 hosts it takes well under 1 ms once the membership's topology is
+    /// known. Lane owners are computed rack by rack on first use.
     pub fn new(membership: &Membership, request: &PlanRequest<'_>) -> Self {
         let lanes = request.lanes.clamp(1, limits::LANES_MAX);
         let root = request.root.filter(|root| membership.is_up(*root));
@@ -100,7 +108,7 @@ impl Plan {
         plan.avoiding(request.avoid)
     }
 
-    /// The same plan with other hosts to avoid. Shares everything else, so it costs O(hosts avoided).
+    /// Returns the same plan with other hosts to avoid, in O(hosts avoided). Both plans share everything else.
     pub fn avoiding(&self, avoid: &BTreeSet<HostIndex>) -> Self {
         let forest = &self.forest;
         let mut lost: BTreeMap<u32, u32> = BTreeMap::new();
@@ -124,12 +132,12 @@ impl Plan {
         Self { forest: forest.clone(), root, avoid: avoid.clone(), racks, sites }
     }
 
-    /// Distribution trees.
+    /// Returns the number of distribution trees.
     pub fn lanes(&self) -> u8 {
         self.forest.lanes
     }
 
-    /// The seeder at the root, if it is up and not avoided.
+    /// Returns the seeder at the root, if it is up and not avoided.
     pub fn root(&self) -> Option<HostIndex> {
         self.root
     }
@@ -139,23 +147,23 @@ impl Plan {
         self.forest.seat(host).is_some()
     }
 
-    /// Whether the host is in the trees: targeted, up and not avoided. For a targeted host that is not (say, one
-    /// whom the tracker lost), [`Plan::parent`] still answers, as if it came back as a leaf.
+    /// Whether the host is in the trees: targeted, up and not avoided. [`Plan::parent`] also answers for a targeted
+    /// host that is not, for example one that the tracker lost, as if it came back as a leaf.
     pub fn contains(&self, host: HostIndex) -> bool {
         self.forest.seat(host).is_some_and(|(_, row)| self.is_live(row))
     }
 
-    /// Hosts in the trees, rack by rack.
+    /// Returns the hosts in the trees, rack by rack.
     pub fn hosts(&self) -> impl Iterator<Item = HostIndex> {
         (0..self.forest.racks.len() as u32).flat_map(|rack| self.live_rows(rack)).map(|row| row.host)
     }
 
-    /// Who imports `lane` for the rack of `host`; `None` when the rack has no live host or is not targeted.
+    /// Returns the host that imports `lane` for the rack of `host`; `None` if that rack has no live targeted host.
     pub fn owner(&self, lane: LaneIndex, host: HostIndex) -> Option<HostIndex> {
         self.rack_owner(lane, self.rack(host)?)
     }
 
-    /// Live hosts of the rack of `host` in order of preference for `lane`: its owner, then by score.
+    /// Returns the live hosts of the rack of `host` in order of preference for `lane`: the owner, then by score.
     pub fn owner_ranked(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
         let Some(rack) = self.rack(host) else { return Vec::new() };
         let owner = self.rack_owner(lane, rack);
@@ -164,7 +172,7 @@ impl Plan {
         ranked.into_iter().map(|row| row.host).collect()
     }
 
-    /// The lanes that `host` imports for its rack.
+    /// Returns the lanes that `host` imports for its rack.
     pub fn owned(&self, host: HostIndex) -> LaneSet {
         let mut owned = LaneSet::NONE;
         for lane in (0..self.lanes()).map(LaneIndex) {
@@ -175,7 +183,8 @@ impl Plan {
         owned
     }
 
-    /// Whom `host` takes `lane` from. `None` at the root, for hosts not targeted, and where nobody is left above.
+    /// Returns the host that `host` takes `lane` from. `None` at the root, for a host that is not targeted, and where
+    /// no live host is above.
     pub fn parent(&self, lane: LaneIndex, host: HostIndex) -> Option<HostIndex> {
         let (rack, row) = self.forest.seat(host)?;
         match self.rack_owner(lane, rack) {
@@ -185,12 +194,13 @@ impl Plan {
         }
     }
 
-    /// Whom the rack of `host` imports `lane` from, whoever owns it there.
+    /// Returns the host that the rack of `host` imports `lane` from. It does not depend on the lane's owner in the
+    /// rack.
     pub fn import_parent(&self, lane: LaneIndex, host: HostIndex) -> Option<HostIndex> {
         self.rack_parent(lane, self.rack(host)?)
     }
 
-    /// Who takes `lane` from `host`, in a fixed order: other sites and racks first, then rack peers.
+    /// Returns the hosts that take `lane` from `host`, in a fixed order: other sites, other racks, then rack peers.
     pub fn children(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
         if lane.0 >= self.lanes() {
             return Vec::new();
@@ -206,7 +216,8 @@ impl Plan {
         }
     }
 
-    /// Who would take `lane` from `host` if it owned it: to a parent that thinks otherwise of its mates, it does.
+    /// Returns the hosts that would take `lane` from `host` if `host` owned it. A parent whose view of our rack peers
+    /// differs may treat us as the owner.
     pub fn children_as_owner(&self, lane: LaneIndex, host: HostIndex) -> Vec<HostIndex> {
         let Some(rack) = self.rack(host).filter(|_| lane.0 < self.lanes()) else { return Vec::new() };
         let mut children = Vec::new();
@@ -226,19 +237,19 @@ impl Plan {
         children
     }
 
-    /// Targeted hosts of the rack of `host` that are in no tree, being away or avoided. [`Plan::parent`] says that they take
-    /// lanes from their owners all the same, but owners do not count them as children.
+    /// Returns the targeted rack peers of `host` that are in no tree, because they are away or avoided. By
+    /// [`Plan::parent`] they take lanes from the owners, although they are not among the owners' children.
     pub fn leaves(&self, host: HostIndex) -> impl Iterator<Item = HostIndex> {
         let rows = self.rack(host).map(|rack| self.forest.rows(rack));
         rows.into_iter().flatten().filter(move |row| row.host != host && !self.is_live(row)).map(|row| row.host)
     }
 
-    /// About how many racks a piece passes on its way to the last one.
+    /// Returns about how many racks a piece passes on its way to the last rack.
     pub fn height(&self) -> u32 {
         self.forest.racks.len().max(1).ilog2()
     }
 
-    /// Links between the root (or the top, without one) and `host` in `lane`; `None` when it is not in the tree.
+    /// Returns the number of links between the top of `lane` and `host`; `None` if `host` is not in the tree.
     pub fn depth(&self, lane: LaneIndex, host: HostIndex) -> Option<u32> {
         if !self.contains(host) || lane.0 >= self.lanes() {
             return None;
@@ -252,13 +263,13 @@ impl Plan {
         Some(depth)
     }
 
-    /// Live targeted hosts of the rack of `host`, itself apart, in the plan's order.
+    /// Returns the live targeted rack peers of `host`, in the plan's order.
     pub fn rack_peers(&self, host: HostIndex) -> impl Iterator<Item = HostIndex> {
         let rows = self.rack(host).map(|rack| self.live_rows(rack));
         rows.into_iter().flatten().map(|row| row.host).filter(move |peer| *peer != host)
     }
 
-    /// Owners of `lane` in all racks, sites and racks in the lane's order: where to look when the parents fail.
+    /// Returns the owners of `lane` in all racks, in the lane's order. They may have what the parents lack.
     pub fn owners(&self, lane: LaneIndex) -> impl Iterator<Item = HostIndex> {
         let in_range = lane.0 < self.lanes();
         let sites: Vec<u32> = if in_range { self.site_lane(lane).live_places().collect() } else { Vec::new() };
@@ -269,7 +280,7 @@ impl Plan {
         })
     }
 
-    /// Whether two targeted hosts are behind the same uplink.
+    /// Whether two targeted hosts are in one rack.
     pub fn same_rack(&self, a: HostIndex, b: HostIndex) -> bool {
         self.rack(a).is_some_and(|rack| self.rack(b) == Some(rack))
     }
@@ -313,7 +324,7 @@ impl Plan {
         self.forest.ring.lane(lane.0.into(), self.lanes().into(), |site| self.site_is_live(site))
     }
 
-    /// The owner of the rack that imports `lane` for a whole site.
+    /// The owner in the rack that imports `lane` for a whole site.
     fn site_head(&self, lane: LaneIndex, site: u32) -> Option<HostIndex> {
         let site = &self.forest.sites[site as usize];
         let top = *self.rack_lane(lane, site).tops().first()?;

@@ -1,40 +1,40 @@
-//! Which rack of a site (or site of the region) hangs off which, in a lane.
+//! The order of racks in a site, and of sites in the region, in one lane, and the tree over it.
 //!
-//! Owns: a rotated order of places, and the heap-shaped tree over it.
-//! Invariant: in a lane every parent stands before its child in one order that depends on the roster alone, not on who
-//! is live. So hosts that disagree on who is live still cannot make each other their parents in a circle.
+//! Owns: a rotated order of places, and the heap-shaped tree over that order.
+//! Invariant: in each lane a parent stands before its child in an order that depends on the roster alone, and not on
+//! which hosts are live. So hosts that disagree on which hosts are live never become each other's parents.
 //!
-//! One hashed base order is rotated by `turn * n / L`, so every place is near the top in its share of lanes; hashing
-//! anew per lane would leave some racks with far more exports than others. Slow ones come after all others and have no
-//! children. What hangs off a dead place hangs off the first live one of its subtree instead, and that one off the
-//! nearest live place above: a death moves the children of the dead in its lanes, and nobody else.
+//! One hashed order is rotated by `turn * n / L` in lane number `turn` of L. So every place is near the top in its
+//! share of lanes. A new hash for each lane would leave some racks with far more exports than others. Slow places come
+//! last and have no children. When a place dies, the first live place of its subtree stands in for it, and takes from
+//! the nearest live place above. So a death moves only the children of the dead place, in its own lanes.
 
-/// Places of one level, in base order: ordinary ones first, then slow ones.
+/// The places of one level in their common order: ordinary places first, then slow places.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ring {
     len: u32,
-    /// Places that may have children, at least one unless `len` is 0.
+    /// Places that may have children; at least one unless `len` is 0.
     inner: u32,
-    /// Places that hang off whatever is above the ring (f).
+    /// Places directly below what is above the ring.
     roots: u32,
-    /// Places that hang off one place (d).
+    /// Places directly below one place.
     fanout: u32,
 }
 
 impl Ring {
-    /// Of `len` places the last `slow` are slow.
+    /// Creates a ring of `len` places, of which the last `slow` are slow.
     pub(super) fn new(len: u32, slow: u32, roots: u32, fanout: u32) -> Self {
-        // Where all are slow, none is.
+        // Where all places are slow, none counts as slow.
         let inner = if slow < len { len - slow } else { len };
         Self { len, inner, roots: roots.clamp(1, inner.max(1)), fanout }
     }
 
-    /// The tree of the lane whose place in the rotation is `turn` of `turns`.
+    /// Returns the tree of the lane with number `turn` of `turns` in the rotation.
     pub(super) fn lane<F: Fn(u32) -> bool>(mut self, turn: u32, turns: u32, live: F) -> LaneTree<F> {
         let inner_turn = turn * self.inner / turns;
         let slow_turn = turn * (self.len - self.inner) / turns;
         let order = self;
-        // With only slow ones left, they have to carry each other.
+        // When only slow places are live, they have to send to each other.
         if order.inner < order.len && !(0..order.inner).any(&live) {
             self.inner = self.len;
         }
@@ -42,7 +42,7 @@ impl Ring {
     }
 }
 
-/// One lane's tree. A slot is a position in the lane's order; a place one in the base order.
+/// One lane's tree. A slot is a position in the lane's order. A place is a position in the common order.
 pub(super) struct LaneTree<F> {
     ring: Ring,
     order: Ring,
@@ -75,14 +75,14 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
         (self.live)(self.place(slot))
     }
 
-    /// First slot past those whose heap parent is an inner slot.
+    /// The first slot after those whose heap parent is an inner slot.
     fn heap_end(&self) -> u32 {
         self.ring.inner * self.ring.fanout + self.ring.roots
     }
 
     fn slot_above(&self, slot: u32) -> Option<u32> {
         if slot >= self.heap_end() {
-            // More slow ones than the heap has leaves: dealt out evenly.
+            // There are more slow places than the heap has leaves: these are spread evenly.
             Some((slot - self.heap_end()) % self.ring.inner)
         } else {
             Some(slot.checked_sub(self.ring.roots)? / self.ring.fanout)
@@ -92,11 +92,11 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
     fn slots_below(&self, slot: u32) -> impl Iterator<Item = u32> + use<F> {
         let Ring { len, inner, roots, fanout } = self.ring;
         let heap = slot * fanout + roots;
-        let dealt = self.heap_end() + slot;
-        (heap..(heap + fanout).min(len)).chain((dealt..len).step_by(inner as usize))
+        let extra = self.heap_end() + slot;
+        (heap..(heap + fanout).min(len)).chain((extra..len).step_by(inner as usize))
     }
 
-    /// The first live slot of the subtree at the inner slot `top`, slow ones aside: it stands in for `top`.
+    /// The first live inner slot of the subtree at the inner slot `top`. It stands in for `top`.
     fn stand_in(&self, top: u32) -> Option<u32> {
         let Ring { inner, roots, fanout, .. } = self.ring;
         let (mut first, mut last) = (top, top);
@@ -109,8 +109,8 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
         None
     }
 
-    /// What `place` hangs off; `None` for what is above the ring. Also answers for a dead place, as if it came back
-    /// as a leaf.
+    /// Returns the place above `place`; `None` if that is above the ring. Also answers for a dead place, as if it came
+    /// back as a leaf.
     pub(super) fn parent(&self, place: u32) -> Option<u32> {
         let slot = self.slot(place);
         let mut at = slot;
@@ -122,14 +122,14 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
         }
     }
 
-    /// What hangs off the live `place`.
+    /// Returns the places directly below the live `place`.
     pub(super) fn children(&self, place: u32) -> Vec<u32> {
         let mut children = Vec::new();
         let slot = self.slot(place);
         if slot >= self.ring.inner {
             return children;
         }
-        // Its own subtree, and that of each dead slot above it that it stands in for.
+        // Its own subtree, and the subtree of each dead slot above that it stands in for.
         let (mut at, mut done) = (slot, None);
         loop {
             self.collect(self.slots_below(at), done, &mut children);
@@ -141,14 +141,14 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
         }
     }
 
-    /// What hangs off whatever is above the ring.
+    /// Returns the places directly below what is above the ring.
     pub(super) fn tops(&self) -> Vec<u32> {
         let mut tops = Vec::new();
         self.collect(0..self.ring.roots.min(self.ring.len), None, &mut tops);
         tops
     }
 
-    /// Adds the tops of the live subtrees at `slots`.
+    /// Adds the top place of the live subtree at each of `slots`.
     fn collect(&self, slots: impl Iterator<Item = u32>, except: Option<u32>, into: &mut Vec<u32>) {
         for slot in slots.filter(|slot| Some(*slot) != except) {
             if slot >= self.ring.inner {
@@ -162,15 +162,17 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
         }
     }
 
-    /// Live places in the lane's order.
+    /// Returns the live places in the lane's order.
     pub(super) fn live_places(&self) -> impl Iterator<Item = u32> {
         (0..self.ring.len).filter(|slot| self.is_live(*slot)).map(|slot| self.place(slot))
     }
 }
 
-/// A lane's turn in the rotations inside sites. Sites rotate with the lane's number itself, so a site is an inner one in
-/// a run of lanes; were its racks to rotate in step, the few that top it in that run would do all its exports. A stride
-/// near the golden section of `lanes` spreads any run of lanes evenly (a Kronecker sequence).
+/// Returns a lane's turn in the rotations inside sites.
+///
+/// Sites rotate with the lane's number itself, so a site has children in a run of lanes. If its racks rotated in step,
+/// the few racks at its top in that run would do all its exports. A stride near the golden section of `lanes` spreads
+/// any run of lanes evenly (a Kronecker sequence).
 pub(super) fn stride(lane: u8, lanes: u8) -> u32 {
     let lanes = u32::from(lanes);
     let golden = lanes * 618 / 1000;

@@ -1,16 +1,17 @@
 //! Inside a rack: how a lane gets from its owner to the owner's rack peers.
 //!
-//! Invariant: in racks of up to `RACK_FANOUT + 1` hosts all peers hang off the owner; in larger ones no host has more
-//! than [`RACK_FANOUT`] peers below it.
+//! Owns: the tree of one lane in one rack.
+//! Invariant: in racks of up to `RACK_FANOUT + 1` hosts, all rack peers take the lane from the owner. In larger racks
+//! no host has more than [`RACK_FANOUT`] children.
 
 use super::Plan;
 use shoal_proto::ids::HostIndex;
 
-/// Rack peers that hang directly off one host; more hang below these. Racks of 4 to 40 hosts, the usual, stay flat.
+/// Rack peers directly below one host. Usual racks have 4 to 40 hosts and stay flat.
 pub const RACK_FANOUT: usize = 40;
 
-/// The one that the peer at `place` hangs off: another peer, or the owner (`None`). Mates fill levels of
-/// `RACK_FANOUT` to the power of 1, 2, ...; each level is dealt out evenly over the one above.
+/// The place of the parent of the rack peer at `place`; `None` for the owner. Rack peers fill levels of `RACK_FANOUT`,
+/// `RACK_FANOUT`², ... hosts. Each level is spread evenly over the one above.
 fn above(place: usize) -> Option<usize> {
     let (mut start, mut size) = (0, RACK_FANOUT);
     if place < size {
@@ -25,7 +26,7 @@ fn above(place: usize) -> Option<usize> {
     }
 }
 
-/// Mates that hang off the one at `place` if there are `len`.
+/// The places of the children of the rack peer at `place`, of `len` rack peers.
 fn below(place: usize, len: usize) -> impl Iterator<Item = usize> {
     let (mut start, mut size) = (0, RACK_FANOUT);
     while place >= start + size {
@@ -35,7 +36,8 @@ fn below(place: usize, len: usize) -> impl Iterator<Item = usize> {
 }
 
 impl Plan {
-    /// Live peers of `owner`, starting with the next in the rack's order, so that every lane has others on its top level.
+    /// Live rack peers of `owner`, from the next one in the rack's order. So each lane has other hosts on its top
+    /// level.
     fn rack_peers_after(&self, rack: u32, owner: HostIndex) -> Vec<HostIndex> {
         let mut live: Vec<HostIndex> = self.live_rows(rack).map(|row| row.host).collect();
         if let Some(at) = live.iter().position(|host| *host == owner) {
@@ -45,7 +47,7 @@ impl Plan {
         live
     }
 
-    /// Whom the live `host` takes a lane of `owner` from.
+    /// The host that the live `host` takes a lane of `owner` from.
     pub(super) fn rack_peer_parent(&self, rack: u32, owner: HostIndex, host: HostIndex) -> HostIndex {
         if self.forest.rows(rack).len() <= RACK_FANOUT + 1 {
             return owner;
@@ -55,7 +57,7 @@ impl Plan {
         place.and_then(above).map_or(owner, |above| peers[above])
     }
 
-    /// Mates that take a lane of `owner` from the live `host`, which may be the owner.
+    /// The rack peers that take a lane of `owner` from the live `host`, which may be the owner.
     pub(super) fn rack_peer_children(&self, rack: u32, owner: HostIndex, host: HostIndex) -> Vec<HostIndex> {
         if host != owner && self.forest.rows(rack).len() <= RACK_FANOUT + 1 {
             return Vec::new();

@@ -2,46 +2,47 @@
 //!
 //! # Problem
 //!
-//! A push is as fast as its narrowest links, if these are full all the time. They are full while every host has
-//! something left to send. TCP does not keep it so. Connections that share a link share it unevenly for as long as a push
-//! lasts, because what waits in the card's queue is shared by what each connection has there already. In the lab 16
-//! connections of a seeder got between 62 and 1399 KiB per half second (ADR 17). Some lanes then run far ahead. At the end
-//! the rest must come from a few racks, whose uplinks are full while the other uplinks are idle: a healthy 4 x 4 push had
-//! full uplinks for 9 s and two thirds of that for 3 s more (ADR 18).
+//! A push is as fast as its narrowest links, as long as these links are full. They are full while every host has
+//! something left to send. TCP does not see to that. Connections that share a link share it unevenly for the whole
+//! push, because the card's queue is shared by what each connection has there already. In the lab, 16 connections of a
+//! seeder got between 62 and 1399 KiB in each half second (ADR 17). So some lanes run far ahead. At the end the rest
+//! must come from a few racks. Their uplinks are full while the other uplinks are idle. A healthy push to 4 racks of 4
+//! hosts had full uplinks for 9 s, and two thirds of that for 3 s more (ADR 18).
 //!
 //! # Naive answers
 //!
-//! A rate for each connection replaces the kernel's shares by ours, which know less. Round robin at the sender is already
-//! there, and does not help: a window that drains faster is filled more often. Pausing everything ahead of the median lets
-//! some links run dry for half a second.
+//! A rate for each connection replaces the kernel's shares by ours, and we know less. Round robin at the sender exists
+//! and does not help, because a window that drains faster is filled more often. A pause for everything ahead of the
+//! median lets some links run dry for half a second.
 //!
 //! # Answer
 //!
-//! One rule, on both sides of a link: **pause whatever is more than `lead` pieces ahead of a reference, unless the guard
-//! objects.**
+//! One rule holds on both sides of a link. **Pause what is more than `lead` pieces ahead of a reference, unless the
+//! guard objects.**
 //!
 //! ```text
 //! ahead   = position - reference
 //! pause   if ahead > lead      resume if ahead < lead (receiver) or ahead <= lead (sender)
 //! ```
 //!
-//! | side | what pauses | position | reference | lead |
-//! |---|---|---|---|---|
-//! | `sender`, at a content's origin | a child's queue | place of its next piece | lower quartile of the children | 8 pieces of its own |
-//! | `receiver`, at every importer | a lane's subscription | pieces of the lane that are here | slowest lane within a lead of the median | 2 pieces, 300 ms worth, or the trees' height |
+//! - `sender`, at a content's origin, pauses a child's queue. Its position is the place of the child's next piece. The
+//!   reference is the lower quartile of the children, and the lead is 8 of the child's own pieces.
+//! - `receiver`, at every importer, pauses a lane's subscription. Its position is the number of the lane's pieces that
+//!   are here. The reference is the slowest lane within a lead of the median. The lead is 2 pieces, what a lane usually
+//!   brings in 300 ms, or the height of the trees in racks, whichever is most.
 //!
-//! What a paused link leaves goes to the others. Hosts that are slow by themselves must not hold the rest up, so the
-//! reference ignores the slowest quarter of the children, lanes further behind than a lead, and whatever has not moved
-//! for 1 to 2 s. Each step down a tree takes the time of a piece, so lanes of high trees lie apart by nature: with 2 pieces
-//! everywhere, 10,000 hosts took 1.093 of the bound, with the trees' height 1.053.
+//! What a paused link leaves goes to the others. Hosts that are slow by themselves must not hold the rest up. So the
+//! reference ignores the slowest quarter of the children, lanes further behind than a lead, and what has not moved for
+//! 1 to 2 s. Each step down a tree takes the time of a piece, so lanes of high trees lie apart by nature. With a lead
+//! of 2 pieces everywhere, 10,000 hosts took 1.093 of the bound. With the trees' height as the lead they took 1.053.
 //!
 //! # Why a guard
 //!
-//! Where links are slow by themselves, pauses cost rate: with owners at half an uplink's rate, every host became as slow as
-//! they are (1.70 of the bound). [`ThroughputGuard`] measures the rate over spans of 0.5 s. When the rate falls by a fifth
-//! while something is paused, it suspends fairness for 2 s, then 4, 8 and 16 s. After 2 s of pauses, and then every 4 s,
-//! it also resumes everything for one span, to see what passes then (1.43 of the bound; a probe every 2 s would give 1.3
-//! but cost a healthy push 2 to 3 %).
+//! Where links are slow by themselves, pauses cost rate. With owners at half an uplink's rate, every host became as
+//! slow as they are (1.70 of the bound). [`ThroughputGuard`] measures the rate over spans of 0.5 s. When the rate falls
+//! by a fifth while something is paused, the guard suspends fairness for 2 s, then for 4, 8 and 16 s. After 2 s of
+//! pauses, and then every 4 s, a probe resumes everything for one span and measures what passes then (1.43 of the
+//! bound). A probe every 2 s would lead to 1.3, but would cost a healthy push 2 to 3 %.
 //!
 //! # Worth
 //!

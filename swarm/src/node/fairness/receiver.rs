@@ -1,7 +1,7 @@
 //! The receiving side of fairness: imported lanes that are ahead wait for those behind.
 //!
-//! Lanes are compared with all lanes of the content, because a rack's importers share its uplink. The lanes straight from
-//! the seeder pause most, so the seeder's pace becomes the racks' pace.
+//! Lanes are compared with all lanes of the content, because a rack's importers share its uplink. The lanes straight
+//! from the seeder pause most, so the seeder's pace becomes the racks' pace.
 //! Invariant: at most half of what a host imports is paused, and nothing while the guard suspends fairness.
 
 use super::SkewLimit;

@@ -1,8 +1,8 @@
 //! The sending side of fairness: at a content's origin, children that are ahead wait for those behind.
 //!
 //! Owns: which children are paused, and what pauses cost at the origin.
-//! Invariant: a paused child is looked at again whenever the origin has sent something, and at every check. What a child
-//! wants outside its lanes is never paused.
+//! Invariant: a paused child is looked at again whenever the origin has sent something, and at every check. What a
+//! child wants outside its lanes is never paused.
 
 use super::{SkewLimit, ThroughputGuard};
 use crate::node::Tuning;

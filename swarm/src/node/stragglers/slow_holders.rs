@@ -1,7 +1,8 @@
 //! Slow holders: rack peers that take much longer to answer than is usual while a content is promoted.
 //!
-//! What a slow holder was asked for is asked of other holders too, where they have the shard or parity in its place. For a
-//! while the slow holder is asked for nothing more. Where all are slow alike, slow is usual, and no holder is slow.
+//! What a slow holder was asked for is asked of other holders too, where they have the shard or parity in its place.
+//! For a while the slow holder is asked for nothing more. Where all are slow alike, slow is usual, and no holder is
+//! slow.
 //! Invariant: a holder is slow only once another answer has shown what is usual.
 
 use crate::node::Tuning;

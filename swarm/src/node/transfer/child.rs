@@ -55,7 +55,7 @@ impl Child {
         self.last_progress = now;
     }
 
-    /// The child told what it has. Pieces on their way to it count as its own.
+    /// The child says what it has. Pieces on their way to it count as its own.
     pub fn start(&mut self, has: Bitmap, under_way: impl Iterator<Item = PieceIndex>, now: Instant) {
         self.last_progress = now;
         self.has = has;
@@ -186,7 +186,7 @@ impl Children {
         self.by_host.keys().copied()
     }
 
-    /// Whether a neighbour told us that it has this piece.
+    /// Whether a neighbour has said that it has this piece.
     pub fn is_known_to_have(&self, host: HostIndex, piece: PieceIndex) -> bool {
         self.by_host.get(&host).is_some_and(|child| child.has.get(piece.0))
     }

@@ -66,7 +66,7 @@ impl Lane {
         !self.paused && now.since(self.last_sign()) >= patience
     }
 
-    /// Takes the lane from another parent. Returns the former parent if it must be told.
+    /// Takes the lane from another parent. Returns the former parent if it needs an `Unsubscribe`.
     pub fn move_to(&mut self, parent: Option<HostIndex>, now: Instant) -> Option<HostIndex> {
         self.forced = false;
         if parent == self.parent {

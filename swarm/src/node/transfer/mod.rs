@@ -84,9 +84,9 @@ pub struct Body {
     pub send_skew: SendSkew,
     /// What pauses of lanes cost, in pieces.
     pub receive_guard: ThroughputGuard,
-    /// Pieces that rack peers have and that far parents were told not to send. They are wanted from rack peers.
+    /// Pieces that rack peers have and that far parents must not send. They are wanted from rack peers.
     pub available_in_rack: Bitmap,
-    /// Pieces that did not come from their lane's parent, which has not been told yet.
+    /// Pieces that did not come from their lane's parent. The parent has not heard of them yet.
     pub received_elsewhere: Vec<PieceIndex>,
 }
 

@@ -156,7 +156,8 @@ impl Pieces {
         has_parity
     }
 
-    /// The driver could not decode the stripe. Parity that came is in memory only for a while, so it is requested again.
+    /// The driver could not decode the stripe. Parity that came is in memory only for a while, so it is requested
+    /// again.
     pub fn on_rebuild_failed(&mut self, stripe: StripeIndex) {
         if !self.rebuilding.remove(&stripe) {
             return;

@@ -236,8 +236,8 @@ impl Transfers {
         was_parent
     }
 
-    /// Hosts are back that one cause took away. Requests that failed meanwhile say nothing about which host has what, and
-    /// deliveries that did not come say nothing about which host is slow.
+    /// Hosts are back that one cause took away. Requests that failed meanwhile say nothing about which host has what,
+    /// and deliveries that did not come say nothing about which host is slow.
     pub fn forget_failures(&mut self, cx: &mut Cx) {
         let restart = cx.now + cx.tuning.detect_grace;
         self.for_active(cx, |transfer, _| {

@@ -1,8 +1,8 @@
-//! Who carries how much.
+//! How much each host and rack sends.
 
 use super::*;
 
-/// Exports of each rack with a live host, over all lanes: lanes sent to another rack, once for each rack sent to.
+/// Exports of each rack with a live host over all lanes. A lane counts once for each rack it is sent to.
 fn exports(region: &Region, plan: &Plan) -> BTreeMap<String, u32> {
     let mut by_rack: BTreeMap<String, u32> = BTreeMap::new();
     for host in region.live() {
@@ -18,7 +18,7 @@ fn exports(region: &Region, plan: &Plan) -> BTreeMap<String, u32> {
     by_rack
 }
 
-/// The most that a rack exports over the mean, in percent.
+/// The exports of the busiest rack, in percent of the mean.
 fn most_percent(region: &Region, plan: &Plan) -> u32 {
     let exports = exports(region, plan);
     let sum: u32 = exports.values().sum();
@@ -46,8 +46,8 @@ fn a_region_of_1250_racks_is_balanced() {
     assert!(most_percent(&region, &region.plan(64)) < 110);
 }
 
-/// With few lanes the steps of the rotation are coarse: the bound is an absolute one. A rack is an inner one of its site
-/// in its share of lanes give or take one, and so is its site, and it tops its site in its share of these.
+/// With few lanes the steps of the rotation are coarse, so the bound is absolute. A rack has children in its share of
+/// lanes, give or take one. So has its site, and the rack is at the site's top in its share of these.
 #[test]
 fn with_few_lanes_no_rack_exports_much_over_one_copy() {
     for lanes in [1u32, 2, 3, 5, 8, 16, 24, 32, 48] {
@@ -61,7 +61,7 @@ fn with_few_lanes_no_rack_exports_much_over_one_copy() {
     }
 }
 
-/// Sites of unequal size: a site exports about one copy whatever its size, so its racks do not exceed that either.
+/// A site of any size exports about one copy, so its racks do not exceed that either.
 #[test]
 fn with_unequal_sites_no_rack_exports_over_a_tenth_more_than_one_copy() {
     for sites in [&[3usize, 1][..], &[7, 1], &[1, 2, 3], &[20, 1, 1, 1], &[5, 9, 2, 13], &[40, 3, 17, 1, 1, 8]] {
@@ -107,14 +107,14 @@ fn slow_racks_are_leaves_in_every_lane() {
         let plan = region.plan(64);
         check(&region, &plan, Shape::NARROW);
         for (rack, sent) in exports(&region, &plan) {
-            // A site of slow racks only has to take its lanes in somewhere, but exports nothing.
+            // A site with slow racks only must import its lanes into one of them, but exports nothing.
             let alone = racks.iter().filter(|other| other.starts_with(&rack[..5])).all(|other| slow.contains(other));
             assert!(!slow.contains(&rack) || sent == 0 || alone, "{rack} sends {sent}");
         }
     }
 }
 
-/// Half of the median, strictly; not declared is not slow.
+/// Slow is less than half of the median. A rack without a declared uplink is not slow.
 #[test]
 fn half_of_the_median_is_not_slow() {
     for (rate, slow) in [(500, false), (499, true), (0, false)] {
@@ -160,7 +160,7 @@ fn weights_share_the_lanes_and_zero_owns_none() {
     assert_eq!(owned(&region), [32, 0, 32, 0]);
     region.set(HostIndex(1), State::Away);
     region.set(HostIndex(3), State::Away);
-    assert_eq!(owned(&region), [0, 0, 0, 64], "somebody has to");
+    assert_eq!(owned(&region), [0, 0, 0, 64], "one host has to");
     let mut region = Region::new(&[vec![4]]);
     region.members.iter_mut().for_each(|m| m.weight = 0);
     assert_eq!(owned(&region), [16; 4]);

@@ -1,4 +1,4 @@
-//! The plan's promises: exhaustively on small regions, by property on larger ones, by measure for balance and stability.
+//! The plan's promises: exhaustive on small regions, by property on larger ones, by measure for balance and stability.
 
 mod balance;
 mod stability;
@@ -97,7 +97,7 @@ fn lanes_of(plan: &Plan) -> impl Iterator<Item = LaneIndex> + use<> {
     (0..plan.lanes()).map(LaneIndex)
 }
 
-/// Everything that must hold of any plan, by looking at every host of every lane.
+/// Checks everything that must hold of any plan, on every host of every lane.
 fn check(region: &Region, plan: &Plan, shape: Shape) {
     let live = region.live();
     let hosts: BTreeSet<HostIndex> = live.iter().map(|m| m.index).collect();
@@ -132,7 +132,7 @@ fn check(region: &Region, plan: &Plan, shape: Shape) {
         if several_sites || shape.roots == 1 {
             assert!(site_imports.values().all(|imports| *imports == 1), "one import a site: {site_imports:?}");
         }
-        // Children are exactly the other side of parents.
+        // Children and parents are two sides of the same edges.
         let mut down = BTreeSet::new();
         for host in region.members.iter().map(|m| m.index) {
             for child in plan.children(lane, host) {
@@ -158,7 +158,7 @@ impl Region {
     fn set(&mut self, host: HostIndex, state: State) {
         match state {
             State::Up => {}
-            // A tracker row of an absent host would be gone; a role no plan uses is as good.
+            // An absent host would have no row. A role that no plan uses has the same effect.
             State::Absent => self.members[host.index()].role = Role::Tracker,
             State::Away => self.members[host.index()].presence = Presence::Away,
             State::Avoided => drop(self.avoid.insert(host)),
@@ -196,7 +196,7 @@ fn every_subset_of_eight_single_host_racks_slow_ones_too() {
     }
 }
 
-/// A site with more slow racks than its tree has leaves, in a region where most are fast: they are dealt out evenly.
+/// In a region of mostly fast racks, a site may have more slow racks than its tree has leaves. They are spread evenly.
 #[test]
 fn a_site_of_mostly_slow_racks() {
     for live in 0..1u32 << 9 {
@@ -210,7 +210,8 @@ fn a_site_of_mostly_slow_racks() {
         let plan = region.plan(8);
         check(&region, &plan, Shape::NARROW);
         if live == (1 << 9) - 1 {
-            // Two carry seven in one lane: neither has more than half of them, rounded up, and the other's subtree.
+            // Two racks send to seven in one lane: neither to more than half of them, rounded up, and the other's
+            // subtree.
             let most = region.peers().map(|host| plan.children(LaneIndex(0), host).len()).max();
             assert!(most <= Some(6), "{most:?}");
             assert!((1..=7).all(|host| plan.children(LaneIndex(0), HostIndex(host)).is_empty()));
@@ -250,7 +251,7 @@ proptest! {
         check(&region, &region.shaped(lanes, shape), shape);
     }
 
-    /// Row order and roster indices are accidents of admission: the trees, by key, are the same without them.
+    /// The order of rows and the roster indices depend on admission. The trees, by key, do not.
     #[test]
     fn independent_of_order_and_indices(region in any_region(), seed in any::<u64>(), lanes in 1u8..=64) {
         let plan = region.plan(lanes);
@@ -280,9 +281,13 @@ proptest! {
         }
     }
 
-    /// Hosts that avoid different others still agree on an order, so no rack waits for itself.
+    /// Hosts that avoid different hosts still agree on an order, so no rack waits for itself.
     #[test]
-    fn racks_with_different_views_build_no_circle(region in any_region(), more in prop::collection::btree_set(1u32..60, 0..20), pick in any::<u64>()) {
+    fn racks_with_different_views_build_no_circle(
+        region in any_region(),
+        more in prop::collection::btree_set(1u32..60, 0..20),
+        pick in any::<u64>(),
+    ) {
         let views = [region.plan(9), region.plan(9).avoiding(&more.into_iter().map(HostIndex).collect())];
         for lane in lanes_of(&views[0]) {
             for start in region.live() {
@@ -315,7 +320,7 @@ proptest! {
         }
     }
 
-    /// A targeted host that the tracker lost still finds a live parent wherever anyone is left.
+    /// A targeted host that the tracker lost still finds a live parent wherever a host is left.
     #[test]
     fn a_lost_host_finds_a_parent(region in any_region()) {
         let plan = region.plan(16);
@@ -325,7 +330,7 @@ proptest! {
                 prop_assert!(parent.is_some_and(|parent| parent == ROOT || plan.contains(parent)));
                 prop_assert!(plan.children(lane, host).is_empty());
                 let owner = plan.owner(lane, host);
-                prop_assert!(owner.is_none() || owner == parent, "its rack's, where there is one");
+                prop_assert!(owner.is_none() || owner == parent, "the rack's owner, if there is one");
                 prop_assert!(owner.is_none_or(|owner| plan.leaves(owner).any(|leaf| leaf == host)));
             }
         }
@@ -407,7 +412,7 @@ fn large_racks_relay_over_mates() {
         assert_eq!(most, Some(RACK_FANOUT));
         assert_eq!(region.peers().map(|host| plan.depth(lane, host).unwrap()).max(), Some(3));
     }
-    // Beyond the second level, too: level sizes 40, 1600, the rest.
+    // Also beyond the second level: levels have 40, 1600 and the remaining hosts.
     let region = Region::new(&[vec![RACK_FANOUT * RACK_FANOUT + 200]]);
     let plan = region.plan(1);
     let lane = LaneIndex(0);

@@ -1,16 +1,17 @@
-//! What moves when someone goes. Going away is frequent and cheap; leaving the roster is rare and may cost more.
+//! What moves when a host goes away, which is frequent and cheap, or leaves the roster, which is rare and may cost
+//! more.
 
 use super::*;
 
 type Edges = BTreeMap<(u8, HostIndex), Option<HostIndex>>;
 
-/// Each live host's parent in each lane.
+/// The parent of each live host in each lane.
 fn edges(region: &Region, plan: &Plan) -> Edges {
     let live = region.live();
     lanes_of(plan).flat_map(|lane| live.iter().map(move |m| ((lane.0, m.index), plan.parent(lane, m.index)))).collect()
 }
 
-/// Edges that are in both and differ.
+/// The number of edges that differ, of those in both.
 fn moved(before: &Edges, after: &Edges) -> Vec<(u8, HostIndex)> {
     after.iter().filter(|(at, parent)| before.get(at).is_some_and(|was| was != *parent)).map(|(at, _)| *at).collect()
 }
@@ -36,7 +37,7 @@ fn a_host_going_away_moves_its_own_lanes_only() {
                 let owner_changed = plan.same_rack(host, gone);
                 assert!(was == Some(gone) || owner_changed, "{host} had nothing to do with {gone}");
             }
-            // Other racks' owners, and all other lanes' owners, are who they were.
+            // Other racks' owners, and all other lanes' owners, stay.
             for host in region.live() {
                 let kept = plan.owned(host.index).0 & !after_plan.owned(host.index).0;
                 assert_eq!(kept, 0, "{} lost a lane", host.index);
@@ -69,14 +70,14 @@ fn a_rack_going_away_moves_only_what_hung_off_it() {
             }
             for (lane, host) in moved(&before, &edges(&region, &region.plan(64))) {
                 let was = before[&(lane, host)].unwrap();
-                // Where the rack stood for its site, other sites' racks hang off the site's new top.
+                // Where the rack was at the top of its site, racks of other sites move to the site's new top.
                 assert!(rack.contains(&was), "lane {lane}: {host} moved away from {was}");
             }
         }
     }
 }
 
-/// Leaving the roster (evicted after its grace period, or decommissioned) placements the rack's lanes anew.
+/// A host that leaves the roster, evicted or decommissioned, has its rack's lanes assigned again.
 #[test]
 fn a_host_evicted_moves_few_other_lanes_of_its_rack_and_none_elsewhere() {
     for (hosts, percent) in [(4, 6), (8, 8), (20, 12), (40, 12)] {
@@ -88,12 +89,12 @@ fn a_host_evicted_moves_few_other_lanes_of_its_rack_and_none_elsewhere() {
             let mut region = region.clone();
             region.set(gone, State::Absent);
             let after = region.plan(64);
-            let mate = HostIndex(gone.0 % hosts as u32 + 1);
+            let peer = HostIndex(gone.0 % hosts as u32 + 1);
             for lane in lanes_of(&plan) {
                 assert_eq!(plan.owner(lane, elsewhere), after.owner(lane, elsewhere));
                 if plan.owner(lane, gone) != Some(gone) {
                     others += 1;
-                    moved += u32::from(plan.owner(lane, mate) != after.owner(lane, mate));
+                    moved += u32::from(plan.owner(lane, peer) != after.owner(lane, peer));
                 }
             }
         }
@@ -101,8 +102,8 @@ fn a_host_evicted_moves_few_other_lanes_of_its_rack_and_none_elsewhere() {
     }
 }
 
-/// All later places of the order move up, so a share of the racks gets another parent. That is the price of balance; it
-/// is paid when a rack leaves the roster, not when it goes away.
+/// All later places of the order move up, so a share of the racks gets another parent. That is the price of balance,
+/// paid only when a rack leaves the roster.
 #[test]
 fn a_rack_evicted_moves_less_than_half_of_the_edges() {
     for (racks, percent) in [(8, 45), (32, 35), (100, 35)] {
