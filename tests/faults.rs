@@ -1,9 +1,9 @@
-//! What goes wrong in the field: killed processes, bad sources, full disks, strangers.
+//! Faults in the field: killed processes, bad sources, full disks, strangers.
 
-mod common;
-
-use common::{Region, get, noise, ok, until};
 use serde_json::Value;
+use shoal_testkit::Program;
+use shoal_testkit::http::get;
+use shoal_testkit::{Process, Region, Setup, noise, until};
 use socket2::{Domain, Socket, Type};
 use std::fs;
 use std::io::{Read, Write};
@@ -12,26 +12,27 @@ use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+const SHOAL: Program = shoal_testkit::program!();
+
 const SIZE: usize = 192 << 20;
-/// Memory for payload that is not on the disk.
+/// The limit of payload that a host holds in memory before it is on the disk.
 const MEMORY: &str = "node.receive_memory=32 MiB";
-/// What may be on its way to a host or not yet on its disk, and so is asked for again after a kill: that memory, and a
-/// stripe.
+/// Bytes that may be requested again after a kill: the payload in memory and one stripe.
 const IN_FLIGHT: u64 = (32 << 20) + (8 << 20);
 
-/// Payload a peer has received since it was started.
-fn received(peer: &common::Process) -> u64 {
+/// Payload bytes that a peer received since its start.
+fn received(peer: &Process) -> u64 {
     peer.received(&["rack", "site", "region", "seeder"])
 }
 
 #[test]
-fn a_killed_peer_goes_on_where_it_was_and_delays_nobody() {
-    let mut region = Region::start(2, 3, |_| vec![MEMORY.into()]);
+fn a_killed_peer_resumes_and_does_not_delay_others() {
+    let mut region = Setup::new(SHOAL, 2, 3).peers(|_| vec![MEMORY.into()]).start();
     let file = region.folder.path().join("big");
     let bytes = noise(SIZE, 1);
     fs::write(&file, &bytes).unwrap();
     let job = region.push(&file, "big", "1");
-    until("it has a good part", || (received(&region.peers[1]) > SIZE as u64 / 2).then_some(()));
+    until("the peer has half of the content", || (received(&region.peers[1]) > SIZE as u64 / 2).then_some(()));
     let before = received(&region.peers[1]);
     region.peers[1].kill();
     region.peers[1].start();
@@ -40,12 +41,15 @@ fn a_killed_peer_goes_on_where_it_was_and_delays_nobody() {
         region.assert_copy(peer, "big", "big", &bytes);
     }
     let after = received(&region.peers[1]);
-    assert!(before + after <= SIZE as u64 + IN_FLIGHT, "it fetched {before} bytes, and {after} after the restart");
+    assert!(
+        before + after <= SIZE as u64 + IN_FLIGHT,
+        "the peer received {before} bytes, and {after} after the restart"
+    );
 }
 
 #[test]
-fn hub_and_tracker_may_be_away_and_hear_of_it_once_after() {
-    let mut region = Region::start(2, 2, |_| Vec::new());
+fn hub_and_tracker_may_be_away_and_receive_each_report_once_after() {
+    let mut region = Region::start(SHOAL, 2, 2);
     let file = region.folder.path().join("big");
     let bytes = noise(SIZE, 2);
     fs::write(&file, &bytes).unwrap();
@@ -53,25 +57,26 @@ fn hub_and_tracker_may_be_away_and_hear_of_it_once_after() {
     region.wait_progress(&job, 10);
     region.hub.kill();
     region.tracker.kill();
-    until("every host has switched it in", || {
-        let switched = |peer: &common::Process| peer.dir().join("content/big/current/big").exists();
-        region.peers.iter().all(switched).then_some(())
+    until("every host has activated the version", || {
+        let is_active = |peer: &Process| peer.dir().join("content/big/current/big").exists();
+        region.peers.iter().all(is_active).then_some(())
     });
     region.tracker.start();
     region.wait_active(&job, 4);
     region.hub.start();
-    until("the hub knows", || region.hub_active(&job).filter(|active| *active == 4));
+    until("the hub has the reports", || region.hub_active(&job).filter(|active| *active == 4));
     until("the spool is empty", || (region.tracker.metric("shoal_tracker_spooled_flushes") == 0).then_some(()));
-    // Only what the hub had kept and could not acknowledge before it was killed is sent again, and it is not counted.
+    // A flush that the hub stored but did not acknowledge before its kill is sent again. The hub does not count it
+    // twice.
     assert!(region.hub.metric("shoal_hub_duplicate_reports_total") <= 1);
     assert_eq!(region.hub_active(&job), Some(4));
     (0..4).for_each(|peer| region.assert_copy(peer, "big", "big", &bytes));
 }
 
 #[test]
-fn the_hub_hears_of_many_jobs_after_the_tracker_restarts() {
-    let mut region = Region::start(1, 1, |_| Vec::new());
-    // More than one message to the hub can hold.
+fn the_hub_receives_many_jobs_after_the_tracker_restarts() {
+    let mut region = Region::start(SHOAL, 1, 1);
+    // More jobs than one flush can hold.
     for number in 0..70 {
         let file = region.folder.path().join(format!("file{number}"));
         fs::write(&file, noise(100, number)).unwrap();
@@ -82,12 +87,12 @@ fn the_hub_hears_of_many_jobs_after_the_tracker_restarts() {
     let file = region.folder.path().join("last");
     fs::write(&file, b"last").unwrap();
     let job = region.push(&file, "last", "1");
-    until("the hub knows", || region.hub_active(&job).filter(|active| *active == 1));
+    until("the hub has the reports", || region.hub_active(&job).filter(|active| *active == 1));
 }
 
 #[test]
-fn the_version_asked_for_last_stays() {
-    let region = Region::start(1, 2, |_| Vec::new());
+fn the_version_pushed_last_stays_active() {
+    let region = Region::start(SHOAL, 1, 2);
     let (large, small) = (region.folder.path().join("large"), region.folder.path().join("small"));
     fs::write(&large, noise(SIZE, 7)).unwrap();
     fs::write(&small, b"small").unwrap();
@@ -103,26 +108,28 @@ fn the_version_asked_for_last_stays() {
 
 #[test]
 fn without_a_seeder_the_region_finishes_what_it_has() {
-    let mut region = Region::start(1, 3, |_| Vec::new());
+    let mut region = Region::start(SHOAL, 1, 3);
     let file = region.folder.path().join("big");
     let bytes = noise(32 << 20, 3);
     fs::write(&file, &bytes).unwrap();
     let job = region.push(&file, "big", "1");
     region.wait_active(&job, 3);
     region.seeder.kill();
-    // A mate comes back empty: its rack has everything.
+    // A host comes back with an empty disk. Its rack has everything.
     region.peers[2].kill();
     for folder in ["state", "content"] {
         fs::remove_dir_all(region.peers[2].dir().join(folder)).unwrap();
     }
     region.peers[2].start();
-    until("it has it again", || region.peers[2].dir().join("content/big/current/big").exists().then_some(()));
+    until("the host has the content again", || {
+        region.peers[2].dir().join("content/big/current/big").exists().then_some(())
+    });
     region.assert_copy(2, "big", "big", &bytes);
 }
 
 #[test]
 fn bad_sources_are_refused_by_name() {
-    let region = Region::start(1, 1, |_| Vec::new());
+    let region = Region::start(SHOAL, 1, 1);
     let at = region.folder.path();
     let push = |path: &std::path::Path| {
         let path = path.to_str().unwrap();
@@ -163,9 +170,9 @@ fn bad_sources_are_refused_by_name() {
 }
 
 #[test]
-fn a_full_host_says_so_and_the_others_go_on() {
+fn a_full_host_reports_it_and_the_others_finish() {
     let small = |number: usize| if number == 1 { vec!["node.quota=1 MiB".to_string()] } else { Vec::new() };
-    let region = Region::start(1, 3, small);
+    let region = Setup::new(SHOAL, 1, 3).peers(small).start();
     let file = region.folder.path().join("file");
     let bytes = noise(8 << 20, 5);
     fs::write(&file, &bytes).unwrap();
@@ -180,22 +187,33 @@ fn a_full_host_says_so_and_the_others_go_on() {
 
 #[test]
 fn a_node_of_another_cluster_stays_out() {
-    let mut region = Region::start(1, 2, |_| Vec::new());
+    let mut region = Region::start(SHOAL, 1, 2);
     let (other, stolen) = (region.folder.path().join("other"), region.folder.path().join("stolen"));
     let (other, stolen) = (other.to_str().unwrap(), stolen.to_str().unwrap());
-    ok(&["cluster", "init", "--dir", other]);
-    ok(&["cluster", "issue", "--dir", other, "--role", "peer", "--locality", "t/site/rack0/host1", "--out", stolen]);
-    // The second peer comes back with a key and credential of another cluster, though with our trust document.
+    SHOAL.ok(&["cluster", "init", "--dir", other]);
+    SHOAL.ok(&[
+        "cluster",
+        "issue",
+        "--dir",
+        other,
+        "--role",
+        "peer",
+        "--locality",
+        "t/site/rack0/host1",
+        "--out",
+        stolen,
+    ]);
+    // The second peer comes back with a key and a credential of another cluster, and with our trust document.
     region.peers[1].kill();
     for file in ["node.key", "node.cred"] {
         fs::copy(format!("{stolen}/{file}"), region.peers[1].dir().join(file)).unwrap();
     }
-    let mut command = common::shoal();
+    let mut command = SHOAL.command();
     let dir = region.peers[1].dir();
     for (key, file) in [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")] {
         command.arg("--set").arg(format!("node.{key}='{}'", dir.join(file).display()));
     }
-    let mut refused = common::shoal();
+    let mut refused = SHOAL.command();
     refused.arg("peer").args(command.get_args()).args(["--set", "node.trackers=['127.0.0.1:1']"]);
     let output = refused.output().unwrap();
     assert!(!output.status.success());
@@ -212,8 +230,8 @@ fn from_elsewhere(to: &str) -> Option<TcpStream> {
 }
 
 #[test]
-fn a_crowd_of_idle_strangers_keeps_nobody_out() {
-    let mut region = Region::start(1, 1, |_| Vec::new());
+fn a_crowd_of_idle_strangers_blocks_no_host() {
+    let mut region = Region::start(SHOAL, 1, 1);
     let control = region.tracker.addrs["control"][0].as_str().unwrap().to_string();
     let mut crowd: Vec<TcpStream> = (0..300).filter_map(|_| from_elsewhere(&control)).collect();
     for _ in 0..300 {
@@ -221,7 +239,7 @@ fn a_crowd_of_idle_strangers_keeps_nobody_out() {
         let _ = stream.write_all(b"POST /v1/reports HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx");
         crowd.push(stream);
     }
-    assert!(crowd.len() > 400, "there is a crowd");
+    assert!(crowd.len() > 400, "too few connections were made");
     let (status, _) = get(region.hub.http(), "/healthz", None).unwrap();
     assert_eq!(status, 200);
     region.peers[0].kill();
@@ -230,13 +248,13 @@ fn a_crowd_of_idle_strangers_keeps_nobody_out() {
     fs::write(&file, noise(100_000, 9)).unwrap();
     let job = region.push(&file, "n", "1");
     region.wait_active(&job, 1);
-    until("the hub knows", || region.hub_active(&job).filter(|active| *active == 1));
+    until("the hub has the reports", || region.hub_active(&job).filter(|active| *active == 1));
     drop(crowd);
 }
 
 #[test]
-fn strangers_on_any_port_disturb_nobody() {
-    let region = Region::start(1, 2, |_| Vec::new());
+fn garbage_on_any_port_disturbs_no_host() {
+    let region = Region::start(SHOAL, 1, 2);
     let mut ports: Vec<String> = vec![region.hub.http().into(), region.tracker.http().into()];
     ports.extend([region.seeder.http().into(), region.peers[0].http().into()]);
     let listed = |value: &Value| value[0].as_str().unwrap().to_string();
@@ -258,7 +276,7 @@ fn strangers_on_any_port_disturb_nobody() {
         assert_eq!(status, 200, "{}: {body}", process.name);
     }
     let (status, _) = get(region.seeder.http(), "/v1/jobs", None).unwrap();
-    assert_eq!(status, 401, "the seeder's API asks for the token");
+    assert_eq!(status, 401, "the seeder's API needs the token");
     let file = region.folder.path().join("file");
     fs::write(&file, noise(100_000, 9)).unwrap();
     let job = region.push(&file, "n", "1");

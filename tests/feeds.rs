@@ -1,9 +1,5 @@
-//! Feeds through real processes: the latest version everywhere, at once, whatever is killed.
+//! Feeds through real processes: every host has the newest version at once, whatever is killed.
 
-mod common;
-
-use common::feeds::{Reader, numbered, quantile};
-use common::{Process, Region, get, noise, until};
 use serde_json::Value;
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::identity::{Identity, load_key};
@@ -17,13 +13,19 @@ use shoal_proto::limits;
 use shoal_proto::locality::Selector;
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::trust::{Envelope, Keypair, Trust};
+use shoal_testkit::Program;
+use shoal_testkit::feeds::{Reader, numbered, quantile};
+use shoal_testkit::http::get;
+use shoal_testkit::{Process, Region, noise, until};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Publishes from a file; gives the sequence.
+const SHOAL: Program = shoal_testkit::program!();
+
+/// Publishes a version from a file; returns its sequence.
 fn publish(region: &Region, feed: &str, bytes: &[u8]) -> u64 {
     let file = region.folder.path().join("version");
     fs::write(&file, bytes).unwrap();
@@ -31,12 +33,12 @@ fn publish(region: &Region, feed: &str, bytes: &[u8]) -> u64 {
     published.expect("the version is accepted")["sequence"].as_u64().unwrap()
 }
 
-/// A feed's file for readers on a host.
+/// The file of a feed that readers on a host open.
 fn file_of(peer: &Process, feed: &str) -> Option<Vec<u8>> {
     fs::read(peer.dir().join("content/feeds").join(feed).join("current")).ok()
 }
 
-/// What a host serves of a feed, with the sequence its tag says.
+/// The version of a feed that a host serves: the sequence in its tag, and its data.
 fn served(peer: &Process, feed: &str) -> Option<(u64, String)> {
     let mut stream = TcpStream::connect(peer.http()).ok()?;
     write!(stream, "GET /feeds/{feed} HTTP/1.0\r\nhost: x\r\n\r\n").ok()?;
@@ -58,16 +60,16 @@ fn wait_served(region: &Region, feed: &str, sequence: u64, body: &str) {
 
 #[test]
 fn a_version_reaches_files_polls_and_streams() {
-    let region = Region::start(2, 2, |_| Vec::new());
+    let region = Region::start(SHOAL, 2, 2);
     let first = publish(&region, "gslb/main", b"one");
     wait_served(&region, "gslb/main", first, "one");
     let peer = &region.peers[3];
-    until("readers' file", || (file_of(peer, "gslb/main")? == b"one").then_some(()));
-    // Nothing newer: not modified, at once and after a wait.
+    until("the readers' file changes", || (file_of(peer, "gslb/main")? == b"one").then_some(()));
+    // There is no newer version, so the answer is 304 at once and after a wait.
     assert_eq!(get(peer.http(), &format!("/feeds/gslb/main?after={first}"), None).unwrap().0, 304);
     assert_eq!(get(peer.http(), &format!("/feeds/gslb/main?after={first}&wait=50ms"), None).unwrap().0, 304);
     assert_eq!(get(peer.http(), "/feeds/gslb/other?wait=50ms", None).unwrap().0, 404);
-    // A stream and a poll that wait are told.
+    // A waiting stream and a waiting poll receive the next version.
     let mut stream = TcpStream::connect(peer.http()).unwrap();
     write!(stream, "GET /feeds/gslb/main/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
@@ -80,12 +82,12 @@ fn a_version_reaches_files_polls_and_streams() {
     let poll = std::thread::spawn(move || get(&http, &format!("/feeds/gslb/main?after={first}&wait=8s"), None));
     let second = publish(&region, "gslb/main", b"two");
     assert!(second > first);
-    let told = data();
-    assert_eq!((&told["text"], told["sequence"].as_u64()), (&"two".into(), Some(second)));
+    let event = data();
+    assert_eq!((&event["text"], event["sequence"].as_u64()), (&"two".into(), Some(second)));
     assert_eq!(poll.join().unwrap().unwrap(), (200, "two".to_string()));
     wait_served(&region, "gslb/main", second, "two");
-    until("readers' file", || (file_of(peer, "gslb/main")? == b"two").then_some(()));
-    // The same by the command line, from a host and from the seeder.
+    until("the readers' file changes", || (file_of(peer, "gslb/main")? == b"two").then_some(()));
+    // The command line shows the same version, from a host and from the seeder.
     let peer = format!("http://{}", peer.http());
     for from in [&["--peer", &peer][..], &[]] {
         let args = [&["feed", "watch", "gslb/main", "--json", "--count", "1"], from].concat();
@@ -95,28 +97,28 @@ fn a_version_reaches_files_polls_and_streams() {
     assert_eq!((&shown["sequence"], &shown["kind"]), (&second.into(), &"gslb".into()));
     let listed = region.cli_json(&["feed", "ls", "--json"]).unwrap();
     assert_eq!(listed.as_array().unwrap().len(), 1);
-    // No job, no report.
+    // A feed makes no job and no report.
     assert_eq!(region.cli_json(&["status", "--json"]).unwrap(), Value::Array(Vec::new()));
     assert!(!region.cli(&["feed", "publish", "gslb/main/events", file!()]).status.success());
     assert!(!region.cli(&["feed", "publish", "gslb/x", file!(), "--to", "rack=nowhere"]).status.success());
 }
 
-#[allow(clippy::print_stderr, reason = "told to whoever runs the test; nothing is asserted of times")]
+#[allow(clippy::print_stderr, reason = "the developer may read the times; the test asserts none")]
 fn report(took: &[u64]) {
     eprintln!("{} readings, p50 {} us, p99 {} us", took.len(), quantile(took, 0.5), quantile(took, 0.99));
 }
 
-/// Two kilobytes ten times a second for a minute, while the publisher and a host are killed and come back.
+/// Publishes 2 KiB ten times a second for a minute, while the publisher and a host are killed and start again.
 #[test]
 fn fast_versions_are_never_reordered_and_the_last_is_never_lost() {
-    let mut region = Region::start(4, 4, |_| Vec::new());
+    let mut region = Region::start(SHOAL, 4, 4);
     let readers: Vec<Reader> = region.peers.iter().map(|peer| Reader::start(peer.http(), "gslb/main", || {})).collect();
     let mut publisher = region.publisher();
     let began = Instant::now();
     let (mut number, mut last) = (0, 0);
     let rounds = 600;
     for round in 0..rounds {
-        // The pace is the load itself, not a wait for something.
+        // The sleep sets the rate of versions.
         let due = began + Duration::from_millis(100) * round;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         match round {
@@ -131,43 +133,43 @@ fn fast_versions_are_never_reordered_and_the_last_is_never_lost() {
         number += 1;
         let sequence = publisher.publish("gslb/main", &numbered(number, 2048));
         if let Some(sequence) = sequence {
-            assert!(sequence > last, "sequences never go back, whatever is killed");
+            assert!(sequence > last, "the sequence went back");
             last = sequence;
         }
     }
     number += 1;
     let data = numbered(number, 2048);
-    last = until("the seeder takes the last", || publisher.publish("gslb/main", &data));
+    last = until("the seeder accepts the last version", || publisher.publish("gslb/main", &data));
     let mut took = Vec::new();
     for (peer, reader) in region.peers.iter().zip(&readers) {
-        until(&format!("{} has the last", peer.name), || (reader.last()?.sequence == last).then_some(()));
-        let seen = reader.seen();
+        until(&format!("{} has the last version", peer.name), || (reader.last()?.sequence == last).then_some(()));
+        let seen = reader.readings();
         assert_eq!(seen.last().unwrap().number, number, "{}", peer.name);
-        // A stream opened again begins with the newest, which may be the one seen last.
+        // A reopened stream begins with the newest version, which the reader may have received before.
         let grows =
             seen.windows(2).all(|pair| pair[0].sequence <= pair[1].sequence && pair[0].number <= pair[1].number);
         assert!(grows, "{}: {seen:?}", peer.name);
         took.extend(seen.iter().map(|seen| seen.took_us));
-        until("the file has the last", || (file_of(peer, "gslb/main")? == data).then_some(()));
+        until("the file has the last version", || (file_of(peer, "gslb/main")? == data).then_some(()));
     }
     took.sort_unstable();
     report(&took);
-    // Nothing piles up: no jobs, no contents, one file a feed.
+    // Versions leave nothing behind: no contents, and one file per feed.
     for process in region.peers.iter().chain([&region.seeder]) {
         assert_eq!(process.metric("shoal_contents"), 0, "{}", process.name);
         assert_eq!(fs::read_dir(process.dir().join("state/feeds")).unwrap().count(), 1, "{}", process.name);
     }
-    // All down at once, and one host alone up again: it serves the last version from its disk.
+    // All processes are killed. One host starts alone and serves the last version from its disk.
     region.seeder.kill();
     region.tracker.kill();
     region.peers.iter_mut().for_each(Process::kill);
     let name = region.peers[7].name.clone();
     region.peers[7].start();
-    let again = until(&format!("{name} serves the last"), || served(&region.peers[7], "gslb/main"));
+    let again = until(&format!("{name} serves the last version"), || served(&region.peers[7], "gslb/main"));
     assert_eq!(again, (last, String::from_utf8(data).unwrap()));
 }
 
-/// Bytes that came over a rack's uplink so far, all hosts of the rack together.
+/// Payload bytes that all hosts of a rack imported so far.
 fn imported(region: &Region, rack: usize) -> u64 {
     let peers = region.peers.iter().filter(|peer| peer.name.starts_with(&format!("rack{rack}-")));
     peers.map(Process::imported).sum()
@@ -176,10 +178,10 @@ fn imported(region: &Region, rack: usize) -> u64 {
 #[test]
 fn a_large_table_moves_only_what_changed() {
     const SIZE: usize = 4 << 20;
-    let mut region = Region::start(4, 2, |_| Vec::new());
+    let mut region = Region::start(SHOAL, 4, 2);
     let mut publisher = region.publisher();
     let mut table = noise(SIZE, 1);
-    let mut last = until("the version is taken", || publisher.publish("gslb/table", &table));
+    let mut last = until("the seeder accepts the version", || publisher.publish("gslb/table", &table));
     let arrived = |region: &Region, sequence: u64, table: &[u8]| {
         for peer in &region.peers {
             until(&format!("{} has {sequence}", peer.name), || {
@@ -190,7 +192,7 @@ fn a_large_table_moves_only_what_changed() {
     };
     arrived(&region, last, &table);
     for version in 0..6u64 {
-        // One per cent in at most four runs, elsewhere each time.
+        // Each version changes one per cent of the bytes, in at most four runs, at other places each time.
         let runs = 1 + (version as usize) % 4;
         let len = SIZE / 100 / runs;
         for run in 0..runs {
@@ -198,7 +200,7 @@ fn a_large_table_moves_only_what_changed() {
             table[at..at + len].copy_from_slice(&noise(len, 100 + version * 10 + run as u64));
         }
         let before: Vec<u64> = (0..4).map(|rack| imported(&region, rack)).collect();
-        let next = until("the version is taken", || publisher.publish("gslb/table", &table));
+        let next = until("the seeder accepts the version", || publisher.publish("gslb/table", &table));
         assert!(next > last);
         last = next;
         arrived(&region, last, &table);
@@ -207,30 +209,34 @@ fn a_large_table_moves_only_what_changed() {
             assert!(came * 100 <= SIZE as u64 * 3, "{came} bytes into rack {rack} for {runs} runs of bytes");
         }
     }
-    // Former versions are gone everywhere.
+    // Every process has removed the former versions.
     for process in region.peers.iter().chain([&region.seeder]) {
-        until(&format!("{} lets go", process.name), || (process.metric("shoal_contents") == 1).then_some(()));
+        until(&format!("{} removes the former versions", process.name), || {
+            (process.metric("shoal_contents") == 1).then_some(())
+        });
     }
-    // Versions faster than they can be fetched: the last one wins, the others leave nothing.
+    // Versions come faster than hosts can fetch them. The last one wins, and the others leave nothing behind.
     for version in 0..8u64 {
         let at = version as usize * 500_000;
         table[at..at + 40_000].copy_from_slice(&noise(40_000, 900 + version));
-        last = until("the version is taken", || publisher.publish("gslb/table", &table));
+        last = until("the seeder accepts the version", || publisher.publish("gslb/table", &table));
     }
     arrived(&region, last, &table);
-    // A host that was away fetches what changed since, from rack peers and by delta.
+    // A host that was away fetches only the changed pieces, from rack peers.
     region.peers[3].kill();
     table[..1000].copy_from_slice(&noise(1000, 99));
-    last = until("the version is taken", || publisher.publish("gslb/table", &table));
+    last = until("the seeder accepts the version", || publisher.publish("gslb/table", &table));
     region.peers[3].start();
     arrived(&region, last, &table);
     assert!(region.peers[3].received(&["rack"]) < SIZE as u64 / 20);
     for process in region.peers.iter().chain([&region.seeder]) {
-        until(&format!("{} lets go", process.name), || (process.metric("shoal_contents") == 1).then_some(()));
+        until(&format!("{} removes the former versions", process.name), || {
+            (process.metric("shoal_contents") == 1).then_some(())
+        });
     }
 }
 
-/// A host's own link, in the hands of somebody who sends what he likes on it.
+/// An attacker with the keys of an admitted host.
 struct Impostor {
     runtime: tokio::runtime::Runtime,
     endpoint: LinkEndpoint,
@@ -238,7 +244,7 @@ struct Impostor {
 }
 
 impl Impostor {
-    /// With the keys of `as_host`, which must be down.
+    /// Links to `target` with the keys of `as_host`, which must not run.
     fn new(as_host: &Process, target: &Process) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let keys = load_key(&as_host.dir().join("node.key")).unwrap();
@@ -252,7 +258,7 @@ impl Impostor {
             let (endpoint, mut events) = LinkEndpoint::bind(config).await.unwrap();
             endpoint.dial(node, vec![addr]);
             while !matches!(events.recv().await.unwrap(), LinkEvent::LinkUp { .. }) {}
-            // Whatever comes is read and dropped, so that the link lives.
+            // All events are read and dropped, because an unread queue would end the link.
             tokio::spawn(async move { while events.recv().await.is_some() {} });
             endpoint
         });
@@ -285,8 +291,8 @@ fn small_manifest(data: &[u8]) -> Manifest {
 }
 
 #[test]
-fn what_is_not_signed_for_is_refused_and_changes_nothing() {
-    let mut region = Region::start(1, 2, |_| Vec::new());
+fn unsigned_versions_are_refused_and_change_nothing() {
+    let mut region = Region::start(SHOAL, 1, 2);
     let current = publish(&region, "gslb/main", b"good");
     wait_served(&region, "gslb/main", current, "good");
     region.peers[0].kill();
@@ -320,29 +326,29 @@ fn what_is_not_signed_for_is_refused_and_changes_nothing() {
     };
 
     impostor.say(&version(current + 1000, 4), &Keypair::from_seed([66; 32]), &manifest, b"evil");
-    until("the untrusted is refused", || (refused("untrusted") == 1).then_some(()));
+    until("the untrusted version is refused", || (refused("untrusted") == 1).then_some(()));
     unchanged("untrusted");
     impostor.say(&version(current - 1, 4), &publisher, &manifest, b"evil");
-    until("the older is refused", || (refused("stale") >= 1).then_some(()));
+    until("the older version is refused", || (refused("stale") >= 1).then_some(()));
     unchanged("older");
     let before = unreadable();
     impostor.say(&version(current + 1000, limits::FEED_BYTES_MAX + 1), &publisher, &manifest, b"evil");
-    until("the oversized is refused", || (unreadable() == before + 1).then_some(()));
+    until("the oversized version is refused", || (unreadable() == before + 1).then_some(()));
     let escaping = Announcement { name: "../main".into(), job: feed_id("../main"), ..version(current + 1000, 4) };
     impostor.say(&escaping, &publisher, &manifest, b"evil");
-    until("the escaping is refused", || (unreadable() == before + 2).then_some(()));
+    until("the name outside the folder is refused", || (unreadable() == before + 2).then_some(()));
     unchanged("oversized and escaping");
-    // Longer than its announcement says, then other bytes than were signed for.
+    // First data longer than the announcement says, then other bytes than the signed ones.
     impostor.say(&version(current + 1000, 3), &publisher, &manifest, b"evil");
-    until("the longer is refused", || (refused("corrupt") == 1).then_some(()));
+    until("the longer data is refused", || (refused("corrupt") == 1).then_some(()));
     impostor.say(&version(current + 2000, 4), &publisher, &manifest, b"Evil");
-    until("the altered is refused", || (refused("corrupt") == 2).then_some(()));
+    until("the altered data is refused", || (refused("corrupt") == 2).then_some(()));
     unchanged("corrupt");
-    let (_, said) = get(peer.http(), "/feeds", None).unwrap();
-    let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["refused"].as_array().unwrap().len(), 3, "{said:#}");
-    assert!(said["refused"][2]["why"].as_str().unwrap().contains("not trusted"), "{said:#}");
-    // What a publisher did sign, and whose data is at last the right one, counts.
+    let (_, body) = get(peer.http(), "/feeds", None).unwrap();
+    let feeds: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(feeds["refused"].as_array().unwrap().len(), 3, "{feeds:#}");
+    assert!(feeds["refused"][2]["why"].as_str().unwrap().contains("not trusted"), "{feeds:#}");
+    // A version that a publisher signed, with the right data, is accepted after all this.
     impostor.say(&version(current + 3000, 4), &publisher, &manifest, b"evil");
-    until("the signed is taken", || (served(peer, "gslb/main")?.0 == current + 3000).then_some(()));
+    until("the signed version is accepted", || (served(peer, "gslb/main")?.0 == current + 3000).then_some(()));
 }

@@ -1,15 +1,17 @@
-//! Images: pulled once from a real registry, pushed to racks, shared by layers and pieces; and registries that misbehave.
+//! Images from a real registry to racks, layers and pieces that versions share, and registries that misbehave.
 
-mod common;
-mod image_lab;
-
-use common::{Region, get, noise, until};
-use image_lab::{
-    Ending, Fake, Image, Layer, OCI_MANIFEST, Packing, Registry, Reply, Seen, serve, sha256, skopeo, tar, write_index,
-};
 use serde_json::Value;
+use shoal_testkit::Program;
+use shoal_testkit::fake_registry::{Ending, FakeRegistry, Received, Reply, serve};
+use shoal_testkit::http::get;
+use shoal_testkit::oci::{Image, Layer, OCI_MANIFEST, Packing, sha256, skopeo, tar, write_index};
+use shoal_testkit::region::ADDR;
+use shoal_testkit::registry::Registry;
+use shoal_testkit::{Process, Region, Setup, noise, own_loopback, until};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+
+const SHOAL: Program = shoal_testkit::program!();
 
 const NAME: &str = "registry.example:5000";
 
@@ -17,7 +19,7 @@ fn plain(tar: Vec<u8>) -> Layer {
     Layer { tar, packing: Packing::Plain }
 }
 
-/// A layer of one file of noise, compressed.
+/// A compressed layer of one file of noise.
 fn packed(name: &str, len: usize, seed: u64) -> Layer {
     Layer { tar: tar(&[(name, &noise(len, seed))]), packing: Packing::Gzip }
 }
@@ -27,9 +29,9 @@ fn region(racks: usize, hosts: usize, addr: &str) -> Region {
     region_with(racks, hosts, addr, &[])
 }
 
-/// The same, with further settings of the seeder.
+/// The same with further settings of the seeder.
 fn region_with(racks: usize, hosts: usize, addr: &str, seeder: &[&str]) -> Region {
-    let mut region = Region::start_with(racks, hosts, seeder, |_| Vec::new());
+    let mut region = Setup::new(SHOAL, racks, hosts).seeder(seeder).start();
     let settings = format!("{{plain_http=true,url='http://{addr}'}}");
     region.seeder.configure(&format!("registries={{'{NAME}'={settings}}}"));
     region.seeder.restart();
@@ -37,7 +39,7 @@ fn region_with(racks: usize, hosts: usize, addr: &str, seeder: &[&str]) -> Regio
     region
 }
 
-/// Runs a command with `--wait --json`; gives every status it told, the last one last.
+/// Runs a command with `--wait --json`; returns every status that it printed, in order.
 fn follow(region: &Region, args: &[&str]) -> Vec<Value> {
     let output = region.cli(&[args, &["--to", "all", "--wait", "--json"]].concat());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -48,26 +50,26 @@ fn follow(region: &Region, args: &[&str]) -> Vec<Value> {
         .collect()
 }
 
-/// Pre-warms an image; gives the last status.
+/// Prewarms an image; returns the last status.
 fn prewarm(region: &Region, image: &str) -> Value {
     follow(region, &["prewarm", &format!("{NAME}/{image}")]).pop().unwrap()
 }
 
-/// Why a pre-warm fails.
+/// The error of a prewarm that must fail.
 fn refused(region: &Region, args: &[&str]) -> String {
     let output = region.cli(&[&["prewarm"], args, &["--to", "all", "--wait"]].concat());
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Bytes each rack imported for a job.
+/// Bytes that each rack imported for a job.
 fn imports(status: &Value) -> Vec<u64> {
     let of = |rack: &Value| ["site", "region", "seeder"].iter().map(|tier| rack["tiers"][tier].as_u64().unwrap()).sum();
     status["racks"].as_array().unwrap().iter().map(of).collect()
 }
 
 /// Digests of all streams in a process's store.
-fn stored(process: &common::Process) -> BTreeSet<String> {
+fn stored(process: &Process) -> BTreeSet<String> {
     let mut digests = BTreeSet::new();
     for folder in fs::read_dir(process.dir().join("state/contents")).unwrap().flatten() {
         for file in fs::read_dir(folder.path()).unwrap().flatten() {
@@ -88,7 +90,7 @@ fn assert_everywhere(region: &Region, image: &Image) {
 }
 
 #[test]
-fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common() {
+fn a_registry_serves_each_blob_once_and_versions_share_common_pieces() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(&folder.path().join("registry"));
     let region = region(2, 2, &registry.addr);
@@ -99,16 +101,20 @@ fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common(
     };
     let first = Image::new(&[base(&files), packed("opt/runtime", 9 << 20, 100), packed("app", 1 << 20, 101)]);
     registry.put(&first, &folder.path().join("v1"), "lab/app:v1");
-    let told = follow(&region, &["prewarm", &format!("{NAME}/lab/app:v1")]);
-    let phases: Vec<&str> = told.iter().map(|status| status["phase"].as_str().unwrap()).collect();
+    let statuses = follow(&region, &["prewarm", &format!("{NAME}/lab/app:v1")]);
+    let phases: Vec<&str> = statuses.iter().map(|status| status["phase"].as_str().unwrap()).collect();
     assert!(phases.contains(&"pulling") && phases.ends_with(&["done"]), "{phases:?}");
-    let status = told.last().unwrap();
+    let status = statuses.last().unwrap();
     assert_eq!(
         (Region::total(status, "stored"), &status["name"]),
         (4, &format!("{NAME}/lab/app/v1").replace(':', "_").into())
     );
     for rack in imports(status) {
-        assert!(rack as f64 <= 1.03 * first.size() as f64, "{rack} bytes came into a rack, {} are in it", first.size());
+        assert!(
+            rack as f64 <= 1.03 * first.size() as f64,
+            "a rack imported {rack} bytes of an image of {}",
+            first.size()
+        );
     }
     assert!(status["seeder_sent"].as_u64().unwrap() as f64 <= 1.05 * first.size() as f64, "{status:#}");
     assert_everywhere(&region, &first);
@@ -118,11 +124,11 @@ fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common(
     let status = prewarm(&region, "lab/app:v2");
     let new = second.beyond(&first);
     for rack in imports(&status) {
-        assert!(rack as f64 <= 1.03 * new as f64, "{rack} bytes came into a rack, {new} are new");
+        assert!(rack as f64 <= 1.03 * new as f64, "a rack imported {rack} bytes, {new} are new");
     }
     assert_everywhere(&region, &second);
 
-    // One megabyte in each of two files: five in a hundred of the layer.
+    // 1 MiB changes in each of two files, which is 5 % of the layer.
     for (at, seed) in [(3, 200), (11, 201)] {
         files[at].1[300_000..300_000 + (1 << 20)].copy_from_slice(&noise(1 << 20, seed));
     }
@@ -130,34 +136,34 @@ fn a_registry_serves_each_blob_once_and_versions_share_what_they_have_in_common(
     registry.put(&third, &folder.path().join("v3"), "lab/app:v3");
     let status = prewarm(&region, "lab/app:v3");
     for rack in imports(&status) {
-        assert!(rack as f64 <= 1.2 * f64::from(2 << 20), "{rack} bytes came into a rack, {} changed", 2 << 20);
+        assert!(rack as f64 <= 1.2 * f64::from(2 << 20), "a rack imported {rack} bytes, {} changed", 2 << 20);
     }
     assert_everywhere(&region, &third);
 
-    let served = registry.served();
+    let served = registry.requested_by_shoal();
     let layers: BTreeSet<String> =
         [&first, &second, &third].iter().flat_map(|image| image.blobs.keys().cloned()).collect();
     let asked: BTreeSet<String> = served.keys().cloned().collect();
     assert_eq!(asked, layers);
     assert!(served.values().all(|count| *count == 1), "{served:?}");
 
-    // Nothing is left of the pulls but what the store has.
+    // The pulls leave only what the store holds.
     assert_eq!(fs::read_dir(region.seeder.dir().join("state/pulls")).unwrap().count(), 0);
     let again = prewarm(&region, "lab/app:v3");
     assert!(imports(&again).iter().all(|rack| *rack == 0), "{again:#}");
-    assert_eq!(registry.served(), served);
+    assert_eq!(registry.requested_by_shoal(), served);
 }
 
-/// Layers of a program that is at hand: five in a hundred of it change, in two of twenty files. What then comes into a rack
-/// depends on how far a compressor lets a change reach. Prints the table of `docs/BENCHMARKS.md`.
+/// Layers made of parts of this program, of which 5 % change in two of twenty files. The bytes that a rack imports then
+/// depend on how far the compressor spreads a change. Prints the table of `docs/BENCHMARKS.md`.
 #[test]
-#[allow(clippy::print_stdout, reason = "its result")]
-fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
+#[allow(clippy::print_stdout, reason = "the test prints a table")]
+fn the_compressor_decides_how_much_of_a_changed_layer_moves() {
     const FILE: usize = 1 << 20;
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(&folder.path().join("registry"));
     let region = region(1, 2, &registry.addr);
-    let program = fs::read(env!("CARGO_BIN_EXE_shoal")).unwrap();
+    let program = fs::read(SHOAL.path()).unwrap();
     let mut files: Vec<(String, Vec<u8>)> =
         program.chunks_exact(FILE).take(20).enumerate().map(|(at, part)| (format!("f{at}"), part.to_vec())).collect();
     assert_eq!(files.len(), 20);
@@ -182,7 +188,7 @@ fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
         let size = second.size();
         println!("{name}: {moved} of {size} bytes, {:.2} of the change", moved as f64 / FILE as f64);
         assert!(moved as f64 <= 1.03 * size as f64, "{name}: {moved} of {size}");
-        // How far is the program's business; what may be expected of all of them is little. The others may let it reach the end.
+        // Gzip and zstd may spread a change to the end of the layer.
         match packing {
             Packing::Plain => assert!(moved < size / 4, "{name}: {moved} of {size}"),
             Packing::GzipRsyncable => assert!(moved < size / 2, "{name}: {moved} of {size}"),
@@ -195,7 +201,7 @@ fn how_much_of_a_changed_layer_moves_is_up_to_its_compressor() {
 fn a_demoted_image_comes_back_without_the_uplink() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(&folder.path().join("registry"));
-    // Any two of a rack's four hosts hold all of a version between them.
+    // Any two of a rack's four hosts together store a whole version.
     let region = region_with(2, 4, &registry.addr, &["data_shards=2", "parity_shards=2"]);
     let base = packed("base", 1 << 20, 1);
     let images = [1u64, 2].map(|at| Image::new(&[base.clone(), packed("app", 8 << 20, at + 10)]));
@@ -208,18 +214,18 @@ fn a_demoted_image_comes_back_without_the_uplink() {
     let what = format!("{}@{}", first["name"].as_str().unwrap(), first["version"].as_str().unwrap());
     let used = |region: &Region| region.peers.iter().map(|peer| peer.metric("shoal_store_used_bytes")).sum::<u64>();
     let before = used(&region);
-    let told = region.cli(&["demote", &what, "--wait", "--json"]);
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    until("the hosts let the first version go", || (used(&region) < before - 8 * (2 << 20)).then_some(()));
+    let output = region.cli(&["demote", &what, "--wait", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    until("the hosts have removed the first version", || (used(&region) < before - 8 * (2 << 20)).then_some(()));
     let again = prewarm(&region, "lab/app:v1");
     assert_eq!((&again["phase"], Region::total(&again, "stored")), (&"done".into(), 8), "{again:#}");
     assert!(imports(&again).iter().all(|rack| *rack == 0), "{again:#}");
     images.iter().for_each(|image| assert_everywhere(&region, image));
-    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
+    assert!(registry.requested_by_shoal().values().all(|count| *count == 1), "{:?}", registry.requested_by_shoal());
 }
 
 #[test]
-fn images_pulled_at_once_share_what_they_have_in_common() {
+fn images_pulled_at_the_same_time_share_common_layers() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(&folder.path().join("registry"));
     let region = region(2, 2, &registry.addr);
@@ -230,23 +236,23 @@ fn images_pulled_at_once_share_what_they_have_in_common() {
         registry.put(image, &folder.path().join(format!("{at}")), &format!("lab/app{}:v1", at + 1));
     }
     let args = ["prewarm", &names[0], &names[1], &names[2]];
-    let told = follow(&region, &args);
+    let statuses = follow(&region, &args);
     let last = |at: usize| {
         let name = format!("registry.example_5000/lab/app{}/v1", at + 1);
-        told.iter().rfind(|status| status["name"] == *name).unwrap()
+        statuses.iter().rfind(|status| status["name"] == *name).unwrap()
     };
-    // Whichever goes first brings the base; each of the others its own layer alone.
+    // The first image brings the base layer, and the others only their own layers.
     let all = images[0].size() + images[1].beyond(&images[0]) + images[2].beyond(&images[0]);
     for rack in 0..2 {
         let came: u64 = (0..3).map(|at| imports(last(at))[rack]).sum();
-        assert!(came as f64 <= 1.03 * all as f64, "{came} bytes came into a rack, {all} are in the images");
+        assert!(came as f64 <= 1.03 * all as f64, "a rack imported {came} bytes, the images have {all}");
     }
     images.iter().for_each(|image| assert_everywhere(&region, image));
-    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
+    assert!(registry.requested_by_shoal().values().all(|count| *count == 1), "{:?}", registry.requested_by_shoal());
 }
 
 #[test]
-fn a_dry_run_says_what_would_be_pulled_and_pulls_nothing() {
+fn a_dry_run_lists_the_blobs_and_pulls_none() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::start(&folder.path().join("registry"));
     let region = region(1, 2, &registry.addr);
@@ -255,7 +261,7 @@ fn a_dry_run_says_what_would_be_pulled_and_pulls_nothing() {
     let second = Image::new(&[base, app]);
     registry.put(&second, &folder.path().join("v2"), "lab/app:v2");
     prewarm(&region, "lab/app:v1");
-    let served = registry.served();
+    let served = registry.requested_by_shoal();
     let args = ["prewarm", &format!("{NAME}/lab/app:v2"), "--to", "all", "--dry-run"];
     let resolved = region.cli_json(&[&args[..], &["--json"]].concat()).unwrap();
     assert_eq!((&resolved["root"], &resolved["hosts"]), (&sha256(&second.manifest).into(), &2.into()));
@@ -265,8 +271,8 @@ fn a_dry_run_says_what_would_be_pulled_and_pulls_nothing() {
     assert_eq!((held(&second.layers[0]), held(&second.layers[1])), (true.into(), false.into()));
     let text = String::from_utf8_lossy(&region.cli(&args).stdout).into_owned();
     assert!(text.contains("for 2 hosts") && text.contains(&second.layers[1]), "{text}");
-    assert_eq!(registry.served(), served, "no blob was asked for");
-    assert_eq!(region.cli_json(&["status", "--json"]).unwrap().as_array().unwrap().len(), 1, "no job was made");
+    assert_eq!(registry.requested_by_shoal(), served, "the dry run pulled a blob");
+    assert_eq!(region.cli_json(&["status", "--json"]).unwrap().as_array().unwrap().len(), 1, "the dry run made a job");
 }
 
 #[test]
@@ -288,25 +294,25 @@ fn platforms_are_chosen_and_docker_images_are_images_too() {
     follow(&region, &["prewarm", &image, "--platform", "linux/arm64"]);
     assert_everywhere(&region, &arm);
     let held = stored(&region.peers[0]);
-    assert!(held.contains(&sha256(&index)), "the tag leads to the index, which containerd asks for");
-    assert!(!held.contains(&amd.layers[1]) && !registry.served().contains_key(&amd.layers[1]));
+    assert!(held.contains(&sha256(&index)), "the index is missing, which containerd requests by tag");
+    assert!(!held.contains(&amd.layers[1]) && !registry.requested_by_shoal().contains_key(&amd.layers[1]));
     let text = refused(&region, &[&image, "--platform", "linux/riscv64"]);
     assert!(text.contains("no platform linux/riscv64") && text.contains("linux/amd64, linux/arm64"), "{text}");
     let all = follow(&region, &["prewarm", &image, "--platform", "all"]).pop().unwrap();
     assert_everywhere(&region, &amd);
-    assert!(imports(&all)[0] < 300_000, "the other platform's own layer alone: {:?}", imports(&all));
-    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
+    assert!(imports(&all)[0] < 300_000, "more than the other platform's own layer moved: {:?}", imports(&all));
+    assert!(registry.requested_by_shoal().values().all(|count| *count == 1), "{:?}", registry.requested_by_shoal());
 
-    // Docker's own types; the layers are the same bytes.
+    // Docker's media types with the same layers.
     copy(&["--format", "v2s2", "--override-arch", "amd64"], "lab/docker:v1");
     let status = prewarm(&region, "lab/docker:v1");
-    assert!(imports(&status)[0] < 10_000, "its layers were there: {:?}", imports(&status));
-    assert!(registry.served().values().all(|count| *count == 1), "{:?}", registry.served());
+    assert!(imports(&status)[0] < 10_000, "layers that hosts have were moved: {:?}", imports(&status));
+    assert!(registry.requested_by_shoal().values().all(|count| *count == 1), "{:?}", registry.requested_by_shoal());
 }
 
 #[test]
 fn layouts_and_saved_archives_are_taken_in() {
-    let region = Region::start(1, 2, |_| vec![format!("mirror.listen='{}:0'", common::ADDR)]);
+    let region = Setup::new(SHOAL, 1, 2).peers(|_| vec![format!("mirror.listen='{}:0'", ADDR)]).start();
     let folder = region.folder.path();
     let image = Image::new(&[plain(tar(&[("bin/tool", &noise(700_000, 1))])), packed("etc/x", 100_000, 2)]);
     let layout = folder.join("layout");
@@ -317,11 +323,11 @@ fn layouts_and_saved_archives_are_taken_in() {
     assert_eq!((&status["name"], &status["version"]), (&"registry.example_5000/lab/app/v1".into(), &"v1".into()));
     assert_everywhere(&region, &image);
 
-    // What is about an image is found by the image, once it is here too.
+    // A signature is found by the image that it signs, once hosts have the signature.
     let mirror = region.peers[1].addrs["mirror"].as_str().unwrap();
     let referrers = format!("/v2/lab/app/referrers/{}?ns={NAME}", sha256(&image.manifest));
-    assert_eq!(get(mirror, &referrers, None).unwrap().0, 404, "the puller is to ask its registry");
-    let signature = Image::new(&[plain(tar(&[("signature", b"it is well")]))]).about(&image);
+    assert_eq!(get(mirror, &referrers, None).unwrap().0, 404, "a mirror without signatures must answer 404");
+    let signature = Image::new(&[plain(tar(&[("signature", b"it is well")]))]).with_subject(&image);
     signature.write(&folder.join("signature"), "v1");
     push(&path("signature"), &["--ref", &format!("{NAME}/lab/app:signed")]);
     let (code, body) = get(mirror, &referrers, None).unwrap();
@@ -331,14 +337,14 @@ fn layouts_and_saved_archives_are_taken_in() {
     assert_eq!((&row["digest"], &row["size"]), (&sha256(&signature.manifest).into(), &signature.manifest.len().into()));
     assert_eq!(row["artifactType"], "application/vnd.oci.image.config.v1+json");
 
-    // The same layout in an archive is the same content: nothing moves.
+    // The same layout in an archive is the same content, so no payload moves.
     let tarred =
         std::process::Command::new("tar").args(["-C", &path("layout"), "-cf", &path("layout.tar"), "."]).status();
     assert!(tarred.unwrap().success());
     let again = push(&path("layout.tar"), &["--ref", &format!("{NAME}/lab/app:v1")]).pop().unwrap();
     assert_eq!(again["content"], status["content"]);
 
-    // What docker save would write, made of the layout by skopeo: plain layers, no manifest.
+    // An archive as `docker save` writes it: plain layers without a manifest.
     let (from, to) =
         (format!("oci:{}:v1", layout.display()), format!("docker-archive:{}:{NAME}/lab/app:saved", path("saved.tar")));
     skopeo(&["copy", "-q", &from, &to]);
@@ -350,7 +356,7 @@ fn layouts_and_saved_archives_are_taken_in() {
         assert!(layers.iter().all(|layer| stored.contains(&sha256(layer))), "{} lacks a layer", peer.name);
     }
     for rack in imports(&saved) {
-        assert!(rack < 150_000, "{rack} bytes came: the plain layer was there");
+        assert!(rack < 150_000, "a rack imported {rack} bytes although it had the plain layer");
     }
 
     for (args, words) in [
@@ -364,7 +370,7 @@ fn layouts_and_saved_archives_are_taken_in() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && text.contains(words), "{args:?}: {text}");
     }
-    // A layer whose bytes are not what its digest says.
+    // A layer whose bytes do not match its digest.
     let other = Image::new(&[plain(tar(&[("bin/other", &noise(700_000, 3))]))]);
     let damaged = folder.join("damaged");
     other.write(&damaged, "v1");
@@ -376,14 +382,14 @@ fn layouts_and_saved_archives_are_taken_in() {
 }
 
 #[test]
-fn a_pull_goes_on_where_a_killed_seeder_left_it() {
+fn a_pull_resumes_after_a_killed_seeder() {
     let image = Image::new(&[plain(tar(&[("data", &noise(8 << 20, 1))]))]);
     let (layer, whole) = (image.layers[0].clone(), image.blobs[&image.layers[0]].len());
     let served = image.clone();
-    let fake = Fake::start(move |seen, number| {
+    let fake = FakeRegistry::start(move |seen, number| {
         let mut reply = serve(&served, seen);
         if seen.path.ends_with(&served.layers[0]) && number == 1 {
-            reply.only = Some((5 << 20, Ending::Silence));
+            reply = reply.truncated(5 << 20, Ending::Silence);
         }
         reply
     });
@@ -391,17 +397,17 @@ fn a_pull_goes_on_where_a_killed_seeder_left_it() {
     let job =
         region.cli_json(&["prewarm", &format!("{NAME}/lab/app:v1"), "--to", "all", "--json"]).unwrap()["job"].clone();
     let job = job.as_str().unwrap().to_string();
-    until("a good part is on the disk", || {
+    until("a part of the layer is on the disk", || {
         let part = region.seeder.dir().join(format!("state/pulls/{}.part", &layer[7..]));
         (fs::metadata(part).ok()?.len() >= 4 << 20).then_some(())
     });
     assert_eq!(region.status(&job)["phase"], "pulling");
     region.seeder.kill();
     region.seeder.start();
-    until("it is whole", || (Region::total(&region.status(&job), "stored") == 1).then_some(()));
+    until("the host has the image", || (Region::total(&region.status(&job), "stored") == 1).then_some(()));
     assert_everywhere(&region, &image);
     let asked: Vec<Option<String>> = fake
-        .seen()
+        .received()
         .into_iter()
         .filter(|seen| seen.path.ends_with(&layer))
         .map(|seen| seen.headers.get("range").cloned())
@@ -413,10 +419,10 @@ fn a_pull_goes_on_where_a_killed_seeder_left_it() {
     assert!(from(&asked[1]).is_some_and(|from| (4 << 20..whole).contains(&from)), "{asked:?}");
 }
 
-/// Repositories of the registry that misbehaves, and what each does; see [`misbehave`].
+/// Repositories of the misbehaving registry from which a pull succeeds in the end. See [`misbehave`].
 const MENDED: [&str; 7] = ["hiccup", "cuts", "rangeless", "locked", "token", "elsewhere", "fine"];
 
-/// One image a repository: what is in the store is not pulled again.
+/// One image for each repository, because the seeder does not pull a stored image again.
 fn images() -> BTreeMap<String, Image> {
     let all = MENDED.iter().chain(&["liar", "long", "short"]).enumerate();
     all.map(|(at, name)| (name.to_string(), Image::new(&[packed("app", 400_000, at as u64)]))).collect()
@@ -424,7 +430,7 @@ fn images() -> BTreeMap<String, Image> {
 
 const WORDS: &str = r#"{"errors":[{"code":"SAD","message":"its own words"}]}"#;
 
-fn misbehave(images: &BTreeMap<String, Image>, seen: &Seen, number: usize) -> Reply {
+fn misbehave(images: &BTreeMap<String, Image>, seen: &Received, number: usize) -> Reply {
     let path = &seen.path;
     let repository = path.split("/v2/").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
     let shown = seen.headers.get("authorization").map_or("", String::as_str);
@@ -453,14 +459,13 @@ fn misbehave(images: &BTreeMap<String, Image>, seen: &Seen, number: usize) -> Re
         }
         "hiccup" if number == 1 => Reply::new(if is_layer { 500 } else { 429 }, WORDS).with("retry-after", "1"),
         "elsewhere" if is_layer => Reply::new(307, "").with("location", &path.replace("elsewhere", "cdn")),
-        // An address of its own for downloads is shown no password.
+        // The seeder must not send its password to the host that serves downloads.
         "cdn" if !shown.is_empty() && seen.headers["host"].starts_with("localhost") => Reply::new(400, "a password"),
-        // Breaks off again and again, a little further each time.
-        "cuts" if is_layer && number <= 3 => Reply { only: Some((100_000, Ending::Cut)), ..reply(images, seen) },
-        // Breaks off once, and knows no ranges.
-        "rangeless" if is_layer => {
-            Reply { only: (number == 1).then_some((150_000, Ending::Cut)), ..Reply::new(200, layer()) }
-        }
+        // Breaks off three times, each time a little later.
+        "cuts" if is_layer && number <= 3 => reply(images, seen).truncated(100_000, Ending::Cut),
+        // Breaks off once and does not support ranges.
+        "rangeless" if is_layer && number == 1 => Reply::new(200, layer()).truncated(150_000, Ending::Cut),
+        "rangeless" if is_layer => Reply::new(200, layer()),
         "liar" if is_layer => {
             let mut bytes = layer();
             bytes[1000] ^= 1;
@@ -472,7 +477,7 @@ fn misbehave(images: &BTreeMap<String, Image>, seen: &Seen, number: usize) -> Re
     }
 }
 
-fn reply(images: &BTreeMap<String, Image>, seen: &Seen) -> Reply {
+fn reply(images: &BTreeMap<String, Image>, seen: &Received) -> Reply {
     let repository = seen.path.split('/').nth(2).unwrap_or_default();
     images
         .get(if repository == "cdn" { "elsewhere" } else { repository })
@@ -483,11 +488,11 @@ fn reply(images: &BTreeMap<String, Image>, seen: &Seen) -> Reply {
 fn registries_that_misbehave_have_clear_outcomes() {
     let images = images();
     let served = images.clone();
-    let fake = Fake::start(move |seen, number| misbehave(&served, seen, number));
+    let fake = FakeRegistry::start(move |seen, number| misbehave(&served, seen, number));
     let folder = tempfile::tempdir().unwrap();
     let credentials = folder.path().join("docker.json");
     fs::write(&credentials, format!(r#"{{"auths":{{"{NAME}":{{"auth":"dXNlcjpwYXNz"}}}}}}"#)).unwrap();
-    let mut region = Region::start(1, 1, |_| Vec::new());
+    let mut region = Region::start(SHOAL, 1, 1);
     let plain = |name: &str, addr: &str| format!("'{name}'={{plain_http=true,url='http://{addr}'}}");
     let rows = [plain(NAME, &fake.addr), plain("stranger.example", &fake.addr), plain("dead.example", "127.0.0.1:1")];
     region.seeder.configure(&format!("registries={{{}}}", rows.join(",")));
@@ -530,7 +535,7 @@ fn registries_that_misbehave_have_clear_outcomes() {
         };
         let text = refused(&region, &[&full]);
         assert!(words.iter().all(|word| text.contains(word)), "{image}: {text}");
-        // Asking without doing says the same, but for what only the blobs show.
+        // A dry run fails with the same error, unless only the blobs show it.
         if !["liar", "long", "short"].iter().any(|name| image.starts_with(name))
             && !image.starts_with("busy")
             && !image.starts_with("broken")
@@ -543,15 +548,15 @@ fn registries_that_misbehave_have_clear_outcomes() {
     let s390x = ["prewarm", &format!("{NAME}/fine/app:v1"), "--to", "all", "--platform", "linux"];
     let text = String::from_utf8_lossy(&region.cli(&s390x).stderr).into_owned();
     assert!(text.contains("is not os/arch"), "{text}");
-    // What failed took no room.
+    // Failed pulls left no files.
     let contents = fs::read_dir(region.seeder.dir().join("state/contents")).unwrap().count();
     assert_eq!(contents, MENDED.len());
 }
 
 #[test]
-fn a_registry_with_a_certificate_of_ones_own_is_pulled_from() {
+fn a_registry_with_its_own_certificate_is_trusted_by_configuration() {
     let folder = tempfile::tempdir().unwrap();
-    let addr = common::own_loopback();
+    let addr = own_loopback();
     let own = rcgen::generate_simple_self_signed(vec![addr.to_string()]).unwrap();
     let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
     fs::write(&certificate, own.cert.pem()).unwrap();
@@ -560,7 +565,7 @@ fn a_registry_with_a_certificate_of_ones_own_is_pulled_from() {
     let registry = Registry::start_with(addr, &folder.path().join("registry"), &tls);
     let image = Image::new(&[packed("app", 400_000, 1)]);
     registry.put(&image, &folder.path().join("v1"), "lab/app:v1");
-    let mut region = Region::start(1, 1, |_| Vec::new());
+    let mut region = Region::start(SHOAL, 1, 1);
     let name = format!("{}/lab/app:v1", registry.addr);
     let text = refused(&region, &[&name]);
     assert!(text.contains("certificate") && text.contains("ca"), "{text}");
@@ -580,9 +585,12 @@ fn a_pulled_image_is_warmed_in_batches() {
     let image = Image::new(&[packed("app", 1 << 20, 1)]);
     registry.put(&image, &folder.path().join("v1"), "lab/app:v1");
     let args = ["prewarm", &format!("{NAME}/lab/app:v1"), "--batch", "1,100%", "--soak", "300ms"];
-    let told = follow(&region, &args);
-    let last = told.last().unwrap();
+    let statuses = follow(&region, &args);
+    let last = statuses.last().unwrap();
     assert_eq!((&last["phase"], &last["tally"]["active"]), (&"done".into(), &3.into()), "{last:#}");
-    assert!(told.iter().any(|view| view["batch"] == 1 && view["tally"]["active"] == 1), "one host first: {told:#?}");
+    assert!(
+        statuses.iter().any(|view| view["batch"] == 1 && view["tally"]["active"] == 1),
+        "the first batch was more than one host: {statuses:#?}"
+    );
     assert_everywhere(&region, &image);
 }

@@ -1,9 +1,5 @@
-//! A node that was let in and then misbehaves: what it announces is refused at the host, reported with the reason, and
-//! nothing changes.
+//! An admitted node that misbehaves. The host refuses its announcements, reports the reason, and changes nothing.
 
-mod common;
-
-use common::{Process, Region, ok, until};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane};
 use shoal_net::identity::{Identity, load_key};
@@ -20,6 +16,8 @@ use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::message::Message;
 use shoal_proto::report::{HostState, Reason};
 use shoal_proto::trust::{Envelope, Keypair, Role, Trust};
+use shoal_testkit::Program;
+use shoal_testkit::{PATIENCE, Process, Region, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -27,9 +25,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
+const SHOAL: Program = shoal_testkit::program!();
+
 const NAME: &str = "edge/settings";
 
-/// A second seeder, admitted, with a mind of its own.
+/// A second seeder with a valid credential that announces invalid documents.
 struct Intruder {
     runtime: Runtime,
     me: NodeId,
@@ -37,7 +37,7 @@ struct Intruder {
     control: ControlHandle,
     endpoint: LinkEndpoint,
     peer: NodeId,
-    /// What it gives to whom asks for a manifest.
+    /// The manifests that it sends on request.
     manifests: Arc<Mutex<BTreeMap<ContentId, Vec<u8>>>>,
     sequence: u8,
 }
@@ -48,7 +48,7 @@ impl Intruder {
         let (cluster, out) = (at.join("cluster"), at.join("intruder"));
         let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
         let locality = "t/core/core/intruder";
-        ok(&["cluster", "issue", "--dir", cluster, "--role", "seeder", "--locality", locality, "--out", out]);
+        SHOAL.ok(&["cluster", "issue", "--dir", cluster, "--role", "seeder", "--locality", locality, "--out", out]);
         let file = |name: &str| Path::new(out).join(name);
         let identity = Identity::new(&load_key(&file("node.key")).unwrap());
         let trust = Arc::new(Trust::open(&fs::read(file("trust")).unwrap(), None).unwrap());
@@ -57,18 +57,21 @@ impl Intruder {
         let runtime = Runtime::new().unwrap();
         let tracker_addr = region.tracker.addrs["control"][0].as_str().unwrap().parse().unwrap();
         let me = identity.node();
-        let (endpoint, mut events, control, mut said, tracker, peer) = runtime.block_on(async {
+        let (endpoint, mut events, control, mut control_events, tracker, peer) = runtime.block_on(async {
             let config = LinkConfig::new(vec!["127.0.0.1:0".parse().unwrap()], identity.clone(), admission);
             let (endpoint, events) = LinkEndpoint::bind(config).await.unwrap();
-            let (control, said) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await.unwrap();
+            let (control, control_events) =
+                ControlPlane::start(ControlConfig::new(identity, Vec::new())).await.unwrap();
             let tracker = control.connect(tracker_addr, None).await.unwrap();
             let addrs = endpoint.local_addrs().to_vec();
             let join = Join { credential, addrs, labels: Labels::new(), weight: 100, uplink_mbit: 0, known: None };
             let answer = control.request(tracker, Request::Join(join)).await.unwrap();
-            let Response::Joined { update: Some(update), .. } = answer else { panic!("not let in: {answer:?}") };
+            let Response::Joined { update: Some(update), .. } = answer else {
+                panic!("the tracker refused the intruder: {answer:?}")
+            };
             let peer = update.upserts.into_iter().find(|member| member.role == Role::Peer).unwrap();
             endpoint.dial(peer.node, peer.addrs);
-            (endpoint, events, control, said, tracker, peer.node)
+            (endpoint, events, control, control_events, tracker, peer.node)
         });
         let manifests = Arc::<Mutex<BTreeMap<ContentId, Vec<u8>>>>::default();
         let (linked, up) = std::sync::mpsc::sync_channel(1);
@@ -91,20 +94,20 @@ impl Intruder {
             let mut tick = tokio::time::interval(Duration::from_millis(200));
             loop {
                 tokio::select! {
-                    // What the tracker says of membership is of no use here.
-                    event = said.recv() => if event.is_none() { return },
+                    // Memberships are dropped.
+                    event = control_events.recv() => if event.is_none() { return },
                     _ = tick.tick() => {
                         let beat = Request::Beat { known: Epoch(0), reports: Vec::new(), versions: Vec::new() };
-                        let _heard = beating.request(tracker, beat).await;
+                        let _ = beating.request(tracker, beat).await; // A missed beat is repeated.
                     }
                 }
             }
         });
-        up.recv_timeout(common::PATIENCE).expect("a link to the host");
+        up.recv_timeout(PATIENCE).expect("the intruder has a link to the host");
         Self { runtime, me, tracker, control, endpoint, peer, manifests, sequence: 0 }
     }
 
-    /// An announcement that is in order, but for its content.
+    /// An announcement that is valid except for its content.
     fn announcement(&mut self, manifest: &[u8], size: u64) -> Announcement {
         self.sequence += 1;
         let now = system_clock();
@@ -135,7 +138,7 @@ impl Intruder {
         self.endpoint.send(self.peer, OutFrame::Announce(frame)).unwrap();
     }
 
-    /// What hosts last said of a job.
+    /// The last reported state of a job.
     fn state(&self, job: JobId) -> Option<HostState> {
         let asked = self.control.request(self.tracker, Request::HostStates { job });
         match self.runtime.block_on(asked).unwrap() {
@@ -145,7 +148,7 @@ impl Intruder {
     }
 
     fn wait_failed(&self, job: JobId, reason: Reason) {
-        until(&format!("the host says {reason}"), || match self.state(job)? {
+        until(&format!("the host reports {reason}"), || match self.state(job)? {
             HostState::Unknown => None,
             state => {
                 assert_eq!(state, HostState::Failed(reason));
@@ -155,7 +158,7 @@ impl Intruder {
     }
 }
 
-/// A small file's manifest and data, as a seeder would make them, but for its path.
+/// The manifest of a small file, as a seeder makes it, with any path.
 fn small(path: &[u8], data: &[u8]) -> Vec<u8> {
     let entry = Entry { path: path.to_vec(), mode: 0o644, kind: EntryKind::File { size: data.len() as u64 } };
     let manifest = Manifest {
@@ -174,7 +177,7 @@ fn small(path: &[u8], data: &[u8]) -> Vec<u8> {
     manifest.to_bytes()
 }
 
-/// Everything in the host's content folder.
+/// All paths and links in a host's content folder.
 fn folder(peer: &Process) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![peer.dir().join("content").join(NAME)];
@@ -192,8 +195,8 @@ fn folder(peer: &Process) -> Vec<String> {
 }
 
 #[test]
-fn what_is_not_in_order_is_refused_and_said_why() {
-    let region = Region::start(1, 1, |_| Vec::new());
+fn invalid_documents_are_refused_with_the_reason() {
+    let region = Region::start(SHOAL, 1, 1);
     let source = region.folder.path().join("settings");
     fs::write(&source, "version 1").unwrap();
     let what = format!("{NAME}@1");
@@ -208,34 +211,34 @@ fn what_is_not_in_order_is_refused_and_said_why() {
     let publisher = load_key(&region.folder.path().join("cluster/publisher.key")).unwrap();
     let stranger = Keypair::from_seed([9; 32]);
 
-    // It leads out of its folder.
+    // A path leads out of its folder.
     for path in [&b"../escape"[..], b"/etc/escape", b"a/../../escape"] {
         let manifest = small(path, b"evil");
         let escaping = intruder.announcement(&manifest, 4);
         intruder.announce(Envelope::seal(&escaping, &publisher).to_bytes(), Some((manifest, b"evil".to_vec())));
         intruder.wait_failed(escaping.job, Reason::BadManifest);
     }
-    // Its signer is not trusted.
+    // The signer is not trusted.
     let manifest = small(b"settings", b"evil");
     let untrusted = intruder.announcement(&manifest, 4);
     intruder.announce(Envelope::seal(&untrusted, &stranger).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
     intruder.wait_failed(untrusted.job, Reason::Untrusted);
-    // It is older than what is there.
+    // The sequence is older than that of the active version.
     let mut older = intruder.announcement(&manifest, 4);
     older.sequence = 1;
     intruder.announce(Envelope::seal(&older, &publisher).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
     intruder.wait_failed(older.job, Reason::Stale);
-    // Its signature is none: who wrote it cannot be told, so it is counted and logged, not reported.
+    // The signature is invalid, so the signer is unknown. The host counts and logs it but reports nothing.
     let refused = peer.metric("shoal_announcements_refused_total");
     let unsigned = intruder.announcement(&manifest, 4);
     let mut bytes = Envelope::seal(&unsigned, &publisher).to_bytes();
     *bytes.last_mut().unwrap() ^= 1;
     intruder.announce(bytes, Some((manifest, b"evil".to_vec())));
-    until("it is counted", || (peer.metric("shoal_announcements_refused_total") > refused).then_some(()));
+    until("the host counts the refusal", || (peer.metric("shoal_announcements_refused_total") > refused).then_some(()));
     assert_eq!(intruder.state(unsigned.job), None);
     assert!(peer.log().contains("bad signature"));
 
-    // Desired states: by a stranger, and an old one.
+    // Desired states: one by an untrusted signer, and an old one.
     let current = region.cli_json(&["status", "--json"]).unwrap();
     let content = current[0]["content"].as_str().unwrap().parse().unwrap();
     let target = Target { version: "evil".into(), content, sequence: 1 };
@@ -259,8 +262,8 @@ fn what_is_not_in_order_is_refused_and_said_why() {
         let metric = format!("shoal_feed_refused_total{{why=\"{why}\"}}");
         let refused = peer.metric(&metric);
         intruder.announce(Envelope::seal(&document, signer).to_bytes(), Some((manifest.clone(), data.clone())));
-        until("it is refused", || (peer.metric(&metric) > refused).then_some(()));
+        until("the desired state is refused", || (peer.metric(&metric) > refused).then_some(()));
         assert_eq!(intruder.state(JobId([77; 16])), None);
     }
-    assert_eq!(folder(peer), before, "nothing has changed");
+    assert_eq!(folder(peer), before, "the content folder has changed");
 }

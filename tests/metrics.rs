@@ -1,10 +1,10 @@
 //! Metrics of the four roles, against the rules of Prometheus.
 
-mod common;
-
-use common::{Region, http, noise, until};
+use shoal_testkit::{Program, Region, http, noise, until};
 use std::io::Write;
 use std::process::{Command, Stdio};
+
+const SHOAL: Program = shoal_testkit::program!();
 
 /// Runs `promtool check metrics` on the text of a role. Returns what it complains about.
 fn complaints(text: &str) -> String {
@@ -18,15 +18,14 @@ fn complaints(text: &str) -> String {
     // The pipe closes at the end of the statement, which ends promtool's input.
     promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = promtool.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8(said).unwrap();
-    assert!(output.status.success() || !said.is_empty(), "promtool failed without a complaint");
-    said
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success() || !text.is_empty(), "promtool failed without a complaint");
+    text
 }
 
 #[test]
 fn every_role_follows_the_rules_of_prometheus() {
-    let region = Region::start(1, 2, |_| Vec::new());
+    let region = Region::start(SHOAL, 1, 2);
     // Metrics with labels appear only after their first use.
     let source = region.folder.path().join("source");
     std::fs::write(&source, noise(300_000, 1)).unwrap();
@@ -39,9 +38,9 @@ fn every_role_follows_the_rules_of_prometheus() {
         let (status, text) = http::get(process.http(), "/metrics", None).unwrap();
         assert_eq!(status, 200, "{role}");
         assert!(text.contains("# TYPE process_cpu_seconds_total counter"), "{role}: {text}");
-        let said = complaints(&text);
-        if !said.is_empty() {
-            wrong.push_str(&format!("{role}:\n{said}"));
+        let complaints = complaints(&text);
+        if !complaints.is_empty() {
+            wrong.push_str(&format!("{role}:\n{complaints}"));
         }
     }
     assert!(wrong.is_empty(), "promtool check metrics complains:\n{wrong}");

@@ -1,18 +1,19 @@
 //! The OpenAPI documents of the four roles, compared with what the servers of a real region answer.
 //!
-//! `SHOAL_BLESS=1 cargo test --test openapi` writes the documents anew.
+//! `SHOAL_BLESS=1 cargo test --test openapi` writes the documents again.
 
-mod common;
-
-use common::{ADMIN_TOKEN, Process, Region, until};
 use serde_json::{Value, json};
 use shoal_api::openapi::{Role, document};
+use shoal_testkit::region::ADMIN_TOKEN;
+use shoal_testkit::{Process, Program, Region, Setup, noise, until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+const SHOAL: Program = shoal_testkit::program!();
 
 fn path_of(role: Role) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("api/openapi").join(format!("{}.json", role.name()))
@@ -52,7 +53,7 @@ fn call(addr: &str, method: &str, path: &str, token: Option<&str>, body: Option<
     } else {
         String::new()
     };
-    // With HTTP/1.0 the body is not chunked and ends with the connection.
+    // With HTTP/1.0 the body has no framing and ends with the connection.
     write!(stream, "{method} {path} HTTP/1.0\r\nhost: {addr}\r\n{auth}{length}\r\n").unwrap();
     stream.write_all(bytes).unwrap();
     let mut all = Vec::new();
@@ -305,7 +306,7 @@ impl<'a> Server<'a> {
 
 #[test]
 fn servers_answer_as_documented() {
-    let region = Region::start(1, 2, |_| vec![format!("admin_token={ADMIN_TOKEN}")]);
+    let region = Setup::new(SHOAL, 1, 2).peers(|_| vec![format!("admin_token={ADMIN_TOKEN}")]).start();
     let token = fs::read_to_string(region.folder.path().join("cluster/admin.token")).unwrap();
     let token = token.trim();
     let server = |role, process| Server::new(role, process, token);
@@ -315,11 +316,11 @@ fn servers_answer_as_documented() {
 
     // Something of each kind, so that no list is empty.
     let content = region.folder.path().join("big");
-    fs::write(&content, common::noise(3 << 20, 1)).unwrap();
+    fs::write(&content, noise(3 << 20, 1)).unwrap();
     let job = region.push(&content, "files/big", "1");
     let status = region.wait_active(&job, 2);
     let settings = region.folder.path().join("settings");
-    fs::write(&settings, common::noise(100_000, 2)).unwrap();
+    fs::write(&settings, noise(100_000, 2)).unwrap();
     let spec = json!({
         "name": "edge/settings", "version": "1", "path": settings, "to": ["all"], "batch": [1, "100%"], "soak": "100ms",
     });

@@ -1,9 +1,8 @@
-//! The main job, whole: real content through racks of real processes, verified and reported.
+//! Pushes of real contents through racks of real processes, with checks of every copy and of the reports.
 
-mod common;
-
-use common::{Region, noise, ok, run, shoal, until};
 use serde_json::Value;
+use shoal_testkit::Program;
+use shoal_testkit::{Process, Region, noise, until};
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -11,7 +10,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// A directory with everything that is awkward, and some bulk.
+const SHOAL: Program = shoal_testkit::program!();
+
+/// A directory with unusual names, modes and links, and 20 MB of noise.
 fn awkward(dir: &Path) {
     fs::create_dir_all(dir.join("deep/er/still")).unwrap();
     fs::create_dir(dir.join("empty directory")).unwrap();
@@ -31,13 +32,13 @@ fn awkward(dir: &Path) {
 }
 
 fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+    value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
 fn demo(args: &[&str]) -> Value {
     let mut all = vec!["demo", "--json"];
     all.extend(args);
-    serde_json::from_str(&ok(&all)).unwrap()
+    serde_json::from_str(&SHOAL.ok(&all)).unwrap()
 }
 
 #[test]
@@ -46,7 +47,7 @@ fn a_directory_reaches_every_host_and_a_new_version_moves_only_what_changed() {
     let (first, second) = (dir.path().join("first"), dir.path().join("second"));
     awkward(&first);
     awkward(&second);
-    // One per cent, in ten files.
+    // One per cent of the bytes changes, in ten files.
     for file in 0..10 {
         let file = fs::OpenOptions::new().write(true).open(second.join(format!("bulk{file}"))).unwrap();
         file.write_all_at(&noise(20_000, 99), 300_000).unwrap();
@@ -95,17 +96,17 @@ fn a_hundred_thousand_small_files_arrive() {
 #[test]
 fn an_interrupted_demo_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut demo = shoal();
+    let mut demo = SHOAL.command();
     demo.args(["demo", "--racks", "1", "--hosts", "2", "--dir"]).arg(dir.path());
     let mut child = demo.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let folder = dir.path().join(format!("shoal-demo-{}", child.id()));
     until("a peer runs", || folder.join("rack1-host1/ready").exists().then_some(()));
     let id = child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
-    let status = until("it ends", || child.try_wait().unwrap());
+    let status = until("the demo ends", || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(130));
     assert!(!folder.exists());
-    until("its processes end", || {
+    until("the processes of the demo end", || {
         let mut others = fs::read_dir("/proc").unwrap().flatten();
         let left = others.any(|process| {
             let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
@@ -116,8 +117,8 @@ fn an_interrupted_demo_leaves_nothing() {
 }
 
 #[test]
-fn commands_say_what_there_is() {
-    let region = Region::start(2, 2, |_| Vec::new());
+fn commands_show_jobs_contents_and_hosts() {
+    let region = Region::start(SHOAL, 2, 2);
     let file = region.folder.path().join("settings");
     fs::write(&file, noise(300_000, 1)).unwrap();
     let args = ["push", file.to_str().unwrap(), "--name", "edge/settings", "--version", "7", "--kind", "config"];
@@ -125,7 +126,7 @@ fn commands_say_what_there_is() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("3 of 3 hosts active"), "{text}");
-    assert!(!region.peers[1].dir().join("content/edge").exists(), "not selected");
+    assert!(!region.peers[1].dir().join("content/edge").exists(), "a host outside the selector received the content");
     region.assert_copy(3, "edge/settings", "settings", &noise(300_000, 1));
 
     let jobs = region.cli_json(&["status", "--json"]).unwrap();
@@ -142,13 +143,13 @@ fn commands_say_what_there_is() {
 }
 
 #[test]
-fn roles_stop_in_time_and_go_on_after() {
-    let mut region = Region::start(1, 2, |_| Vec::new());
+fn roles_stop_in_time_and_continue_after_a_restart() {
+    let mut region = Region::start(SHOAL, 1, 2);
     let file = region.folder.path().join("file");
     fs::write(&file, noise(2_000_000, 5)).unwrap();
     let job = region.push(&file, "thing", "1");
     region.wait_active(&job, 2);
-    let stop = |process: &mut common::Process| {
+    let stop = |process: &mut Process| {
         let (took, status) = process.terminate();
         assert!(status.success(), "{}: {status}\n{}", process.name, process.log());
         assert!(took < Duration::from_secs(10), "{} took {took:?}", process.name);
@@ -166,7 +167,7 @@ fn roles_stop_in_time_and_go_on_after() {
     region.wait_active(&job, 2);
     region.assert_copy(1, "thing", "file", &noise(2_000_000, 6));
     let old = region.peers[0].dir().join("content/thing/1/file");
-    assert_eq!(fs::read(old).unwrap(), noise(2_000_000, 5), "the previous version stays");
+    assert_eq!(fs::read(old).unwrap(), noise(2_000_000, 5), "the previous version changed");
 }
 
 #[test]
@@ -175,12 +176,12 @@ fn configurations_are_checked_and_shown() {
     let file = dir.path().join("peer.toml");
     fs::write(&file, "keep_versions = 3\n[node]\ntrackers = ['tracker.example:7710']\nquota = '10 GiB'\n").unwrap();
     let file = file.to_str().unwrap();
-    assert!(ok(&["config", "check", "--role", "peer", file]).contains("fine"));
-    assert!(ok(&["config", "show", "--role", "peer", file]).contains("quota = \"10 GiB\""));
-    let wrong = run(&["config", "check", "--role", "peer", file, "--set", "keep_version=1"]);
+    assert!(SHOAL.ok(&["config", "check", "--role", "peer", file]).contains("fine"));
+    assert!(SHOAL.ok(&["config", "show", "--role", "peer", file]).contains("quota = \"10 GiB\""));
+    let wrong = SHOAL.run(&["config", "check", "--role", "peer", file, "--set", "keep_version=1"]);
     assert!(!wrong.status.success());
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("keep_version"));
     for shell in ["bash", "zsh", "fish"] {
-        assert!(ok(&["completions", shell]).contains("shoal"));
+        assert!(SHOAL.ok(&["completions", shell]).contains("shoal"));
     }
 }

@@ -1,9 +1,10 @@
-//! Rollouts in regions of real processes: batch by batch, rack by rack, back when it is not well, through kills.
+//! Rollouts in regions of real processes: batch by batch, rack by rack, with rollback after failures, and through
+//! kills.
 
-mod common;
-
-use common::{PATIENCE, Process, Region, get, own_loopback, until};
 use serde_json::Value;
+use shoal_testkit::Program;
+use shoal_testkit::http::get;
+use shoal_testkit::{PATIENCE, Process, Region, Setup, own_loopback, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,10 +14,12 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
+const SHOAL: Program = shoal_testkit::program!();
+
 const NAME: &str = "edge/settings";
 
-/// What each host does around a switch. The script notes each hook it runs; a version with a file `bad` fails the check on
-/// hosts that have a file `weak`; a host with a file `slow` takes its time in `post_start`.
+/// The hooks of each host around a switch. Each hook writes a line into the file `hooks`. A version with a file `bad`
+/// fails the check on hosts that have a file `weak`. On a host with a file `slow` the hook `post_start` waits.
 fn hooks() -> Vec<String> {
     // content/edge/settings/current is four levels below the host's own folder.
     let home = r#"home=$(dirname $(dirname $(dirname $(dirname "$SHOAL_CURRENT"))))"#;
@@ -40,8 +43,8 @@ fn version(region: &Region, version: &str, bad: bool) -> PathBuf {
     folder
 }
 
-/// Begins a rollout; gives its id.
-fn begin(region: &Region, version: &str, path: Option<&Path>, more: &[&str]) -> String {
+/// Starts a rollout; returns its id.
+fn start_rollout(region: &Region, version: &str, path: Option<&Path>, more: &[&str]) -> String {
     let what = format!("{NAME}@{version}");
     let mut args = vec!["rollout", what.as_str()];
     args.extend(path.map(|path| path.to_str().unwrap()));
@@ -60,7 +63,7 @@ fn look(region: &Region, of: &str) -> Value {
     region.cli_json(&["rollout", "status", of, "--json"]).expect("the rollout is known")
 }
 
-/// Waits until a rollout is in a phase, and in no other final one.
+/// Waits until a rollout is in a phase. Another final phase fails the test.
 fn wait_phase(region: &Region, of: &str, phase: &str) -> Value {
     until(&format!("the rollout is {phase}"), || {
         let view = region.cli_json(&["rollout", "status", of, "--json"])?;
@@ -74,10 +77,10 @@ fn wait_phase(region: &Region, of: &str, phase: &str) -> Value {
     })
 }
 
-/// Puts the first version on every host.
+/// Activates the first version on every host.
 fn first_version(region: &Region) {
     let path = version(region, "1", false);
-    let id = begin(region, "1", Some(&path), &["--batch", "100%", "--per-rack", "4"]);
+    let id = start_rollout(region, "1", Some(&path), &["--batch", "100%", "--per-rack", "4"]);
     wait_phase(region, &id, "done");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("1")));
 }
@@ -87,7 +90,7 @@ fn current(peer: &Process) -> Option<String> {
     Some(link.to_str()?.to_string())
 }
 
-/// The lines its hooks wrote.
+/// The lines that a host's hooks wrote.
 fn hook_lines(peer: &Process) -> Vec<String> {
     let text = fs::read_to_string(peer.dir().join("hooks")).unwrap_or_default();
     text.lines().map(str::to_string).collect()
@@ -103,7 +106,7 @@ fn journal(peer: &Process) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// From when to when a host was switching in a rollout.
+/// When each switch of a host in a rollout began and ended, milliseconds.
 fn spans(peer: &Process, rollout: &str) -> Vec<(u64, u64)> {
     let lines = journal(peer);
     let of = |event: &str| {
@@ -114,9 +117,9 @@ fn spans(peer: &Process, rollout: &str) -> Vec<(u64, u64)> {
     begun.iter().map(|(attempt, at)| (*at, ended[attempt])).collect()
 }
 
-/// No two hosts of a rack switched at the same time.
-fn assert_one_a_rack(region: &Region, mates: usize, rollout: &str) {
-    for (rack, peers) in (0..).zip(region.peers.chunks_exact(mates)) {
+/// Checks that no two hosts of a rack switched at the same time.
+fn assert_one_a_rack(region: &Region, rack_size: usize, rollout: &str) {
+    for (rack, peers) in (0..).zip(region.peers.chunks_exact(rack_size)) {
         let mut all: Vec<(u64, u64)> = peers.iter().flat_map(|peer| spans(peer, rollout)).collect();
         all.sort_unstable();
         let apart = all.windows(2).all(|pair| pair[0].1 <= pair[1].0);
@@ -125,27 +128,27 @@ fn assert_one_a_rack(region: &Region, mates: usize, rollout: &str) {
 }
 
 #[test]
-fn batches_go_rack_by_rack_and_a_bad_version_goes_back() {
-    let region = Region::start(4, 4, |_| hooks());
+fn batches_go_rack_by_rack_and_a_bad_version_is_rolled_back() {
+    let region = Setup::new(SHOAL, 4, 4).peers(|_| hooks()).start();
     first_version(&region);
     let path = version(&region, "2", false);
-    let id = begin(&region, "2", Some(&path), &["--batch", "1,25%,100%", "--per-rack", "1"]);
+    let id = start_rollout(&region, "2", Some(&path), &["--batch", "1,25%,100%", "--per-rack", "1"]);
     let view = wait_phase(&region, &id, "done");
     assert_eq!((&view["tally"]["active"], &view["batch"]), (&16.into(), &3.into()), "{view:#}");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
     assert!(region.peers.iter().all(|peer| spans(peer, &id).len() == 1));
     assert_one_a_rack(&region, 4, &id);
-    until("the hub knows", || region.hub_active(&id).filter(|active| *active == 16));
+    until("the hub has the reports", || region.hub_active(&id).filter(|active| *active == 16));
     assert_eq!(Region::total(&region.status(&id), "active"), 16);
     let listed = String::from_utf8(region.cli(&["status"]).stdout).unwrap();
     assert!(listed.contains("rollout") && listed.contains("staged"), "{listed}");
 
-    // Version 3 fails on one host, which is not of the first batches.
+    // Version 3 fails on one host of the second batch.
     let bad = version(&region, "3", true);
     let args = ["push", bad.to_str().unwrap(), "--name", NAME, "--version", "3", "--kind", "config", "--to", "all"];
     let output = region.cli(&[&args[..], &["--stage", "--wait", "--json"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")), "staged, not switched");
+    assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")), "a staged version was activated");
     let staged = |of: &str| {
         let jobs = region.cli_json(&["status", "--json"]).unwrap();
         let jobs = jobs.as_array().unwrap().iter();
@@ -172,7 +175,7 @@ fn batches_go_rack_by_rack_and_a_bad_version_goes_back() {
     let weak = dry["batches"][1]["named"][1].as_str().unwrap();
     let weak = region.peers.iter().find(|peer| weak.ends_with(&peer.name.replace('-', "/"))).unwrap();
     fs::write(weak.dir().join("weak"), "").unwrap();
-    let id = begin(&region, "3", None, &["--batch", "1,25%,100%", "--per-rack", "1"]);
+    let id = start_rollout(&region, "3", None, &["--batch", "1,25%,100%", "--per-rack", "1"]);
     let view = wait_phase(&region, &id, "rolled-back");
     assert_eq!(view["batch"], 2, "{view:#}");
     assert!(view["why"].as_str().unwrap().contains("failed"), "{view:#}");
@@ -180,13 +183,13 @@ fn batches_go_rack_by_rack_and_a_bad_version_goes_back() {
     let tried = region.peers.iter().filter(|peer| !spans(peer, &id).is_empty()).count();
     assert!((2..=4).contains(&tried), "{tried} hosts tried the bad version");
     assert_one_a_rack(&region, 4, &id);
-    assert_eq!([staged("2"), staged("3")], imported, "going back moves nothing");
+    assert_eq!([staged("2"), staged("3")], imported, "the rollback moved payload");
     let status = region.status(&id);
     let lines: Vec<&str> =
         status["lines"].as_array().unwrap().iter().filter_map(|line| line["detail"].as_str()).collect();
     assert!(lines.iter().any(|line| line.contains("`2`")), "{lines:?}");
-    until("the hub knows of those that are back", || {
-        let (_, body) = common::get(region.hub.http(), &format!("/v1/jobs/{id}"), None)?;
+    until("the hub has the rollbacks", || {
+        let (_, body) = get(region.hub.http(), &format!("/v1/jobs/{id}"), None)?;
         body.contains("rolled-back").then_some(())
     });
     let history = region.cli_json(&["rollout", "history", NAME, "--json"]).unwrap();
@@ -194,11 +197,11 @@ fn batches_go_rack_by_rack_and_a_bad_version_goes_back() {
 }
 
 #[test]
-fn a_killed_seeder_goes_on_and_nobody_switches_twice() {
-    let mut region = Region::start(2, 4, |_| hooks());
+fn a_killed_seeder_resumes_and_no_host_switches_twice() {
+    let mut region = Setup::new(SHOAL, 2, 4).peers(|_| hooks()).start();
     first_version(&region);
     let path = version(&region, "2", false);
-    let id = begin(&region, "2", Some(&path), &["--batch", "1,100%", "--per-rack", "1"]);
+    let id = start_rollout(&region, "2", Some(&path), &["--batch", "1,100%", "--per-rack", "1"]);
     until("the last batch is under way", || {
         let view = look(&region, &id);
         (view["batch"] == 2 && view["tally"]["active"].as_u64()? >= 3).then_some(())
@@ -216,33 +219,33 @@ fn a_killed_seeder_goes_on_and_nobody_switches_twice() {
 }
 
 #[test]
-fn a_killed_host_ends_what_it_began_and_one_that_was_away_catches_up() {
-    let mut region = Region::start(1, 3, |_| hooks());
+fn a_killed_host_finishes_its_switch_and_an_absent_host_catches_up() {
+    let mut region = Setup::new(SHOAL, 1, 3).peers(|_| hooks()).start();
     first_version(&region);
     let path = version(&region, "2", false);
     fs::write(region.peers[0].dir().join("slow"), "").unwrap();
     region.peers[2].kill();
-    until("the tracker misses it", || {
+    until("the tracker sees that the host is away", || {
         let hosts = region.cli_json(&["hosts", "--json"])?;
         hosts.as_array()?.iter().any(|row| row["presence"] == "away").then_some(())
     });
-    let id = begin(&region, "2", Some(&path), &["--batch", "100%", "--per-rack", "2"]);
+    let id = start_rollout(&region, "2", Some(&path), &["--batch", "100%", "--per-rack", "2"]);
     until("the slow host is in its hook", || (count(&region.peers[0], "post_start forward 2") == 1).then_some(()));
     region.peers[0].kill();
-    assert_eq!(current(&region.peers[0]).as_deref(), Some("2"), "the switch comes before the hook");
+    assert_eq!(current(&region.peers[0]).as_deref(), Some("2"), "the hook ran before the switch");
     region.peers[0].start();
     until("the hook runs again", || (count(&region.peers[0], "post_start forward 2") == 2).then_some(()));
-    assert!(region.peers[0].log().contains("outlived"), "the cut one does not run beside it");
+    assert!(region.peers[0].log().contains("outlived"), "the interrupted hook still runs");
     fs::remove_file(region.peers[0].dir().join("slow")).unwrap();
     wait_phase(&region, &id, "done");
     let lines = hook_lines(&region.peers[0]);
-    assert_eq!(count(&region.peers[0], "pre_stop forward 2"), 1, "it had ended: {lines:?}");
-    assert_eq!(count(&region.peers[0], "post_start forward 2"), 2, "it was cut: {lines:?}");
+    assert_eq!(count(&region.peers[0], "pre_stop forward 2"), 1, "a finished hook ran again: {lines:?}");
+    assert_eq!(count(&region.peers[0], "post_start forward 2"), 2, "the interrupted hook did not run again: {lines:?}");
     region.peers[2].start();
-    until("the third has caught up", || (current(&region.peers[2]).as_deref() == Some("2")).then_some(()));
-    until("and is counted", || (look(&region, &id)["tally"]["active"] == 3).then_some(()));
+    until("the absent host has caught up", || (current(&region.peers[2]).as_deref() == Some("2")).then_some(()));
+    until("the absent host is counted", || (look(&region, &id)["tally"]["active"] == 3).then_some(()));
     assert_eq!(count(&region.peers[2], "post_start forward 2"), 1);
-    // What a person asks for: back, and again.
+    // The operator orders a rollback, and then a retry.
     for (word, phase, version) in [("rollback", "rolled-back", "1"), ("retry-failed", "done", "2")] {
         assert!(region.cli(&["rollout", word, NAME]).status.success());
         wait_phase(&region, &id, phase);
@@ -251,12 +254,12 @@ fn a_killed_host_ends_what_it_began_and_one_that_was_away_catches_up() {
 }
 
 #[test]
-fn a_split_stays_as_it_is() {
-    let region = Region::start(2, 3, |_| hooks());
+fn a_repeated_split_changes_no_host() {
+    let region = Setup::new(SHOAL, 2, 3).peers(|_| hooks()).start();
     first_version(&region);
     let path = version(&region, "2", false);
     let split = ["--split", "rack=rack1:2,50%:2,*:1", "--batch", "100%", "--per-rack", "3"];
-    let id = begin(&region, "2", Some(&path), &split);
+    let id = start_rollout(&region, "2", Some(&path), &split);
     wait_phase(&region, &id, "done");
     let versions = || {
         let rows = region.cli_json(&["versions", NAME, "--json"]).unwrap();
@@ -265,7 +268,7 @@ fn a_split_stays_as_it_is() {
             |row: &Value| (row["host"].as_str().unwrap().to_string(), (row["desired"].clone(), row["actual"].clone()));
         rows.iter().map(row).collect::<BTreeMap<_, _>>()
     };
-    let first = until("hosts have said what they are on", || {
+    let first = until("all hosts have reported their versions", || {
         let found = versions();
         found.values().all(|(desired, actual)| desired == actual && !actual.is_null()).then_some(found)
     });
@@ -277,15 +280,15 @@ fn a_split_stays_as_it_is() {
         assert_eq!(current(peer).as_deref(), actual.as_str());
     }
     let before: Vec<usize> = region.peers.iter().map(|peer| hook_lines(peer).len()).collect();
-    let id = begin(&region, "2", None, &split);
+    let id = start_rollout(&region, "2", None, &split);
     let view = wait_phase(&region, &id, "done");
     assert_eq!(view["tally"]["active"], 6);
     assert_eq!(versions(), first);
     let after: Vec<usize> = region.peers.iter().map(|peer| hook_lines(peer).len()).collect();
-    assert_eq!(before, after, "nobody switched again");
+    assert_eq!(before, after, "a host switched again");
 }
 
-/// A service that can be ill, and tells how many errors it made.
+/// A service with a health check and a count of errors, both under the control of the test.
 struct Service {
     addr: String,
     health: Arc<AtomicU16>,
@@ -314,14 +317,14 @@ impl Service {
                     "HTTP/1.1 {status} X\r\n{kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                     body.len()
                 );
-                let _gone = stream.write_all(format!("{head}{body}").as_bytes());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes()); // The client may be gone.
             }
         });
         Self { addr, health, errors }
     }
 }
 
-/// A Prometheus that looks at a service ten times a second.
+/// A Prometheus that scrapes a service ten times a second.
 struct Prometheus {
     child: Child,
     addr: String,
@@ -345,15 +348,15 @@ impl Prometheus {
             .spawn()
             .expect("`prometheus` is needed: apt-get install -y --no-install-recommends prometheus");
         let prometheus = Self { child, addr, _dir: dir };
-        until("the service was looked at", || {
+        until("Prometheus has scraped the service", || {
             let (_, answer) = get(&prometheus.addr, "/api/v1/query?query=errors", None)?;
             answer.contains("\"value\"").then_some(())
         });
         prometheus
     }
 
-    /// Questions it answered.
-    fn asked(&self) -> u64 {
+    /// Number of queries that it answered.
+    fn queries(&self) -> u64 {
         let (_, text) = get(&self.addr, "/metrics", None).unwrap();
         let counts = text.lines().filter(|line| {
             line.starts_with("prometheus_http_requests_total{") && line.contains("handler=\"/api/v1/query\"")
@@ -364,13 +367,13 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        let _ = self.child.kill(); // It may have ended.
         let _ = self.child.wait();
     }
 }
 
 #[test]
-fn gates_and_people_steer() {
+fn gates_and_operators_steer_a_rollout() {
     let service = Service::start();
     let probe = format!(
         "{{ url = 'http://{}/health', contains = 'well', interval = '50ms', within = '{}s' }}",
@@ -378,26 +381,30 @@ fn gates_and_people_steer() {
         PATIENCE.as_secs()
     );
     let settings = format!("activation={{ '*' = {{ probe = {probe} }} }}");
-    let region = Region::start(1, 3, |_| vec![settings.clone()]);
+    let region = Setup::new(SHOAL, 1, 3).peers(|_| vec![settings.clone()]).start();
     first_version(&region);
     let prometheus = Prometheus::start(&service.addr);
-    let asked = prometheus.asked();
+    let queries = prometheus.queries();
     let url = format!("http://{}", prometheus.addr);
     let gated = ["--batch", "1,100%", "--verify", "sum(errors) < 5", "--prometheus", &url];
     let wait = |id: &str, phase: &str| {
-        until(&format!("it is {phase}"), || Some(look(&region, id)).filter(|view| view["phase"] == phase))
+        until(&format!("the rollout is {phase}"), || Some(look(&region, id)).filter(|view| view["phase"] == phase))
     };
-    let tell = |word: &[&str]| {
+    let order = |word: &[&str]| {
         let output = region.cli(&[&["rollout"], word, &[NAME]].concat());
         assert!(output.status.success(), "{word:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
 
-    // A pause between batches is as long as it is, but for a person's word.
+    // A pause between batches lasts until the operator ends it.
     let path = version(&region, "2", false);
-    let id = begin(&region, "2", Some(&path), &[&gated[..], &["--wait-between", "1h"]].concat());
+    let id = start_rollout(&region, "2", Some(&path), &[&gated[..], &["--wait-between", "1h"]].concat());
     wait(&id, "waiting");
-    assert!(prometheus.asked() > asked);
-    assert_eq!(region.peers.iter().filter(|peer| current(peer).as_deref() == Some("2")).count(), 1, "the canary");
+    assert!(prometheus.queries() > queries);
+    assert_eq!(
+        region.peers.iter().filter(|peer| current(peer).as_deref() == Some("2")).count(),
+        1,
+        "other hosts than the canary switched"
+    );
     let busy = region.cli(&[
         "push",
         path.to_str().unwrap(),
@@ -410,41 +417,41 @@ fn gates_and_people_steer() {
         "--to",
         "all",
     ]);
-    assert!(String::from_utf8_lossy(&busy.stderr).contains("not over"), "a plain push would be in its way");
-    tell(&["pause"]);
-    tell(&["promote"]);
-    assert_eq!(look(&region, &id)["tally"]["active"], 1, "paused: nobody begins");
-    tell(&["resume"]);
+    assert!(String::from_utf8_lossy(&busy.stderr).contains("not over"), "a plain push during a rollout was accepted");
+    order(&["pause"]);
+    order(&["promote"]);
+    assert_eq!(look(&region, &id)["tally"]["active"], 1, "a host switched while the rollout was paused");
+    order(&["resume"]);
     wait(&id, "done");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
 
-    // The query does not hold: back.
+    // The gate's query fails, so the rollout is rolled back.
     let path = version(&region, "3", false);
-    let id = begin(&region, "3", Some(&path), &[&gated[..], &["--soak", "1h"]].concat());
+    let id = start_rollout(&region, "3", Some(&path), &[&gated[..], &["--soak", "1h"]].concat());
     wait(&id, "soaking");
     service.errors.store(9, Ordering::SeqCst);
     let view = wait(&id, "rolled-back");
     assert!(view["why"].as_str().unwrap().contains("sum(errors) < 5"), "{view:#}");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
     service.errors.store(0, Ordering::SeqCst);
-    until("they are forgotten", || {
+    until("Prometheus has scraped the repaired service", || {
         let (_, answer) = get(&prometheus.addr, "/api/v1/query?query=errors", None)?;
         answer.contains("\"0\"").then_some(())
     });
 
-    // A host's probe fails after it has switched: a person is asked, and takes it back.
+    // A host's probe fails after its switch. The rollout stops, and the operator orders the rollback.
     let path = version(&region, "4", false);
-    let id = begin(&region, "4", Some(&path), &["--batch", "1,100%", "--rollback", "manual", "--soak", "1h"]);
+    let id = start_rollout(&region, "4", Some(&path), &["--batch", "1,100%", "--rollback", "manual", "--soak", "1h"]);
     wait(&id, "soaking");
     service.health.store(503, Ordering::SeqCst);
     let view = wait(&id, "stopped");
     assert!(view["why"].as_str().unwrap().contains("1 of 3 hosts failed"), "{view:#}");
-    until("the tracker tells why", || region.status(&id)["lines"].to_string().contains("503").then_some(()));
+    until("the tracker has the reason", || region.status(&id)["lines"].to_string().contains("503").then_some(()));
     service.health.store(200, Ordering::SeqCst);
-    tell(&["rollback"]);
+    order(&["rollback"]);
     wait(&id, "rolled-back");
     assert!(region.peers.iter().all(|peer| current(peer).as_deref() == Some("2")));
-    // And a plain push takes over from what is over.
+    // A plain push is accepted after the rollout has ended.
     let path = version(&region, "5", false);
     let args = ["push", path.to_str().unwrap(), "--name", NAME, "--version", "5", "--kind", "config", "--to", "all"];
     let output = region.cli(&[&args[..], &["--wait"]].concat());

@@ -1,11 +1,11 @@
-//! Our client against a real containerd, without any daemon of ours: loading, unpacking, pinning.
+//! Our client with a real containerd and without our daemons: load, unpack, pin.
 
-use crate::common::{noise, until};
 use crate::image::{Item, layer, layout, shell};
 use crate::runtime::{Runtime, require_packages};
 use bytes::Bytes;
 use serde_json::Value;
 use shoal_containerd::{Blobs, Containerd, Descriptor, RuntimeError, Unpacked};
+use shoal_testkit::{noise, until};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const NAME: &str = "registry.example:5000/lab/direct:v1";
 
-/// Blobs of an OCI layout, one byte of one of them wrong if so wished.
+/// Blobs of an OCI layout. One byte of the blob `wrong` is changed.
 struct Layout {
     dir: PathBuf,
     wrong: Option<String>,
@@ -48,7 +48,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn an_image_is_loaded_unpacked_kept_and_let_go() {
+fn an_image_is_loaded_unpacked_pinned_and_unpinned() {
     require_packages();
     let dir = tempfile::tempdir().unwrap();
     let data = noise(6_000_000, 1);
@@ -61,44 +61,44 @@ fn an_image_is_loaded_unpacked_kept_and_let_go() {
     block_on(async {
         let client = Containerd::new(&socket, "k8s.io", "overlayfs");
         let inspected = client.inspect().await.unwrap();
-        assert!(!inspected.cri, "it is switched off");
+        assert!(!inspected.cri, "CRI is switched off in this containerd");
         assert!(inspected.snapshots.unwrap().starts_with(&runtime.dir) && inspected.content.is_some());
         let none = Containerd::new(&socket, "k8s.io", "none-such").inspect().await.unwrap_err();
         assert!(none.to_string().contains("none-such"), "{none}");
         assert_eq!(client.unpacked(NAME).await.unwrap(), Unpacked::No);
         let loaded = client.load(NAME, &root(&at), blobs()).await.unwrap();
         assert_eq!(client.unpacked(NAME).await.unwrap(), loaded);
-        client.load(NAME, &root(&at), blobs()).await.expect("again changes nothing");
+        client.load(NAME, &root(&at), blobs()).await.expect("the second call changes nothing");
         client.pin("0011", NAME, &loaded).await.unwrap();
         client.pin("0022", NAME, &loaded).await.unwrap();
         assert_eq!(client.pins().await.unwrap().len(), 2);
     });
-    let said = runtime.run(NAME, "sha256sum < /data/noise");
-    assert!(said.contains(&shoal_containerd::sha256(&data)["sha256:".len()..]), "{said}");
+    let output = runtime.run(NAME, "sha256sum < /data/noise");
+    assert!(output.contains(&shoal_containerd::sha256(&data)["sha256:".len()..]), "{output}");
     assert!(runtime.ok(&["images", "ls"]).contains("io.cri-containerd.pinned=pinned"));
-    assert!(!runtime.ok(&["leases", "ls"]).contains("shoal.load"), "the load's own lease is gone");
+    assert!(!runtime.ok(&["leases", "ls"]).contains("shoal.load"), "the lease of the load is still there");
 
-    // The pin keeps the data when somebody removes the records.
+    // The pin keeps the data when the image records are removed.
     let names = runtime.ok(&["images", "ls", "-q"]);
     let names: Vec<&str> = names.lines().collect();
-    assert_eq!(names.len(), 2, "one by tag, one by digest: {names:?}");
+    assert_eq!(names.len(), 2, "one record by tag and one by digest: {names:?}");
     for name in names {
         runtime.ok(&["images", "rm", "--sync", name]);
     }
-    let held = |runtime: &Runtime| runtime.ok(&["content", "ls", "-q"]).lines().count();
-    assert_eq!(held(&runtime), 4);
+    let blobs = |runtime: &Runtime| runtime.ok(&["content", "ls", "-q"]).lines().count();
+    assert_eq!(blobs(&runtime), 4);
     let pins = |client: Containerd| async move {
         client.unpin("0011", NAME).await.unwrap();
         client.unpin("0022", NAME).await.unwrap();
-        client.unpin("0022", NAME).await.expect("again changes nothing");
+        client.unpin("0022", NAME).await.expect("the second call changes nothing");
         client.pins().await.unwrap().len()
     };
     assert_eq!(block_on(async { pins(Containerd::new(&socket, "k8s.io", "overlayfs")).await }), 0);
-    until("what nothing keeps is collected", || (held(&runtime) == 0).then_some(()));
+    until("containerd collects unpinned data", || (blobs(&runtime) == 0).then_some(()));
 }
 
 #[test]
-fn a_wrong_byte_is_found_and_a_killed_containerd_is_waited_for() {
+fn a_wrong_byte_is_found_and_a_killed_containerd_is_reconnected() {
     require_packages();
     let dir = tempfile::tempdir().unwrap();
     let data = noise(3_000_000, 2);
@@ -115,12 +115,15 @@ fn a_wrong_byte_is_found_and_a_killed_containerd_is_waited_for() {
         assert!(matches!(error, RuntimeError::Mismatch { .. }), "{error}");
         assert_eq!(client.unpacked(NAME).await.unwrap(), Unpacked::No);
         let error = client.cri_pull(NAME, Duration::from_secs(60)).await.unwrap_err();
-        assert!(matches!(error, RuntimeError::Refused { .. } | RuntimeError::Missing { .. }), "no registry: {error}");
+        assert!(
+            matches!(error, RuntimeError::Refused { .. } | RuntimeError::Missing { .. }),
+            "without a registry: {error}"
+        );
         runtime.kill();
         let error = client.inspect().await.unwrap_err();
         assert!(matches!(error, RuntimeError::Away { .. }), "{error}");
         runtime.start();
-        // The same connection: it is made anew.
+        // The same client connects again.
         let right = Arc::new(Layout { dir: at.clone(), wrong: None });
         client.load(NAME, &root(&at), right).await.unwrap();
         assert!(matches!(client.unpacked(NAME).await.unwrap(), Unpacked::Yes { .. }));

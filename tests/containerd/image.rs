@@ -1,19 +1,19 @@
-//! Images made from nothing but bytes at hand: tar layers, a configuration, a manifest, as an OCI layout on disk.
+//! Images with unusual layers: tar headers, a configuration and a manifest by hand, as an OCI layout on disk.
 
-use crate::common::filter;
 use serde_json::{Value, json};
+use shoal_testkit::program::filter;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A file, folder or link of a layer.
+/// An entry of a layer. The names may be invalid on purpose.
 pub(crate) enum Item<'a> {
     Folder(&'a str),
     File(&'a str, u32, &'a [u8]),
     Link(&'a str, &'a str),
 }
 
-/// One header of the tar format that every reader knows, and the file's bytes.
+/// Appends a ustar header and the bytes of a file. The `tar` crate refuses the names that some tests need.
 fn entry(tar: &mut Vec<u8>, name: &str, kind: u8, mode: u32, target: &str, bytes: &[u8]) {
     let mut head = [0u8; 512];
     let mut put = |at: usize, text: &str| head[at..at + text.len()].copy_from_slice(text.as_bytes());
@@ -49,7 +49,7 @@ pub(crate) fn layer(items: &[Item<'_>]) -> Vec<u8> {
     tar
 }
 
-/// A layer with a shell in it.
+/// A layer with a shell.
 pub(crate) fn shell() -> Vec<u8> {
     let busybox = fs::read("/bin/busybox").unwrap();
     let mut items = vec![Item::Folder("bin"), Item::File("bin/busybox", 0o755, &busybox)];
@@ -64,14 +64,14 @@ fn blob(layout: &Path, kind: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": kind, "digest": digest, "size": bytes.len() })
 }
 
-/// Writes an image of these layers as an OCI layout; the first is compressed. Gives the folder.
+/// Writes an image of these layers as an OCI layout; returns the folder. The first layer is compressed.
 pub(crate) fn layout(at: &Path, reference: &str, layers: &[Vec<u8>]) -> PathBuf {
     let ids: Vec<String> = layers.iter().map(|tar| shoal_containerd::sha256(tar)).collect();
-    layout_saying(at, reference, layers, &ids)
+    layout_with_ids(at, reference, layers, &ids)
 }
 
-/// The same, its configuration saying that the layers unpack to these.
-pub(crate) fn layout_saying(at: &Path, reference: &str, layers: &[Vec<u8>], ids: &[String]) -> PathBuf {
+/// The same with these digests of the unpacked layers in the configuration.
+pub(crate) fn layout_with_ids(at: &Path, reference: &str, layers: &[Vec<u8>], ids: &[String]) -> PathBuf {
     fs::create_dir_all(at.join("blobs/sha256")).unwrap();
     let mut described = Vec::new();
     for (place, tar) in layers.iter().enumerate() {

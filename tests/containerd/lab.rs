@@ -1,24 +1,26 @@
-//! A region whose hosts each have a containerd of their own.
+//! A region where each host has its own containerd.
 
-use crate::common::{ADDR, Region, noise, ok};
+use crate::SHOAL;
 use crate::image::{Item, layer, layout, shell};
 use crate::runtime::{Runtime, require_packages};
 use serde_json::Value;
+use shoal_testkit::region::ADDR;
+use shoal_testkit::{Region, Setup, noise};
 use std::path::{Path, PathBuf};
 
-/// A registry that was never there.
+/// The name of a registry that does not exist.
 pub(crate) const REGISTRY: &str = "registry.example:5000";
 
-/// A region, each host with a containerd of its own that is told of the host's mirror.
+/// A region where each host has a containerd, which uses the host's mirror.
 pub(crate) struct Lab {
     pub(crate) region: Region,
     pub(crate) runtimes: Vec<Runtime>,
-    // Last: it holds what the runtimes run in.
+    // The last field, so that it outlives the runtimes that use it.
     pub(crate) folder: tempfile::TempDir,
 }
 
 impl Lab {
-    /// Starts it. `cri` says which hosts' containerds serve CRI.
+    /// Starts a region. `cri` tells which hosts' containerds serve CRI.
     pub(crate) fn start(
         racks: usize,
         hosts: usize,
@@ -30,16 +32,18 @@ impl Lab {
         let mut runtimes: Vec<Runtime> =
             (0..racks * hosts).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), cri(host))).collect();
         runtimes.iter_mut().for_each(Runtime::start);
-        let region = Region::start(racks, hosts, |host| {
-            let socket = runtimes[host].socket();
-            let mut set = vec![
-                format!("mirror.listen='{ADDR}:0'"),
-                format!("containerd.socket='{}'", socket.display()),
-                "containerd.min_free=0".into(),
-            ];
-            set.extend(extra(host));
-            set
-        });
+        let region = Setup::new(SHOAL, racks, hosts)
+            .peers(|host| {
+                let socket = runtimes[host].socket();
+                let mut set = vec![
+                    format!("mirror.listen='{ADDR}:0'"),
+                    format!("containerd.socket='{}'", socket.display()),
+                    "containerd.min_free=0".into(),
+                ];
+                set.extend(extra(host));
+                set
+            })
+            .start();
         let lab = Self { region, runtimes, folder };
         (0..racks * hosts).for_each(|host| lab.set_up(host, &[]));
         lab
@@ -54,10 +58,10 @@ impl Lab {
         let mut args = vec!["containerd", "setup", REGISTRY, "--mirror", self.mirror(host), "--hosts-dir"];
         args.push(dir.to_str().unwrap());
         args.extend(more);
-        ok(&args);
+        SHOAL.ok(&args);
     }
 
-    /// Makes an image with a shell and so many bytes of noise.
+    /// Makes an image with a shell and `len` bytes of noise.
     pub(crate) fn image(&self, tag: &str, len: usize, seed: u64) -> (String, PathBuf, Vec<u8>) {
         let data = noise(len, seed);
         let layers = [shell(), layer(&[Item::Folder("data"), Item::File("data/noise", 0o644, &data)])];
@@ -77,14 +81,14 @@ impl Lab {
     }
 }
 
-/// A host's line of a job.
+/// The line of a host in a job's status.
 pub(crate) fn line<'a>(status: &'a Value, host: &str) -> &'a Value {
     let lines = status["lines"].as_array().unwrap();
     lines.iter().find(|line| line["host"].as_str().unwrap().ends_with(host)).unwrap_or_else(|| panic!("{status:#}"))
 }
 
-/// Runs a container that looks at the image's noise.
+/// Runs a container that checks the noise in its image.
 pub(crate) fn run_in(runtime: &Runtime, reference: &str, data: &[u8]) {
-    let said = runtime.run(reference, "sha256sum < /data/noise");
-    assert!(said.contains(&shoal_containerd::sha256(data)["sha256:".len()..]), "{said}");
+    let output = runtime.run(reference, "sha256sum < /data/noise");
+    assert!(output.contains(&shoal_containerd::sha256(data)["sha256:".len()..]), "{output}");
 }

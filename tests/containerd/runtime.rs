@@ -1,14 +1,16 @@
 //! A real containerd of one host: started, killed and started again.
 //!
-//! Invariant: two runtimes share nothing. Each has its own folders, its own runc root, and containers with unique names.
+//! Invariant: two runtimes share nothing. Each has its own folders, its own runc root, and containers with unique
+//! names.
 
-use crate::common::{print_if_failed, until};
+use shoal_testkit::process::print_if_failed;
+use shoal_testkit::until;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What these tests run, and where it comes from.
+/// The programs that these tests run, and their Debian packages.
 const NEEDED: [(&str, &str); 6] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),
@@ -18,7 +20,7 @@ const NEEDED: [(&str, &str); 6] = [
     ("/bin/busybox", "busybox-static"),
 ];
 
-/// Fails with what to install when something is missing.
+/// Fails when a program is missing.
 pub(crate) fn require_packages() {
     let missing = NEEDED.into_iter().find(|(program, _)| {
         let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
@@ -31,14 +33,14 @@ pub(crate) fn require_packages() {
     }
 }
 
-/// A containerd.
+/// A containerd. It is killed when this is dropped.
 pub(crate) struct Runtime {
     pub(crate) dir: PathBuf,
     child: Option<Child>,
 }
 
 impl Runtime {
-    /// Writes its configuration; without `cri` only its own services are served.
+    /// Writes the configuration of a containerd. `cri` tells whether it serves CRI.
     pub(crate) fn new(dir: &Path, cri: bool) -> Self {
         fs::create_dir_all(dir.join("hosts")).unwrap();
         let mut off =
@@ -72,17 +74,17 @@ disabled_plugins = [{}]
         Self { dir: dir.to_path_buf(), child: None }
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.join("c.sock")
     }
 
-    /// Where it looks for mirrors.
+    /// The folder of its `hosts.toml` files.
     pub(crate) fn hosts_dir(&self) -> PathBuf {
         self.dir.join("hosts")
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts containerd and waits until it answers.
     pub(crate) fn start(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
         let mut command = Command::new("containerd");
@@ -91,7 +93,7 @@ disabled_plugins = [{}]
         until("containerd answers", || self.ctr(&["version"]).status.success().then_some(()));
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL and waits for the end.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -99,12 +101,12 @@ disabled_plugins = [{}]
         }
     }
 
-    /// Runs `ctr` against it, in the namespace of Kubernetes.
+    /// Runs `ctr` in the namespace of Kubernetes.
     pub(crate) fn ctr(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
-    /// The same, not started yet.
+    /// The same command, not started.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("ctr");
         command.arg("-a").arg(self.socket()).args(["-n", "k8s.io"]).args(args).stdin(Stdio::null());
@@ -113,7 +115,8 @@ disabled_plugins = [{}]
 
     /// Runs a shell script in a new container of an image. Returns what the script printed.
     pub(crate) fn run(&self, reference: &str, script: &str) -> String {
-        // Control groups are named after the container, so a name must be unique on the machine, not only in its runc root.
+        // Control groups are named after the container, so a name must be unique on the machine, not only in its runc
+        // root.
         static CONTAINERS: AtomicU32 = AtomicU32::new(0);
         let number = CONTAINERS.fetch_add(1, Ordering::Relaxed);
         let container = format!("shoal-test-{}-{number}", std::process::id());
@@ -122,7 +125,7 @@ disabled_plugins = [{}]
         self.ok(&["run", "--rm", "--runc-root", root, reference, &container, "/bin/sh", "-c", script])
     }
 
-    /// The same, and it must succeed; gives what it printed.
+    /// Runs `ctr`, which must succeed; returns what it printed.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.ctr(args);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -135,11 +138,11 @@ impl Drop for Runtime {
     fn drop(&mut self) {
         self.kill();
         print_if_failed("containerd", &fs::read_to_string(self.dir.join("log")).unwrap_or_default());
-        // A kill in the middle of unpacking leaves mounts.
+        // A kill during unpacking leaves mounts.
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let ours = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-        for mount in ours.filter(|mount| Path::new(mount).starts_with(&self.dir)) {
-            let _ = Command::new("umount").args(["-l", mount]).status();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for mount in points.filter(|mount| Path::new(mount).starts_with(&self.dir)) {
+            let _ = Command::new("umount").args(["-l", mount]).status(); // Best effort in a destructor.
         }
     }
 }

@@ -1,24 +1,27 @@
-//! Pushed images become warm on every host, and nothing but peers is asked for them.
+//! Prewarmed images: every host unpacks them, and only peers serve them.
 
-use crate::common::{Region, get, ok, until};
+use crate::SHOAL;
 use crate::lab::{Lab, REGISTRY, line, run_in};
-use crate::registry::Registry;
 use serde_json::Value;
+use shoal_testkit::http::get;
+use shoal_testkit::registry::Registry;
+use shoal_testkit::{Region, until};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Size of the image that is warmed everywhere: `SHOAL_TEST_IMAGE_BYTES`, or what six hosts on one machine take in seconds.
+/// Size of the image: `SHOAL_TEST_IMAGE_BYTES`, or a size that six hosts on one machine load in seconds.
 fn image_bytes() -> usize {
     std::env::var("SHOAL_TEST_IMAGE_BYTES").map_or(24_000_000, |bytes| bytes.parse().expect("a number of bytes"))
 }
 
 #[test]
-fn an_image_is_warm_on_every_host_from_peers_alone() {
-    // The last host of each rack serves no CRI: there the peer loads the image itself.
+fn an_image_is_prewarmed_on_every_host_from_peers_alone() {
+    // The last host of each rack serves no CRI, so the peer loads the image there.
     let mut lab = Lab::start(2, 3, |host| host % 3 != 2, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", image_bytes(), 1);
-    let registry = Registry::start(lab.folder.path(), &at);
+    let registry = Registry::start(&lab.folder.path().join("registry"));
+    registry.copy(&format!("oci:{}", at.display()), "lab/app:v1");
     lab.region.seeder.kill();
     let there = format!("{{ url = 'http://{}', plain_http = true }}", registry.addr);
     lab.region.seeder.configure(&format!("registries={{ '{REGISTRY}' = {there} }}"));
@@ -30,9 +33,9 @@ fn an_image_is_warm_on_every_host_from_peers_alone() {
     let status: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     let job = status["job"].as_str().unwrap().to_string();
     assert_eq!(Region::total(&status, "active"), 6, "{status:#}");
-    let gets = registry.blob_gets();
+    let gets = registry.blobs_sent();
     assert_eq!(gets.len(), 3, "a configuration and two layers: {gets:?}");
-    assert!(gets.values().all(|count| *count == 1), "each was pulled once: {gets:?}");
+    assert!(gets.values().all(|count| *count == 1), "a blob was pulled more than once: {gets:?}");
     let size = status["size"].as_u64().unwrap();
     for rack in status["racks"].as_array().unwrap() {
         let tiers = &rack["tiers"];
@@ -41,7 +44,7 @@ fn an_image_is_warm_on_every_host_from_peers_alone() {
     }
     let shown = String::from_utf8(lab.region.cli(&["status", &job]).stdout).unwrap();
     assert!(shown.contains("6 of 6 hosts warm"), "{shown}");
-    // Nothing is left that could serve it but the hosts themselves.
+    // From here on only the hosts can serve the image.
     drop(registry);
     lab.region.seeder.kill();
     lab.region.tracker.kill();
@@ -51,12 +54,15 @@ fn an_image_is_warm_on_every_host_from_peers_alone() {
         assert!(pinned.contains(&format!("shoal.pin-{job}")), "{pinned}");
         let asked = lab.metric(host, "shoal_mirror_requests_total{what=\"Blob\",outcome=\"Hit\"}");
         match host % 3 {
-            2 => assert_eq!(asked, 0, "no CRI, no pull"),
-            _ => assert!(asked >= 3, "containerd asked the mirror for configuration and layers, not {asked} times"),
+            2 => assert_eq!(asked, 0, "a containerd without CRI pulled from the mirror"),
+            _ => assert!(
+                asked >= 3,
+                "containerd must request the configuration and two layers from the mirror, not {asked} blobs"
+            ),
         }
         assert_eq!(lab.metric(host, "shoal_images_past_mirror_total"), 0);
     }
-    // podman's and CRI-O's library asks in another way.
+    // The library of podman and CRI-O sends other requests than containerd.
     let conf = lab.folder.path().join("registries.conf");
     let mirror = lab.mirror(0);
     let text = format!(
@@ -73,40 +79,40 @@ fn an_image_is_warm_on_every_host_from_peers_alone() {
 }
 
 #[test]
-fn a_containerd_that_is_away_or_killed_is_waited_for() {
+fn a_peer_waits_for_a_containerd_that_is_away_or_killed() {
     let mut lab = Lab::start(1, 2, |_| true, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", 60_000_000, 2);
     lab.runtimes[1].kill();
     let job = lab.push(&at, &reference);
     lab.region.wait_active(&job, 1);
-    until("the other has all of it, but not warm", || {
+    until("the second host has the image, but has not prewarmed it", || {
         let status = lab.region.status(&job);
         (Region::total(&status, "has") == 2 && Region::total(&status, "active") == 1).then_some(())
     });
-    // Killed again as soon as it pulls.
+    // containerd is killed again during its pull.
     lab.runtimes[1].start();
-    until("it pulls", || (lab.metric(1, "shoal_mirror_sent_bytes_total") > 0).then_some(()));
+    until("containerd pulls", || (lab.metric(1, "shoal_mirror_sent_bytes_total") > 0).then_some(()));
     lab.runtimes[1].kill();
     lab.runtimes[1].start();
     lab.region.wait_active(&job, 2);
     run_in(&lab.runtimes[1], &reference, &data);
-    // A peer that starts again finds it warm.
+    // A restarted peer finds the image prewarmed.
     let warmed = |lab: &Lab| lab.metric(1, "shoal_images_warmed_total");
     assert_eq!(warmed(&lab), 1);
     lab.region.peers[1].kill();
-    // Meanwhile a job is over whose image was kept.
+    // A pin of a job that has ended meanwhile.
     let over = format!("shoal.pin-{}", "0".repeat(32));
     lab.runtimes[1].ok(&["leases", "create", "--id", &over, &format!("shoal.pin={reference}")]);
     lab.region.peers[1].start();
-    until("it is looked at again", || (warmed(&lab) == 1).then_some(()));
-    until("what nobody wants is kept no more", || {
+    until("the peer has checked the image again", || (warmed(&lab) == 1).then_some(()));
+    until("the peer removes the pin of the ended job", || {
         (!lab.runtimes[1].ok(&["leases", "ls"]).contains(&over)).then_some(())
     });
     assert!(lab.runtimes[1].ok(&["leases", "ls"]).contains(&format!("shoal.pin-{job}")));
     assert_eq!(lab.metric(1, "shoal_images_not_warmed_total"), 0);
 }
 
-/// A file system of this many bytes, gone when dropped.
+/// A small file system. It is unmounted when this is dropped.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -114,24 +120,25 @@ impl SmallDisk {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={size}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status().unwrap();
-        assert!(mounted.success(), "a small disk is mounted at {}; run this as root", at.display());
+        assert!(mounted.success(), "cannot mount a small disk at {}: run this test as root", at.display());
         Self(at.to_path_buf())
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status(); // Best effort in a destructor.
     }
 }
 
 #[test]
-fn hosts_that_cannot_say_why() {
+fn hosts_that_cannot_prewarm_report_the_reason() {
     let disk = tempfile::tempdir().unwrap();
     let small = SmallDisk::mount(&disk.path().join("root"), "24m");
     let patience = |host: usize| if host == 1 { vec!["containerd.patience=2s".to_string()] } else { Vec::new() };
     let mut lab = Lab::start(1, 4, |_| true, patience);
-    // Of the first the disk is too small, the second's containerd is away, the third knows of no mirror.
+    // The first host's disk is too small, the second host's containerd is away, and the third host has no mirror
+    // configured.
     lab.runtimes[0].kill();
     let config = lab.runtimes[0].dir.join("config.toml");
     let root = format!("root = \"{}/root\"", lab.runtimes[0].dir.display());
@@ -140,7 +147,7 @@ fn hosts_that_cannot_say_why() {
     lab.runtimes[0].start();
     lab.runtimes[1].kill();
     let hosts = lab.runtimes[2].hosts_dir();
-    let undone = ok(&["containerd", "setup", "--undo", "--hosts-dir", hosts.to_str().unwrap()]);
+    let undone = SHOAL.ok(&["containerd", "setup", "--undo", "--hosts-dir", hosts.to_str().unwrap()]);
     assert!(undone.contains("removed"), "{undone}");
     let (reference, at, data) = lab.image("v1", 30_000_000, 3);
     let job = lab.push(&at, &reference);
@@ -157,14 +164,14 @@ fn hosts_that_cannot_say_why() {
     assert!(detail("host1").contains("c.sock"), "{}", detail("host1"));
     assert_eq!(state("host2"), "failed: pull-failed");
     assert!(detail("host2").contains(REGISTRY), "{}", detail("host2"));
-    until("the hub hears of it", || {
+    until("the hub has the reasons", || {
         let (_, body) = get(lab.region.hub.http(), &format!("/v1/jobs/{job}?hosts=true"), None)?;
-        let said = ["failed: no-space", "failed: runtime-away", "failed: pull-failed"].map(|why| body.contains(why));
-        (said == [true; 3]).then_some(())
+        let found = ["failed: no-space", "failed: runtime-away", "failed: pull-failed"].map(|why| body.contains(why));
+        (found == [true; 3]).then_some(())
     });
     assert_eq!(lab.region.cli(&["status", &job, "--wait"]).status.code(), Some(3));
 
-    // All is put right, and the image asked for again: no peer is restarted, nothing is sent a second time.
+    // The faults are repaired and the image is pushed again. No peer restarts, and no payload moves.
     let grown = Command::new("mount").args(["-o", "remount,size=400m"]).arg(&small.0).status().unwrap();
     assert!(grown.success());
     lab.runtimes[1].start();
@@ -179,16 +186,17 @@ fn hosts_that_cannot_say_why() {
 }
 
 #[test]
-fn a_pull_outlives_the_mirror_it_began_at() {
+fn a_pull_outlives_its_mirror() {
     let mut lab = Lab::start(1, 2, |_| true, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", 300_000_000, 4);
-    let registry = Registry::start(lab.folder.path(), &at);
+    let registry = Registry::start(&lab.folder.path().join("registry"));
+    registry.copy(&format!("oci:{}", at.display()), "lab/app:v1");
     lab.set_up(0, &["--server", &format!("http://{}", registry.addr)]);
-    // Only the second host warms it; the first is to pull by itself.
+    // Only the second host prewarms the image. The first host pulls it later.
     lab.runtimes[0].kill();
     let job = lab.push(&at, &reference);
     lab.region.wait_active(&job, 1);
-    until("the first has it too", || (Region::total(&lab.region.status(&job), "has") == 2).then_some(()));
+    until("the first host has the image", || (Region::total(&lab.region.status(&job), "has") == 2).then_some(()));
     lab.region.peers[0].kill();
     let socket = "containerd.socket='/nowhere.sock'".to_string();
     lab.region.peers[0].configure(&socket);
@@ -197,11 +205,11 @@ fn a_pull_outlives_the_mirror_it_began_at() {
     let hosts = lab.runtimes[0].hosts_dir();
     let mut pull = lab.runtimes[0].command(&["images", "pull", "--hosts-dir", hosts.to_str().unwrap(), &reference]);
     let mut pull = pull.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    until("the pull is in the middle", || (lab.metric(0, "shoal_mirror_sent_bytes_total") > 1_000_000).then_some(()));
+    until("the pull has received 1 MB", || (lab.metric(0, "shoal_mirror_sent_bytes_total") > 1_000_000).then_some(()));
     lab.region.peers[0].kill();
-    assert!(pull.try_wait().unwrap().is_none(), "the pull had not ended when the mirror was killed");
+    assert!(pull.try_wait().unwrap().is_none(), "the pull ended before the mirror was killed");
     let status = until("the pull ends", || pull.try_wait().unwrap());
-    assert!(status.success(), "it went on to the registry");
+    assert!(status.success(), "the pull did not continue at the registry");
     run_in(&lab.runtimes[0], &reference, &data);
 }
 
@@ -213,17 +221,20 @@ fn staged_images_are_warmed_in_batches() {
     let output = lab.region.cli(&[&args[..], &["--stage", "--wait"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let jobs = lab.region.cli_json(&["status", "--json"]).unwrap();
-    assert_eq!(Region::total(&jobs[0], "active"), 0, "staged, not warm");
+    assert_eq!(Region::total(&jobs[0], "active"), 0, "a staged image was prewarmed");
     assert!(lab.runtimes.iter().all(|runtime| !runtime.ok(&["images", "ls"]).contains(&reference)));
     let what = format!("{}@{}", jobs[0]["name"].as_str().unwrap(), jobs[0]["version"].as_str().unwrap());
     let args = [
         "rollout", &what, "--kind", "image", "--to", "all", "--batch", "1,100%", "--soak", "300ms", "--wait", "--json",
     ];
     let output = lab.region.cli(&args);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    let views: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(views.iter().any(|view| view["batch"] == 1 && view["tally"]["active"] == 1), "one host first: {said}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let views: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(
+        views.iter().any(|view| view["batch"] == 1 && view["tally"]["active"] == 1),
+        "the first batch was more than one host: {text}"
+    );
     assert_eq!(views.last().unwrap()["tally"]["active"], 2);
     lab.runtimes.iter().for_each(|runtime| run_in(runtime, &reference, &data));
 }
