@@ -1,23 +1,33 @@
-//! What goes wrong, to whom, when and for how long.
+//! Faults: what goes wrong, to which hosts, when and for how long.
 //!
-//! A fault is written `KIND[:WHO][=RATE][@WHEN][+SPAN]`, several with commas between:
+//! Invariant: a fault is plain data, and the hosts it hits depend only on the layout and the seed.
 //!
-//! | kind | what | who, by default |
+//! A fault is written `KIND[:WHO][=RATE][@WHEN][+SPAN]`. Commas separate several faults.
+//!
+//! | kind | effect | default of `WHO` |
 //! |---|---|---|
-//! | `crash` | processes die; after the span they come back with their disks | `10%` of the hosts |
-//! | `slow` | network cards at `RATE` of their speed, by default `1%` | `owners`: one host of each rack |
-//! | `uplink` | uplinks at `RATE` of their speed; `0%` cuts them | rack `0` |
+//! | `crash` | processes die; after the span they start again with their disks | `10%` of the hosts |
+//! | `slow` | network cards run at `RATE` of their speed, `1%` by default | `owners`: one host of each rack |
+//! | `uplink` | uplinks run at `RATE` of their speed; `0%` cuts them | rack `0` |
 //! | `seeder` | the seeder dies | |
-//! | `tracker` | no news of who is up | |
-//! | `flap` | every 2 s all links of the hosts break | `5%` |
-//! | `corrupt` | hosts send broken shards | `1` |
-//! | `uneven` | where links meet, some get as little as `RATE` of what others get, by default `40%` | |
-//! | `stale` | hosts hear no news of who is up | `10%` |
+//! | `tracker` | the tracker publishes no memberships | |
+//! | `flap` | all links of the hosts break every 2 s | `5%` |
+//! | `corrupt` | hosts send corrupt shards | `1` |
+//! | `uneven` | links that meet get weights between `RATE` and 1, `40%` by default | |
+//! | `stale` | hosts receive no memberships | `10%` |
 //!
-//! `WHO` is a number of hosts, a part of them, `owners`, or `RACK/HOST`; for `uplink` it is the number of a rack. `WHEN` is a
-//! time since the push began (`2s`), a part of the least time the push can take (`40%`), `out`: every shard has left the
-//! seeder, or `cold`: the push is over, what went wrong in it has ended, and every rack has demoted the content, which is
-//! then promoted. Without it a fault is there from the start. Without a span it stays.
+//! `WHO` is a number of hosts, a percentage of them, `owners`, or `RACK/HOST`. For `uplink` it is the number of a rack.
+//!
+//! `WHEN` is one of these. Without it the fault begins with the push.
+//!
+//! | `WHEN` | the fault begins |
+//! |---|---|
+//! | `2s` | that time after the push |
+//! | `40%` | after that part of the least time which the push can take |
+//! | `out` | when every shard has left the seeder |
+//! | `demoted` | when the push is over and every rack has demoted the content, which is then promoted |
+//!
+//! `SPAN` is a time such as `10s`. Without it the fault stays.
 
 use crate::Rng;
 use crate::layout::Layout;
@@ -25,7 +35,7 @@ use shoal_proto::ids::HostIndex;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Processes die.
@@ -36,15 +46,15 @@ pub enum Kind {
     Uplink,
     /// The seeder dies.
     Seeder,
-    /// The tracker is away.
+    /// The tracker publishes nothing.
     Tracker,
     /// Links break again and again.
     Flap,
-    /// Broken shards are sent.
+    /// Hosts send corrupt shards.
     Corrupt,
-    /// Hosts do not hear of membership.
+    /// Hosts receive no memberships.
     Stale,
-    /// Links share rates unevenly.
+    /// Links share ports unevenly.
     Uneven,
 }
 
@@ -60,54 +70,54 @@ const KINDS: [(&str, Kind); 9] = [
     ("uneven", Kind::Uneven),
 ];
 
-/// What [`random`] draws from.
+/// The kinds that [`random`] draws.
 const DRAWN: [Kind; 8] =
     [Kind::Crash, Kind::Slow, Kind::Uplink, Kind::Seeder, Kind::Tracker, Kind::Flap, Kind::Corrupt, Kind::Stale];
 
-/// To whom.
+/// The hosts that a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Who {
-    /// As many hosts, taken at random.
+    /// This number of hosts, drawn at random.
     Count(u32),
-    /// This part of the hosts, at least one, taken at random.
+    /// This part of the hosts, at least one, drawn at random.
     Part(f64),
-    /// One host of each rack, taken at random.
+    /// One host of each rack, drawn at random.
     Owners,
     /// This host of this rack.
     Host(u32, u32),
 }
 
-/// When.
+/// When a fault begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum When {
-    /// So long after the push began.
+    /// This time after the push.
     At(Duration),
-    /// After this part of the bound.
+    /// After this part of [`Layout::bound`].
     Part(f64),
-    /// Once every shard has left the seeder.
+    /// When every shard has left the seeder.
     Out,
-    /// Once every rack has demoted the content.
-    Cold,
+    /// When every rack has demoted the content.
+    Demoted,
 }
 
 /// A fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fault {
-    /// What.
+    /// What goes wrong.
     pub kind: Kind,
-    /// To whom.
+    /// The hosts that a fault hits.
     pub who: Who,
-    /// What remains of a rate.
+    /// The part of a rate that remains.
     pub rate: f64,
-    /// When.
+    /// When a fault begins.
     pub when: When,
-    /// For how long; for good when `None`.
+    /// How long it lasts; to the end when `None`.
     pub span: Option<Duration>,
 }
 
-/// A text that is no fault.
+/// A text that is not a valid fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no fault: {why}")]
+#[error("invalid fault `{text}`: {why}")]
 pub struct FaultError {
     text: String,
     why: &'static str,
@@ -140,9 +150,8 @@ impl FromStr for Fault {
         let (rest, rate) = cut(&rest, '=');
         let (kind, who) = cut(&rest, ':');
         let kind = KINDS.iter().find(|(name, _)| *name == kind).map(|(_, kind)| *kind);
-        let kind = kind.ok_or_else(|| {
-            error("it begins with none of crash, slow, uplink, seeder, tracker, flap, corrupt, stale, uneven")
-        })?;
+        let kind = kind
+            .ok_or_else(|| error("begin with crash, slow, uplink, seeder, tracker, flap, corrupt, stale or uneven"))?;
         let who = match who.as_deref() {
             None => match kind {
                 Kind::Slow => Who::Owners,
@@ -156,10 +165,10 @@ impl FromStr for Fault {
                 (Some(part), _) => Who::Part(part),
                 (None, Some((rack, host))) => match (rack.parse(), host.parse()) {
                     (Ok(rack), Ok(host)) => Who::Host(rack, host),
-                    _ => return Err(error("RACK/HOST are two numbers")),
+                    _ => return Err(error("RACK/HOST must be two numbers")),
                 },
                 (None, None) => {
-                    Who::Count(who.parse().map_err(|_| error("WHO is `10%`, `3`, `owners` or `RACK/HOST`"))?)
+                    Who::Count(who.parse().map_err(|_| error("WHO must be `10%`, `3`, `owners` or `RACK/HOST`"))?)
                 }
             },
         };
@@ -167,31 +176,36 @@ impl FromStr for Fault {
             None if kind == Kind::Uplink => 0.0,
             None if kind == Kind::Uneven => 0.4,
             None => 0.01,
-            Some(rate) => part(rate).ok_or_else(|| error("RATE is a part such as `1%`"))?,
+            Some(rate) => part(rate).ok_or_else(|| error("RATE must be a percentage such as `1%`"))?,
         };
         let when = match when.as_deref() {
             None => When::At(Duration::ZERO),
             Some("out") => When::Out,
-            Some("cold") => When::Cold,
+            Some("demoted") => When::Demoted,
             Some(when) => match (part(when), span(when)) {
                 (Some(part), _) => When::Part(part),
                 (None, Some(at)) => When::At(at),
-                (None, None) => return Err(error("WHEN is `2s`, `40%`, `out` or `cold`")),
+                (None, None) => return Err(error("WHEN must be `2s`, `40%`, `out` or `demoted`")),
             },
         };
-        let span =
-            lasts.as_deref().map(|text| span(text).ok_or_else(|| error("SPAN is `500ms` or `10s`"))).transpose()?;
+        let span = lasts
+            .as_deref()
+            .map(|text| span(text).ok_or_else(|| error("SPAN must be a time such as `500ms` or `10s`")))
+            .transpose()?;
         Ok(Self { kind, who, rate, when, span })
     }
 }
 
-/// Reads faults with commas between.
+/// Parses faults that are separated by commas.
+///
+/// # Errors
+/// When one of them is invalid.
 pub fn parse(text: &str) -> Result<Vec<Fault>, FaultError> {
     text.split(',').filter(|part| !part.trim().is_empty()).map(str::parse).collect()
 }
 
 impl Fault {
-    /// The hosts it is about, none for faults that are about no hosts.
+    /// The hosts that it hits; none for faults of the seeder, the tracker, uplinks and ports.
     pub fn hosts(&self, layout: &Layout, rng: &mut Rng) -> Vec<HostIndex> {
         let all: Vec<HostIndex> = (1..=layout.hosts()).map(HostIndex).collect();
         match self.who {
@@ -209,12 +223,12 @@ impl Fault {
         }
     }
 
-    /// Whether nobody waits for its hosts: they are lost for good, or slow to the end.
+    /// Whether its hosts need not finish, because they are lost for good or slow to the end.
     pub fn loses(&self) -> bool {
         matches!(self.kind, Kind::Crash | Kind::Slow) && self.span.is_none()
     }
 
-    /// The rack whose uplink it is about.
+    /// The rack whose uplink it hits.
     pub fn rack(&self, layout: &Layout) -> Option<usize> {
         match self.who {
             Who::Count(rack) | Who::Host(rack, _) if self.kind == Kind::Uplink => {
@@ -225,13 +239,13 @@ impl Fault {
     }
 }
 
-/// Up to four faults that a region of several hosts a rack must get over.
+/// Up to four faults that a region with several hosts in each rack must survive.
 pub fn random(layout: &Layout, rng: &mut Rng) -> Vec<Fault> {
     let count = 1 + rng.below(4);
     let mut faults: Vec<Fault> = Vec::new();
     for _ in 0..count {
         let kind = DRAWN[rng.below(DRAWN.len() as u64) as usize];
-        // Two of a kind would undo each other's ends.
+        // The end of one fault would end another one of the same kind.
         if faults.iter().any(|fault| fault.kind == kind) {
             continue;
         }
@@ -242,7 +256,7 @@ pub fn random(layout: &Layout, rng: &mut Rng) -> Vec<Fault> {
             _ => Who::Part(0.05 + rng.below(25) as f64 / 100.0),
         };
         let when = match kind {
-            // What never left the seeder cannot come from anybody else.
+            // Shards that never left the seeder cannot come from another host.
             Kind::Seeder => When::Out,
             _ => When::Part(rng.below(120) as f64 / 100.0),
         };
@@ -252,7 +266,7 @@ pub fn random(layout: &Layout, rng: &mut Rng) -> Vec<Fault> {
         let rate = if stays && kind == Kind::Slow { rate.max(0.01) } else { rate };
         faults.push(Fault { kind, who, rate, when, span: (!stays).then(|| Duration::from_secs(seconds)) });
     }
-    // What only lost or lying hosts have had from a seeder that is gone for good is gone too.
+    // Only lost or corrupting hosts may have received a shard from the seeder. Then the seeder must come back.
     let loses = |fault: &Fault| matches!(fault.kind, Kind::Crash | Kind::Corrupt);
     if faults.iter().any(loses) {
         for seeder in faults.iter_mut().filter(|fault| fault.kind == Kind::Seeder) {
@@ -262,7 +276,7 @@ pub fn random(layout: &Layout, rng: &mut Rng) -> Vec<Fault> {
     faults
 }
 
-/// In one region of two, links that share rates unevenly all the time.
+/// In every second region, links that share ports unevenly from the start.
 pub fn random_shares(rng: &mut Rng) -> Option<Fault> {
     let rate = rng.pick(&[0.2, 0.4, 0.7]);
     let when = When::At(Duration::ZERO);
@@ -276,7 +290,7 @@ mod tests {
     #[test]
     fn faults_are_read() {
         let text =
-            "crash:25%@2s+5s, slow, uplink:3=10%@40%+10s, seeder@out, crash:1/2, corrupt:2, crash:owners@cold+1s";
+            "crash:25%@2s+5s, slow, uplink:3=10%@40%+10s, seeder@out, crash:1/2, corrupt:2, crash:owners@demoted+1s";
         let faults = parse(text).unwrap();
         let of = |kind, who, rate, when, span| Fault { kind, who, rate, when, span };
         let at = |seconds| When::At(Duration::from_secs(seconds));
@@ -290,7 +304,7 @@ mod tests {
                 of(Kind::Seeder, Who::Count(1), 0.01, When::Out, None),
                 of(Kind::Crash, Who::Host(1, 2), 0.01, at(0), None),
                 of(Kind::Corrupt, Who::Count(2), 0.01, at(0), None),
-                of(Kind::Crash, Who::Owners, 0.01, When::Cold, some(1)),
+                of(Kind::Crash, Who::Owners, 0.01, When::Demoted, some(1)),
             ]
         );
         for wrong in ["boom", "crash:x", "crash@x", "slow=5", "crash+5", "crash:1/x"] {

@@ -1,24 +1,24 @@
-//! Where hosts are, and how fast what joins them is.
+//! The layout of a region: sites, racks, hosts and the rates between them.
 
 use serde::{Deserialize, Serialize};
 use shoal_proto::ids::HostIndex;
 use std::ops::Range;
 use std::time::Duration;
 
-/// A rate that limits nothing, bytes/s.
+/// The rate of a port that never delays, bytes/s.
 pub const UNLIMITED: u64 = u64::MAX;
 /// 1 Mbit/s, in bytes/s.
 pub const MBIT: u64 = 125_000;
 
-/// The seeder's place in the roster.
+/// The seeder's roster index.
 pub const SEEDER: HostIndex = HostIndex(0);
 
-/// A rack: hosts behind one uplink. Rates are bytes/s, the same each way.
+/// A rack. All rates are bytes/s, the same each way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rack {
-    /// The site it is in.
+    /// The name of its site.
     pub site: String,
-    /// Hosts.
+    /// Number of hosts.
     pub hosts: u32,
     /// Rate of its uplink.
     pub uplink: u64,
@@ -33,7 +33,7 @@ pub struct Rack {
 pub struct Layout {
     /// Rate of the seeder's network card, bytes/s each way.
     pub seeder: u64,
-    /// Racks.
+    /// The racks. Their hosts have consecutive roster indices.
     pub racks: Vec<Rack>,
     /// Rate of every site's link to the others, bytes/s each way.
     pub site_uplink: u64,
@@ -41,12 +41,13 @@ pub struct Layout {
     pub near: Duration,
     /// One-way latency between racks.
     pub far: Duration,
-    /// Uplink rates are declared to the tracker, so that plans can take them into account.
+    /// Whether hosts declare their uplink rates to the tracker, so that plans can use them.
     pub declared: bool,
 }
 
 impl Layout {
-    /// `racks` equal racks of `hosts` hosts in one site: uplinks of 200 Mbit/s, a seeder of 400, cards of 10 Gbit/s.
+    /// `racks` equal racks of `hosts` hosts in one site: uplinks of 200 Mbit/s, a seeder of 400 Mbit/s, cards of 10
+    /// Gbit/s.
     pub fn even(racks: u32, hosts: u32) -> Self {
         let rack = Rack { site: "site".into(), hosts, uplink: 200 * MBIT, nic: 10_000 * MBIT, disk: UNLIMITED };
         Self {
@@ -70,8 +71,10 @@ impl Layout {
         first..first + self.racks[rack].hosts
     }
 
-    /// No schedule brings `bytes` to every host in less: the seeder must send them once, each uplink must take them once,
-    /// each card must take them once, and what all racks take in is sent by the seeder and the uplinks together.
+    /// The least possible time to bring `bytes` to every host.
+    ///
+    /// The seeder must send them once. Each uplink, card and disk must carry them once. The imports of all racks are
+    /// sent by the seeder and the uplinks together.
     pub fn bound(&self, bytes: u64) -> Duration {
         let racks: Vec<&Rack> = self.racks.iter().filter(|rack| rack.hosts > 0).collect();
         let slowest = racks.iter().map(|rack| rack.uplink.min(rack.nic).min(rack.disk)).min().unwrap_or(UNLIMITED);

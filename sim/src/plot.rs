@@ -1,4 +1,4 @@
-//! A run as a picture: how many hosts are done when, and how each rack fared. One SVG file, nothing else needed.
+//! A picture of a run as one SVG file: how many hosts are done at each time, and when each host of each rack was done.
 
 use crate::run::Outcome;
 use std::fmt::Write;
@@ -9,7 +9,7 @@ const LEFT: f64 = 60.0;
 const TOP: f64 = 40.0;
 const CELL_MAX: f64 = 24.0;
 
-/// Draws completion curves and a heat map of racks.
+/// Draws the completion curve and a heat map of the racks.
 pub fn svg(outcome: &Outcome, title: &str) -> String {
     let mut times: Vec<f64> = outcome.done.iter().flatten().flatten().copied().collect();
     times.sort_by(f64::total_cmp);
@@ -26,7 +26,7 @@ pub fn svg(outcome: &Outcome, title: &str) -> String {
     let height = map_top + rows.div_ceil(columns) as f64 * (cell + 4.0) + 30.0;
     let mut out = String::new();
     let mut line = |text: std::fmt::Arguments<'_>| {
-        let _infallible = writeln!(out, "{text}");
+        let _ = writeln!(out, "{text}"); // A string accepts all text.
     };
     line(format_args!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}" font-family="sans-serif" font-size="12">"#
@@ -56,20 +56,20 @@ pub fn svg(outcome: &Outcome, title: &str) -> String {
         TOP + CURVE,
         TOP - 4.0
     ));
-    // As many points as the eye can tell apart.
+    // More points than about 1,000 cannot be distinguished.
     let step = (times.len() / 1000).max(1);
     let mut path = format!("M{:.1} {:.1}", x(0.0), y(0.0));
     for (number, seconds) in times.iter().enumerate().step_by(step) {
         let part = (number + 1) as f64 / f64::from(figures.hosts.max(1));
-        let _infallible = write!(path, " H{:.1} V{:.1}", x(*seconds), y(part));
+        let _ = write!(path, " H{:.1} V{:.1}", x(*seconds), y(part)); // As above.
     }
     if let Some(last) = times.last() {
-        let _infallible =
+        let _ = // As above.
             write!(path, " H{:.1} V{:.1}", x(*last), y(times.len() as f64 / f64::from(figures.hosts.max(1))));
     }
     line(format_args!(r##"<path d="{path}" fill="none" stroke="#06c" stroke-width="2"/>"##));
     line(format_args!(
-        r#"<text x="{LEFT}" y="{:.1}">racks, a square a host: the darker the later, red never</text>"#,
+        r#"<text x="{LEFT}" y="{:.1}">one square per host, grouped by rack: darker is later, red is never</text>"#,
         map_top - 8.0
     ));
     for (number, rack) in outcome.done.iter().enumerate() {

@@ -5,12 +5,12 @@
 pub struct Rng(u64);
 
 impl Rng {
-    /// A sequence of its own for every seed.
+    /// Each seed has its own sequence.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -19,18 +19,18 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`; 0 when `end` is.
+    /// Returns a number below `end`, or 0 when `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        // The bias of a remainder is far below anything that is measured here.
+        // The bias of the remainder is far below the noise of a run.
         self.next_u64().checked_rem(end).unwrap_or(0)
     }
 
-    /// One of `from`, which is not empty.
+    /// Returns one of `from`, which must not be empty.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 
-    /// `count` of `from`, or all of them, in random order.
+    /// Returns `count` of `from`, at most all of them, in random order.
     pub fn sample<T: Copy>(&mut self, from: &[T], count: usize) -> Vec<T> {
         let mut all = from.to_vec();
         let count = count.min(all.len());

@@ -1,6 +1,7 @@
 //! The golden digests of fixed seeds: a change of what the scheduler decides shows here.
 //!
-//! `SHOAL_BLESS=1 cargo test -p shoal-sim --test digests` writes the file anew. A rename or a split of code never needs it.
+//! `SHOAL_BLESS=1 cargo test -p shoal-sim --test digests` writes the file again. A rename or a split of code
+//! never needs it.
 
 use shoal_sim::run::{random, run};
 use std::fmt::Write as _;

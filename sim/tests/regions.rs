@@ -1,4 +1,4 @@
-//! Whole regions in virtual time: what crosses which link, and who has everything when. Every rule is watched in all.
+//! Whole regions in virtual time: traffic on each link and completion times. All rules are checked in all tests.
 
 use shoal_proto::announcement::Kind;
 use shoal_proto::ids::HostIndex;
@@ -25,7 +25,7 @@ fn scenario(racks: u32, hosts: u32, pieces: u32, faults: &str) -> Scenario {
     }
 }
 
-/// Runs to the end; everybody who lives must be done.
+/// Runs to the end. Every living host must finish.
 fn finished(scenario: &Scenario) -> Outcome {
     let outcome = run(scenario, |_| {});
     assert!(outcome.is_complete(), "{:?}\n{:?}", scenario.faults, outcome);
@@ -41,7 +41,7 @@ fn every_byte_enters_a_rack_once_at_the_speed_of_the_wire() {
         assert!(figures.rack_import_max <= 1.03, "{racks}x{hosts}: {figures:?}");
         assert!(figures.seeder_egress <= 1.03, "{racks}x{hosts}: {figures:?}");
         assert!(figures.ratio <= most, "{racks}x{hosts}: {figures:?}");
-        assert_eq!(figures.parity_over_uplinks, 0.0, "nobody asked for parity");
+        assert_eq!(figures.parity_over_uplinks, 0.0, "parity crossed an uplink without need");
     }
 }
 
@@ -56,15 +56,15 @@ fn survivors_finish_when_hosts_die() {
     }
 }
 
-/// Runs a region from sixteen seeds; the mean of what `of` makes of each.
+/// Runs a region from 16 seeds; returns the mean of the values that `of` returns.
 fn mean_over_seeds(region: &Scenario, of: impl Fn(u64, &Figures) -> f64) -> f64 {
     const SEEDS: u64 = 16;
     let run = |seed| of(seed, &finished(&Scenario { seed, ..region.clone() }).figures);
     (0..SEEDS).map(run).sum::<f64>() / SEEDS as f64
 }
 
-/// Runs a region of 4 x 4 with these faults from sixteen seeds; each is looked at and within `most` of the bound, and the
-/// mean is within `mean`.
+/// Runs a region of 4 × 4 hosts with these faults from 16 seeds. Each ratio to the bound must be at most `most`, and
+/// the mean at most `mean`.
 fn over_seeds(faults: &str, mean: f64, most: f64, look: impl Fn(u64, &Figures)) {
     let seen = mean_over_seeds(&scenario(4, 4, 1024, faults), |seed, figures| {
         assert!(figures.ratio <= most, "seed {seed}: {figures:?}");
@@ -81,8 +81,8 @@ fn slow_owners_are_worked_around() {
     });
 }
 
-/// The bound for the rest of the region is the same however slow they are; the nearer to it they are, the longer it takes
-/// to tell.
+/// The bound of the other hosts does not depend on how slow the owners are. The faster a slow owner is, the longer its
+/// detection takes.
 #[test]
 fn owners_of_any_slowness_are_worked_around() {
     for (rate, mean, most) in [(5, 1.08, 1.15), (10, 1.08, 1.15), (20, 1.12, 1.20), (50, 1.50, 2.00)] {
@@ -92,13 +92,13 @@ fn owners_of_any_slowness_are_worked_around() {
     }
 }
 
-/// What was seen of a kernel that shares one card between connections: some get a twentieth of what others get.
+/// A kernel was seen to share a network card so unevenly that some connections get a twentieth of the rate of others.
 #[test]
 fn a_thin_seeder_whose_links_share_it_unevenly_sends_hardly_anything_twice() {
     let mut thin = scenario(4, 4, 2048, "uneven=4%");
     (thin.layout.seeder, thin.piece_bytes) = (100 * MBIT, PIECE / 2);
     let mean = mean_over_seeds(&thin, |_, figures| figures.seeder_egress);
-    // 1.036 where nobody waits for anybody.
+    // The mean is 1.036 without fairness at the seeder.
     assert!(mean <= 1.015, "the mean is {mean}");
 }
 
@@ -109,7 +109,7 @@ fn uplinks_are_full_to_the_end_though_links_share_them_unevenly() {
         assert!(figures.rack_import_max <= 1.01 && figures.seeder_egress <= 1.01, "seed {seed}: {figures:?}");
         figures.ratio
     });
-    // 1.032 where lanes do not wait for others.
+    // The mean is 1.032 without fairness between lanes.
     assert!(mean <= 1.027, "the mean is {mean}");
 }
 
@@ -125,7 +125,7 @@ fn a_host_that_was_slow_for_a_while_does_not_import_what_its_mates_import_instea
 }
 
 #[test]
-fn latecomers_take_what_their_rack_has_from_it() {
+fn late_hosts_receive_from_their_rack_what_it_has() {
     over_seeds("crash:25%@0s+6s", 1.10, 1.20, |seed, figures| {
         assert_eq!(figures.complete, 16, "seed {seed}");
         assert!(figures.rack_import_max <= 1.10, "seed {seed}: {figures:?}");
@@ -133,7 +133,7 @@ fn latecomers_take_what_their_rack_has_from_it() {
 }
 
 #[test]
-fn hosts_that_come_back_go_on_from_their_disks() {
+fn hosts_that_come_back_continue_from_their_disks() {
     let figures = finished(&scenario(4, 4, 512, "crash:25%@30%+2s")).figures;
     assert_eq!(figures.complete, 16);
     assert!(figures.rack_import_max <= 1.10, "{figures:?}");
@@ -161,41 +161,41 @@ fn an_uplink_that_is_cut_delays_only_its_rack() {
     for other in [0, 2, 3] {
         assert!(rack(other) <= bound * 1.3, "rack {other}: {} of {bound}: {:?}", rack(other), outcome.figures);
     }
-    // Its links were given up and dialled anew, and nobody is blamed for what the cut did.
+    // Hosts close the cut links and dial again, and the cut causes no strikes.
     assert!(rack(1) <= (bound + 10.0) * 1.08, "{:?}", outcome.figures);
     assert!(outcome.figures.rack_import_max <= 1.05, "{:?}", outcome.figures);
 }
 
 #[test]
-fn nobody_waits_for_racks_that_take_nothing() {
+fn other_racks_do_not_wait_for_racks_that_receive_nothing() {
     let cut = scenario(4, 4, 980, "uplink:1=0%@30%+30s,uplink:2=0%@30%+30s");
     let outcome = finished(&cut);
     let rack = |rack| rack_took(&outcome, rack);
     for whole in [0, 3] {
         let (took, bound) = (rack(whole), outcome.figures.bound_s);
-        // 1.52. It was 1.47 when a rack was passed over at once whose only host to bring something was silent; but then slow
-        // owners cost the seeder up to a fifth of a copy.
+        // The ratio is 1.52. It is 1.47 when a rack with one silent host is bypassed at once, but then slow owners cost
+        // the seeder up to a fifth of a copy.
         assert!(took <= bound * 1.6, "rack {whole}: {took} of {bound}: {:?}", outcome.figures);
     }
 }
 
 #[test]
-fn a_latecomer_gets_it_from_its_rack() {
+fn a_late_host_receives_all_from_its_rack() {
     let mut world = World::new(Layout::even(4, 4), check::all());
     let late = world.host(2, 2);
     world.kill(late);
     world.run_for(Duration::from_secs(1));
     let number = world.push(&Push::blob(256, PIECE));
     let others: Vec<HostIndex> = world.peers().filter(|host| *host != late).collect();
-    world.run_to_done(number, &others, Duration::from_secs(60)).expect("the others are done");
+    world.run_to_done(number, &others, Duration::from_secs(60)).expect("the other hosts finish");
     let imported = world.traffic.imported[2];
     world.start(late);
-    world.run_to_done(number, &[late], Duration::from_secs(30)).expect("the latecomer is done");
-    assert_eq!(world.traffic.imported[2], imported, "no piece crosses the uplink again");
+    world.run_to_done(number, &[late], Duration::from_secs(30)).expect("the late host finishes");
+    assert_eq!(world.traffic.imported[2], imported, "a piece crossed the uplink again");
 }
 
 #[test]
-fn with_hub_tracker_and_seeder_gone_a_rack_serves_its_own() {
+fn a_rack_serves_an_emptied_host_without_tracker_and_seeder() {
     let mut world = World::new(Layout::even(4, 4), check::all());
     world.run_for(Duration::from_millis(500));
     let number = world.push(&Push::blob(256, PIECE));
@@ -208,24 +208,24 @@ fn with_hub_tracker_and_seeder_gone_a_rack_serves_its_own() {
     world.wipe(empty);
     let imported = world.traffic.imported[0];
     world.start(empty);
-    world.run_to_done(number, &[empty], Duration::from_secs(60)).expect("its mates have everything");
+    world.run_to_done(number, &[empty], Duration::from_secs(60)).expect("the rack peers have everything");
     assert_eq!(world.traffic.imported[0], imported);
 }
 
 #[test]
-fn a_host_that_sends_broken_shards_is_shut_out() {
+fn a_host_that_sends_corrupt_shards_is_banned() {
     let mut world = World::new(Layout::even(4, 4), check::all());
     let bad = world.host(1, 2);
     world.set_corrupt(bad, true);
     world.run_for(Duration::from_millis(500));
     let number = world.push(&Push::blob(256, PIECE));
     let others: Vec<HostIndex> = world.peers().filter(|host| *host != bad).collect();
-    world.run_to_done(number, &others, Duration::from_secs(60)).expect("the others are done");
+    world.run_to_done(number, &others, Duration::from_secs(60)).expect("the other hosts finish");
     assert!(world.notices.iter().any(|(_, notice)| matches!(notice, Notice::Banned { host } if *host == bad)));
 }
 
 #[test]
-fn the_urgent_overtakes_the_bulky() {
+fn an_urgent_push_overtakes_a_bulk_push() {
     let mut world = World::new(Layout::even(4, 4), check::all());
     world.run_for(Duration::from_millis(500));
     world.push(&Push::blob(512, PIECE));
@@ -233,7 +233,7 @@ fn the_urgent_overtakes_the_bulky() {
     let all: Vec<HostIndex> = world.peers().collect();
     let urgent = Push { name: "gslb".into(), kind: Kind::Gslb, ..Push::blob(4, 4096) };
     let number = world.push(&urgent);
-    let took = world.run_to_done(number, &all, Duration::from_secs(60)).expect("the urgent one is done");
+    let took = world.run_to_done(number, &all, Duration::from_secs(60)).expect("the urgent push completes");
     assert!(took < Duration::from_secs(1), "{took:?} behind a bulk push");
 }
 
@@ -249,18 +249,18 @@ fn the_same_seed_gives_the_same_digest() {
 }
 
 #[test]
-fn the_urgent_has_room_where_a_slow_link_is_full_of_bulk() {
+fn an_urgent_push_overtakes_bulk_on_slow_links() {
     let mut world = World::new(Layout::even(2, 2), check::all());
     for rack in 0..2 {
         world.set_uplink(rack, 200_000);
     }
     world.run_for(Duration::from_millis(500));
-    // Two windows' worth and more are on their way to each rack.
+    // More than two windows of bulk are on their way to each rack.
     world.push(&Push::blob(256, PIECE));
     world.run_for(Duration::from_secs(5));
     let all: Vec<HostIndex> = world.peers().collect();
     let urgent = Push { name: "gslb".into(), kind: Kind::Gslb, ..Push::blob(4, 32 * 1024) };
     let number = world.push(&urgent);
-    let took = world.run_to_done(number, &all, Duration::from_secs(60)).expect("the urgent one is done");
+    let took = world.run_to_done(number, &all, Duration::from_secs(60)).expect("the urgent push completes");
     assert!(took < Duration::from_secs(15), "{took:?} behind a bulk push");
 }

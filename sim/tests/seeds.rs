@@ -1,9 +1,9 @@
-//! A bank of seeds: small regions with random faults, every rule watched, every host that lives must finish.
+//! A bank of seeds: small regions with random faults. All rules are checked, and every living host must finish.
 
 use shoal_sim::run::{random, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs seeds on all cores; each run is a thread's own; gives those that broke a rule or did not finish.
+/// Runs seeds on all cores; returns the seeds that broke a rule or did not finish.
 #[allow(clippy::disallowed_methods, reason = "the runs share nothing")]
 fn broken(seeds: std::ops::Range<u64>) -> Vec<String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -29,7 +29,7 @@ fn fault_of(seed: u64) -> Option<String> {
 }
 
 #[test]
-fn five_hundred_regions_get_over_random_faults() {
+fn five_hundred_regions_survive_random_faults() {
     let broken = broken(0..500);
     assert!(broken.is_empty(), "{} of 500:\n{}", broken.len(), broken.join("\n"));
 }

@@ -60,8 +60,8 @@ pub(crate) struct Args {
     ///
     /// Kinds: crash, slow, uplink, seeder, tracker, flap, corrupt, stale, uneven. WHO: a number of hosts, a part such as
     /// 10%, `owners` (one host of each rack), RACK/HOST; for uplink the rack. RATE: what is left of a rate, such as 1%.
-    /// WHEN: a time such as 2s, a part of the least possible makespan such as 40%, `out` (all has left the seeder), or `cold`
-    /// (the push is over, its faults have ended, and every rack has demoted the content, which is then promoted).
+    /// WHEN: a time such as 2s, a part of the least possible makespan such as 40%, `out` (all has left the seeder), or
+    /// `demoted` (the push is over, its faults have ended, and every rack has demoted the content, which is then promoted).
     #[arg(long, default_value = "", value_name = "SPEC", hide_default_value = true)]
     faults: String,
     /// Decides who is hit
@@ -261,7 +261,7 @@ fn print(summary: &Summary) {
         figures.parity_over_uplinks * 100.0,
         figures.depth
     ));
-    if let Some(cold) = &figures.cold {
+    if let Some(cold) = &figures.demotion {
         output::line(&format!(
             "demoted to {:.2} copies a rack; {} of {} hosts whole again after {:.3} s, {:.3}x over an uplink at worst, {:.3}x out of the seeder",
             cold.copies, cold.complete, cold.hosts, cold.restore_s, cold.rack_import_max, cold.seeder_egress

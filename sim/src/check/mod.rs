@@ -1,83 +1,26 @@
-//! What must hold at every moment of every run, faults or not. One file each.
+//! The rules that must hold at every moment of every run, with or without faults. Each rule has a file.
 
-mod books;
-mod complete;
-mod holds;
-mod once;
-mod quiet;
-mod shut_out;
+mod bans;
+mod completions;
+mod consistent_state;
+mod few_repeats;
+mod no_needless_sends;
+mod sends_only_stored;
 mod timers;
-mod window;
+mod windows;
 
-use crate::world::World;
-use shoal_proto::ids::{ContentId, HostIndex};
-use shoal_swarm::io::Output;
-
-/// Something a check may want to know.
-#[derive(Debug)]
-pub enum Seen<'a> {
-    /// A host was started.
-    Started {
-        /// The host.
-        host: HostIndex,
-    },
-    /// A host died.
-    Killed {
-        /// The host.
-        host: HostIndex,
-    },
-    /// A host lost its disk.
-    Wiped {
-        /// The host.
-        host: HostIndex,
-    },
-    /// A link broke.
-    Unlinked {
-        /// One end.
-        a: HostIndex,
-        /// The other.
-        b: HostIndex,
-    },
-    /// A host's brain has taken in a fact.
-    Handled {
-        /// The host.
-        host: HostIndex,
-    },
-    /// A host's brain wishes something.
-    Wished {
-        /// The host.
-        host: HostIndex,
-        /// What.
-        output: &'a Output,
-    },
-    /// Another job names a content: whoever has it says so again.
-    Ordered {
-        /// The content.
-        content: ContentId,
-    },
-    /// The run is over.
-    End,
-}
-
-/// A rule.
-pub trait Check {
-    /// The rule, in words.
-    fn name(&self) -> &'static str;
-
-    /// Looks at what happened; says how the rule is broken.
-    fn sees(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String>;
-}
+use crate::world::observer::Observer;
 
 /// All rules.
-pub fn all() -> Vec<Box<dyn Check>> {
+pub fn all() -> Vec<Box<dyn Observer>> {
     vec![
-        Box::new(books::Books::default()),
-        Box::new(complete::Complete::default()),
-        Box::new(holds::Holds),
-        Box::new(once::Once::default()),
-        Box::new(quiet::Quiet),
-        Box::new(shut_out::ShutOut::default()),
+        Box::new(consistent_state::ConsistentState::default()),
+        Box::new(completions::Completions::default()),
+        Box::new(sends_only_stored::SendsOnlyStored),
+        Box::new(few_repeats::FewRepeats::default()),
+        Box::new(no_needless_sends::NoNeedlessSends),
+        Box::new(bans::Bans::default()),
         Box::new(timers::Timers),
-        Box::new(window::Window::default()),
+        Box::new(windows::Windows::default()),
     ]
 }

@@ -1,21 +1,23 @@
-//! After a fact is taken in, the next deadline lies ahead: no host spins.
+//! After each input the next deadline lies in the future, so no host spins.
 
-use super::{Check, Seen};
 use crate::world::World;
+use crate::world::observer::{Observer, Violation, WorldEvent};
 
 pub(super) struct Timers;
 
-impl Check for Timers {
+impl Observer for Timers {
     fn name(&self) -> &'static str {
-        "deadlines lie ahead"
+        "deadlines lie in the future"
     }
 
-    fn sees(&mut self, world: &World, seen: &Seen<'_>) -> Result<(), String> {
-        let Seen::Handled { host } = seen else { return Ok(()) };
+    fn on_event(&mut self, world: &World, event: &WorldEvent<'_>) -> Result<(), Violation> {
+        let WorldEvent::Handled { host } = event else { return Ok(()) };
         match world.node(*host).and_then(|node| node.poll_timeout()) {
-            Some(at) if at <= world.now() => {
-                Err(format!("{host} wants to be woken at {}, now is {}", at.0, world.now().0))
-            }
+            Some(at) if at <= world.now() => Err(Violation::new(format!(
+                "the deadline of {host} is {} ns and the time is {} ns",
+                at.0,
+                world.now().0
+            ))),
             _ => Ok(()),
         }
     }

@@ -1,38 +1,42 @@
 //! Links between hosts, and payload on its way through ports.
 
-use super::{BEGINNING, Cargo, DIAL_TIMEOUT, Event, STAGES, Transfer, World, port_of_host};
+use super::event::Event;
+use super::{Cargo, ContentNumber, DIAL_TIMEOUT, Message, RESERVING, Transfer, World, port_of_host};
 use crate::Rng;
 use crate::layout::SEEDER;
-use crate::links::Flow;
+use crate::ports::Flow;
 use shoal_proto::announcement::Class;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{HostIndex, ShardIndex};
 use shoal_swarm::io::Input;
 
+/// Ports that a transfer may pass.
+const STAGES: u8 = 7;
+
 impl World {
     pub(super) fn connect(&mut self, host: HostIndex, other: HostIndex) {
-        // A round trip, and one for the handshake.
+        // A round trip for TCP and half of one for the handshake's first answer.
         let at = self.now + 3 * self.latency(host, other);
         if !self.is_reachable(host, other) {
-            self.later(self.now + DIAL_TIMEOUT.as_nanos() as u64, host, Input::DialFailed { host: other });
+            self.input_at(self.now + DIAL_TIMEOUT.as_nanos() as u64, host, Input::DialFailed { host: other });
         } else if self.hosts[other.index()].node.is_none() {
-            self.later(at, host, Input::DialFailed { host: other });
+            self.input_at(at, host, Input::DialFailed { host: other });
         } else if !self.is_linked(host, other) {
             self.link_count += 1;
             self.hosts[host.index()].links.insert(other, self.link_count);
             self.hosts[other.index()].links.insert(host, self.link_count);
-            self.later(at, host, Input::LinkUp { host: other });
-            self.later(at, other, Input::LinkUp { host });
+            self.input_at(at, host, Input::LinkUp { host: other });
+            self.input_at(at, other, Input::LinkUp { host });
         }
     }
 
-    /// Words cross at once, unless the way is cut: then they wait, as in a socket.
-    pub(super) fn say(&mut self, from: HostIndex, to: HostIndex, input: Input) {
+    /// Delivers a message after the latency of the way. If the way is cut, the message waits, as in a socket.
+    pub(super) fn deliver(&mut self, from: HostIndex, to: HostIndex, input: Input) {
         let Some(link) = self.hosts[from.index()].links.get(&to).copied() else { return };
         if self.is_reachable(from, to) {
-            self.later(self.now + self.latency(from, to), to, input);
+            self.input_at(self.now + self.latency(from, to), to, input);
         } else {
-            self.held.push((from, to, link, input));
+            self.delayed.push(Message { from, to, link, input });
         }
     }
 
@@ -41,7 +45,7 @@ impl World {
         self.hosts[a.index()].links.contains_key(&b)
     }
 
-    /// The port a transfer passes at a stage, if there is one.
+    /// The port that a transfer passes at a stage, if there is one and it has a rate.
     pub(super) fn port(&self, stage: u8, from: HostIndex, to: HostIndex) -> Option<usize> {
         let (out, into) = (self.hosts[from.index()].rack, self.hosts[to.index()].rack);
         let racks = self.hosts.len() * 3;
@@ -73,7 +77,7 @@ impl World {
         &mut self,
         from: HostIndex,
         to: HostIndex,
-        number: usize,
+        number: ContentNumber,
         cargo: Cargo,
         bytes: u64,
         class: Class,
@@ -104,11 +108,11 @@ impl World {
                 self.transfers.len() as u32 - 1
             }
         };
-        self.pass(id);
+        self.move_on(id);
     }
 
-    /// How many links payload will have crossed when it arrives.
-    fn depth_of(&self, from: HostIndex, number: usize, cargo: Cargo) -> u8 {
+    /// How many links a shard will have crossed when it arrives.
+    fn depth_of(&self, from: HostIndex, number: ContentNumber, cargo: Cargo) -> u8 {
         let Cargo::Shard(shard) = cargo else { return 1 };
         let depths = self.hosts[from.index()].depths.get(number);
         let piece = self.pushes[number].geometry.piece_of(shard);
@@ -116,8 +120,8 @@ impl World {
         before.saturating_add(1)
     }
 
-    /// Payload is through a stage; counts it where the host's card and the rack's uplink are.
-    fn advance(&mut self, id: u32) {
+    /// Counts a transfer that is through a stage: at the sender's card and at the receiver's uplink.
+    fn pass_stage(&mut self, id: u32) {
         let transfer = &mut self.transfers[id as usize];
         let stage = transfer.stage;
         transfer.stage += 1;
@@ -143,13 +147,13 @@ impl World {
         }
     }
 
-    /// Takes a transfer through the ports that let it through at once, up to one where it waits.
-    pub(super) fn pass(&mut self, id: u32) {
+    /// Moves a transfer through all idle ports, up to the first port where it must wait.
+    fn move_on(&mut self, id: u32) {
         loop {
             let Transfer { from, to, bytes, stage, class, .. } = self.transfers[id as usize];
             if stage == STAGES {
                 let at = self.transfers[id as usize].through.max(self.now) + self.latency(from, to);
-                self.enqueue(at, Event::Arrive(id));
+                self.events_ahead.push(at, Event::Arrive(id));
                 return;
             }
             if let Some(number) = self.port(stage, from, to) {
@@ -167,29 +171,29 @@ impl World {
                 let transfer = &mut self.transfers[id as usize];
                 transfer.through = transfer.through.max(now + span);
             }
-            self.advance(id);
+            self.pass_stage(id);
         }
     }
 
-    /// The share a link gets where it meets others.
+    /// The weight of a link where it meets others.
     fn weight(&self, from: HostIndex, to: HostIndex) -> f64 {
-        let Some((least, seed)) = self.uneven else { return 1.0 };
+        let Some(unevenness) = self.unevenness else { return 1.0 };
         const STEPS: u64 = 1 << 16;
-        let mut rng = Rng::new(seed ^ u64::from(from.0) << 32 ^ u64::from(to.0));
-        least + (1.0 - least) * rng.below(STEPS + 1) as f64 / STEPS as f64
+        let mut rng = Rng::new(unevenness.seed ^ u64::from(from.0) << 32 ^ u64::from(to.0));
+        unevenness.least + (1.0 - unevenness.least) * rng.below(STEPS + 1) as f64 / STEPS as f64
     }
 
-    pub(super) fn await_port(&mut self, number: usize) {
+    fn await_port(&mut self, number: ContentNumber) {
         let port = &mut self.ports[number];
         if !port.awaited && port.rate > 0 {
             port.awaited = true;
             let at = port.free_at.max(self.now);
-            self.enqueue(at, Event::Wake(number as u32));
+            self.events_ahead.push(at, Event::PortFree(number as u32));
         }
     }
 
-    /// A port may take the next transfer.
-    pub(super) fn serve(&mut self, number: usize) {
+    /// Serves the next transfers at a port that has become free.
+    pub(super) fn serve(&mut self, number: ContentNumber) {
         let now = self.now;
         while self.ports[number].rate > 0 && self.ports[number].free_at <= now {
             let Some(id) = self.ports[number].next() else { return };
@@ -201,20 +205,21 @@ impl World {
             self.ports[number].free_at = now + span;
             let transfer = &mut self.transfers[id as usize];
             transfer.through = transfer.through.max(now + span);
-            self.advance(id);
-            self.pass(id);
+            self.pass_stage(id);
+            self.move_on(id);
         }
         if self.ports[number].has_waiting() {
             self.await_port(number);
         }
     }
 
-    /// Whether the link a transfer is on is still the one it was sent on.
+    /// Whether the link of a transfer still exists. A new link between the same hosts has another serial number.
     fn is_alive(&self, id: u32) -> bool {
         let transfer = &self.transfers[id as usize];
         self.hosts[transfer.from.index()].links.get(&transfer.to) == Some(&transfer.link)
     }
 
+    /// Hands what arrives to the receiver's core, and tells the sender's core that it was sent.
     pub(super) fn arrive(&mut self, id: u32) {
         let alive = self.is_alive(id);
         let Transfer { from, to, content: number, cargo, depth, corrupt, .. } = self.transfers[id as usize];
@@ -242,8 +247,8 @@ impl World {
                 let none = geometry.no_pieces();
                 let have = self.disk_mut(to, number).get_or_insert(none).clone();
                 self.input(to, Input::ManifestVerified { content });
-                let at = self.now + BEGINNING.as_nanos() as u64;
-                self.later(at, to, Input::ContentReady { content, geometry, have });
+                let at = self.now + RESERVING.as_nanos() as u64;
+                self.input_at(at, to, Input::ContentReady { content, geometry, have });
                 self.input(from, Input::Sent { to, content, shard: None });
             }
             Cargo::Inline(via) => {
@@ -256,7 +261,7 @@ impl World {
         }
     }
 
-    pub(super) fn note_depth(&mut self, host: HostIndex, number: usize, shard: ShardIndex, depth: u8) {
+    fn note_depth(&mut self, host: HostIndex, number: ContentNumber, shard: ShardIndex, depth: u8) {
         let geometry = &self.pushes[number].geometry;
         let Some(piece) = geometry.piece_of(shard) else { return };
         let pieces = geometry.piece_count() as usize;

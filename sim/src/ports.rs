@@ -1,30 +1,30 @@
-//! Ports: places where payload queues for a rate, shared fairly between flows as TCP shares a bottleneck.
+//! Ports: places where payload queues for a rate. Flows share a port as TCP connections share a bottleneck.
 //!
-//! Packets of many flows mix, so a small transfer does not wait for every large one before it: each transfer gets the time
-//! at which it would be through if all flows were served at once, and these times set the order (Goyal, Vin, Cheng,
-//! "Start-time fair queuing", SIGCOMM 1996, by finish tags).
-//! Invariant: a port serves one transfer at a time and is idle only when nothing waits.
+//! The packets of many flows mix on a real link, so a small transfer does not wait for every large one before it. Each
+//! transfer gets a tag, which is the time at which it would be through if all flows were served at once. The tags set
+//! the order (Goyal, Vin, Cheng, "Start-time fair queuing", SIGCOMM 1996, by finish tags).
+//! Invariant: a port serves one transfer at a time, and it is idle only when no transfer waits.
 
 use crate::layout::UNLIMITED;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A link's two ends and the urgency of what it carries, as a number: what is urgent does not queue behind what is not.
+/// Sender, receiver and priority class, packed into a number. Traffic of one class does not queue behind another class.
 pub(crate) type Flow = u128;
 
-/// Where payload queues.
+/// A queue with a rate.
 #[derive(Debug, Default)]
 pub(crate) struct Port {
     /// Bytes/s; 0 serves nothing.
     pub(crate) rate: u64,
-    /// When what is being served is through, nanoseconds.
+    /// When the transfer in service is through, nanoseconds.
     pub(crate) free_at: u64,
-    /// An event will come when it is free.
+    /// An event is due when the port becomes free.
     pub(crate) awaited: bool,
-    /// Waiting: tag, turn, transfer.
+    /// Waiting transfers by tag. The turn decides between equal tags.
     waiting: BTreeSet<(u64, u64, u32)>,
-    /// Bytes by weight each flow was served, had it been served all the time since the port was idle.
+    /// The last tag of each flow since the port was idle, in bytes divided by weight.
     served: BTreeMap<Flow, u64>,
-    /// The tag of what is being served.
+    /// The tag of the transfer in service.
     virtual_now: u64,
     turn: u64,
 }
@@ -34,25 +34,25 @@ impl Port {
         Self { rate, ..Self::default() }
     }
 
-    /// Whether it lets everything through at once.
+    /// Whether transfers take no time.
     pub(crate) fn is_unlimited(&self) -> bool {
         self.rate == UNLIMITED
     }
 
-    /// Time to serve, nanoseconds.
+    /// The time that a transfer takes, nanoseconds.
     pub(crate) fn span(&self, bytes: u64) -> u64 {
         (u128::from(bytes) * 1_000_000_000 / u128::from(self.rate.max(1))) as u64
     }
 
-    /// Whether something can be served now.
+    /// Whether a transfer that arrives now is served at once.
     pub(crate) fn is_idle(&self, now: u64) -> bool {
         self.rate > 0 && self.free_at <= now && self.waiting.is_empty()
     }
 
-    /// Puts a transfer into its flow's queue. A flow of weight `w` gets `w` times the share of one of weight 1.
+    /// Adds a transfer to its flow. A flow of weight `w` gets `w` times the rate of a flow of weight 1.
     pub(crate) fn wait(&mut self, flow: Flow, transfer: u32, bytes: u64, weight: f64) {
         if self.waiting.is_empty() {
-            // Flows that were served before have no claim and no debt left.
+            // The port was idle, so no flow has a claim or a debt.
             self.served.clear();
             self.virtual_now = 0;
         }
@@ -62,7 +62,7 @@ impl Port {
         self.waiting.insert((*served, self.turn, transfer));
     }
 
-    /// The next transfer.
+    /// Removes the next transfer from the queue.
     pub(crate) fn next(&mut self) -> Option<u32> {
         let (tag, _, transfer) = self.waiting.pop_first()?;
         self.virtual_now = tag;
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_share_and_the_small_overtakes_the_large() {
+    fn flows_take_turns_and_a_small_transfer_overtakes_large_ones() {
         let mut port = Port::new(1000);
         for transfer in 0..3 {
             port.wait(1, transfer, 100, 1.0);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_light_flow_gets_a_smaller_share() {
+    fn a_flow_of_half_the_weight_gets_half_the_rate() {
         let mut port = Port::new(1000);
         for transfer in 0..4 {
             port.wait(1, transfer, 100, 0.5);

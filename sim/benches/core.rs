@@ -1,6 +1,6 @@
-//! How fast the brain is: a whole push to a region in virtual time, in events handled.
+//! How many events per second the core handles: a whole push to a region in virtual time.
 //!
-//! `cargo bench -p shoal-sim --bench brain`
+//! `cargo bench -p shoal-sim --bench core`
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shoal_proto::ids::HostIndex;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const PIECES: u32 = 512;
 
-/// A region that has settled, with a push just begun.
+/// A region at the begin of a push.
 fn pushing(racks: u32, hosts: u32) -> (World, ContentNumber) {
     let mut world = World::new(Layout::even(racks, hosts), Vec::new());
     world.run_for(Duration::from_millis(500));
@@ -18,7 +18,7 @@ fn pushing(racks: u32, hosts: u32) -> (World, ContentNumber) {
     (world, number)
 }
 
-/// Runs to the end; gives the events it took.
+/// Runs to the end; returns the events it took.
 fn finish(world: &mut World, number: ContentNumber) -> u64 {
     let before = world.events;
     let all: Vec<HostIndex> = world.peers().collect();
@@ -27,7 +27,7 @@ fn finish(world: &mut World, number: ContentNumber) -> u64 {
 }
 
 fn pushes(c: &mut Criterion) {
-    let mut group = c.benchmark_group("brain");
+    let mut group = c.benchmark_group("core");
     group.sample_size(10);
     for (racks, hosts) in [(4, 4), (10, 20)] {
         let (mut world, number) = pushing(racks, hosts);
