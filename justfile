@@ -26,7 +26,7 @@ lab *scenarios="healthy":
 
 # What each tuning rule of the scheduler is worth, over 40 seeds and all scenarios.
 ablate:
-    cargo run --locked --release -- sim --ablate
+    cargo run --locked --release -p shoal-sim --example ablate
 
 # Writes the golden files of the wire formats and of the simulator. Review the difference before a commit.
 bless:
