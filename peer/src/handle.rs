@@ -9,7 +9,9 @@ use bytes::Bytes;
 use shoal_api::contents::ContentStatus;
 use shoal_api::rollouts::PeerRollout;
 use shoal_proto::announcement::Announcement;
-use shoal_proto::ids::JobId;
+use shoal_proto::codec::Document;
+use shoal_proto::ids::{ContentId, Hash, JobId, PieceIndex};
+use shoal_proto::manifest::Manifest;
 use shoal_proto::report::{HostReport, Reason};
 use shoal_proto::trust::Envelope;
 use shoal_store::Store;
@@ -17,6 +19,32 @@ use shoal_swarm::membership::Membership;
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// Manifest and data of a content that travels inside its announcement.
+#[derive(Clone, Debug)]
+pub struct SmallContent {
+    /// The encoded manifest.
+    pub manifest: Bytes,
+    /// All pieces in order.
+    pub data: Bytes,
+}
+
+impl SmallContent {
+    /// Whether the hashes of manifest and data are those of `content`.
+    pub fn is_content(&self, content: &ContentId) -> bool {
+        if Manifest::id(&self.manifest) != *content {
+            return false;
+        }
+        let Ok(manifest) = Manifest::from_bytes(&self.manifest) else { return false };
+        let mut rest = &self.data[..];
+        let is_intact = (0..).zip(manifest.lens()).all(|(piece, len)| {
+            let Some((bytes, after)) = rest.split_at_checked(len as usize) else { return false };
+            rest = after;
+            Hash::of(bytes) == manifest.piece_hash(PieceIndex(piece))
+        });
+        is_intact && rest.is_empty()
+    }
+}
 
 /// A seeder's own next version of a feed.
 #[derive(Debug)]
@@ -26,7 +54,7 @@ pub struct FeedPublication {
     /// The announcement inside `envelope`.
     pub announcement: Arc<Announcement>,
     /// Manifest and data of a small version. A large version is in the store already.
-    pub small: Option<(Bytes, Bytes)>,
+    pub small: Option<SmallContent>,
     /// Receives the result once the version is durable.
     pub kept: oneshot::Sender<Result<(), String>>,
 }

@@ -1,25 +1,26 @@
-//! Effects that block, a few of each sort at a time, on the runtime's blocking threads.
+//! Runs blocking work for the driver on the runtime's blocking threads, a bounded number of each kind at a time.
 //!
-//! Invariant: at most a sort's bound of its effects run at once, and each is taken once. A queued effect holds no
-//! payload, so queues cost a pointer an effect; their length is bounded by what the brain may wish for.
+//! Queued work holds no payload, so a queue costs one pointer for each entry. The core's outputs bound its length.
+//! Invariant: at most [`WorkKind::threads`] pieces of work of one kind run at once, and each runs once.
 
+use shoal_proto::announcement::Class;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use tokio::task::JoinSet;
 
-/// What an effect is about. Each sort has its own threads, so that none waits for a slower one.
+/// What a piece of work does. Each kind has its own threads, so no kind waits for a slower one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sort {
-    /// Reading a shard or manifest to send it.
+pub enum WorkKind {
+    /// Reads a shard or a manifest for sending.
     Read,
-    /// Beginning, finishing and removing contents.
+    /// Begins, finishes or removes a content.
     Store,
-    /// Switching versions in.
+    /// Switches a version or places a feed's file.
     Activate,
 }
 
-impl Sort {
-    /// Threads of each sort. Reads mostly hit the page cache; more of them would only queue at the disk.
+impl WorkKind {
+    /// Threads of each kind. Most reads hit the page cache. More readers would only queue at the disk.
     const fn threads(self) -> usize {
         match self {
             Self::Read => 8,
@@ -31,64 +32,78 @@ impl Sort {
 
 type Work<T> = Box<dyn FnOnce() -> T + Send>;
 
+/// The place of waiting work: the most urgent class first, then the oldest.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    class: Class,
+    number: u64,
+}
+
 struct Queue<T> {
     running: usize,
-    /// By urgency, then age.
-    waiting: BTreeMap<(u8, u64), Work<T>>,
+    waiting: BTreeMap<Turn, Work<T>>,
 }
 
-/// The pool. `T` is what effects bring.
-pub(super) struct Pool<T> {
+/// Work that ended. `result` is `None` after a panic.
+struct Ended<T> {
+    kind: WorkKind,
+    result: Option<T>,
+}
+
+/// The pool. `T` is the result of all work.
+pub struct BlockingPool<T> {
     queues: [Queue<T>; 3],
-    turn: u64,
-    running: JoinSet<(Sort, Option<T>)>,
+    next_number: u64,
+    running: JoinSet<Ended<T>>,
 }
 
-impl<T: Send + 'static> Pool<T> {
-    pub(super) fn new() -> Self {
+impl<T: Send + 'static> BlockingPool<T> {
+    pub fn new() -> Self {
         let queue = || Queue { running: 0, waiting: BTreeMap::new() };
-        Self { queues: [queue(), queue(), queue()], turn: 0, running: JoinSet::new() }
+        Self { queues: [queue(), queue(), queue()], next_number: 0, running: JoinSet::new() }
     }
 
-    /// Runs `work` when it is its turn; lower `urgency` first.
-    pub(super) fn run(&mut self, sort: Sort, urgency: u8, work: impl FnOnce() -> T + Send + 'static) {
-        self.turn += 1;
-        self.queues[sort as usize].waiting.insert((urgency, self.turn), Box::new(work));
-        self.fill(sort);
+    /// Queues `work`. More urgent classes run first.
+    pub fn run(&mut self, kind: WorkKind, class: Class, work: impl FnOnce() -> T + Send + 'static) {
+        self.next_number += 1;
+        let turn = Turn { class, number: self.next_number };
+        self.queues[kind as usize].waiting.insert(turn, Box::new(work));
+        self.start_waiting(kind);
     }
 
-    fn fill(&mut self, sort: Sort) {
-        let queue = &mut self.queues[sort as usize];
-        while queue.running < sort.threads() {
+    fn start_waiting(&mut self, kind: WorkKind) {
+        let queue = &mut self.queues[kind as usize];
+        while queue.running < kind.threads() {
             let Some((_, work)) = queue.waiting.pop_first() else { return };
             queue.running += 1;
             self.running.spawn_blocking(move || {
-                // The work owns what it touches, so nothing half-changed is seen again.
-                let done = std::panic::catch_unwind(AssertUnwindSafe(work));
-                (sort, done.ok())
+                // A panic must not cost the kind one of its threads. The work owns its data, so no other code sees
+                // a half-changed value afterwards.
+                let result = std::panic::catch_unwind(AssertUnwindSafe(work));
+                Ended { kind, result: result.ok() }
             });
         }
     }
 
-    pub(super) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.running.is_empty()
     }
 
-    /// The next effect that is done. Cancel-safe. `None` when it panicked, which was printed then.
-    pub(super) async fn next(&mut self) -> Option<T> {
+    /// Waits for the next result. Returns `None` after a panic. The panic's message is in the log. Cancel-safe.
+    pub async fn next(&mut self) -> Option<T> {
         match self.running.join_next().await {
-            Some(Ok((sort, done))) => {
-                self.queues[sort as usize].running -= 1;
-                self.fill(sort);
-                done
+            Some(Ok(ended)) => {
+                self.queues[ended.kind as usize].running -= 1;
+                self.start_waiting(ended.kind);
+                ended.result
             }
-            // Only an aborted task gives an error, and none is aborted while the driver runs.
+            // Only an aborted task returns an error. The pool aborts no task.
             Some(Err(_)) | None => None,
         }
     }
 
-    /// Drops what waits and lets what runs end.
-    pub(super) async fn stop(&mut self) {
+    /// Drops waiting work and waits for running work.
+    pub async fn stop(&mut self) {
         for queue in &mut self.queues {
             queue.waiting.clear();
         }
@@ -102,25 +117,25 @@ mod tests {
     use std::sync::mpsc::sync_channel;
 
     #[tokio::test]
-    async fn sorts_are_bounded_and_the_urgent_go_first() {
-        let mut pool = Pool::new();
-        let (release, gate) = sync_channel::<()>(16);
-        let gate = std::sync::Arc::new(std::sync::Mutex::new(gate));
+    async fn each_kind_is_bounded_and_urgent_work_goes_first() {
+        let mut pool = BlockingPool::new();
+        let (release, blocked) = sync_channel::<()>(16);
+        let blocked = std::sync::Arc::new(std::sync::Mutex::new(blocked));
         for number in 0..10u32 {
-            let gate = gate.clone();
-            pool.run(Sort::Activate, 3, move || {
-                gate.lock().unwrap().recv().unwrap();
+            let blocked = blocked.clone();
+            pool.run(WorkKind::Activate, Class::Bulk, move || {
+                blocked.lock().unwrap().recv().unwrap();
                 number
             });
         }
-        pool.run(Sort::Activate, 1, || 99);
-        assert_eq!(pool.queues[Sort::Activate as usize].running, 2);
-        // Another sort does not wait for them.
-        pool.run(Sort::Read, 3, || 50);
+        pool.run(WorkKind::Activate, Class::Urgent, || 99);
+        assert_eq!(pool.queues[WorkKind::Activate as usize].running, 2);
+        // Another kind does not wait for them.
+        pool.run(WorkKind::Read, Class::Bulk, || 50);
         assert_eq!(pool.next().await, Some(50));
         release.send(()).unwrap();
         let first = pool.next().await.unwrap();
-        assert!(first < 2, "the two that ran came first");
+        assert!(first < 2, "the two running pieces of work end first");
         assert_eq!(pool.next().await, Some(99), "then the urgent one");
         for _ in 0..9 {
             release.send(()).unwrap();
@@ -134,13 +149,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_costs_nobody_a_thread() {
-        let mut pool = Pool::new();
+    async fn a_panic_does_not_cost_a_thread() {
+        let mut pool = BlockingPool::new();
         for _ in 0..5 {
-            pool.run(Sort::Activate, 0, || panic!("a test's own"));
+            pool.run(WorkKind::Activate, Class::Control, || panic!("the test panics on purpose"));
             assert_eq!(pool.next().await, None::<u32>);
         }
-        pool.run(Sort::Activate, 0, || 7);
+        pool.run(WorkKind::Activate, Class::Control, || 7);
         assert_eq!(pool.next().await, Some(7));
     }
 }

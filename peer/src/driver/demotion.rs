@@ -1,49 +1,35 @@
-//! Demoted contents: shares made, the whole let go, and brought back.
+//! Demotion on this host: makes rack shares, drops the whole content, and reserves space for its return.
 //!
-//! Invariant: what is switched in or pinned here stays whole, whatever is ordered.
+//! Invariant: a content that is active, pinned or needed by a rollout stays whole, whatever an order says.
 
-use super::blocking_pool::Sort;
-use super::contents::Done;
-use super::{Driver, Input};
+use super::Context;
+use super::blocking_pool::WorkKind;
+use super::completions::Completion;
+use super::contents::begin_failure;
 use crate::activation::content_dir::ContentDir;
-use shoal_proto::announcement::{Announcement, Class};
+use crate::handle::Failure;
+use shoal_proto::announcement::Class;
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{HostState, Reason};
 use shoal_store::{BeginError, RackShareError, Store, StoredContent};
-use std::sync::Arc;
+use shoal_swarm::io::Input;
 
-/// Why a content stays whole.
-pub(super) type Refusal = (Reason, String);
-
-impl Driver {
-    /// Demotions of a content.
-    fn demotions_of(&self, content: &ContentId) -> Vec<Arc<Announcement>> {
-        let rows = self.envelopes.values().map(|(row, _)| row);
-        rows.filter(|row| row.content == *content && row.demotes()).cloned().collect()
-    }
-
-    fn reach_demotions(&mut self, content: &ContentId, state: HostState, detail: &str) {
-        for order in self.demotions_of(content) {
-            self.reach(&order.job, state, detail);
+impl Context {
+    /// Reports a state on all demotions of a content.
+    fn report_demotions(&mut self, content: &ContentId, state: HostState, detail: &str) {
+        for announcement in self.jobs.of_content(content).filter(|announcement| announcement.demotes()) {
+            self.reporter.reach(&announcement.job, state, detail);
         }
     }
 
-    /// A demotion for us came. Where nothing of the content is here, that is all there is to it.
-    pub(super) fn demotion_came(&mut self, announcement: &Announcement) {
-        let content = announcement.content;
-        if self.store.manifest(&content).is_none() && !self.beginning.contains_key(&content) {
-            self.reach(&announcement.job, HostState::Active, "nothing of it is here");
-        }
-    }
-
-    /// What the brain hears of a content found on the disk with a share. True if there is one.
-    pub(super) fn tell_share(&mut self, record: &StoredContent) -> bool {
-        let Some(found) = &record.share else { return false };
+    /// Tells the core about a stored rack share. Returns false if the content has none.
+    pub fn tell_rack_share(&mut self, stored: &StoredContent) -> bool {
+        let Some(found) = &stored.share else { return false };
         self.tell(Input::ShareFound {
-            content: record.content,
-            geometry: record.geometry.clone(),
-            have: record.have.clone(),
+            content: stored.content,
+            geometry: stored.geometry.clone(),
+            have: stored.have.clone(),
             parity: found.parity.clone(),
             placements: found.share.placements.clone(),
             share_only: found.share.whole_dropped,
@@ -51,134 +37,134 @@ impl Driver {
         true
     }
 
-    /// At start: says so of what was demoted before, and removes what a stop left of its versions.
-    pub(super) fn recall_demotion(&mut self, record: &StoredContent) {
-        if record.share.as_ref().is_some_and(|found| found.share.whole_dropped) {
-            self.reach_demotions(&record.content, HostState::Active, "");
-            self.withdraw(record.content);
+    /// After a restart: reports earlier demotions again, and removes versions that a stop left in the content folder.
+    pub fn restore_demotion(&mut self, stored: &StoredContent) {
+        if stored.share.as_ref().is_some_and(|found| found.share.whole_dropped) {
+            self.report_demotions(&stored.content, HostState::Active, "");
+            self.withdraw_versions(stored.content);
         }
     }
 
-    /// Whether a desired state stands in the way; then the content stays whole.
-    fn needed_by_rollout(&mut self, content: ContentId) -> bool {
-        let Some(name) = self.rollouts.needs(&content).map(str::to_string) else { return false };
-        self.stay_whole(content, &(Reason::InUse, format!("the rollout of {name} may need it")));
-        true
-    }
-
-    pub(super) fn make_share(&mut self, content: ContentId, placement: RackPlacement) {
-        let Some(me) = self.me else { return };
-        if self.needed_by_rollout(content) {
+    /// Makes this host's rack share durable beside the whole content.
+    ///
+    /// `needed_by` names a rollout that may need the content.
+    pub fn make_rack_share(&mut self, content: ContentId, placement: RackPlacement, needed_by: Option<&str>) {
+        let Some(me) = self.region.me() else { return };
+        if let Some(name) = needed_by {
+            self.refuse_demotion(content, &needed_failure(name));
             return;
         }
         let (store, folder) = (self.store.clone(), self.content_dir.clone());
-        self.done.run(Sort::Store, Class::Bulk as u8, move || {
-            let made = free_to_go(&store, folder.as_ref(), &content).and_then(|()| {
-                store.finish(&content).map_err(|error| (Reason::Disk, error.to_string()))?;
-                store.make_share(&content, me, &placement).map_err(fault)
+        self.pool.run(WorkKind::Store, Class::Bulk, move || {
+            let made = check_unused(&store, folder.as_ref(), &content).and_then(|()| {
+                store.finish(&content).map_err(|error| Failure::new(Reason::Disk, error))?;
+                store.make_share(&content, me, &placement).map_err(share_failure)
             });
-            Done::ShareMade { content, placement, made }
+            Completion::RackShareMade { content, placement, made }
         });
     }
 
-    pub(super) fn on_share_made(&mut self, content: ContentId, placement: RackPlacement, made: Result<(), Refusal>) {
+    pub fn on_rack_share_made(&mut self, content: ContentId, placement: RackPlacement, made: Result<(), Failure>) {
         match made {
             Ok(()) => self.tell(Input::ShareMade { content, placement }),
-            Err(refusal) => self.stay_whole(content, &refusal),
+            Err(failure) => self.refuse_demotion(content, &failure),
         }
     }
 
-    pub(super) fn shed(&mut self, content: ContentId) {
-        if self.needed_by_rollout(content) {
+    /// Drops everything of a content but this host's rack shares.
+    pub fn drop_whole(&mut self, content: ContentId, needed_by: Option<&str>) {
+        if let Some(name) = needed_by {
+            self.refuse_demotion(content, &needed_failure(name));
             return;
         }
         let (store, folder) = (self.store.clone(), self.content_dir.clone());
-        self.done.run(Sort::Store, Class::Bulk as u8, move || {
-            let left =
-                free_to_go(&store, folder.as_ref(), &content).and_then(|()| store.drop_whole(&content).map_err(fault));
-            Done::Shed { content, left }
+        self.pool.run(WorkKind::Store, Class::Bulk, move || {
+            let dropped = check_unused(&store, folder.as_ref(), &content);
+            let kept_bytes = dropped.and_then(|()| store.drop_whole(&content).map_err(share_failure));
+            Completion::WholeDropped { content, kept_bytes }
         });
     }
 
-    pub(super) fn on_shed(&mut self, content: ContentId, left: Result<u64, Refusal>) {
-        match left {
-            Ok(left) => {
-                tracing::info!(content = %content.short(), bytes = left, "demoted");
-                self.inlined.forget(&content);
-                self.withdraw(content);
-                self.reach_demotions(&content, HostState::Active, &format!("keeps {left} bytes"));
+    pub fn on_whole_dropped(&mut self, content: ContentId, kept_bytes: Result<u64, Failure>) {
+        match kept_bytes {
+            Ok(bytes) => {
+                tracing::info!(content = %content.short(), bytes, "demoted");
+                self.withdraw_versions(content);
+                self.report_demotions(&content, HostState::Active, &format!("keeps {bytes} bytes"));
                 self.tell(Input::WholeDropped { content });
             }
-            Err(refusal) => self.stay_whole(content, &refusal),
+            Err(failure) => self.refuse_demotion(content, &failure),
         }
     }
 
-    /// Removes the versions made of a content that is not whole any more.
-    fn withdraw(&mut self, content: ContentId) {
+    /// Removes a demoted content's versions from the content folder.
+    fn withdraw_versions(&mut self, content: ContentId) {
         let Some(folder) = self.content_dir.clone() else { return };
-        self.done.run(Sort::Store, Class::Bulk as u8, move || {
+        self.pool.run(WorkKind::Store, Class::Bulk, move || {
             if let Err(error) = folder.withdraw(&content) {
                 tracing::warn!(content = %content.short(), %error, "cannot remove a demoted version");
             }
-            Done::Nothing
+            Completion::Nothing
         });
     }
 
-    fn stay_whole(&mut self, content: ContentId, (reason, why): &Refusal) {
-        tracing::warn!(content = %content.short(), %reason, %why, "not demoted");
-        self.reach_demotions(&content, HostState::Failed(*reason), why);
+    /// Keeps the content whole and says why.
+    fn refuse_demotion(&mut self, content: ContentId, failure: &Failure) {
+        let Failure { reason, detail } = failure;
+        tracing::warn!(content = %content.short(), %reason, %detail, "not demoted");
+        self.report_demotions(&content, HostState::Failed(*reason), detail);
         self.tell(Input::ShareRefused { content });
         self.keep_whole(content);
     }
 
-    pub(super) fn keep_whole(&mut self, content: ContentId) {
+    /// Deletes the rack shares of a content that stays whole.
+    pub fn keep_whole(&mut self, content: ContentId) {
         let store = self.store.clone();
-        self.done.run(Sort::Store, Class::Bulk as u8, move || {
+        self.pool.run(WorkKind::Store, Class::Bulk, move || {
             if let Err(error) = store.discard_share(&content) {
-                tracing::error!(content = %content.short(), %error, "cannot keep what a content's state is");
+                tracing::error!(content = %content.short(), %error, "cannot save that a content stays whole");
             }
-            Done::Nothing
+            Completion::Nothing
         });
     }
 
-    /// The content is not whole here and need not become it.
-    pub(super) fn forgo(&mut self, content: ContentId, job: JobId) {
-        self.reach_all(&content, HostState::Failed(Reason::Superseded), "demoted before it was whole here");
-        self.reach(&job, HostState::Active, "it was not whole here");
+    /// Drops a demoted content that never became whole here.
+    pub fn drop_partial(&mut self, content: ContentId, demotion: JobId) {
+        let superseded = HostState::Failed(Reason::Superseded);
+        self.report_pushes(&content, superseded, "demoted before it was complete here");
+        self.reporter.reach(&demotion, HostState::Active, "it was not complete here");
         self.drop_content(content);
     }
 
-    pub(super) fn regrow(&mut self, content: ContentId) {
-        let store = self.store.clone();
-        self.done.run(Sort::Store, self.class_of(&content) as u8, move || {
-            let evicted = store.reserve_rest(&content).map_err(super::contents::refusal);
-            Done::Regrown { content, evicted }
+    /// Reserves space for the rest of a promoted content.
+    pub fn reserve_rest(&mut self, content: ContentId) {
+        let (store, class) = (self.store.clone(), self.jobs.class_of(&content));
+        self.pool.run(WorkKind::Store, class, move || {
+            let evicted = store.reserve_rest(&content).map_err(begin_failure);
+            Completion::RestReserved { content, evicted }
         });
-    }
-
-    pub(super) fn on_regrown(&mut self, content: ContentId, evicted: Result<Vec<ContentId>, Refusal>) {
-        match evicted {
-            Ok(evicted) => self.forget_evicted(evicted),
-            Err((reason, why)) => self.refuse(content, reason, &why),
-        }
     }
 }
 
-/// Whether a content may be let go here.
-fn free_to_go(store: &Store, folder: Option<&ContentDir>, content: &ContentId) -> Result<(), Refusal> {
+fn needed_failure(name: &str) -> Failure {
+    Failure::new(Reason::InUse, format!("the rollout of `{name}` may need it; end the rollout first"))
+}
+
+/// Checks that a content is neither pinned nor active. Blocks.
+fn check_unused(store: &Store, folder: Option<&ContentDir>, content: &ContentId) -> Result<(), Failure> {
     if store.is_pinned(content) {
-        return Err((Reason::InUse, "it is pinned here".into()));
+        return Err(Failure::new(Reason::InUse, "it is pinned here"));
     }
     match folder.map(|folder| folder.current_of(content)).unwrap_or_default().first() {
-        Some(name) => Err((Reason::InUse, format!("{name} is switched in here"))),
+        Some(name) => Err(Failure::new(Reason::InUse, format!("`{name}` is active here"))),
         None => Ok(()),
     }
 }
 
-fn fault(error: RackShareError) -> Refusal {
+fn share_failure(error: RackShareError) -> Failure {
     let reason = match &error {
         RackShareError::NoSpace(BeginError::WouldNotFit { .. }) => Reason::NoSpace,
         _ => Reason::Disk,
     };
-    (reason, error.to_string())
+    Failure::new(reason, error)
 }

@@ -1,324 +1,389 @@
-//! The driver: one task that tells the brain what happened and carries out what it wishes.
+//! The driver: one task that owns the core, carries out its outputs and reports results as inputs.
 //!
-//! Owns the brain, the maps between its words and ours (host index and key, job and signed announcement), and what is
-//! under way for it. Split by meaning: [`link_events`] takes what links bring, [`job_table`] keeps announcements and says how far
-//! their jobs are, [`contents`] takes contents from manifest to completion, [`demotion`] demotes them, [`rack_recovery`] finds the rack
-//! again, [`feeds`] keeps to the latest versions of feeds, [`activation`] has versions switched in, [`rollouts`] does what
-//! desired states ask for, [`image_activation`] has images prewarmed, [`outputs`] carries wishes
-//! out, [`blocking_pool`] runs those that block, [`accounting`] counts.
-//! Invariant: the brain hears of every effect it wished for, also when it failed.
+//! [`Driver`] only waits for events and dispatches them. Parts with private state do the work:
+//! - [`region`] holds the membership and this host's place in it. [`rack_recovery`] finds the rack without a tracker.
+//! - [`job_table`] holds the signed announcements. [`announcements`] checks, keeps and sends them.
+//! - [`contents`] brings a content from its manifest to the store, [`payload`] moves shards between links and the store,
+//!   [`demotion`] replaces a content by a rack share.
+//! - [`feeds`] follows the newest versions of feeds.
+//! - [`activation`] switches versions after a push, as desired states ask, and has images unpacked.
+//! - [`reporting`] says how far this host is in each job, [`accounting`] counts bytes.
+//!
+//! Every part works with the [`Context`]. [`blocking_pool`] runs what blocks, and its results return to the driver as a
+//! [`Completion`]. Events enter in [`link_events`], [`membership_events`] and [`completions`]. The core's outputs leave in
+//! [`outputs`].
+//!
+//! Invariant: the core receives the result of every output that asks for one, also after a failure.
+
+#![allow(unreachable_pub, reason = "the parts are private modules, and `pub` marks a part's interface to the driver")]
 
 mod accounting;
 mod activation;
+mod announcements;
 mod blocking_pool;
+mod completions;
 mod contents;
 mod demotion;
 mod feeds;
-mod image_activation;
 mod job_table;
 mod link_events;
+mod membership_events;
 mod outputs;
+mod payload;
 mod rack_recovery;
-mod rollouts;
+mod region;
+mod reporting;
 pub mod setup;
 
 pub use accounting::NodeMetrics;
 
 use crate::activation::content_dir::ContentDir;
 use crate::activation::journal::Journal;
-use crate::activation::record::SwitchRecord;
-use crate::activation::settings::Activations;
+use crate::activation::settings;
 use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
 use crate::handle::{DriverCommand, NodeHandle};
 use crate::prewarm::PrewarmRequests;
 use crate::tracker_client::{SharedReports, TrackerEvent};
-use accounting::Book;
-use blocking_pool::{Pool, Sort};
-use bytes::Bytes;
-use contents::{Done, Inlined};
-use rack_recovery::Mates;
-use rollouts::Rollouts;
+use accounting::Accounting;
+use activation::Activations;
+use announcements::Announcements;
+use blocking_pool::{BlockingPool, WorkKind};
+use completions::Completion;
+use contents::Contents;
+use feeds::Feeds;
+use job_table::JobTable;
+use payload::Payload;
+use rack_recovery::RackRecovery;
+use region::Region;
+use reporting::Reporter;
 use shoal_api::contents::{ContentName, ContentStatus};
 use shoal_net::links::{LinkEndpoint, LinkEvent};
-use shoal_proto::announcement::{Announcement, Kind};
-use shoal_proto::ids::{ContentId, HostIndex, JobId, NodeId};
+use shoal_proto::announcement::{Announcement, Class};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::ids::{ContentId, NodeId};
 use shoal_proto::locality::Locality;
-use shoal_proto::membership::MembershipUpdate;
+use shoal_proto::report::HostState;
 use shoal_proto::trust::{Role, Trust};
 use shoal_store::{Store, StoreEvent};
-use shoal_swarm::io::{Input, Via};
-use shoal_swarm::membership::Membership;
-use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Progress, Tuning};
+use shoal_swarm::io::Input;
+use shoal_swarm::node::{Node, Progress};
 use shoal_swarm::time::Instant;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// Shards in the store's queue at a time; links are not read beyond it. Below the store's own bound.
-const PUTS_MAX: usize = shoal_store::SUBMIT_QUEUE_MAX / 2;
-/// Lanes of plans for which no manifest says otherwise.
-const LANES: u8 = 64;
-/// How often expired announcements are looked for.
+/// How often the driver looks for expired announcements.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
-/// How often counts and membership go to the disk: what a kill may cost of them.
+/// How often counts and the membership go to the disk. A kill loses this much of them.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
-/// How soon progress goes into the reports: they are told once a second, shards arrive by the thousand.
-const PROGRESS_AFTER: Duration = Duration::from_millis(100);
-/// Events of one source handled before the others are looked at.
+/// Events of one source that the driver handles before it looks at the others.
 const BATCH: usize = 32;
+/// Commands in the driver's channel.
+const COMMANDS_MAX: usize = 64;
 
 /// What the driver is made of.
-pub struct Parts {
-    /// Our key.
-    pub node: NodeId,
-    /// Peer or seeder.
-    pub role: Role,
-    /// Where we are.
-    pub locality: Locality,
-    /// The store's folder.
-    pub store_dir: PathBuf,
-    /// Whose announcements count.
-    pub trust: Arc<Trust>,
-    /// The store.
-    pub store: Store,
-    /// Its events.
-    pub store_events: mpsc::Receiver<StoreEvent>,
-    /// Bulk links.
-    pub endpoint: LinkEndpoint,
-    /// Their events.
-    pub link_events: mpsc::Receiver<LinkEvent>,
-    /// Announcements, apart from the rest.
-    pub announcements: mpsc::Receiver<LinkEvent>,
-    /// From the tracker's client.
-    pub tracker_events: mpsc::Receiver<TrackerEvent>,
-    /// SharedReports with it.
-    pub shared: Arc<SharedReports>,
-    /// Where contents are activated; peers only.
-    pub content_dir: Option<ContentDir>,
-    /// What is done around a switch; peers only.
-    pub activations: Activations,
-    /// Where the journal of switches is written.
-    pub journal_dir: PathBuf,
-    /// The newest versions of feeds.
-    pub(crate) shelf: LatestVersions,
-    /// Where they are kept.
-    pub(crate) feed_files: FeedFiles,
-    /// Who writes them there.
-    pub(crate) keeper: FeedWriter,
-    /// Where wishes for warm images go; peers with a container runtime only.
-    pub warming: Option<Arc<PrewarmRequests>>,
-    /// Counters.
-    pub metrics: NodeMetrics,
-}
-
-/// A link that came up before membership told us of its other end.
-struct Stranger {
-    since: Instant,
-    /// What it said meanwhile.
-    said: Vec<LinkEvent>,
-}
-
-/// The driver.
-pub struct Driver {
+struct Parts {
+    /// This node's key.
     node: NodeId,
+    /// Peer or seeder.
     role: Role,
+    /// This node's locality, from its credential.
+    locality: Locality,
+    /// The store's folder.
+    store_dir: PathBuf,
+    /// The publishers whose announcements count.
     trust: Arc<Trust>,
+    /// The node's store.
     store: Store,
+    /// Events of `store`.
     store_events: mpsc::Receiver<StoreEvent>,
+    /// The node's links.
     endpoint: LinkEndpoint,
+    /// Events of the links, without announcements.
+    link_events: mpsc::Receiver<LinkEvent>,
+    /// Received announcements. They have their own channel, so payload does not delay a feed.
+    announcements: mpsc::Receiver<LinkEvent>,
+    /// Events of the tracker's client.
+    tracker_events: mpsc::Receiver<TrackerEvent>,
+    /// State that the driver shares with the tracker's client.
+    shared: Arc<SharedReports>,
+    /// The folder of active versions. Only peers have one.
+    content_dir: Option<ContentDir>,
+    /// Hooks and probes around a switch. Only peers have some.
+    activations: settings::Activations,
+    /// Folder of the journal of switches.
+    journal_dir: PathBuf,
+    /// The newest versions of feeds, for readers.
+    latest_feeds: LatestVersions,
+    /// The feeds' files.
+    feed_files: FeedFiles,
+    /// The thread that writes feeds.
+    feed_writer: FeedWriter,
+    /// Requests to the prewarm task. Only peers with a containerd have one.
+    prewarm: Option<Arc<PrewarmRequests>>,
+    /// The node's counters.
+    metrics: NodeMetrics,
+}
+
+/// The channels that the driver reads.
+struct Inbox {
+    store_events: mpsc::Receiver<StoreEvent>,
     link_events: mpsc::Receiver<LinkEvent>,
     announcements: mpsc::Receiver<LinkEvent>,
     tracker_events: mpsc::Receiver<TrackerEvent>,
     commands: mpsc::Receiver<DriverCommand>,
-    shared: Arc<SharedReports>,
-    content_dir: Option<ContentDir>,
-    warming: Option<Arc<PrewarmRequests>>,
-    started: std::time::Instant,
-    /// `None` until our place in the roster and a membership that has us are known.
-    brain: Option<Node>,
-    me: Option<HostIndex>,
-    membership: Arc<Membership>,
-    membership_out: watch::Sender<Arc<Membership>>,
-    strangers: HashMap<NodeId, Stranger>,
-    /// Links that are up, also before the brain runs.
-    linked: HashSet<NodeId>,
-    /// Signed announcements, encoded.
-    envelopes: BTreeMap<JobId, (Arc<Announcement>, Bytes)>,
-    /// Jobs of publishers we do not trust that we reported on.
-    untrusted: BTreeSet<JobId>,
-    feeds: feeds::Feeds,
-    /// Small contents' manifests and data, to send along with announcements.
-    inlined: Inlined,
-    /// The announcement sent last, encoded: by job, sequence, lane and whether data is in it.
-    encoded: Option<((JobId, u64, u8, bool), Bytes)>,
-    /// Contents that are being begun, with their manifests where these are right.
-    beginning: HashMap<ContentId, Option<Bytes>>,
-    /// The newest sequence switched in, by kind and name.
-    activated: HashMap<(Kind, String), u64>,
-    /// Names that are being switched, and what waits for them.
-    switching: HashSet<String>,
-    to_switch: VecDeque<Arc<Announcement>>,
-    rollouts: Rollouts,
-    /// Switches that a kill cut, until they go on.
-    rollouts_cut: Vec<(String, SwitchRecord)>,
-    puts: usize,
-    done: Pool<Done>,
-    book: Book,
-    /// Contents whose progress is not in the reports yet, and when it goes there.
-    progressed: BTreeSet<ContentId>,
-    progress_at: Option<Instant>,
-    membership_saved: bool,
-    mates: Mates,
 }
 
-impl Driver {
-    /// Sets the driver up from what is on disk.
-    pub fn new(parts: Parts) -> (Self, NodeHandle) {
-        let (commands_in, commands) = mpsc::channel(64);
-        let mut membership = Membership::default();
-        if let Ok(Some(bytes)) = parts.store.get_state("membership")
-            && let Ok(update) = shoal_proto::codec::decode_exact::<MembershipUpdate>(&bytes)
-            && update.validate().is_ok()
-        {
-            let _ = membership.apply(update);
-        }
-        let me = parts.store.get_state("host-index").ok().flatten();
-        let me = me.and_then(|bytes| bytes.try_into().ok()).map(|bytes| HostIndex(u32::from_be_bytes(bytes)));
-        let membership = Arc::new(membership);
-        let (membership_out, membership_in) = watch::channel(membership.clone());
-        let handle = NodeHandle {
-            commands: commands_in,
-            membership: membership_in,
-            shared: parts.shared.clone(),
-            store: parts.store.clone(),
-            feeds: parts.shelf.clone(),
-        };
-        let mut driver = Self {
-            node: parts.node,
-            role: parts.role,
-            trust: parts.trust,
-            store: parts.store,
-            store_events: parts.store_events,
-            endpoint: parts.endpoint,
-            link_events: parts.link_events,
-            announcements: parts.announcements,
-            tracker_events: parts.tracker_events,
-            commands,
-            shared: parts.shared,
-            content_dir: parts.content_dir,
-            warming: parts.warming,
-            started: std::time::Instant::now(),
-            brain: None,
-            me,
-            membership,
-            membership_out,
-            strangers: HashMap::new(),
-            linked: HashSet::new(),
-            envelopes: BTreeMap::new(),
-            untrusted: BTreeSet::new(),
-            feeds: feeds::Feeds::new(parts.shelf, parts.feed_files, parts.keeper),
-            inlined: Inlined::default(),
-            encoded: None,
-            beginning: HashMap::new(),
-            activated: HashMap::new(),
-            switching: HashSet::new(),
-            to_switch: VecDeque::new(),
-            rollouts_cut: Vec::new(),
-            rollouts: Rollouts::new(parts.activations, Journal::new(&parts.journal_dir)),
-            puts: 0,
-            done: Pool::new(),
-            book: Book::new(parts.metrics),
-            progressed: BTreeSet::new(),
-            progress_at: None,
-            membership_saved: true,
-            mates: Mates::new(parts.role, &parts.store_dir, parts.locality),
-        };
-        driver.book.load(&driver.store);
-        driver.load_jobs();
-        driver.load_feeds();
-        driver.load_activated();
-        driver.load_rollouts();
-        driver.tell_known_jobs();
-        driver.shared.set_known((!driver.membership.is_empty()).then(|| driver.membership.epoch()));
-        driver.start_brain();
-        (driver, handle)
-    }
+/// What every part works with: the core, the region, the jobs, and the ways to act.
+struct Context {
+    node: NodeId,
+    role: Role,
+    /// Zero of the core's clock.
+    started: std::time::Instant,
+    /// `None` until a membership confirms our roster index.
+    core: Option<Node>,
+    region: Region,
+    jobs: JobTable,
+    store: Store,
+    content_dir: Option<ContentDir>,
+    endpoint: LinkEndpoint,
+    pool: BlockingPool<Completion>,
+    reporter: Reporter,
+    accounting: Accounting,
+}
 
+impl Context {
     fn now(&self) -> Instant {
         Instant(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
+    /// Gives the core an input, if the core runs.
+    fn tell(&mut self, input: Input) {
+        let now = self.now();
+        if let Some(core) = &mut self.core {
+            core.handle(now, input);
+        }
+    }
+
+    fn progress(&self, content: &ContentId) -> Progress {
+        self.core.as_ref().and_then(|core| core.progress(content)).unwrap_or_default()
+    }
+
+    /// Tells the core about a content that is complete on disk. The core ignores a content that it knows.
+    fn tell_if_complete(&mut self, content: &ContentId) -> bool {
+        let geometry = self.store.manifest(content).and_then(|manifest| manifest.geometry(content).ok());
+        let Some(geometry) = geometry.filter(|_| self.store.is_complete(content)) else { return false };
+        let have = Bitmap::full(geometry.piece_count());
+        self.tell(Input::ContentReady { content: *content, geometry, have });
+        true
+    }
+
+    /// Begins to report on a job, if it selects this host. Nothing reports on feeds.
+    fn open_report(&self, announcement: &Announcement) {
+        if announcement.feed.is_none() && self.region.is_selected(announcement) {
+            self.reporter.open(announcement.job);
+        }
+    }
+
+    /// Reports a state on all pushes of a content.
+    fn report_pushes(&self, content: &ContentId, state: HostState, detail: &str) {
+        for announcement in self.jobs.pushes_of(content) {
+            self.reporter.reach(&announcement.job, state, detail);
+        }
+    }
+
+    /// Puts a content's progress into its reports a moment later.
+    fn note_progress(&mut self, content: ContentId) {
+        let now = self.now();
+        self.reporter.note_progress(content, now);
+    }
+
+    /// Puts a content's progress into its reports now.
+    fn report_progress(&self, content: &ContentId) {
+        let progress = self.progress(content);
+        let mut is_reported = false;
+        for announcement in self.jobs.pushes_of(content) {
+            let counts = self.accounting.of_job(&announcement.job, content);
+            is_reported |= self.reporter.progress(announcement.job, progress, counts.received, counts.sent);
+        }
+        if is_reported {
+            self.reporter.send_soon();
+        }
+    }
+
+    /// Deletes a content from the store.
+    fn drop_content(&mut self, content: ContentId) {
+        self.accounting.forget(&content);
+        let store = self.store.clone();
+        self.pool.run(WorkKind::Store, Class::Bulk, move || {
+            if let Err(error) = store.remove(&content) {
+                tracing::error!(content = %content.short(), %error, "cannot remove a content");
+            }
+            Completion::Nothing
+        });
+    }
+
+    /// Forgets contents that the store evicted.
+    fn forget_evicted(&mut self, evicted: Vec<ContentId>) {
+        for content in evicted {
+            tracing::info!(content = %content.short(), "evicted");
+            self.accounting.forget(&content);
+            self.tell(Input::Removed { content });
+        }
+    }
+}
+
+/// The task that owns the core and all parts.
+struct Driver {
+    inbox: Inbox,
+    cx: Context,
+    announcements: Announcements,
+    contents: Contents,
+    payload: Payload,
+    feeds: Feeds,
+    activations: Activations,
+}
+
+impl Driver {
+    /// Builds the driver from what the disk keeps.
+    fn new(parts: Parts) -> (Self, NodeHandle) {
+        let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
+        let recovery = RackRecovery::new(parts.role, &parts.store_dir, parts.locality);
+        let mut cx = Context {
+            node: parts.node,
+            role: parts.role,
+            started: std::time::Instant::now(),
+            core: None,
+            region: Region::load(parts.node, &parts.store, recovery),
+            jobs: JobTable::default(),
+            content_dir: parts.content_dir,
+            endpoint: parts.endpoint,
+            pool: BlockingPool::new(),
+            reporter: Reporter::new(parts.shared.clone(), parts.store.clone()),
+            accounting: Accounting::load(parts.metrics, &parts.store),
+            store: parts.store,
+        };
+        let handle = NodeHandle {
+            commands: commands_in,
+            membership: cx.region.subscribe(),
+            shared: parts.shared,
+            store: cx.store.clone(),
+            feeds: parts.latest_feeds.clone(),
+        };
+        let announcements = Announcements::new(parts.trust);
+        announcements::load_jobs(&mut cx, &announcements);
+        let feeds = Feeds::load(&mut cx, &announcements, parts.latest_feeds, parts.feed_files, parts.feed_writer);
+        let mut activations = Activations::new(parts.activations, Journal::new(&parts.journal_dir), parts.prewarm);
+        activations.load(&cx);
+        activations.load_rollouts(&cx);
+        let inbox = Inbox {
+            store_events: parts.store_events,
+            link_events: parts.link_events,
+            announcements: parts.announcements,
+            tracker_events: parts.tracker_events,
+            commands,
+        };
+        let (contents, payload) = (Contents::default(), Payload::default());
+        let mut driver = Self { inbox, cx, announcements, contents, payload, feeds, activations };
+        driver.retake_desired();
+        driver.activations.update_known_jobs(&driver.cx);
+        let membership = driver.cx.region.membership();
+        driver.cx.reporter.set_epoch((!membership.is_empty()).then(|| membership.epoch()));
+        driver.start_core();
+        (driver, handle)
+    }
+
+    /// Takes desired states from the feeds' files. A kill may have come before their own rows were written.
+    fn retake_desired(&mut self) {
+        for feed in self.activations.desired_feeds(&self.cx) {
+            let version = self.feeds.small_version(&feed.job).filter(|version| version.sequence == feed.sequence);
+            if let Some(data) = version.map(|version| version.small.data.clone()) {
+                self.activations.take_desired(&mut self.cx, &feed.name, feed.sequence, &data);
+            }
+        }
+    }
+
     /// Runs until the token is cancelled.
-    pub async fn run(mut self, token: CancellationToken) {
+    async fn run(mut self, token: CancellationToken) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut saving = tokio::time::interval(SAVE_EVERY);
         saving.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        self.resume_rollouts();
+        self.activations.resume_interrupted(&self.cx);
         self.carry_out();
         loop {
             let wait = self.next_deadline();
             tokio::select! {
                 biased;
                 () = token.cancelled() => break,
-                // Before anything that waits on the disk: a feed's version is relayed the moment it comes.
-                Some(event) = self.announcements.recv() => self.on_announcements(event),
-                Some(event) = self.store_events.recv() => self.on_store_events(event),
-                done = self.done.next(), if !self.done.is_idle() => match done {
-                    Some(done) => self.on_done(done),
-                    None => tracing::error!("an effect panicked"),
+                // First, because a host relays a feed's version the moment it arrives.
+                Some(event) = self.inbox.announcements.recv() => self.on_announcement_events(event),
+                Some(event) = self.inbox.store_events.recv() => self.on_store_events(event),
+                done = self.cx.pool.next(), if !self.cx.pool.is_idle() => match done {
+                    Some(completion) => self.on_completion(completion),
+                    None => tracing::error!("blocking work panicked"),
                 },
-                Some(ended) = self.rollouts.next(), if !self.rollouts.is_idle() => self.on_rollout(ended),
-                Some(event) = self.tracker_events.recv() => self.on_tracker(event),
-                Some(command) = self.commands.recv() => self.on_command(command),
-                () = tokio::time::sleep(wait) => self.on_time(),
-                _ = housekeeping.tick() => self.keep_house(),
+                Some(event) = self.activations.next(), if !self.activations.is_idle() =>
+                    self.activations.on_rollout_event(&mut self.cx, event),
+                Some(event) = self.inbox.tracker_events.recv() => self.on_tracker_event(event),
+                Some(command) = self.inbox.commands.recv() => self.on_command(command),
+                () = tokio::time::sleep(wait) => self.on_deadline(),
+                _ = housekeeping.tick() => self.on_housekeeping(),
                 _ = saving.tick() => self.save(),
-                Some(event) = self.link_events.recv(), if self.puts < PUTS_MAX => self.on_link_events(event),
+                Some(event) = self.inbox.link_events.recv(), if !self.payload.is_full() => self.on_link_events(event),
             }
             self.carry_out();
         }
-        self.endpoint.shutdown(Duration::from_secs(3)).await;
-        self.rollouts.stop().await;
-        self.done.stop().await;
-        self.save_now();
-        if let Err(error) = self.store.sync() {
+        self.stop().await;
+    }
+
+    /// Closes the links, ends tasks and flushes the store.
+    async fn stop(mut self) {
+        self.cx.endpoint.shutdown(Duration::from_secs(3)).await;
+        self.activations.stop().await;
+        self.cx.pool.stop().await;
+        let cx = &mut self.cx;
+        cx.accounting.save(&cx.store);
+        if let Some(membership) = cx.region.take_unsaved() {
+            region::save_membership(&cx.store, &membership);
+        }
+        if let Err(error) = cx.store.sync() {
             tracing::error!(%error, "cannot flush the index");
         }
     }
 
-    /// How long until the brain or the reports want to be looked at.
+    /// Time until the core's timer or the next progress report.
     fn next_deadline(&self) -> Duration {
-        let brain = self.brain.as_ref().and_then(Node::poll_timeout);
-        let next = [brain, self.progress_at].into_iter().flatten().min();
-        next.map_or(Duration::from_secs(3600), |at| at.since(self.now()))
+        let core = self.cx.core.as_ref().and_then(Node::poll_timeout);
+        let next = [core, self.cx.reporter.progress_due()].into_iter().flatten().min();
+        next.map_or(Duration::from_secs(3600), |at| at.since(self.cx.now()))
     }
 
-    fn on_time(&mut self) {
-        let now = self.now();
-        if self.progress_at.is_some_and(|at| at <= now) {
-            self.flush_progress();
+    fn on_deadline(&mut self) {
+        let now = self.cx.now();
+        for content in self.cx.reporter.take_progressed(now) {
+            self.cx.report_progress(&content);
         }
-        self.tell(Input::Tick);
+        self.cx.tell(Input::Tick);
     }
 
-    /// Announcements that are here, then one of what they would otherwise keep waiting.
-    fn on_announcements(&mut self, first: LinkEvent) {
+    /// Handles all announcements that are here, then one event each of the sources that they would starve.
+    fn on_announcement_events(&mut self, first: LinkEvent) {
         self.on_link_event(first);
         for _ in 1..BATCH {
             self.carry_out();
-            let Ok(event) = self.announcements.try_recv() else { return };
+            let Ok(event) = self.inbox.announcements.try_recv() else { return };
             self.on_link_event(event);
         }
-        if let Ok(event) = self.store_events.try_recv() {
+        if let Ok(event) = self.inbox.store_events.try_recv() {
             self.carry_out();
             self.on_store_events(event);
         }
-        if self.puts < PUTS_MAX
-            && let Ok(event) = self.link_events.try_recv()
+        if !self.payload.is_full()
+            && let Ok(event) = self.inbox.link_events.try_recv()
         {
             self.carry_out();
             self.on_link_events(event);
@@ -326,11 +391,11 @@ impl Driver {
     }
 
     fn on_store_events(&mut self, first: StoreEvent) {
-        self.on_store(first);
+        self.on_store_event(first);
         for _ in 1..BATCH {
             self.carry_out();
-            let Ok(event) = self.store_events.try_recv() else { return };
-            self.on_store(event);
+            let Ok(event) = self.inbox.store_events.try_recv() else { return };
+            self.on_store_event(event);
         }
     }
 
@@ -338,200 +403,73 @@ impl Driver {
         self.on_link_event(first);
         for _ in 1..BATCH {
             self.carry_out();
-            if self.puts >= PUTS_MAX {
+            if self.payload.is_full() {
                 return;
             }
-            let Ok(event) = self.link_events.try_recv() else { return };
+            let Ok(event) = self.inbox.link_events.try_recv() else { return };
             self.on_link_event(event);
         }
     }
 
-    /// Tells the brain a fact, if there is a brain to tell.
-    fn tell(&mut self, input: Input) {
-        let now = self.now();
-        if let Some(brain) = &mut self.brain {
-            brain.handle(now, input);
-        }
+    fn on_housekeeping(&mut self) {
+        self.forget_expired_jobs();
+        let now = self.cx.now();
+        self.cx.region.expire_unknown_links(now);
     }
 
-    /// Starts the brain once we know who we are, and tells it all that is on disk.
-    fn start_brain(&mut self) {
-        let Some(me) = self.me else { return };
-        if self.brain.is_some() || self.membership.get(me).is_none_or(|member| member.node != self.node) {
-            return;
-        }
-        self.brain = Some(Node::new(
-            NodeConfig { me, lanes: LANES, tuning: Tuning::default() },
-            Box::new(CachingPlanner::default()),
-        ));
-        self.tell(Input::Membership(self.membership.clone()));
-        let mut jobs: Vec<Arc<Announcement>> =
-            self.envelopes.values().map(|(announcement, _)| announcement.clone()).collect();
-        jobs.sort_by_key(|announcement| announcement.sequence);
-        let records = self.store.contents();
-        for announcement in jobs {
-            if announcement.feed.is_some() {
-                self.tell_feed_again(announcement);
-                continue;
-            }
-            let inline = records.iter().any(|record| record.content == announcement.content);
-            self.open_report(&announcement);
-            self.tell(Input::Announced { from: None, via: Via::AntiEntropy, announcement, inline });
-        }
-        for record in records {
-            let content = record.content;
-            if self.tell_share(&record) {
-                self.recall_demotion(&record);
-                self.report_progress(&content);
-                continue;
-            }
-            if !record.complete && !self.is_named(&content) {
-                // Its job is over; nobody would ever finish or evict it.
-                self.drop_content(content);
-                continue;
-            }
-            self.tell(Input::ContentReady { content, geometry: record.geometry, have: record.have });
-            self.report_progress(&content);
-        }
-        self.judge_all();
-        let linked: Vec<NodeId> = self.linked.iter().copied().collect();
-        for node in linked {
-            self.link_up(node);
-        }
-    }
-
-    fn on_tracker(&mut self, event: TrackerEvent) {
-        match event {
-            TrackerEvent::Joined { index } => {
-                if self.me != Some(index) {
-                    if let Some(former) = self.me {
-                        tracing::warn!(%former, %index, "our place in the roster changed");
-                    }
-                    self.me = Some(index);
-                    self.brain = None;
-                    let saved = self.store.put_state("host-index", Some(index.0.to_be_bytes().to_vec()));
-                    if let Err(error) = saved {
-                        tracing::error!(%error, "cannot keep our place in the roster");
-                    }
-                }
-                self.start_brain();
-            }
-            TrackerEvent::Update(update) => self.on_update(update),
-        }
-    }
-
-    fn on_update(&mut self, update: MembershipUpdate) {
-        if let Err(error) = update.validate() {
-            tracing::warn!(%error, "the tracker sent a bad membership");
-            return;
-        }
-        let mut next = (*self.membership).clone();
-        if let Err(error) = next.apply(update) {
-            // The next beat asks for everything.
-            tracing::debug!(%error, "membership update does not fit");
-            self.shared.set_known(None);
-            return;
-        }
-        let known = next.epoch();
-        self.mates.hearsay = false;
-        let former = std::mem::replace(&mut self.membership, Arc::new(next));
-        self.book.metrics.members.set(self.membership.len() as i64);
-        self.membership_out.send_replace(self.membership.clone());
-        self.shared.set_known(Some(known));
-        self.membership_saved = false;
-        if self.brain.is_some() {
-            self.tell(Input::Membership(self.membership.clone()));
-            self.rename_links(&former);
-            if self.me.is_some_and(|me| former.get(me) != self.membership.get(me)) {
-                self.open_reports();
-                self.judge_all();
-            }
-        } else {
-            self.start_brain();
-        }
-        self.greet_strangers();
-    }
-
-    /// A host may have another place in the roster than before, or none for a while, as after a tracker's restore: its
-    /// link is the new one's.
-    fn rename_links(&mut self, former: &Membership) {
-        let linked: Vec<NodeId> = self.linked.iter().copied().collect();
-        for node in linked {
-            let (old, new) = (former.by_node(&node), self.membership.by_node(&node));
-            if old == new {
-                continue;
-            }
-            if let Some(host) = old {
-                self.tell(Input::LinkDown { host, reason: None });
-            }
-            // Strangers are greeted with all they said meanwhile.
-            if let Some(host) = new.filter(|_| !self.strangers.contains_key(&node)) {
-                self.tell(Input::LinkUp { host });
-            }
-        }
-    }
-
-    /// Writes counts and membership to the disk, beside the driver.
+    /// Writes counts now, and the membership on the blocking pool.
     fn save(&mut self) {
-        self.book.save(&self.store);
-        self.look_for_mates();
-        if self.membership_saved {
-            return;
-        }
-        self.membership_saved = true;
-        self.remember_mates();
-        let (store, membership) = (self.store.clone(), self.membership.clone());
-        self.done.run(Sort::Store, 0, move || {
-            save_membership(&store, &membership);
-            Done::Nothing
-        });
-    }
-
-    /// The same, at the end.
-    fn save_now(&mut self) {
-        self.book.save(&self.store);
-        if !self.membership_saved {
-            save_membership(&self.store, &self.membership);
+        let cx = &mut self.cx;
+        cx.accounting.save(&cx.store);
+        self.dial_rack_peers();
+        let cx = &mut self.cx;
+        if let Some(membership) = cx.region.take_unsaved() {
+            let store = cx.store.clone();
+            cx.pool.run(WorkKind::Store, Class::Control, move || {
+                region::save_membership(&store, &membership);
+                Completion::Nothing
+            });
         }
     }
 
     fn on_command(&mut self, command: DriverCommand) {
         match command {
             DriverCommand::Publish { envelope, announcement } => self.publish(&envelope, announcement),
-            DriverCommand::Rollouts(reply) => {
-                let _ = reply.send(self.rollout_statuses());
-            }
             DriverCommand::PublishFeed(publication) => self.publish_feed(*publication),
-            DriverCommand::Contents(reply) => {
-                let _ = reply.send(self.content_statuses());
+            DriverCommand::Contents(reply) => answer(reply, self.content_statuses()),
+            DriverCommand::Sent(job, reply) => answer(reply, self.sent_bytes(&job)),
+            DriverCommand::Rollouts(reply) => answer(reply, self.activations.rollout_statuses(&self.cx)),
+            DriverCommand::Ping(reply) => answer(reply, ()),
+            DriverCommand::ImagePrewarmed { job, outcome } => {
+                self.activations.on_prewarmed(&mut self.cx, job, outcome);
             }
-            DriverCommand::Sent(job, reply) => {
-                let sent = self.envelopes.get(&job).map(|(row, _)| self.book.of_job(&job, &row.content).1);
-                let _ = reply.send(sent.unwrap_or(0));
-            }
-            DriverCommand::Ping(reply) => {
-                let _ = reply.send(());
-            }
-            DriverCommand::ImagePrewarmed { job, outcome } => self.on_prewarmed(job, outcome),
         }
     }
 
+    /// Payload bytes of a job's content that this host sent since the job began.
+    fn sent_bytes(&self, job: &shoal_proto::ids::JobId) -> u64 {
+        let content = self.cx.jobs.get(job).map(|row| row.announcement.content);
+        content.map_or(0, |content| self.cx.accounting.of_job(job, &content).sent)
+    }
+
     fn content_statuses(&self) -> Vec<ContentStatus> {
+        let cx = &self.cx;
         let mut rows: BTreeMap<ContentId, ContentStatus> = BTreeMap::new();
-        let pieced = |row: &Announcement| row.feed.is_none() || !row.is_small();
-        for (announcement, _) in self.envelopes.values().filter(|(row, _)| pieced(row)) {
+        // Small versions of feeds are not in the store.
+        let is_stored = |announcement: &&Arc<Announcement>| announcement.feed.is_none() || !announcement.is_small();
+        for announcement in cx.jobs.announcements().filter(is_stored) {
             let content = announcement.content;
             let row = rows.entry(content).or_insert_with(|| {
-                let progress = self.progress(&content);
+                let (progress, counts) = (cx.progress(&content), cx.accounting.of_content(&content));
                 ContentStatus {
                     content,
                     have: progress.have,
                     total: progress.total,
                     size: announcement.size,
                     names: Vec::new(),
-                    tiers: self.book.of(&content).0,
-                    sent: self.book.of(&content).1,
-                    demoted: self.store.rack_share(&content).is_some_and(|found| found.share.whole_dropped),
+                    tiers: counts.received,
+                    sent: counts.sent,
+                    demoted: cx.store.rack_share(&content).is_some_and(|found| found.share.whole_dropped),
                 }
             });
             let (name, version) = (announcement.name.clone(), announcement.version.clone());
@@ -539,15 +477,8 @@ impl Driver {
         }
         rows.into_values().collect()
     }
-
-    fn progress(&self, content: &ContentId) -> Progress {
-        self.brain.as_ref().and_then(|brain| brain.progress(content)).unwrap_or_default()
-    }
 }
 
-fn save_membership(store: &Store, membership: &Membership) {
-    let bytes = shoal_proto::codec::encode(&membership.to_update());
-    if let Err(error) = store.put_state("membership", Some(bytes)) {
-        tracing::error!(%error, "cannot keep the membership");
-    }
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    let _ = reply.send(value); // the asker is gone
 }

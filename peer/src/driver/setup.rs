@@ -1,65 +1,61 @@
-//! From settings to a running node: keys, store, links, the tracker's client, the driver.
+//! Builds a running node from its settings: keys, store, links, tracker client and driver.
+//!
+//! Invariant: a node that is not admitted by its own trust document does not start.
 
-use super::{Driver, NodeHandle, NodeMetrics, Parts};
+use super::{Driver, NodeMetrics, Parts};
 use crate::activation::content_dir::{ContentDir, ContentDirError};
 use crate::activation::settings::Activations;
 use crate::config::NodeSettings;
 use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
+use crate::handle::NodeHandle;
 use crate::prewarm::PrewarmRequests;
 use crate::rate_limits::RateLimits;
 use crate::tracker_client::{FetchThroughRequest, SharedReports, TrackerClient};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
-use shoal_net::links::{BindError, LinkConfig, LinkEndpoint};
+use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvent};
 use shoal_proto::control::Join;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Credential, Role, Trust, TrustError};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::Tasks;
-use shoal_store::{OpenError, Store, StoreConfig};
+use shoal_store::{OpenError, Store, StoreConfig, StoreEvent};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
-/// Hosts' wishes for images that wait for the seeder.
-const WISHES: usize = 64;
+/// Fetch-through requests that wait for the seeder.
+const FETCH_THROUGH_QUEUE_MAX: usize = 64;
+/// Store events that wait for the driver. The store's threads wait when the queue is full.
+const STORE_EVENTS_MAX: usize = 1024;
+/// Tracker events that wait for the driver.
+const TRACKER_EVENTS_MAX: usize = 64;
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the variants' docs say what their fields are for")]
 pub enum SetupError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The key file cannot be used.
+    /// The trust document or the credential cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// The key file is unusable.
     #[error(transparent)]
     Key(#[from] KeyFileError),
-    /// The trust document or the credential cannot be used.
-    #[error("{}: {source}", .path.display())]
-    Trust {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: TrustError,
-    },
+    /// The trust document is invalid, or the credential is not admitted by it.
+    #[error("cannot use {}", .path.display())]
+    Trust { path: PathBuf, source: TrustError },
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The content folder cannot be used.
+    /// The content folder is unusable.
     #[error(transparent)]
     ContentDir(#[from] ContentDirError),
-    /// The folders of feeds cannot be used.
-    #[error("cannot use the folders of feeds: {0}")]
+    /// The folders of feeds are unusable.
+    #[error("cannot use the folders of feeds")]
     Feeds(#[source] std::io::Error),
-    /// Bulk links cannot be listened for.
+    /// The node cannot listen for links.
     #[error(transparent)]
     Links(#[from] BindError),
     /// The control plane cannot start.
@@ -67,32 +63,32 @@ pub enum SetupError {
     Control(#[from] StartError),
 }
 
-/// Where a role keeps things.
+/// Where a role keeps its state.
 #[derive(Clone, Debug)]
 pub struct Folders<'a> {
-    /// The store.
+    /// The store's folder.
     pub store: &'a Path,
-    /// The content folder and how many versions to keep; peers only.
+    /// The content folder, and how many versions of a name stay in it. Only peers have one.
     pub content: Option<(&'a Path, usize)>,
-    /// What is done around a switch.
+    /// Hooks and probes around a switch.
     pub activations: Activations,
 }
 
-/// A node that runs.
+/// A running node.
 pub struct RunningNode {
-    /// How to reach its driver.
+    /// The way to its driver.
     pub handle: NodeHandle,
-    /// Its credential.
+    /// The node's own credential.
     pub credential: Credential,
-    /// Where it listens for bulk links.
+    /// Addresses where the node listens for links.
     pub bulk_addrs: Vec<SocketAddr>,
-    /// Its control plane.
+    /// Requests to the tracker go here.
     pub control: ControlHandle,
-    /// The tracker in use.
+    /// The tracker that the node is joined to.
     pub tracker: watch::Receiver<Option<NodeId>>,
-    /// Hosts' wishes for images; seeders only.
+    /// Fetch-through requests of hosts. Only seeders receive some.
     pub wanted: Option<mpsc::Receiver<FetchThroughRequest>>,
-    /// What its links keep to.
+    /// The rate limits of the links.
     pub limits: RateLimits,
 }
 
@@ -100,35 +96,38 @@ fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
     std::fs::read(path).map_err(|source| SetupError::Read { path: path.to_path_buf(), source })
 }
 
-/// Starts a node's tasks. `warming` takes the wishes for images to be unpacked, where there is a container runtime.
-pub async fn start(
-    role: Role,
-    settings: &NodeSettings,
-    folders: Folders<'_>,
-    warming: Option<Arc<PrewarmRequests>>,
-    metrics: &Metrics,
-    tasks: &mut Tasks,
-) -> Result<RunningNode, SetupError> {
-    let trust_fault = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| SetupError::Trust { path, source }
-    };
-    let keys = load_key(&settings.key)?;
-    let trust = Trust::open(&read(&settings.trust)?, None).map_err(trust_fault(&settings.trust))?;
-    let trust = Arc::new(trust);
-    let credential_bytes = read(&settings.credential)?;
-    let credential =
-        trust
-            .admit(&credential_bytes, keys.node(), system_clock())
-            .and_then(|credential| {
-                if credential.role == role { Ok(credential) } else { Err(TrustError::WrongRole(credential.role)) }
-            })
-            .map_err(trust_fault(&settings.credential))?;
-    let identity = Identity::new(&keys);
+/// Who this node is, checked against the cluster's trust document.
+struct CheckedIdentity {
+    node: NodeId,
+    identity: Identity,
+    trust: Arc<Trust>,
+    credential: Credential,
+    credential_bytes: Vec<u8>,
+}
 
-    let (store_sink, store_events) = mpsc::channel(1024);
+impl CheckedIdentity {
+    fn load(role: Role, settings: &NodeSettings) -> Result<Self, SetupError> {
+        let trust_fault = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| SetupError::Trust { path, source }
+        };
+        let keys = load_key(&settings.key)?;
+        let trust = Trust::open(&read(&settings.trust)?, None).map_err(trust_fault(&settings.trust))?;
+        let credential_bytes = read(&settings.credential)?;
+        let admitted = trust.admit(&credential_bytes, keys.node(), system_clock());
+        let credential = admitted.map_err(trust_fault(&settings.credential))?;
+        if credential.role != role {
+            return Err(trust_fault(&settings.credential)(TrustError::WrongRole(credential.role)));
+        }
+        let (node, identity) = (keys.node(), Identity::new(&keys));
+        Ok(Self { node, identity, trust: Arc::new(trust), credential, credential_bytes })
+    }
+}
+
+async fn open_store(settings: &NodeSettings, dir: &Path) -> Result<(Store, mpsc::Receiver<StoreEvent>), SetupError> {
+    let (sink, events) = mpsc::channel(STORE_EVENTS_MAX);
     let config = StoreConfig {
-        dir: folders.store.to_path_buf(),
+        dir: dir.to_path_buf(),
         quota: settings.quota.map(|quota| quota.0),
         min_free: settings.min_free.0,
         cache_bytes: usize::try_from(settings.hot_cache().0).unwrap_or(usize::MAX),
@@ -136,50 +135,79 @@ pub async fn start(
         direct_io: settings.direct_io,
     };
     let store = tokio::task::spawn_blocking(move || {
-        Store::open(config, Box::new(move |event| drop(store_sink.blocking_send(event))))
+        Store::open(config, Box::new(move |event| drop(sink.blocking_send(event))))
     });
     let store = store.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    Ok((store, events))
+}
+
+async fn bind_links(
+    settings: &NodeSettings,
+    checked: &CheckedIdentity,
+    store: &Store,
+) -> Result<(LinkEndpoint, mpsc::Receiver<LinkEvent>), SetupError> {
+    let admission = Admission::new(checked.trust.clone(), checked.credential_bytes.clone(), system_clock);
+    let mut config = LinkConfig::new(settings.listen.clone(), checked.identity.clone(), admission);
+    config.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
+    // Received payload begins at the same offset in its block as on disk, so direct IO needs no copy.
+    let store = store.clone();
+    config.block_offset = Some(Arc::new(move |content, shard| store.block_offset(content, shard)));
+    config.locality = Some(checked.credential.locality.clone());
+    Ok(LinkEndpoint::bind(config).await?)
+}
+
+fn join_request(settings: &NodeSettings, credential: Vec<u8>, listening: &[SocketAddr]) -> Join {
+    let addrs = if settings.advertise.is_empty() { listening.to_vec() } else { settings.advertise.clone() };
+    Join {
+        credential,
+        addrs,
+        labels: settings.labels.clone(),
+        weight: settings.weight,
+        uplink_mbit: settings.uplink_mbit,
+        known: None,
+    }
+}
+
+/// Starts a node's tasks. `prewarm` takes the prewarm task's requests, where there is a containerd.
+///
+/// # Errors
+/// Fails if a file, folder, key or port of the settings is unusable. The error names it.
+pub async fn start(
+    role: Role,
+    settings: &NodeSettings,
+    folders: Folders<'_>,
+    prewarm: Option<Arc<PrewarmRequests>>,
+    metrics: &Metrics,
+    tasks: &mut Tasks,
+) -> Result<RunningNode, SetupError> {
+    let checked = CheckedIdentity::load(role, settings)?;
+    let (store, store_events) = open_store(settings, folders.store).await?;
     let content_dir = folders.content.map(|(dir, keep)| ContentDir::open(dir, keep)).transpose()?;
     let feed_files = FeedFiles::open(folders.store.join("feeds"), folders.content.map(|(dir, _)| dir));
     let feed_files = feed_files.map_err(SetupError::Feeds)?;
-    let keeper = FeedWriter::start(feed_files.clone()).map_err(SetupError::Feeds)?;
-
-    let admission = Admission::new(trust.clone(), credential_bytes.clone(), system_clock);
-    let mut bulk = LinkConfig::new(settings.listen.clone(), identity.clone(), admission);
-    bulk.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
-    let placing = store.clone();
-    bulk.block_offset = Some(Arc::new(move |content, shard| placing.block_offset(content, shard)));
-    bulk.locality = Some(credential.locality.clone());
-    let (endpoint, link_events) = LinkEndpoint::bind(bulk).await?;
+    let feed_writer = FeedWriter::start(feed_files.clone()).map_err(SetupError::Feeds)?;
+    let (endpoint, link_events) = bind_links(settings, &checked, &store).await?;
     let limits = RateLimits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
     let announcements = endpoint.split_announcements().ok_or(BindError::Config("announcements were split before"))?;
-
+    let CheckedIdentity { node, identity, trust, credential, credential_bytes } = checked;
     let (control, control_events) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await?;
     let shared = Arc::new(SharedReports::default());
-    let (tracker_sink, tracker_events) = mpsc::channel(64);
+    let (tracker_sink, tracker_events) = mpsc::channel(TRACKER_EVENTS_MAX);
     let (current, tracker) = watch::channel(None);
-    let (wanted_in, wanted) = (role == Role::Seeder).then(|| mpsc::channel(WISHES)).unzip();
-    let advertise = if settings.advertise.is_empty() { &bulk_addrs } else { &settings.advertise };
+    let (wanted_in, wanted) = (role == Role::Seeder).then(|| mpsc::channel(FETCH_THROUGH_QUEUE_MAX)).unzip();
     let client = TrackerClient {
         control: control.clone(),
         events: control_events,
         trackers: settings.trackers.clone(),
-        join: Join {
-            credential: credential_bytes,
-            addrs: advertise.clone(),
-            labels: settings.labels.clone(),
-            weight: settings.weight,
-            uplink_mbit: settings.uplink_mbit,
-            known: None,
-        },
+        join: join_request(settings, credential_bytes, &bulk_addrs),
         shared: shared.clone(),
         sink: tracker_sink,
         current,
         wanted: wanted_in,
     };
     let (driver, handle) = Driver::new(Parts {
-        node: keys.node(),
+        node,
         role,
         locality: credential.locality.clone(),
         store_dir: folders.store.to_path_buf(),
@@ -195,14 +223,14 @@ pub async fn start(
         content_dir,
         activations: folders.activations,
         journal_dir: folders.store.to_path_buf(),
-        shelf: LatestVersions::new(metrics),
+        latest_feeds: LatestVersions::new(metrics),
         feed_files,
-        keeper,
-        warming,
+        feed_writer,
+        prewarm,
     });
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));
-    tasks.spawn("limits", limits.clone().run(token.clone()));
+    tasks.spawn("rate limits", limits.clone().run(token.clone()));
     tasks.spawn("driver", driver.run(token));
     Ok(RunningNode { handle, credential, bulk_addrs, control, tracker, wanted, limits })
 }

@@ -13,7 +13,7 @@ use crate::errors::StateError;
 use bytes::Bytes;
 use sequences::{Reserved, Sequences};
 use shoal_peer::feeds::unix_ms;
-use shoal_peer::handle::{DriverCommand, FeedPublication, NodeHandle};
+use shoal_peer::handle::{DriverCommand, FeedPublication, NodeHandle, SmallContent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::codec::Document;
 use shoal_proto::feed::{FeedMark, feed_id, is_feed_name};
@@ -60,7 +60,7 @@ struct PreparedVersion {
     content: ContentId,
     manifest_bytes: u64,
     /// Manifest and data of a version that travels inside its announcement. Otherwise both are in the store.
-    small: Option<(Bytes, Bytes)>,
+    small: Option<SmallContent>,
 }
 
 /// The feeds of a seeder.
@@ -143,7 +143,11 @@ impl Feeds {
         if data.len() as u64 <= limits::INLINE_DATA_BYTES_MAX {
             let manifest = inline_manifest(&data).to_bytes();
             let (content, manifest_bytes) = (Manifest::id(&manifest), manifest.len() as u64);
-            return Ok(PreparedVersion { content, manifest_bytes, small: Some((Bytes::from(manifest), data)) });
+            return Ok(PreparedVersion {
+                content,
+                manifest_bytes,
+                small: Some(SmallContent { manifest: manifest.into(), data }),
+            });
         }
         let _place = self.ingests.acquire().await.map_err(|_| StateError::Stopping)?;
         let (store, options) = (self.node.store.clone(), self.options.clone());
