@@ -26,7 +26,7 @@ fn an_emptied_host_recovers_from_its_rack_without_hub_tracker_and_seeder() {
         region.wait_active(&job, 6);
         files.push((name, noise(len, len as u64)));
     }
-    let recorded = region.peers[1].dir().join("state.mates");
+    let recorded = region.peers[1].dir().join("state.rack-peers");
     until("the host has recorded its rack peers", || recorded.exists().then_some(()));
     kill_the_control_side(&mut region);
     region.peers[1].kill();

@@ -156,6 +156,12 @@ async fn bind_links(
     Ok(LinkEndpoint::bind(config).await?)
 }
 
+fn open_feeds(folders: &Folders<'_>) -> std::io::Result<(FeedFiles, FeedWriter)> {
+    let files = FeedFiles::open(folders.store.join("feeds"), folders.content.map(|(dir, _)| dir))?;
+    let writer = FeedWriter::start(files.clone())?;
+    Ok((files, writer))
+}
+
 fn join_request(settings: &NodeSettings, credential: Vec<u8>, listening: &[SocketAddr]) -> Join {
     let addrs = if settings.advertise.is_empty() { listening.to_vec() } else { settings.advertise.clone() };
     Join {
@@ -183,9 +189,7 @@ pub async fn start(
     let checked = CheckedIdentity::load(role, settings)?;
     let (store, store_events) = open_store(settings, folders.store).await?;
     let content_dir = folders.content.map(|(dir, keep)| ContentDir::open(dir, keep)).transpose()?;
-    let feed_files = FeedFiles::open(folders.store.join("feeds"), folders.content.map(|(dir, _)| dir));
-    let feed_files = feed_files.map_err(SetupError::Feeds)?;
-    let feed_writer = FeedWriter::start(feed_files.clone()).map_err(SetupError::Feeds)?;
+    let (feed_files, feed_writer) = open_feeds(&folders).map_err(SetupError::Feeds)?;
     let (endpoint, link_events) = bind_links(settings, &checked, &store).await?;
     let limits = RateLimits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
