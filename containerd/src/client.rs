@@ -1,9 +1,9 @@
-//! The connection and its single calls.
+//! The connection to containerd and its single calls.
 //!
-//! Invariant: every call has a deadline. The connection is made when first needed, and anew when it broke.
+//! Invariant: every call has a deadline. The first call connects, and a call after a broken connection reconnects.
 
-use crate::RuntimeError;
-use crate::image::Descriptor;
+use crate::error::RuntimeError;
+use crate::image::{DOCUMENT_BYTES_MAX, Descriptor};
 use crate::wire::{self, Labels};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
@@ -11,47 +11,47 @@ use prost::Message;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tonic::client::Grpc;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
-/// How long a call may take that only reads or writes records.
-const QUICK: Duration = Duration::from_secs(20);
-/// Manifests and configurations larger than this are not read.
-const SMALL_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Deadline of a connection attempt, and of a call that only reads or writes records.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a containerd can do here.
+/// What a containerd offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runtime {
-    /// Its version.
+    /// The release of containerd.
     pub version: String,
-    /// Whether CRI's image service is served at the socket.
-    pub cri: bool,
-    /// Where the snapshotter unpacks to, if it says so.
-    pub snapshots: Option<PathBuf>,
-    /// Where blobs lie, if it says so.
-    pub content: Option<PathBuf>,
+    /// Whether the socket serves CRI's image service.
+    pub has_cri: bool,
+    /// The folder of the snapshotter's unpacked layers, if the snapshotter publishes it.
+    pub snapshot_dir: Option<PathBuf>,
+    /// The folder of blobs, if containerd publishes it.
+    pub content_dir: Option<PathBuf>,
 }
 
-/// A containerd at a socket, seen in one namespace.
+/// A containerd at a socket, with one namespace and one snapshotter.
 #[derive(Clone, Debug)]
 pub struct Containerd {
     socket: PathBuf,
     namespace: String,
-    pub(crate) snapshotter: String,
+    snapshotter: String,
     channel: Channel,
 }
 
 impl Containerd {
-    /// The containerd at `socket`. Nothing is connected yet. Call it within a runtime.
+    /// Returns a client. The first call connects. The caller must be in a tokio runtime.
     pub fn new(socket: &Path, namespace: &str, snapshotter: &str) -> Self {
         let path = socket.to_path_buf();
         let connector = tower::service_fn(move |_: Uri| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        let endpoint = Endpoint::from_static("http://containerd.invalid").connect_timeout(QUICK);
+        // Tonic needs a URI, but the connector ignores its host.
+        let endpoint = Endpoint::from_static("http://containerd.invalid").connect_timeout(RECORD_TIMEOUT);
         Self {
             socket: socket.to_path_buf(),
             namespace: namespace.to_string(),
@@ -60,38 +60,45 @@ impl Containerd {
         }
     }
 
-    /// The namespace whose images are seen.
+    /// Returns the namespace of the images.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// The snapshotter images are unpacked with.
+    /// Returns the name of the snapshotter that unpacks images.
     pub fn snapshotter(&self) -> &str {
         &self.snapshotter
     }
 
-    pub(crate) fn fault(&self, what: &str, status: &Status) -> RuntimeError {
-        RuntimeError::from_status(&self.socket, what, status)
+    fn failed(&self, action: &str, status: &Status) -> RuntimeError {
+        RuntimeError::from_status(&self.socket, action, status)
     }
 
-    /// A request in our namespace, under a lease if given.
-    pub(crate) fn ask<T>(&self, message: T, lease: Option<&str>) -> Result<Request<T>, RuntimeError> {
+    /// Returns a request in our namespace, under `lease` if there is one.
+    pub(crate) fn request<T>(&self, message: T, lease: Option<&str>) -> Result<Request<T>, RuntimeError> {
         let mut request = Request::new(message);
-        let value = |text: &str| {
-            MetadataValue::try_from(text).map_err(|_| RuntimeError::Malformed(format!("`{text}` cannot be a header")))
+        let header = |value: &str| {
+            MetadataValue::try_from(value)
+                .map_err(|source| RuntimeError::InvalidHeader { value: value.to_string(), source })
         };
-        request.metadata_mut().insert("containerd-namespace", value(&self.namespace)?);
+        request.metadata_mut().insert("containerd-namespace", header(&self.namespace)?);
         if let Some(lease) = lease {
-            request.metadata_mut().insert("containerd-lease", value(lease)?);
+            request.metadata_mut().insert("containerd-lease", header(lease)?);
         }
         Ok(request)
     }
 
-    /// One message there, one back, within `limit`.
-    pub(crate) async fn call<M, R>(
+    async fn ready(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(grpc)
+    }
+
+    /// Sends one message and returns the one answer, within `limit`.
+    pub(crate) async fn unary_within<M, R>(
         &self,
         path: &'static str,
-        what: &str,
+        action: &str,
         request: Request<M>,
         limit: Duration,
     ) -> Result<R, RuntimeError>
@@ -100,23 +107,21 @@ impl Containerd {
         R: Message + Default + Send + Sync + 'static,
     {
         let exchange = async {
-            let mut grpc = tonic::client::Grpc::new(self.channel.clone());
-            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
             let codec = ProstCodec::<M, R>::default();
-            let answer = grpc.unary(request, PathAndQuery::from_static(path), codec).await?;
+            let answer = self.ready().await?.unary(request, PathAndQuery::from_static(path), codec).await?;
             Ok::<R, Status>(answer.into_inner())
         };
         match tokio::time::timeout(limit, exchange).await {
-            Ok(answer) => answer.map_err(|status| self.fault(what, &status)),
-            Err(_) => Err(RuntimeError::Late { what: what.to_string() }),
+            Ok(answer) => answer.map_err(|status| self.failed(action, &status)),
+            Err(_) => Err(RuntimeError::Timeout { action: action.to_string() }),
         }
     }
 
-    /// The same for a record: quick.
-    pub(crate) async fn quick<M, R>(
+    /// Sends one message about records and returns the one answer.
+    pub(crate) async fn unary<M, R>(
         &self,
         path: &'static str,
-        what: &str,
+        action: &str,
         message: M,
         lease: Option<&str>,
     ) -> Result<R, RuntimeError>
@@ -124,35 +129,37 @@ impl Containerd {
         M: Message + Send + Sync + 'static,
         R: Message + Default + Send + Sync + 'static,
     {
-        self.call(path, what, self.ask(message, lease)?, QUICK).await
+        self.unary_within(path, action, self.request(message, lease)?, RECORD_TIMEOUT).await
     }
 
-    /// Many messages there, many back. `None` when the blob is there already.
-    pub(crate) async fn write<S>(
+    /// Opens the write of a blob: a stream of messages each way.
+    pub(crate) async fn open_write<S>(
         &self,
+        action: &str,
         requests: S,
         lease: &str,
-    ) -> Result<Option<tonic::Streaming<wire::WriteContentResponse>>, Status>
+    ) -> Result<WriteAnswers, RuntimeError>
     where
         S: tokio_stream::Stream<Item = wire::WriteContentRequest> + Send + 'static,
     {
-        let request = self.ask((), Some(lease)).map_err(|error| Status::internal(error.to_string()))?;
-        let request = request.map(|()| requests);
-        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
-        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let request = self.request((), Some(lease))?.map(|()| requests);
         let codec = ProstCodec::<wire::WriteContentRequest, wire::WriteContentResponse>::default();
         let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/Write");
-        match grpc.streaming(request, path, codec).await {
-            Ok(answer) => Ok(Some(answer.into_inner())),
-            Err(status) if status.code() == tonic::Code::AlreadyExists => Ok(None),
+        let opened = match self.ready().await {
+            Ok(mut grpc) => grpc.streaming(request, path, codec).await,
             Err(status) => Err(status),
-        }
+        };
+        let stream = opened.map_err(|status| self.failed(action, &status))?.into_inner();
+        Ok(WriteAnswers { stream, socket: self.socket.clone(), action: action.to_string() })
     }
 
-    /// What it can do.
+    /// Returns what containerd offers.
+    ///
+    /// # Errors
+    /// Fails if containerd fails or if the snapshotter does not work.
     pub async fn inspect(&self) -> Result<Runtime, RuntimeError> {
         let path = "/containerd.services.version.v1.Version/Version";
-        let version: wire::VersionResponse = self.quick(path, "ask for the version", (), None).await?;
+        let version: wire::VersionResponse = self.unary(path, "read containerd's version", (), None).await?;
         let filters = vec![
             format!("type==io.containerd.snapshotter.v1,id=={}", self.snapshotter),
             "type==io.containerd.content.v1".to_string(),
@@ -160,82 +167,90 @@ impl Containerd {
         ];
         let path = "/containerd.services.introspection.v1.Introspection/Plugins";
         let request = wire::PluginsRequest { filters };
-        let answer: wire::PluginsResponse = self.quick(path, "ask for the plugins", request, None).await?;
+        let answer: wire::PluginsResponse = self.unary(path, "list containerd's plugins", request, None).await?;
         let find = |kind: &str| answer.plugins.iter().find(|plugin| plugin.kind == kind);
         let works = |plugin: &&wire::Plugin| plugin.init_err.as_ref().is_none_or(|error| error.code == 0);
         let root = |plugin: &wire::Plugin| plugin.exports.get("root").map(PathBuf::from);
         let snapshotter = find("io.containerd.snapshotter.v1");
         if snapshotter.filter(works).is_none() {
-            let why =
-                snapshotter.and_then(|plugin| plugin.init_err.as_ref()).map_or("not there", |error| &error.message);
-            let what = format!("snapshotter `{}`", self.snapshotter);
-            return Err(RuntimeError::Refused { what, why: why.to_string() });
+            let error = snapshotter.and_then(|plugin| plugin.init_err.as_ref());
+            let reason = error.map_or("containerd does not have it", |error| &error.message).to_string();
+            return Err(RuntimeError::Failed { action: format!("use snapshotter `{}`", self.snapshotter), reason });
         }
         Ok(Runtime {
             version: version.version,
-            cri: find("io.containerd.grpc.v1").filter(works).is_some(),
-            snapshots: snapshotter.and_then(root),
-            content: find("io.containerd.content.v1").and_then(root),
+            has_cri: find("io.containerd.grpc.v1").filter(works).is_some(),
+            snapshot_dir: snapshotter.and_then(root),
+            content_dir: find("io.containerd.content.v1").and_then(root),
         })
     }
 
-    /// Has CRI pull an image, through whatever mirrors containerd is told of, and unpack it; gives its id. Giving up
-    /// cancels the pull.
+    /// Makes CRI pull and unpack an image through the registries that containerd is configured for. Returns the image's id.
+    ///
+    /// Dropping the future cancels the pull.
+    ///
+    /// # Errors
+    /// Fails if containerd fails or if the pull takes longer than `limit`.
     pub async fn cri_pull(&self, reference: &str, limit: Duration) -> Result<String, RuntimeError> {
         let image = Some(wire::ImageSpec { image: reference.to_string() });
+        // CRI has its own namespace and takes no lease.
         let request = Request::new(wire::ImageSpecRequest { image });
         let path = "/runtime.v1.ImageService/PullImage";
-        let answer: wire::PullImageResponse = self.call(path, &format!("pull {reference}"), request, limit).await?;
+        let action = format!("pull {reference}");
+        let answer: wire::PullImageResponse = self.unary_within(path, &action, request, limit).await?;
         Ok(answer.image_ref)
     }
 
-    /// An image's record.
-    pub async fn image(&self, name: &str) -> Result<Option<(Descriptor, Labels)>, RuntimeError> {
+    /// Returns the descriptor in an image's record, or `None` without a record.
+    pub(crate) async fn image_record(&self, image: &str) -> Result<Option<Descriptor>, RuntimeError> {
         let path = "/containerd.services.images.v1.Images/Get";
-        let request = wire::ImageNameRequest { name: name.to_string() };
-        let answer: Result<wire::ImageMessage, _> = self.quick(path, name, request, None).await;
-        match answer {
-            Err(RuntimeError::Missing { .. }) => Ok(None),
-            Err(error) => Err(error),
-            Ok(message) => {
-                let image = message.image.unwrap_or_default();
-                Ok(image.target.map(|target| (Descriptor::from(target), image.labels)))
-            }
+        let action = format!("read the record of image {image}");
+        let request = wire::ImageNameRequest { name: image.to_string() };
+        match self.unary::<_, wire::ImageMessage>(path, &action, request, None).await {
+            Err(RuntimeError::NotFound { .. }) => Ok(None),
+            answer => answer.map(|message| message.image?.target.map(Descriptor::from)),
         }
     }
 
-    /// Makes an image's record, or points it elsewhere.
-    pub(crate) async fn record(&self, name: &str, target: &Descriptor, lease: &str) -> Result<(), RuntimeError> {
-        let image = wire::Image { name: name.to_string(), labels: Labels::new(), target: Some(target.to_wire()) };
+    /// Creates an image's record, or updates its descriptor.
+    pub(crate) async fn put_image_record(
+        &self,
+        image: &str,
+        target: &Descriptor,
+        lease: &str,
+    ) -> Result<(), RuntimeError> {
+        let record = wire::Image { name: image.to_string(), labels: Labels::new(), target: Some(target.to_wire()) };
         let path = "/containerd.services.images.v1.Images/Create";
-        let request = wire::ImageMessage { image: Some(image.clone()) };
-        let made: Result<wire::ImageMessage, _> = self.quick(path, name, request, Some(lease)).await;
-        if made.is_ok() {
+        let action = format!("write the record of image {image}");
+        let request = wire::ImageMessage { image: Some(record.clone()) };
+        let created: Result<wire::ImageMessage, _> = self.unary(path, &action, request, Some(lease)).await;
+        if created.is_ok() {
             return Ok(());
         }
         let update_mask = Some(wire::FieldMask { paths: vec!["target".into()] });
-        let request = wire::UpdateImageRequest { image: Some(image), update_mask };
+        let request = wire::UpdateImageRequest { image: Some(record), update_mask };
         let path = "/containerd.services.images.v1.Images/Update";
-        self.quick::<_, wire::ImageMessage>(path, name, request, Some(lease)).await.map(drop)
+        self.unary::<_, wire::ImageMessage>(path, &action, request, Some(lease)).await.map(drop)
     }
 
-    /// Sets one label of an image's record; an empty value takes it away.
-    pub(crate) async fn label(&self, name: &str, key: &str, value: &str) -> Result<(), RuntimeError> {
+    /// Sets one label of an image's record. An empty value removes the label.
+    pub(crate) async fn label_image(&self, image: &str, key: &str, value: &str) -> Result<(), RuntimeError> {
         let labels = Labels::from([(key.to_string(), value.to_string())]);
-        let image = Some(wire::Image { name: name.to_string(), labels, target: None });
+        let record = Some(wire::Image { name: image.to_string(), labels, target: None });
         let update_mask = Some(wire::FieldMask { paths: vec![format!("labels.{key}")] });
         let path = "/containerd.services.images.v1.Images/Update";
-        let request = wire::UpdateImageRequest { image, update_mask };
-        self.quick::<_, wire::ImageMessage>(path, name, request, None).await.map(drop)
+        let action = format!("label image {image}");
+        let request = wire::UpdateImageRequest { image: record, update_mask };
+        self.unary::<_, wire::ImageMessage>(path, &action, request, None).await.map(drop)
     }
 
-    /// A blob's record.
-    pub(crate) async fn info(&self, digest: &str) -> Result<Option<wire::Info>, RuntimeError> {
+    /// Whether containerd has a whole blob.
+    pub(crate) async fn has_blob(&self, digest: &str) -> Result<bool, RuntimeError> {
         let path = "/containerd.services.content.v1.Content/Info";
         let request = wire::InfoRequest { digest: digest.to_string() };
-        match self.quick::<_, wire::InfoResponse>(path, digest, request, None).await {
-            Err(RuntimeError::Missing { .. }) => Ok(None),
-            other => other.map(|answer| answer.info),
+        match self.unary::<_, wire::InfoResponse>(path, &format!("look up blob {digest}"), request, None).await {
+            Err(RuntimeError::NotFound { .. }) => Ok(false),
+            answer => answer.map(|found| found.info.is_some()),
         }
     }
 
@@ -246,30 +261,30 @@ impl Containerd {
         let update_mask = Some(wire::FieldMask { paths: vec![format!("labels.{key}")] });
         let path = "/containerd.services.content.v1.Content/Update";
         let request = wire::UpdateContentRequest { info, update_mask };
-        self.quick::<_, wire::InfoResponse>(path, digest, request, None).await.map(drop)
+        let action = format!("label blob {digest}");
+        self.unary::<_, wire::InfoResponse>(path, &action, request, None).await.map(drop)
     }
 
-    /// A small blob, whole.
-    pub(crate) async fn read(&self, digest: &str) -> Result<Vec<u8>, RuntimeError> {
-        let request = self.ask(wire::ReadContentRequest { digest: digest.to_string() }, None)?;
+    /// Returns a whole blob of at most [`DOCUMENT_BYTES_MAX`] bytes.
+    pub(crate) async fn read_blob(&self, digest: &str) -> Result<Vec<u8>, RuntimeError> {
+        let action = format!("read blob {digest}");
+        let request = self.request(wire::ReadContentRequest { digest: digest.to_string() }, None)?;
         let exchange = async {
-            let mut grpc = tonic::client::Grpc::new(self.channel.clone());
-            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
             let codec = ProstCodec::<wire::ReadContentRequest, wire::ReadContentResponse>::default();
             let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/Read");
-            let mut stream = grpc.server_streaming(request, path, codec).await?.into_inner();
+            let mut stream = self.ready().await?.server_streaming(request, path, codec).await?.into_inner();
             let mut bytes = Vec::new();
             while let Some(part) = stream.message().await? {
-                if bytes.len() + part.data.len() > SMALL_BYTES_MAX {
-                    return Err(Status::out_of_range("larger than a manifest may be"));
+                if (bytes.len() + part.data.len()) as u64 > DOCUMENT_BYTES_MAX {
+                    return Err(Status::out_of_range(format!("it has more than {DOCUMENT_BYTES_MAX} bytes")));
                 }
                 bytes.extend_from_slice(&part.data);
             }
             Ok::<_, Status>(bytes)
         };
-        match tokio::time::timeout(QUICK, exchange).await {
-            Ok(read) => read.map_err(|status| self.fault(digest, &status)),
-            Err(_) => Err(RuntimeError::Late { what: digest.to_string() }),
+        match tokio::time::timeout(RECORD_TIMEOUT, exchange).await {
+            Ok(read) => read.map_err(|status| self.failed(&action, &status)),
+            Err(_) => Err(RuntimeError::Timeout { action }),
         }
     }
 
@@ -277,10 +292,31 @@ impl Containerd {
     pub(crate) async fn is_committed(&self, key: &str) -> Result<bool, RuntimeError> {
         let path = "/containerd.services.snapshots.v1.Snapshots/Stat";
         let request = wire::SnapshotKeyRequest { snapshotter: self.snapshotter.clone(), key: key.to_string() };
-        match self.quick::<_, wire::StatSnapshotResponse>(path, key, request, None).await {
-            Err(RuntimeError::Missing { .. }) => Ok(false),
-            Err(error) => Err(error),
-            Ok(answer) => Ok(answer.info.is_some_and(|info| info.kind == wire::SNAPSHOT_COMMITTED)),
+        let action = format!("look up snapshot {key}");
+        match self.unary::<_, wire::StatSnapshotResponse>(path, &action, request, None).await {
+            Err(RuntimeError::NotFound { .. }) => Ok(false),
+            answer => answer.map(|found| found.info.is_some_and(|info| info.kind == wire::SNAPSHOT_COMMITTED)),
         }
+    }
+}
+
+/// The answers to the messages of one open write.
+pub(crate) struct WriteAnswers {
+    stream: tonic::Streaming<wire::WriteContentResponse>,
+    socket: PathBuf,
+    action: String,
+}
+
+impl WriteAnswers {
+    /// Returns the next answer, or `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Result<Option<wire::WriteContentResponse>, RuntimeError> {
+        let answer = self.stream.message().await;
+        answer.map_err(|status| RuntimeError::from_status(&self.socket, &self.action, &status))
+    }
+
+    /// Returns the error for a stream that ended before the commit.
+    pub(crate) fn ended_early(&self) -> RuntimeError {
+        let reason = "containerd ended a write before its commit".to_string();
+        RuntimeError::Unreachable { socket: self.socket.clone(), reason }
     }
 }

@@ -1,100 +1,108 @@
-//! What a call that did not succeed means for an image.
+//! The meaning of a failed call to containerd.
+//!
+//! Invariant: each variant tells a caller whether another attempt can help.
 
-use std::path::PathBuf;
+use crate::image::ImageError;
+use std::io;
+use std::path::{Path, PathBuf};
+use tonic::metadata::errors::InvalidMetadataValue;
 use tonic::{Code, Status};
 
-/// How containerd says that bytes are not what a digest names: as they arrive, and once they are unpacked.
+/// Messages of containerd about bytes that do not have the expected digest, during a write and after unpacking.
 const MISMATCHES: [&str; 4] =
     ["unexpected commit digest", "unexpected commit size", "failed size validation", "wrong diff id"];
 
 /// Why containerd did not do what was asked.
+///
+/// `action` is a verb with its object, for example `pull nginx`. `reason` is containerd's own message.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the enum's comment explains the fields")]
 pub enum RuntimeError {
-    /// Nobody answers at the socket, or the connection broke. Worth another attempt.
-    #[error("containerd does not answer at {}: {why}", .socket.display())]
-    Away {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        why: String,
+    /// The socket refuses connections, or the connection broke. A later attempt can succeed.
+    #[error("containerd does not answer at {}: {reason}", .socket.display())]
+    Unreachable { socket: PathBuf, reason: String },
+    /// The disk of containerd is full.
+    #[error("cannot {action}: no space left on containerd's disk")]
+    NoSpace { action: String },
+    /// Bytes do not have the digest that the image names.
+    #[error("cannot {action}: {reason}")]
+    DigestMismatch { action: String, reason: String },
+    #[error("cannot {action}: containerd does not have it")]
+    NotFound { action: String },
+    #[error("cannot {action}: it exists already")]
+    AlreadyExists { action: String },
+    /// The call did not end before its deadline.
+    #[error("cannot {action}: containerd did not finish in time")]
+    Timeout { action: String },
+    /// Any other failure that containerd reports.
+    #[error("cannot {action}: {reason}")]
+    Failed { action: String, reason: String },
+    /// The caller's [`crate::BlobReader`] failed.
+    #[error("cannot read blob {digest}")]
+    ReadBlob {
+        digest: String,
+        #[source]
+        source: io::Error,
     },
-    /// Its disk is full.
-    #[error("{what}: no space left where containerd keeps images")]
-    NoSpace {
-        /// What was asked.
-        what: String,
+    #[error("cannot use image {digest}")]
+    InvalidImage {
+        digest: String,
+        #[source]
+        source: ImageError,
     },
-    /// What arrived is not what the digest says.
-    #[error("{what}: {why}")]
-    Mismatch {
-        /// What was asked.
-        what: String,
-        /// Why.
-        why: String,
+    /// A namespace or lease that gRPC cannot carry.
+    #[error("cannot send `{value}` to containerd: use visible ASCII characters only")]
+    InvalidHeader {
+        value: String,
+        #[source]
+        source: InvalidMetadataValue,
     },
-    /// It has no such thing.
-    #[error("{what}: not there")]
-    Missing {
-        /// What was asked.
-        what: String,
-    },
-    /// It took too long.
-    #[error("{what}: no end in time")]
-    Late {
-        /// What was asked.
-        what: String,
-    },
-    /// It said no, for another reason.
-    #[error("{what}: {why}")]
-    Refused {
-        /// What was asked.
-        what: String,
-        /// Why.
-        why: String,
-    },
-    /// The image cannot be understood.
-    #[error("{0}")]
-    Malformed(String),
 }
 
 impl RuntimeError {
-    /// From the status of a call. containerd's codes are coarse, so some are told apart by its words.
-    pub(crate) fn from_status(socket: &std::path::Path, what: &str, status: &Status) -> Self {
-        let (what, why) = (what.to_string(), status.message().to_string());
-        let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    /// Converts the status of a call. The codes of containerd are coarse, so its message decides in some cases.
+    pub(crate) fn from_status(socket: &Path, action: &str, status: &Status) -> Self {
+        let (action, reason) = (action.to_string(), status.message().to_string());
+        let says = |texts: &[&str]| texts.iter().any(|text| reason.contains(text));
+        let unreachable = match status.code() {
+            Code::Unavailable | Code::Cancelled => true,
+            // A killed containerd shows as one of these two codes and a message of the transport.
+            Code::Unknown => says(&["transport error", "h2 protocol error", "connection error", "broken pipe"]),
+            Code::Internal => says(&["h2 protocol error", "connection"]),
+            _ => false,
+        };
         match status.code() {
-            _ if says(&["no space left on device"]) => Self::NoSpace { what },
-            _ if says(&MISMATCHES) => Self::Mismatch { what, why },
-            // `Unknown` with a transport's words, and `Cancelled`, are how a killed containerd shows.
-            Code::Unavailable | Code::Cancelled => Self::Away { socket: socket.to_path_buf(), why },
-            Code::Unknown if says(&["transport error", "h2 protocol error", "connection error", "broken pipe"]) => {
-                Self::Away { socket: socket.to_path_buf(), why }
-            }
-            Code::Internal if says(&["h2 protocol error", "connection"]) => {
-                Self::Away { socket: socket.to_path_buf(), why }
-            }
-            Code::NotFound => Self::Missing { what },
-            Code::DeadlineExceeded => Self::Late { what },
-            _ => Self::Refused { what, why },
+            _ if says(&["no space left on device"]) => Self::NoSpace { action },
+            _ if says(&MISMATCHES) => Self::DigestMismatch { action, reason },
+            _ if unreachable => Self::Unreachable { socket: socket.to_path_buf(), reason },
+            Code::NotFound => Self::NotFound { action },
+            Code::AlreadyExists => Self::AlreadyExists { action },
+            Code::DeadlineExceeded => Self::Timeout { action },
+            _ => Self::Failed { action, reason },
         }
+    }
+
+    /// Adds the digest of the document that could not be used.
+    pub(crate) fn invalid_image(digest: &str) -> impl FnOnce(ImageError) -> Self {
+        move |source| Self::InvalidImage { digest: digest.to_string(), source }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
-    fn words_tell_what_codes_do_not() {
+    fn messages_decide_where_codes_are_coarse() {
         let of = |status: Status| RuntimeError::from_status(Path::new("/s"), "pull a", &status);
         let full = "failed to extract layer: write /x: no space left on device: unknown";
         assert!(matches!(of(Status::unknown(full)), RuntimeError::NoSpace { .. }));
         let wrong = "failed commit on ref: unexpected commit digest sha256:1, expected sha256:2";
-        assert!(matches!(of(Status::failed_precondition(wrong)), RuntimeError::Mismatch { .. }));
-        assert!(matches!(of(Status::unavailable("no")), RuntimeError::Away { .. }));
-        assert!(matches!(of(Status::not_found("image")), RuntimeError::Missing { .. }));
+        assert!(matches!(of(Status::failed_precondition(wrong)), RuntimeError::DigestMismatch { .. }));
+        assert!(matches!(of(Status::unavailable("no")), RuntimeError::Unreachable { .. }));
+        assert!(matches!(of(Status::not_found("image")), RuntimeError::NotFound { .. }));
+        assert!(matches!(of(Status::already_exists("lease")), RuntimeError::AlreadyExists { .. }));
         let other = of(Status::unknown("failed to resolve reference: 403"));
-        assert_eq!(other.to_string(), "pull a: failed to resolve reference: 403");
+        assert_eq!(other.to_string(), "cannot pull a: failed to resolve reference: 403");
     }
 }

@@ -1,44 +1,76 @@
-//! What an image consists of: from its root descriptor to its layers and the snapshots they become.
+//! The documents of an image: descriptors, manifests, indexes and configurations.
 //!
-//! Invariant: digests are checked to be `sha256:` and 64 lower-case hexadecimal digits before they are used.
+//! Invariant: a digest from a document is checked to be `sha256:` and 64 lower-case hexadecimal digits before use.
 
 use crate::wire;
-use crate::{Containerd, RuntimeError};
 use serde::Deserialize;
 
-/// Manifests in an index, and layers in a manifest.
+/// Most manifests in an index, and most layers in a manifest.
 const PARTS_MAX: usize = 1024;
-/// Indexes within indexes.
-const DEPTH_MAX: usize = 4;
+/// Most indexes on the way from the root to a manifest.
+pub(crate) const DEPTH_MAX: usize = 4;
+/// Largest manifest, index or configuration in bytes.
+pub(crate) const DOCUMENT_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// Whether `text` is a digest we use.
+/// Why a document of an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The bytes are not JSON of the expected form.
+    #[error("the document is not valid JSON")]
+    Json(#[from] serde_json::Error),
+    /// The document lists too many blobs.
+    #[error("the document lists more than {PARTS_MAX} blobs")]
+    TooManyParts,
+    /// A digest is not SHA-256 or is malformed.
+    #[error("`{0}` is not a SHA-256 digest")]
+    Digest(String),
+    /// The index has no entry for this machine.
+    #[error("the index has no manifest for linux/{}; push the image for this platform", architecture())]
+    NoPlatform,
+    /// An index leads to an index too many times.
+    #[error("indexes are nested more than {DEPTH_MAX} deep")]
+    NestedIndexes,
+    /// The manifest and the configuration disagree.
+    #[error("the manifest lists {layers} layers, but the configuration lists {diff_ids} uncompressed digests")]
+    LayerCount {
+        /// Layers in the manifest.
+        layers: usize,
+        /// Uncompressed digests in the configuration.
+        diff_ids: usize,
+    },
+    /// The document is larger than any manifest.
+    #[error("the document has {0} bytes, more than {DOCUMENT_BYTES_MAX}")]
+    TooLarge(u64),
+}
+
+/// Whether `text` is a SHA-256 digest as images write it.
 pub fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
         hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     })
 }
 
-/// The digest of some bytes, as `sha256:...`.
+/// Returns the digest of `bytes` as `sha256:...`.
 pub fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().iter().fold("sha256:".to_string(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
+        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
         text
     })
 }
 
-/// A blob by digest.
+/// The reference to a blob in a document of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Descriptor {
-    /// Media type.
+    /// The media type. Empty if the document has none.
     #[serde(rename = "mediaType", default)]
     pub media_type: String,
-    /// `sha256:...`.
+    /// The digest as `sha256:...`. Unchecked until the document is parsed.
     pub digest: String,
-    /// Bytes.
+    /// Size of the blob in bytes.
     pub size: u64,
-    /// For which machines, in an index.
+    /// The machines that an entry of an index is for.
     #[serde(default)]
     platform: Option<Platform>,
 }
@@ -52,7 +84,7 @@ struct Platform {
 }
 
 impl Descriptor {
-    /// Of a blob.
+    /// Returns a descriptor without a platform.
     pub fn new(media_type: &str, digest: &str, size: u64) -> Self {
         Self { media_type: media_type.into(), digest: digest.into(), size, platform: None }
     }
@@ -65,13 +97,14 @@ impl Descriptor {
         }
     }
 
-    /// Whether it lists manifests rather than being one.
+    /// Whether the blob is an index, which lists manifests.
     pub(crate) fn is_index(&self) -> bool {
         self.media_type == "application/vnd.oci.image.index.v1+json"
             || self.media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
     }
 
-    fn fits(&self) -> bool {
+    /// Whether containers of this blob run on this machine.
+    fn is_for_this_machine(&self) -> bool {
         self.platform.as_ref().is_none_or(|platform| platform.os == "linux" && platform.architecture == architecture())
     }
 }
@@ -82,7 +115,7 @@ impl From<wire::Descriptor> for Descriptor {
     }
 }
 
-/// This machine, in the words of images.
+/// Returns this machine's architecture as images name it.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -92,10 +125,11 @@ fn architecture() -> &'static str {
     }
 }
 
-/// A manifest, as far as it matters here.
+/// The fields of a manifest that loading needs.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct ImageManifest {
     pub(crate) config: Descriptor,
+    /// The lowest layer is the first.
     pub(crate) layers: Vec<Descriptor>,
 }
 
@@ -105,7 +139,7 @@ struct ImageIndex {
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct ImageConfig {
     rootfs: RootFs,
 }
 
@@ -114,51 +148,47 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-fn parse<'a, T: Deserialize<'a>>(digest: &str, bytes: &'a [u8]) -> Result<T, RuntimeError> {
-    serde_json::from_slice(bytes).map_err(|error| RuntimeError::Malformed(format!("{digest}: {error}")))
-}
-
-fn check<'a>(parts: impl IntoIterator<Item = &'a Descriptor>) -> Result<(), RuntimeError> {
+fn check_digests<'a>(parts: impl IntoIterator<Item = &'a Descriptor>) -> Result<(), ImageError> {
     for (count, part) in parts.into_iter().enumerate() {
         if count >= PARTS_MAX {
-            return Err(RuntimeError::Malformed(format!("more than {PARTS_MAX} parts")));
+            return Err(ImageError::TooManyParts);
         }
         if !is_digest(&part.digest) {
-            return Err(RuntimeError::Malformed(format!("`{}` is no digest", part.digest)));
+            return Err(ImageError::Digest(part.digest.clone()));
         }
     }
     Ok(())
 }
 
-/// Reads a manifest.
-pub(crate) fn manifest(digest: &str, bytes: &[u8]) -> Result<ImageManifest, RuntimeError> {
-    let parsed: ImageManifest = parse(digest, bytes)?;
-    check(parsed.layers.iter().chain([&parsed.config]))?;
-    Ok(parsed)
+pub(crate) fn parse_manifest(bytes: &[u8]) -> Result<ImageManifest, ImageError> {
+    let manifest: ImageManifest = serde_json::from_slice(bytes)?;
+    check_digests(manifest.layers.iter().chain([&manifest.config]))?;
+    Ok(manifest)
 }
 
-/// The entry of an index for this machine, and all of them.
-pub(crate) fn pick(digest: &str, bytes: &[u8]) -> Result<(Descriptor, Vec<Descriptor>), RuntimeError> {
-    let index: ImageIndex = parse(digest, bytes)?;
-    check(&index.manifests)?;
-    let found = index.manifests.iter().find(|entry| entry.fits()).cloned();
-    let found = found.ok_or_else(|| {
-        RuntimeError::Malformed(format!("{digest}: the image has nothing for linux/{}", architecture()))
-    })?;
-    Ok((found, index.manifests))
+/// Returns the entry of an index that is for this machine.
+pub(crate) fn pick_manifest(bytes: &[u8]) -> Result<Descriptor, ImageError> {
+    let index: ImageIndex = serde_json::from_slice(bytes)?;
+    check_digests(&index.manifests)?;
+    index.manifests.into_iter().find(Descriptor::is_for_this_machine).ok_or(ImageError::NoPlatform)
 }
 
-/// The uncompressed digests of a configuration's layers, lowest first.
-pub(crate) fn diff_ids(digest: &str, bytes: &[u8]) -> Result<Vec<String>, RuntimeError> {
-    let config: Config = parse(digest, bytes)?;
-    let ids = config.rootfs.diff_ids;
-    if ids.len() > PARTS_MAX || !ids.iter().all(|id| is_digest(id)) {
-        return Err(RuntimeError::Malformed(format!("{digest}: its layers' digests cannot be used")));
+/// Returns the digests of a configuration's uncompressed layers, the lowest layer first.
+pub(crate) fn parse_diff_ids(bytes: &[u8]) -> Result<Vec<String>, ImageError> {
+    let config: ImageConfig = serde_json::from_slice(bytes)?;
+    let diff_ids = config.rootfs.diff_ids;
+    if diff_ids.len() > PARTS_MAX {
+        return Err(ImageError::TooManyParts);
     }
-    Ok(ids)
+    match diff_ids.iter().find(|id| !is_digest(id)) {
+        Some(bad) => Err(ImageError::Digest(bad.clone())),
+        None => Ok(diff_ids),
+    }
 }
 
-/// Names of the snapshots the layers become, lowest first.
+/// Returns the names of the layers' snapshots, the lowest layer first.
+///
+/// The image format of OCI defines a chain id as the digest of the parent's chain id and the layer's uncompressed digest.
 pub(crate) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
     for id in diff_ids {
@@ -169,46 +199,6 @@ pub(crate) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
         chain.push(next);
     }
     chain
-}
-
-/// How far containerd is with an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unpacked {
-    /// It does not know it, or not all of it.
-    No,
-    /// It can start containers from it.
-    Yes {
-        /// Manifest or index.
-        root: Descriptor,
-        /// The snapshot of its last layer; none for an image without layers.
-        snapshot: Option<String>,
-    },
-}
-
-impl Containerd {
-    /// How far it is with an image. Looks at blobs and snapshots themselves: a record alone says nothing of them.
-    pub async fn unpacked(&self, name: &str) -> Result<Unpacked, RuntimeError> {
-        let Some((root, _)) = self.image(name).await? else { return Ok(Unpacked::No) };
-        match self.top_snapshot(&root).await {
-            Ok(Some(snapshot)) if !self.is_committed(&snapshot).await? => Ok(Unpacked::No),
-            Ok(snapshot) => Ok(Unpacked::Yes { root, snapshot }),
-            Err(RuntimeError::Missing { .. }) => Ok(Unpacked::No),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn top_snapshot(&self, root: &Descriptor) -> Result<Option<String>, RuntimeError> {
-        let mut at = root.clone();
-        for _ in 0..DEPTH_MAX {
-            if !at.is_index() {
-                let config = manifest(&at.digest, &self.read(&at.digest).await?)?.config;
-                let ids = diff_ids(&config.digest, &self.read(&config.digest).await?)?;
-                return Ok(chain_ids(&ids).pop());
-            }
-            at = pick(&at.digest, &self.read(&at.digest).await?)?.0;
-        }
-        Err(RuntimeError::Malformed(format!("{}: indexes within indexes", root.digest)))
-    }
 }
 
 #[cfg(test)]
@@ -225,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_are_as_the_image_format_defines_them() {
+    fn chain_ids_follow_the_image_format() {
         let (a, b) = (sha256(b"a"), sha256(b"b"));
         let chain = chain_ids(&[a.clone(), b.clone()]);
         assert_eq!(chain, [a.clone(), sha256(format!("{a} {b}").as_bytes())]);
@@ -233,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_gives_what_fits_and_hostile_ones_are_refused() {
+    fn the_manifest_for_this_machine_is_picked_and_hostile_indexes_are_refused() {
         let entry = |os: &str, arch: &str, digest: &str| {
             format!(
                 r#"{{"mediaType":"m","digest":"{digest}","size":3,"platform":{{"os":"{os}","architecture":"{arch}"}}}}"#
@@ -245,14 +235,13 @@ mod tests {
             entry("unknown", "unknown", &other),
             entry("linux", architecture(), &ours)
         );
-        let (picked, all) = pick("i", text.as_bytes()).unwrap();
-        assert_eq!((picked.digest, all.len()), (ours, 2));
+        assert_eq!(pick_manifest(text.as_bytes()).unwrap().digest, ours);
         let none = format!(r#"{{"manifests":[{}]}}"#, entry("plan9", "mips", &other));
-        assert!(pick("i", none.as_bytes()).unwrap_err().to_string().contains("nothing for linux/"));
+        assert!(pick_manifest(none.as_bytes()).unwrap_err().to_string().contains("no manifest for linux/"));
         let trick = format!(r#"{{"manifests":[{}]}}"#, entry("linux", architecture(), "sha256:../x"));
-        assert!(pick("i", trick.as_bytes()).unwrap_err().to_string().contains("no digest"));
-        assert!(pick("i", b"{\"manifests\":{}").is_err());
+        assert!(pick_manifest(trick.as_bytes()).unwrap_err().to_string().contains("not a SHA-256 digest"));
+        assert!(pick_manifest(b"{\"manifests\":{}").is_err());
         let many = vec![entry("linux", architecture(), &other); PARTS_MAX + 1].join(",");
-        assert!(pick("i", format!(r#"{{"manifests":[{many}]}}"#).as_bytes()).is_err());
+        assert!(pick_manifest(format!(r#"{{"manifests":[{many}]}}"#).as_bytes()).is_err());
     }
 }

@@ -1,474 +1,405 @@
-//! Messages as containerd and CRI define them, with the fields used here; others are skipped when read and absent when
-//! sent.
+//! The gRPC messages of containerd and CRI, written by hand, so that the build needs no protoc.
 //!
+//! A message has only the fields that this crate uses. Decoding skips all other fields.
 //! Invariant: field numbers are those of the published `.proto` files (containerd `api/services/*/v1`, CRI `runtime.v1`).
 
 use prost::Message;
 use std::collections::BTreeMap;
 
-/// String labels.
-pub type Labels = BTreeMap<String, String>;
+/// Labels of a containerd record.
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// `google.protobuf.FieldMask`.
 #[derive(Clone, PartialEq, Message)]
-pub struct FieldMask {
-    /// Which fields.
+pub(crate) struct FieldMask {
     #[prost(string, repeated, tag = "1")]
-    pub paths: Vec<String>,
+    pub(crate) paths: Vec<String>,
 }
 
 /// `containerd.types.Descriptor`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Descriptor {
-    /// Media type.
+pub(crate) struct Descriptor {
     #[prost(string, tag = "1")]
-    pub media_type: String,
-    /// `sha256:...`.
+    pub(crate) media_type: String,
     #[prost(string, tag = "2")]
-    pub digest: String,
-    /// Bytes.
+    pub(crate) digest: String,
     #[prost(int64, tag = "3")]
-    pub size: i64,
+    pub(crate) size: i64,
 }
 
 /// `containerd.types.Mount`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Mount {
-    /// File system.
+pub(crate) struct Mount {
     #[prost(string, tag = "1")]
-    pub kind: String,
-    /// What.
+    pub(crate) kind: String,
     #[prost(string, tag = "2")]
-    pub source: String,
-    /// Where, below the root.
+    pub(crate) source: String,
+    /// The mount point below the root of the snapshot.
     #[prost(string, tag = "3")]
-    pub target: String,
-    /// Options.
+    pub(crate) target: String,
     #[prost(string, repeated, tag = "4")]
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
 }
 
 /// `version.v1.VersionResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct VersionResponse {
-    /// As released.
+pub(crate) struct VersionResponse {
     #[prost(string, tag = "1")]
-    pub version: String,
+    pub(crate) version: String,
 }
 
 /// `introspection.v1.PluginsRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct PluginsRequest {
-    /// Any of these.
+pub(crate) struct PluginsRequest {
+    /// A plugin matches if it matches any of these filters.
     #[prost(string, repeated, tag = "1")]
-    pub filters: Vec<String>,
+    pub(crate) filters: Vec<String>,
 }
 
 /// `google.rpc.Status`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Status {
-    /// gRPC code.
+pub(crate) struct Status {
+    /// A gRPC status code. 0 is success.
     #[prost(int32, tag = "1")]
-    pub code: i32,
-    /// Why.
+    pub(crate) code: i32,
     #[prost(string, tag = "2")]
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// `introspection.v1.Plugin`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Plugin {
-    /// E.g. `io.containerd.snapshotter.v1`.
+pub(crate) struct Plugin {
+    /// For example `io.containerd.snapshotter.v1`.
     #[prost(string, tag = "1")]
-    pub kind: String,
-    /// E.g. `overlayfs`.
+    pub(crate) kind: String,
+    /// For example `overlayfs`.
     #[prost(string, tag = "2")]
-    pub id: String,
-    /// What it tells of itself, e.g. `root`.
+    pub(crate) id: String,
+    /// Properties that the plugin publishes, for example its folder as `root`.
     #[prost(btree_map = "string, string", tag = "5")]
-    pub exports: Labels,
-    /// Why it does not run.
+    pub(crate) exports: Labels,
+    /// Set if the plugin failed to start.
     #[prost(message, optional, tag = "7")]
-    pub init_err: Option<Status>,
+    pub(crate) init_err: Option<Status>,
 }
 
 /// `introspection.v1.PluginsResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct PluginsResponse {
-    /// All that matched.
+pub(crate) struct PluginsResponse {
     #[prost(message, repeated, tag = "1")]
-    pub plugins: Vec<Plugin>,
+    pub(crate) plugins: Vec<Plugin>,
 }
 
 /// `images.v1.Image`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Image {
-    /// Reference.
+pub(crate) struct Image {
     #[prost(string, tag = "1")]
-    pub name: String,
-    /// Labels.
+    pub(crate) name: String,
     #[prost(btree_map = "string, string", tag = "2")]
-    pub labels: Labels,
-    /// Manifest or index.
+    pub(crate) labels: Labels,
+    /// The descriptor of the manifest or index.
     #[prost(message, optional, tag = "3")]
-    pub target: Option<Descriptor>,
+    pub(crate) target: Option<Descriptor>,
 }
 
 /// `images.v1.GetImageRequest` and `DeleteImageRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ImageNameRequest {
-    /// Reference.
+pub(crate) struct ImageNameRequest {
     #[prost(string, tag = "1")]
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// `images.v1.GetImageResponse`, `CreateImageRequest`, and the responses to create and update.
 #[derive(Clone, PartialEq, Message)]
-pub struct ImageMessage {
-    /// The image.
+pub(crate) struct ImageMessage {
     #[prost(message, optional, tag = "1")]
-    pub image: Option<Image>,
+    pub(crate) image: Option<Image>,
 }
 
 /// `images.v1.UpdateImageRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct UpdateImageRequest {
-    /// The image.
+pub(crate) struct UpdateImageRequest {
     #[prost(message, optional, tag = "1")]
-    pub image: Option<Image>,
-    /// What of it.
+    pub(crate) image: Option<Image>,
+    /// The fields to update. Other fields stay.
     #[prost(message, optional, tag = "2")]
-    pub update_mask: Option<FieldMask>,
+    pub(crate) update_mask: Option<FieldMask>,
 }
 
 /// `content.v1.Info`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Info {
-    /// `sha256:...`.
+pub(crate) struct Info {
     #[prost(string, tag = "1")]
-    pub digest: String,
-    /// Bytes.
+    pub(crate) digest: String,
     #[prost(int64, tag = "2")]
-    pub size: i64,
-    /// Labels.
+    pub(crate) size: i64,
     #[prost(btree_map = "string, string", tag = "5")]
-    pub labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 /// `content.v1.InfoRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct InfoRequest {
-    /// `sha256:...`.
+pub(crate) struct InfoRequest {
     #[prost(string, tag = "1")]
-    pub digest: String,
+    pub(crate) digest: String,
 }
 
 /// `content.v1.InfoResponse` and `UpdateResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct InfoResponse {
-    /// The blob.
+pub(crate) struct InfoResponse {
     #[prost(message, optional, tag = "1")]
-    pub info: Option<Info>,
+    pub(crate) info: Option<Info>,
 }
 
 /// `content.v1.UpdateRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct UpdateContentRequest {
-    /// The blob.
+pub(crate) struct UpdateContentRequest {
     #[prost(message, optional, tag = "1")]
-    pub info: Option<Info>,
-    /// What of it.
+    pub(crate) info: Option<Info>,
+    /// The fields to update. Other fields stay.
     #[prost(message, optional, tag = "2")]
-    pub update_mask: Option<FieldMask>,
+    pub(crate) update_mask: Option<FieldMask>,
 }
 
 /// `content.v1.ReadContentRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ReadContentRequest {
-    /// `sha256:...`.
+pub(crate) struct ReadContentRequest {
     #[prost(string, tag = "1")]
-    pub digest: String,
+    pub(crate) digest: String,
 }
 
 /// `content.v1.ReadContentResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ReadContentResponse {
-    /// Bytes from the start.
+pub(crate) struct ReadContentResponse {
     #[prost(int64, tag = "1")]
-    pub offset: i64,
-    /// Bytes.
+    pub(crate) offset: i64,
     #[prost(bytes = "bytes", tag = "2")]
-    pub data: bytes::Bytes,
+    pub(crate) data: bytes::Bytes,
 }
 
-/// `content.v1.WriteAction`: how far the write is.
-pub const WRITE_STAT: i32 = 0;
-/// Data follows.
-pub const WRITE_DATA: i32 = 1;
-/// All is there.
-pub const WRITE_COMMIT: i32 = 2;
+/// `content.v1.WriteAction` that asks how much of the blob containerd has.
+pub(crate) const WRITE_STAT: i32 = 0;
+/// `content.v1.WriteAction` that carries data.
+pub(crate) const WRITE_DATA: i32 = 1;
+/// `content.v1.WriteAction` that ends a write and makes the blob visible.
+pub(crate) const WRITE_COMMIT: i32 = 2;
 
 /// `content.v1.WriteContentRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct WriteContentRequest {
-    /// One of the `WRITE_` numbers.
+pub(crate) struct WriteContentRequest {
+    /// One of the `WRITE_` constants.
     #[prost(int32, tag = "1")]
-    pub action: i32,
-    /// Names this write, so that it can be taken up again.
+    pub(crate) action: i32,
+    /// The name of the write. A later request with the same name resumes the write.
     #[prost(string, tag = "2")]
-    pub reference: String,
-    /// Bytes in all.
+    pub(crate) reference: String,
+    /// Size of the whole blob in bytes.
     #[prost(int64, tag = "3")]
-    pub total: i64,
-    /// Digest the whole must have.
+    pub(crate) total: i64,
+    /// The digest that the whole blob must have.
     #[prost(string, tag = "4")]
-    pub expected: String,
-    /// Where `data` goes.
+    pub(crate) expected: String,
+    /// Offset of `data` in the blob, in bytes.
     #[prost(int64, tag = "5")]
-    pub offset: i64,
-    /// Bytes.
+    pub(crate) offset: i64,
     #[prost(bytes = "bytes", tag = "6")]
-    pub data: bytes::Bytes,
-    /// Labels, with the commit.
+    pub(crate) data: bytes::Bytes,
+    /// Labels of the blob. containerd reads the labels of the commit only.
     #[prost(btree_map = "string, string", tag = "7")]
-    pub labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 /// `content.v1.WriteContentResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct WriteContentResponse {
-    /// What was done.
+pub(crate) struct WriteContentResponse {
+    /// The action that containerd completed.
     #[prost(int32, tag = "1")]
-    pub action: i32,
-    /// Bytes there.
+    pub(crate) action: i32,
+    /// Bytes that containerd has stored so far.
     #[prost(int64, tag = "4")]
-    pub offset: i64,
-    /// Digest, once committed.
+    pub(crate) offset: i64,
+    /// Set in the answer to the commit.
     #[prost(string, tag = "6")]
-    pub digest: String,
+    pub(crate) digest: String,
 }
 
 /// `content.v1.AbortRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct AbortRequest {
-    /// Names the write.
+pub(crate) struct AbortRequest {
     #[prost(string, tag = "1")]
-    pub reference: String,
+    pub(crate) reference: String,
 }
 
 /// `leases.v1.CreateRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct CreateLeaseRequest {
-    /// Its name.
+pub(crate) struct CreateLeaseRequest {
     #[prost(string, tag = "1")]
-    pub id: String,
-    /// Labels.
+    pub(crate) id: String,
     #[prost(btree_map = "string, string", tag = "3")]
-    pub labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 /// `leases.v1.DeleteRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct DeleteLeaseRequest {
-    /// Its name.
+pub(crate) struct DeleteLeaseRequest {
     #[prost(string, tag = "1")]
-    pub id: String,
-    /// Collect garbage before the answer.
+    pub(crate) id: String,
+    /// Whether containerd collects garbage before it answers.
     #[prost(bool, tag = "2")]
-    pub sync: bool,
+    pub(crate) sync: bool,
 }
 
 /// `leases.v1.ListRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ListLeasesRequest {
-    /// Any of these.
+pub(crate) struct ListLeasesRequest {
+    /// A plugin matches if it matches any of these filters.
     #[prost(string, repeated, tag = "1")]
-    pub filters: Vec<String>,
+    pub(crate) filters: Vec<String>,
 }
 
 /// `leases.v1.Lease`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Lease {
-    /// Its name.
+pub(crate) struct Lease {
     #[prost(string, tag = "1")]
-    pub id: String,
-    /// Labels.
+    pub(crate) id: String,
     #[prost(btree_map = "string, string", tag = "3")]
-    pub labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 /// `leases.v1.ListResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ListLeasesResponse {
-    /// All that matched.
+pub(crate) struct ListLeasesResponse {
     #[prost(message, repeated, tag = "1")]
-    pub leases: Vec<Lease>,
+    pub(crate) leases: Vec<Lease>,
 }
 
 /// `leases.v1.Resource`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Resource {
-    /// Digest or key.
+pub(crate) struct Resource {
+    /// The digest of a blob or the key of a snapshot.
     #[prost(string, tag = "1")]
-    pub id: String,
-    /// `content`, `snapshots/NAME`.
+    pub(crate) id: String,
+    /// `content`, or `snapshots/` and the name of the snapshotter.
     #[prost(string, tag = "2")]
-    pub kind: String,
+    pub(crate) kind: String,
 }
 
 /// `leases.v1.AddResourceRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct AddResourceRequest {
-    /// The lease.
+pub(crate) struct AddResourceRequest {
     #[prost(string, tag = "1")]
-    pub id: String,
-    /// What it keeps.
+    pub(crate) id: String,
+    /// The resource that the lease protects from garbage collection.
     #[prost(message, optional, tag = "2")]
-    pub resource: Option<Resource>,
+    pub(crate) resource: Option<Resource>,
 }
 
 /// `snapshots.v1.PrepareSnapshotRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct PrepareSnapshotRequest {
-    /// E.g. `overlayfs`.
+pub(crate) struct PrepareSnapshotRequest {
+    /// For example `overlayfs`.
     #[prost(string, tag = "1")]
-    pub snapshotter: String,
-    /// Its name while it can be written to.
+    pub(crate) snapshotter: String,
+    /// The name of the snapshot until its commit.
     #[prost(string, tag = "2")]
-    pub key: String,
-    /// What it stands on.
+    pub(crate) key: String,
+    /// The key of the snapshot below. Empty for the lowest layer.
     #[prost(string, tag = "3")]
-    pub parent: String,
-    /// Labels.
+    pub(crate) parent: String,
     #[prost(btree_map = "string, string", tag = "4")]
-    pub labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 /// `snapshots.v1.PrepareSnapshotResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct PrepareSnapshotResponse {
-    /// How to mount it.
+pub(crate) struct PrepareSnapshotResponse {
     #[prost(message, repeated, tag = "1")]
-    pub mounts: Vec<Mount>,
+    pub(crate) mounts: Vec<Mount>,
 }
 
 /// `snapshots.v1.CommitSnapshotRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct CommitSnapshotRequest {
-    /// E.g. `overlayfs`.
+pub(crate) struct CommitSnapshotRequest {
+    /// For example `overlayfs`.
     #[prost(string, tag = "1")]
-    pub snapshotter: String,
-    /// Its name from now on.
+    pub(crate) snapshotter: String,
+    /// The name of the snapshot after the commit.
     #[prost(string, tag = "2")]
-    pub name: String,
-    /// Its name until now.
+    pub(crate) name: String,
+    /// The name of the snapshot before the commit.
     #[prost(string, tag = "3")]
-    pub key: String,
-    /// Labels.
+    pub(crate) key: String,
     #[prost(btree_map = "string, string", tag = "4")]
-    pub labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 /// `snapshots.v1.StatSnapshotRequest` and `RemoveSnapshotRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct SnapshotKeyRequest {
-    /// E.g. `overlayfs`.
+pub(crate) struct SnapshotKeyRequest {
+    /// For example `overlayfs`.
     #[prost(string, tag = "1")]
-    pub snapshotter: String,
-    /// Its name.
+    pub(crate) snapshotter: String,
     #[prost(string, tag = "2")]
-    pub key: String,
+    pub(crate) key: String,
 }
 
-/// `snapshots.v1.Kind` of a committed snapshot.
-pub const SNAPSHOT_COMMITTED: i32 = 3;
+/// `snapshots.v1.Kind` of a snapshot that is committed and can be a parent.
+pub(crate) const SNAPSHOT_COMMITTED: i32 = 3;
 
 /// `snapshots.v1.Info`.
 #[derive(Clone, PartialEq, Message)]
-pub struct SnapshotInfo {
-    /// Its name.
+pub(crate) struct SnapshotInfo {
     #[prost(string, tag = "1")]
-    pub name: String,
-    /// Active, view or committed.
+    pub(crate) name: String,
+    /// Active, view or [`SNAPSHOT_COMMITTED`].
     #[prost(int32, tag = "3")]
-    pub kind: i32,
+    pub(crate) kind: i32,
 }
 
 /// `snapshots.v1.StatSnapshotResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct StatSnapshotResponse {
-    /// The snapshot.
+pub(crate) struct StatSnapshotResponse {
     #[prost(message, optional, tag = "1")]
-    pub info: Option<SnapshotInfo>,
+    pub(crate) info: Option<SnapshotInfo>,
 }
 
 /// `diff.v1.ApplyRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ApplyRequest {
-    /// The layer.
+pub(crate) struct ApplyRequest {
     #[prost(message, optional, tag = "1")]
-    pub diff: Option<Descriptor>,
-    /// Where it is unpacked.
+    pub(crate) diff: Option<Descriptor>,
+    /// The mounts of the snapshot that containerd unpacks the layer into.
     #[prost(message, repeated, tag = "2")]
-    pub mounts: Vec<Mount>,
+    pub(crate) mounts: Vec<Mount>,
 }
 
 /// `diff.v1.ApplyResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ApplyResponse {
-    /// What was unpacked, uncompressed.
+pub(crate) struct ApplyResponse {
+    /// The descriptor of the uncompressed layer.
     #[prost(message, optional, tag = "1")]
-    pub applied: Option<Descriptor>,
+    pub(crate) applied: Option<Descriptor>,
 }
 
 /// `runtime.v1.ImageSpec`.
 #[derive(Clone, PartialEq, Message)]
-pub struct ImageSpec {
-    /// Reference or id.
+pub(crate) struct ImageSpec {
+    /// A reference or an id.
     #[prost(string, tag = "1")]
-    pub image: String,
+    pub(crate) image: String,
 }
 
-/// `runtime.v1.PullImageRequest` and `RemoveImageRequest`, as far as they are used.
+/// `runtime.v1.PullImageRequest`, without credentials and sandbox.
 #[derive(Clone, PartialEq, Message)]
-pub struct ImageSpecRequest {
-    /// Which.
+pub(crate) struct ImageSpecRequest {
     #[prost(message, optional, tag = "1")]
-    pub image: Option<ImageSpec>,
+    pub(crate) image: Option<ImageSpec>,
 }
 
 /// `runtime.v1.PullImageResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct PullImageResponse {
-    /// Its id.
+pub(crate) struct PullImageResponse {
+    /// The image's id in CRI.
     #[prost(string, tag = "1")]
-    pub image_ref: String,
-}
-
-/// `runtime.v1.ImageFsInfoRequest`.
-#[derive(Clone, PartialEq, Message)]
-pub struct ImageFsInfoRequest {}
-
-/// `runtime.v1.FilesystemIdentifier`.
-#[derive(Clone, PartialEq, Message)]
-pub struct FilesystemIdentifier {
-    /// Folder of the snapshotter.
-    #[prost(string, tag = "1")]
-    pub mountpoint: String,
-}
-
-/// `runtime.v1.FilesystemUsage`.
-#[derive(Clone, PartialEq, Message)]
-pub struct FilesystemUsage {
-    /// Where.
-    #[prost(message, optional, tag = "2")]
-    pub fs_id: Option<FilesystemIdentifier>,
-}
-
-/// `runtime.v1.ImageFsInfoResponse`.
-#[derive(Clone, PartialEq, Message)]
-pub struct ImageFsInfoResponse {
-    /// Where images lie.
-    #[prost(message, repeated, tag = "1")]
-    pub image_filesystems: Vec<FilesystemUsage>,
+    pub(crate) image_ref: String,
 }

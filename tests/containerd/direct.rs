@@ -4,7 +4,7 @@ use crate::image::{Item, layer, layout, shell};
 use crate::runtime::{Runtime, require_packages};
 use bytes::Bytes;
 use serde_json::Value;
-use shoal_containerd::{Blobs, Containerd, Descriptor, RuntimeError, Unpacked};
+use shoal_containerd::{BlobReader, Containerd, Descriptor, RuntimeError, Unpacked};
 use shoal_testkit::{noise, until};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -20,7 +20,7 @@ struct Layout {
     wrong: Option<String>,
 }
 
-impl Blobs for Layout {
+impl BlobReader for Layout {
     fn read(&self, digest: &str, offset: u64, len: usize) -> std::io::Result<Bytes> {
         let file = File::open(self.dir.join("blobs/sha256").join(&digest["sha256:".len()..]))?;
         let mut bytes = vec![0; len];
@@ -61,8 +61,8 @@ fn an_image_is_loaded_unpacked_pinned_and_unpinned() {
     block_on(async {
         let client = Containerd::new(&socket, "k8s.io", "overlayfs");
         let inspected = client.inspect().await.unwrap();
-        assert!(!inspected.cri, "CRI is switched off in this containerd");
-        assert!(inspected.snapshots.unwrap().starts_with(&runtime.dir) && inspected.content.is_some());
+        assert!(!inspected.has_cri, "CRI is switched off in this containerd");
+        assert!(inspected.snapshot_dir.unwrap().starts_with(&runtime.dir) && inspected.content_dir.is_some());
         let none = Containerd::new(&socket, "k8s.io", "none-such").inspect().await.unwrap_err();
         assert!(none.to_string().contains("none-such"), "{none}");
         assert_eq!(client.unpacked(NAME).await.unwrap(), Unpacked::No);
@@ -109,19 +109,19 @@ fn a_wrong_byte_is_found_and_a_killed_containerd_is_reconnected() {
     runtime.start();
     block_on(async {
         let client = Containerd::new(&runtime.socket(), "k8s.io", "overlayfs");
-        assert!(client.inspect().await.unwrap().cri);
+        assert!(client.inspect().await.unwrap().has_cri);
         let wrong = Arc::new(Layout { dir: at.clone(), wrong: Some(second) });
         let error = client.load(NAME, &root(&at), wrong).await.unwrap_err();
-        assert!(matches!(error, RuntimeError::Mismatch { .. }), "{error}");
+        assert!(matches!(error, RuntimeError::DigestMismatch { .. }), "{error}");
         assert_eq!(client.unpacked(NAME).await.unwrap(), Unpacked::No);
         let error = client.cri_pull(NAME, Duration::from_secs(60)).await.unwrap_err();
         assert!(
-            matches!(error, RuntimeError::Refused { .. } | RuntimeError::Missing { .. }),
+            matches!(error, RuntimeError::Failed { .. } | RuntimeError::NotFound { .. }),
             "without a registry: {error}"
         );
         runtime.kill();
         let error = client.inspect().await.unwrap_err();
-        assert!(matches!(error, RuntimeError::Away { .. }), "{error}");
+        assert!(matches!(error, RuntimeError::Unreachable { .. }), "{error}");
         runtime.start();
         // The same client connects again.
         let right = Arc::new(Layout { dir: at.clone(), wrong: None });

@@ -195,7 +195,7 @@ impl Blob {
     }
 }
 
-impl shoal_containerd::Blobs for Images {
+impl shoal_containerd::BlobReader for Images {
     fn read(&self, digest: &str, offset: u64, len: usize) -> io::Result<Bytes> {
         let digest: Digest = digest.parse().map_err(io::Error::other)?;
         let blob = self.blob(&digest).ok_or(io::ErrorKind::NotFound)?;

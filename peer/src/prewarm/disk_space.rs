@@ -4,7 +4,7 @@
 
 use super::requests::PrewarmFault;
 use crate::images::Images;
-use shoal_containerd::{Blobs, Runtime};
+use shoal_containerd::{BlobReader, Runtime};
 use shoal_proto::image::{ImageBlob, is_manifest};
 use shoal_proto::manifest::Manifest;
 use shoal_service::units::ByteSize;
@@ -52,7 +52,7 @@ pub(super) fn check(
 ) -> Result<(), PrewarmFault> {
     let (stored, unpacked) = needs(images, manifest);
     let place = |path: Option<&std::path::PathBuf>| path.and_then(|path| Some((path.clone(), free(path)?)));
-    let (content, snapshots) = (place(runtime.content.as_ref()), place(runtime.snapshots.as_ref()));
+    let (content, snapshots) = (place(runtime.content_dir.as_ref()), place(runtime.snapshot_dir.as_ref()));
     let wants = match (&content, &snapshots) {
         (Some((_, one)), Some((path, two))) if one.0 == two.0 => vec![(path.clone(), two.1, stored + unpacked)],
         _ => [
