@@ -318,7 +318,7 @@ fn unsigned_versions_are_refused_and_change_nothing() {
         feed: Some(FeedMark { published_at_ms: sequence }),
         staged: false,
     };
-    let refused = |why: &str| peer.metric(&format!("shoal_feed_refused_total{{why=\"{why}\"}}"));
+    let refused = |why: &str| peer.metric(&format!("shoal_feed_refused_total{{reason=\"{why}\"}}"));
     let unreadable = || peer.metric("shoal_announcements_refused_total");
     let unchanged = |after: &str| {
         assert_eq!(served(peer, "gslb/main").unwrap(), (current, "good".to_string()), "after {after}");

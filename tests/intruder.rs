@@ -259,7 +259,7 @@ fn invalid_documents_are_refused_with_the_reason() {
         let feed = feed_of(NAME).unwrap();
         (document.job, document.name, document.sequence) = (feed_id(&feed), feed, sequence);
         (document.kind, document.feed) = (Kind::Gslb, Some(FeedMark { published_at_ms: 1 }));
-        let metric = format!("shoal_feed_refused_total{{why=\"{why}\"}}");
+        let metric = format!("shoal_feed_refused_total{{reason=\"{why}\"}}");
         let refused = peer.metric(&metric);
         intruder.announce(Envelope::seal(&document, signer).to_bytes(), Some((manifest.clone(), data.clone())));
         until("the desired state is refused", || (peer.metric(&metric) > refused).then_some(()));

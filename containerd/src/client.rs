@@ -185,7 +185,8 @@ impl Containerd {
         })
     }
 
-    /// Makes CRI pull and unpack an image through the registries that containerd is configured for. Returns the image's id.
+    /// Makes CRI pull and unpack an image through the registries that containerd is configured for. Returns the image's
+    /// id.
     ///
     /// Dropping the future cancels the pull.
     ///

@@ -188,7 +188,8 @@ pub(crate) fn parse_diff_ids(bytes: &[u8]) -> Result<Vec<String>, ImageError> {
 
 /// Returns the names of the layers' snapshots, the lowest layer first.
 ///
-/// The image format of OCI defines a chain id as the digest of the parent's chain id and the layer's uncompressed digest.
+/// The image format of OCI defines a chain id as the digest of the parent's chain id and the layer's uncompressed
+/// digest.
 pub(crate) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
     for id in diff_ids {

@@ -7,8 +7,8 @@
 //! Invariant: an image counts as unpacked only if the snapshot of its last layer is committed.
 //!
 //! Where to look: messages in [`wire`]; errors in [`error`]; the connection and single calls in [`client`]; manifests,
-//! indexes and digests in [`image`]; whether an image is unpacked in [`unpacked`]; loading an image without a registry in
-//! [`load`]; pins in [`pin`].
+//! indexes and digests in [`image`]; whether an image is unpacked in [`unpacked`]; loading an image without a registry
+//! in [`load`]; pins in [`pin`].
 
 mod client;
 mod error;

@@ -1,7 +1,7 @@
 //! Loads an image into containerd without a registry: first its blobs, then its layers' snapshots, last its record.
 //!
-//! Invariant: a lease keeps what is written from containerd's garbage collector until the record keeps it. An interrupted
-//! load resumes where it stopped.
+//! Invariant: a lease keeps what is written from containerd's garbage collector until the record keeps it. An
+//! interrupted load resumes where it stopped.
 
 use crate::client::Containerd;
 use crate::error::RuntimeError;

@@ -1,7 +1,7 @@
 //! Pins protect an image from the garbage collectors of containerd and kubelet.
 //!
-//! A pin is a lease and a label. The lease keeps blobs and snapshots, even after the image's record is removed. The label
-//! tells CRI, from containerd 1.7 on, that kubelet must not remove the image.
+//! A pin is a lease and a label. The lease keeps blobs and snapshots, even after the image's record is removed. The
+//! label tells CRI, from containerd 1.7 on, that kubelet must not remove the image.
 //! Invariant: an image stays pinned until its last pin is removed. Two jobs of one image use two pin names.
 
 use crate::client::Containerd;

@@ -1,7 +1,8 @@
 //! The gRPC messages of containerd and CRI, written by hand, so that the build needs no protoc.
 //!
 //! A message has only the fields that this crate uses. Decoding skips all other fields.
-//! Invariant: field numbers are those of the published `.proto` files (containerd `api/services/*/v1`, CRI `runtime.v1`).
+//! Invariant: field numbers are those of the published `.proto` files (containerd `api/services/*/v1`, CRI
+//! `runtime.v1`).
 
 use prost::Message;
 use std::collections::BTreeMap;

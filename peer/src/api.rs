@@ -1,4 +1,6 @@
-//! The peer's local HTTP API: what is here and how it goes.
+//! The peer's local HTTP API: the state of the host, its contents and its rollouts.
+//!
+//! Invariant: every route only reads.
 
 use crate::handle::NodeHandle;
 use axum::Json;
@@ -16,7 +18,7 @@ struct Api {
     node: NodeHandle,
 }
 
-/// The routes.
+/// Returns the routes.
 pub(crate) fn routes(host: String, node: NodeHandle) -> Routes {
     Routes::new()
         .get("/v1/status", status)
@@ -51,5 +53,5 @@ async fn rollouts(State(api): State<Api>) -> Json<Vec<PeerRollout>> {
 async fn content(State(api): State<Api>, PathParam(id): PathParam<ContentId>) -> Result<Json<ContentStatus>, ApiError> {
     let contents = api.node.contents().await;
     let found = contents.into_iter().find(|content| content.content == id);
-    found.map(Json).ok_or_else(|| ApiError::not_found(format!("no content {id} here")))
+    found.map(Json).ok_or_else(|| ApiError::not_found(format!("this host has no content {id}")))
 }

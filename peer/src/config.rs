@@ -1,4 +1,4 @@
-//! A peer's configuration, one knob a field.
+//! The configuration of a peer, and the part that peers and seeders share.
 //!
 //! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
 
@@ -14,45 +14,46 @@ use shoal_service::units::ByteSize;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// How to run a node: what peers and seeders have in common.
+/// The configuration that peers and seeders share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeSettings {
-    /// Where bulk links are listened for. Default `[::]:7700` and `0.0.0.0:7700`.
+    /// Addresses on which links are accepted. Default `[::]:7700` and `0.0.0.0:7700`.
     pub listen: Vec<SocketAddr>,
-    /// Addresses other hosts are told. Default: none, and they are told the listening ports at the address the tracker
-    /// sees this host from.
+    /// Addresses that other hosts use. Default: the ports of `listen` at the address from which the tracker sees this
+    /// host.
     pub advertise: Vec<SocketAddr>,
-    /// Trackers' control planes, `host:port`, names or addresses; the first that answers is used. Names are looked up
-    /// at each attempt.
+    /// Control addresses of the trackers, `host:port`. The host uses the first that answers. Names are looked up at
+    /// each attempt.
     pub trackers: Vec<String>,
-    /// The cluster's signed trust document. Default `/etc/shoal/trust`.
+    /// File of the cluster's signed trust document. Default `/etc/shoal/trust`.
     pub trust: PathBuf,
-    /// This node's key, mode 0600. Default `/etc/shoal/node.key`.
+    /// File of this node's key, mode 0600. Default `/etc/shoal/node.key`.
     pub key: PathBuf,
-    /// This node's credential. Default `/etc/shoal/node.cred`.
+    /// File of this node's credential. Default `/etc/shoal/node.cred`.
     pub credential: PathBuf,
-    /// What the operator calls this host, for selectors.
+    /// The operator's labels of this host, for selectors.
     pub labels: Labels,
-    /// Share of the rack's relaying, relative to its mates. Default 100; 0 relays only when all mates are at 0.
+    /// Weight of this host among its rack peers when lane owners are chosen. Default 100. A host of weight 0 owns lanes
+    /// only if all its rack peers have weight 0.
     pub weight: u16,
-    /// Rate of the rack's uplink (a seeder's own link), Mbit/s. Default 0: not declared. Racks declared at less than half
-    /// of the others' relay for nobody.
+    /// Rate of the rack's uplink, or of a seeder's own link, in Mbit/s. Default 0, which means undeclared. A rack below
+    /// half of the other racks' rate relays to no other rack.
     pub uplink_mbit: u32,
-    /// Bytes contents may take. Default: all of the disk but `min_free`.
+    /// Bytes that contents may take. Default: the whole disk except `min_free`.
     pub quota: Option<ByteSize>,
-    /// Bytes to leave free on the disk. Default 1 GiB.
+    /// Bytes that must stay free on the disk. Default 1 GiB.
     pub min_free: ByteSize,
-    /// Memory for shards that arrived and are on the disk, until they are sent on. Default and at most: half of
+    /// Memory of the shard cache: shards that are on disk and still to be sent on. Default and maximum: half of
     /// `receive_memory`.
-    pub hot_cache: Option<ByteSize>,
-    /// Memory for payload until it is on the disk; links are not read beyond it. Half of it may be verified and wait for a
-    /// disk that stands still, and is sent on meanwhile. Default 96 MiB.
+    pub shard_cache: Option<ByteSize>,
+    /// Memory for received payload until it is on disk. Links are not read while it is full. Half of it can hold
+    /// verified payload while the disk stalls, and that payload is sent on meanwhile. Default 96 MiB.
     pub receive_memory: ByteSize,
-    /// What is received is written around the page cache, which stays the customers'. Default true; false for spinning
-    /// disks, whose writes the cache puts in order.
+    /// Whether received payload bypasses the page cache, so that the cache serves other programs. Default true. Use
+    /// false for rotating disks, whose writes the cache sorts.
     pub direct_io: bool,
-    /// What its links keep to. Default: no limits.
+    /// Rate limits of the links. Default: none.
     pub limits: RateLimitSettings,
 }
 
@@ -70,7 +71,7 @@ impl Default for NodeSettings {
             uplink_mbit: 0,
             quota: None,
             min_free: ByteSize(1 << 30),
-            hot_cache: None,
+            shard_cache: None,
             receive_memory: ByteSize(96 << 20),
             direct_io: true,
             limits: RateLimitSettings::default(),
@@ -79,53 +80,56 @@ impl Default for NodeSettings {
 }
 
 impl NodeSettings {
-    /// Memory for shards that are to be sent on, as set or by default.
-    pub fn hot_cache(&self) -> ByteSize {
-        self.hot_cache.unwrap_or(ByteSize(self.receive_memory.0 / 2))
+    /// Returns the memory of the shard cache, as set or by default.
+    pub fn shard_cache(&self) -> ByteSize {
+        self.shard_cache.unwrap_or(ByteSize(self.receive_memory.0 / 2))
     }
 
-    /// Checks what the types cannot.
+    /// Checks the bounds that types cannot express.
+    ///
+    /// # Errors
+    /// Names the first key with an invalid value.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
-        check(!self.listen.is_empty(), "node.listen", "at least one address is needed")?;
+        check(!self.listen.is_empty(), "node.listen", "add at least one address")?;
         check(self.listen.len() <= limits::ADDRS_MAX, "node.listen", "too many addresses")?;
         check(self.advertise.len() <= limits::ADDRS_MAX, "node.advertise", "too many addresses")?;
-        check(!self.trackers.is_empty(), "node.trackers", "at least one tracker is needed, as host:port")?;
-        check(self.trackers.iter().all(|name| name.contains(':')), "node.trackers", "must be host:port")?;
+        check(!self.trackers.is_empty(), "node.trackers", "add at least one tracker as host:port")?;
+        check(self.trackers.iter().all(|name| name.contains(':')), "node.trackers", "use host:port")?;
         check(
-            self.hot_cache().0 <= self.receive_memory.0 / 2,
-            "node.hot_cache",
-            "at most half of node.receive_memory",
+            self.shard_cache().0 <= self.receive_memory.0 / 2,
+            "node.shard_cache",
+            "use at most half of node.receive_memory",
         )?;
-        check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "at least 16 MiB")?;
+        check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "use at least 16 MiB")?;
         self.limits.validate()?;
         validate_labels(&self.labels).map_err(|error| ConfigError::invalid("node.labels", error))
     }
 }
 
-/// How to run a peer.
+/// The configuration of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PeerConfig {
-    /// What it shares with seeders.
+    /// The part that peers and seeders share.
     pub node: NodeSettings,
     /// Folder of the store. Default `/var/lib/shoal/peer`.
     pub dir: PathBuf,
-    /// Folder where contents appear, as `NAME/VERSION` with a link `NAME/current`. On the same file system as `dir`, files
-    /// are shared rather than copied where possible. Default `/var/lib/shoal/content`.
+    /// Folder of activated contents, as `NAME/VERSION` with a link `NAME/current`. On the file system of `dir`, files
+    /// are cloned instead of copied where possible. Default `/var/lib/shoal/content`.
     pub content_dir: PathBuf,
-    /// Versions of a name kept in the content folder, the current one included. Default 2.
+    /// Versions of a name that stay in the content folder, including the current one. Default 2.
     pub keep_versions: usize,
-    /// Where `/healthz`, `/metrics` and `/v1` are served. Default `127.0.0.1:7701`.
+    /// Address of the HTTP API: `/healthz`, `/metrics`, `/feeds` and `/v1`. Default `127.0.0.1:7701`.
     pub http: SocketAddr,
-    /// The admin token, mode 0600, which requests that change something must show. Default: none, and nothing can be
-    /// changed.
+    /// File of the admin token, mode 0600. Requests that change something must show the token. Default: none, and all
+    /// such requests are refused.
     pub admin_token: Option<PathBuf>,
-    /// What is done around a switch, by name or `prefix/*`. Default: nothing.
+    /// Hooks and probes of switches, by name or `prefix/*`. Default: none.
     pub activation: Activations,
     /// The registry mirror.
     pub mirror: MirrorConfig,
-    /// The containerd that images are unpacked in. Default: none, and images end at `held`.
+    /// The containerd that prewarms images. Default: none, and images end in the state `stored`.
     pub containerd: Option<ContainerdConfig>,
 }
 
@@ -146,13 +150,16 @@ impl Default for PeerConfig {
 }
 
 impl PeerConfig {
-    /// Checks what the types cannot.
+    /// Checks the bounds that types cannot express.
+    ///
+    /// # Errors
+    /// Names the first key with an invalid value.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.node.validate()?;
         self.mirror.validate()?;
         self.containerd.iter().try_for_each(ContainerdConfig::validate)?;
         if self.keep_versions == 0 {
-            return Err(ConfigError::invalid("keep_versions", "at least 1"));
+            return Err(ConfigError::invalid("keep_versions", "use at least 1"));
         }
         settings::validate(&self.activation)
     }

@@ -3,7 +3,8 @@
 //! The HTTP API, the mirror, the prewarm task and the seeder use this module without the driver itself.
 //! Invariant: a [`NodeHandle`] never touches the core. Every command travels through one bounded channel to the driver.
 
-use crate::feeds::LatestVersions;
+use crate::arrivals::Arrivals;
+use crate::feeds::{FeedWriteError, LatestVersions};
 use crate::tracker_client::SharedReports;
 use bytes::Bytes;
 use shoal_api::contents::ContentStatus;
@@ -56,7 +57,7 @@ pub struct FeedPublication {
     /// Manifest and data of a small version. A large version is in the store already.
     pub small: Option<SmallContent>,
     /// Receives the result once the version is durable.
-    pub kept: oneshot::Sender<Result<(), String>>,
+    pub kept: oneshot::Sender<Result<(), FeedWriteError>>,
 }
 
 /// Why a host cannot do what a job asks, in the form of a report.
@@ -108,6 +109,8 @@ pub struct NodeHandle {
     pub store: Store,
     /// The newest versions of feeds.
     pub feeds: LatestVersions,
+    /// Signals for tasks that wait for data of a content.
+    pub arrivals: Arrivals,
 }
 
 impl NodeHandle {

@@ -1,17 +1,23 @@
-//! The peer role, and the node driver that turns the brain's outputs into effects for peers and seeders alike.
+//! The peer role, and the driver that connects the core to network, disk and containers. Seeders use the same driver.
 //!
-//! Owns: the one task that runs the brain, its connection to the tracker, activation on disk, the local API.
-//! Invariant: only the driver's task touches the brain; everything slow happens elsewhere and comes back as an event.
+//! Terms are in `docs/GLOSSARY.md`.
 //!
-//! Where to look: configuration in [`config`]; the driver in [`driver`], how others reach it in [`handle`]; what its links keep to in [`limits`]; what readers
-//! have of feeds in [`feeds`]; switching a version in with [`activate`], as a rollout asks for it and with hooks with
-//! [`rollout`]; what a host says of its jobs in [`reports`]; the tracker's client in [`tracker`]; the HTTP API in [`api`];
-//! the registry mirror in [`mirror`]; having containerd unpack images in [`warm`].
+//! Owns: the driver's task, the connection to the tracker, activation on disk, the local API, the registry mirror.
+//! Invariant: only the driver's task touches the core. Slow work runs elsewhere and comes back as an input.
+//!
+//! Where to look: configuration in [`config`]; the driver in [`driver`], and how other tasks reach it in [`handle`];
+//! rate limits of links in [`rate_limits`]; feeds for local readers in [`feeds`]; versions, switches and hooks in
+//! [`activation`]; this host's reports in [`reports`]; the tracker's client in [`tracker_client`]; the HTTP API in
+//! [`api`]; the registry mirror in [`mirror`]; images in the store in [`images`]; prewarm of images in [`prewarm`].
 
 pub mod activation;
 pub mod api;
+pub mod arrivals;
+pub mod clock;
+mod clone_file;
 pub mod config;
 pub mod driver;
+mod error_chain;
 pub mod feeds;
 pub mod handle;
 pub mod images;

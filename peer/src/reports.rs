@@ -1,6 +1,6 @@
-//! What this host says of its jobs, and what of it the tracker has heard.
+//! The state of this host in its jobs, and which part of it the tracker has acknowledged.
 //!
-//! Invariant: within an attempt a state never goes back, and what was not heard is said again.
+//! Invariant: within an attempt a state never goes back, and what the tracker has not acknowledged is sent again.
 
 use shoal_proto::control::CurrentVersion;
 use shoal_proto::ids::JobId;
@@ -8,41 +8,23 @@ use shoal_proto::limits;
 use shoal_proto::report::{HostReport, HostState, TierBytes};
 use std::collections::BTreeMap;
 
-/// Names whose current version is told.
+/// Names whose current version is reported.
 const NAMES_MAX: usize = 1024;
 
 #[derive(Debug)]
-struct Row {
+struct JobReport {
     report: HostReport,
-    /// Grows with every change.
-    version: u64,
-    /// The version the tracker has heard.
-    heard: u64,
-    /// The state itself changed, not just progress: tell it promptly.
+    /// Grows with every change of `report`.
+    revision: u64,
+    /// The revision that the tracker acknowledged.
+    acknowledged: u64,
+    /// True if the state changed since the last acknowledgement. Progress alone is not urgent.
     urgent: bool,
 }
 
-/// The host's reports.
-#[derive(Debug, Default)]
-pub struct Reports {
-    rows: BTreeMap<JobId, Row>,
-    /// The current version of each name, and whether the tracker has heard it.
-    versions: BTreeMap<String, (String, bool)>,
-}
-
-/// A batch for one beat; give it back to [`Reports::heard`] when it was heard.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// The reports.
-    pub reports: Vec<HostReport>,
-    /// Current versions.
-    pub versions: Vec<CurrentVersion>,
-    rows: Vec<(JobId, u64)>,
-}
-
-impl Reports {
-    fn row(&mut self, job: JobId) -> &mut Row {
-        self.rows.entry(job).or_insert_with(|| Row {
+impl JobReport {
+    fn new(job: JobId) -> Self {
+        Self {
             report: HostReport {
                 job,
                 attempt: 0,
@@ -53,116 +35,170 @@ impl Reports {
                 tiers: TierBytes::default(),
                 sent: 0,
             },
-            version: 1,
-            heard: 0,
+            revision: 1,
+            acknowledged: 0,
             urgent: false,
-        })
+        }
     }
 
-    /// The job is known here.
+    fn is_unacknowledged(&self) -> bool {
+        self.acknowledged < self.revision
+    }
+}
+
+#[derive(Debug)]
+struct NameReport {
+    /// Empty for a name without a current version.
+    version: String,
+    acknowledged: bool,
+}
+
+/// The progress of one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobProgress {
+    /// Verified pieces on this host.
+    pub pieces_have: u32,
+    /// Pieces of the content.
+    pub pieces_total: u32,
+    /// Received payload bytes, by tier.
+    pub tiers: TierBytes,
+    /// Sent payload bytes.
+    pub sent: u64,
+}
+
+/// The host's reports.
+#[derive(Debug, Default)]
+pub struct Reports {
+    jobs: BTreeMap<JobId, JobReport>,
+    names: BTreeMap<String, NameReport>,
+}
+
+/// The reports of one beat.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the fields of a beat")]
+pub struct ReportBatch {
+    pub reports: Vec<HostReport>,
+    pub versions: Vec<CurrentVersion>,
+    revisions: Vec<(JobId, u64)>,
+}
+
+impl Reports {
+    fn job(&mut self, job: JobId) -> &mut JobReport {
+        self.jobs.entry(job).or_insert_with(|| JobReport::new(job))
+    }
+
+    /// Adds a job in the state `Unknown`, unless the job has a report.
     pub fn open(&mut self, job: JobId) {
-        self.row(job);
+        self.job(job);
     }
 
-    /// A state was reached; earlier ones are ignored.
+    /// Sets the state of a job in attempt 0. See [`Reports::reach_in`].
     pub fn reach(&mut self, job: JobId, state: HostState, detail: &str) {
         self.reach_in(job, 0, state, detail);
     }
 
-    /// A state was reached in an attempt; earlier ones are ignored.
+    /// Sets the state of a job in an attempt. An earlier attempt or an earlier state changes nothing.
     pub fn reach_in(&mut self, job: JobId, attempt: u16, state: HostState, detail: &str) {
-        let row = self.row(job);
+        let row = self.job(job);
         if (attempt, state) > row.report.rank() {
             row.report.attempt = attempt;
             row.report.state = state;
             row.report.detail = clip(detail);
-            row.version += 1;
+            row.revision += 1;
             row.urgent = true;
         }
     }
 
-    /// The state reached in a job; `None` when the job is not known here.
+    /// Returns the state of a job, or `None` if the job has no report.
     pub fn state(&self, job: &JobId) -> Option<HostState> {
-        self.rows.get(job).map(|row| row.report.state)
+        self.jobs.get(job).map(|row| row.report.state)
     }
 
-    /// Progress was made.
-    pub fn progress(&mut self, job: JobId, have: u32, total: u32, tiers: TierBytes, sent: u64) {
-        let row = self.row(job);
+    /// Sets the progress of a job.
+    pub fn set_progress(&mut self, job: JobId, progress: JobProgress) {
+        let row = self.job(job);
         let report = &mut row.report;
-        if (report.pieces_have, report.pieces_total, report.tiers, report.sent) != (have, total, tiers, sent) {
-            (report.pieces_have, report.pieces_total, report.tiers, report.sent) = (have, total, tiers, sent);
-            row.version += 1;
+        let JobProgress { pieces_have, pieces_total, tiers, sent } = progress;
+        let former = JobProgress {
+            pieces_have: report.pieces_have,
+            pieces_total: report.pieces_total,
+            tiers: report.tiers,
+            sent: report.sent,
+        };
+        if former != progress {
+            (report.pieces_have, report.pieces_total, report.tiers, report.sent) =
+                (pieces_have, pieces_total, tiers, sent);
+            row.revision += 1;
         }
     }
 
-    /// The job is over.
+    /// Removes the report of a job.
     pub fn forget(&mut self, job: &JobId) {
-        self.rows.remove(job);
+        self.jobs.remove(job);
     }
 
-    /// A version of a name was switched in; an empty one: none is.
-    pub fn current(&mut self, name: &str, version: &str) {
-        let known = self.versions.get(name);
-        if known.is_some_and(|(known, _)| known == version) || (known.is_none() && self.versions.len() >= NAMES_MAX) {
+    /// Sets the current version of a name. An empty version means that there is none.
+    pub fn set_current(&mut self, name: &str, version: &str) {
+        let known = self.names.get(name);
+        let unchanged = known.is_some_and(|known| known.version == version);
+        let too_many = known.is_none() && self.names.len() >= NAMES_MAX;
+        if unchanged || too_many {
             return;
         }
-        self.versions.insert(name.to_string(), (version.to_string(), false));
+        self.names.insert(name.to_string(), NameReport { version: version.to_string(), acknowledged: false });
     }
 
-    /// A new tracker, or one that was restarted, has heard nothing.
-    pub fn unheard(&mut self) {
-        for row in self.rows.values_mut() {
-            row.heard = 0;
-        }
-        self.versions.values_mut().for_each(|(_, heard)| *heard = false);
+    /// Marks all as unacknowledged, because a new or restarted tracker knows nothing.
+    pub fn on_new_tracker(&mut self) {
+        self.jobs.values_mut().for_each(|row| row.acknowledged = 0);
+        self.names.values_mut().for_each(|name| name.acknowledged = false);
     }
 
-    /// Whether a state was not heard yet.
+    /// Whether a state or a current version is unacknowledged.
     pub fn is_urgent(&self) -> bool {
-        self.rows.values().any(|row| row.urgent && row.heard < row.version)
-            || self.versions.values().any(|(_, heard)| !heard)
+        self.jobs.values().any(|row| row.urgent && row.is_unacknowledged())
+            || self.names.values().any(|name| !name.acknowledged)
     }
 
-    /// What the tracker has not heard, states before progress.
-    pub fn batch(&self) -> Batch {
-        let mut rows: Vec<(&JobId, &Row)> = self.rows.iter().filter(|(_, row)| row.heard < row.version).collect();
+    /// Returns unacknowledged reports for one beat. States come before progress.
+    pub fn next_batch(&self) -> ReportBatch {
+        let mut rows: Vec<(&JobId, &JobReport)> = self.jobs.iter().filter(|(_, row)| row.is_unacknowledged()).collect();
         rows.sort_by_key(|(job, row)| (!row.urgent, **job));
         rows.truncate(limits::BEAT_ROWS_MAX);
-        Batch {
+        ReportBatch {
             reports: rows.iter().map(|(_, row)| row.report.clone()).collect(),
-            versions: self.unheard_versions().take(limits::BEAT_ROWS_MAX).collect(),
-            rows: rows.iter().map(|(job, row)| (**job, row.version)).collect(),
+            versions: self.unacknowledged_versions().take(limits::BEAT_ROWS_MAX).collect(),
+            revisions: rows.iter().map(|(job, row)| (**job, row.revision)).collect(),
         }
     }
 
-    fn unheard_versions(&self) -> impl Iterator<Item = CurrentVersion> {
-        let unheard = self.versions.iter().filter(|(_, (_, heard))| !heard);
-        unheard.map(|(name, (version, _))| CurrentVersion { name: name.clone(), version: version.clone() })
+    fn unacknowledged_versions(&self) -> impl Iterator<Item = CurrentVersion> {
+        let names = self.names.iter().filter(|(_, row)| !row.acknowledged);
+        names.map(|(name, row)| CurrentVersion { name: name.clone(), version: row.version.clone() })
     }
 
-    /// The tracker has heard a batch.
-    pub fn heard(&mut self, batch: &Batch) {
-        for told in &batch.versions {
-            if let Some((version, heard)) = self.versions.get_mut(&told.name) {
-                *heard |= *version == told.version;
+    /// The tracker acknowledged a batch. Changes since the batch stay unacknowledged.
+    pub fn on_acknowledged(&mut self, batch: &ReportBatch) {
+        for sent in &batch.versions {
+            if let Some(name) = self.names.get_mut(&sent.name) {
+                name.acknowledged |= name.version == sent.version;
             }
         }
-        for (job, version) in &batch.rows {
-            if let Some(row) = self.rows.get_mut(job) {
-                row.heard = row.heard.max(*version);
-                row.urgent &= row.heard < row.version;
+        for (job, revision) in &batch.revisions {
+            if let Some(row) = self.jobs.get_mut(job) {
+                row.acknowledged = row.acknowledged.max(*revision);
+                row.urgent &= row.is_unacknowledged();
             }
         }
     }
 
-    /// All reports.
+    /// Returns all reports.
     pub fn all(&self) -> impl Iterator<Item = &HostReport> {
-        self.rows.values().map(|row| &row.report)
+        self.jobs.values().map(|row| &row.report)
     }
 }
 
-/// Cuts a text to what a report takes, at a character.
+/// Cuts a text to the length that a report can have, between two characters.
 fn clip(text: &str) -> String {
     let mut end = text.len().min(limits::DETAIL_BYTES_MAX);
     while !text.is_char_boundary(end) {
@@ -177,53 +213,53 @@ mod tests {
     use shoal_proto::report::Reason;
 
     #[test]
-    fn what_was_not_heard_is_said_again() {
+    fn an_unacknowledged_report_is_sent_again() {
         let mut reports = Reports::default();
         let job = JobId([1; 16]);
         reports.open(job);
-        let first = reports.batch();
+        let first = reports.next_batch();
         assert_eq!(first.reports.len(), 1);
         reports.reach(job, HostState::Has, "");
-        reports.heard(&first);
-        assert!(reports.is_urgent(), "the state came after the batch was made");
-        let second = reports.batch();
-        reports.heard(&second);
-        assert!(reports.batch().reports.is_empty());
-        reports.unheard();
-        assert_eq!(reports.batch().reports[0].state, HostState::Has);
+        reports.on_acknowledged(&first);
+        assert!(reports.is_urgent(), "the state changed after the batch");
+        let second = reports.next_batch();
+        reports.on_acknowledged(&second);
+        assert!(reports.next_batch().reports.is_empty());
+        reports.on_new_tracker();
+        assert_eq!(reports.next_batch().reports[0].state, HostState::Has);
     }
 
     #[test]
-    fn attempts_and_versions_are_told() {
+    fn attempts_and_versions_are_reported() {
         let mut reports = Reports::default();
         let job = JobId([1; 16]);
         reports.reach_in(job, 1, HostState::Active, "");
         reports.reach_in(job, 2, HostState::Failed(Reason::Unhealthy), "probe");
         reports.reach_in(job, 1, HostState::Active, "");
-        let batch = reports.batch();
+        let batch = reports.next_batch();
         assert_eq!(batch.reports[0].rank(), (2, HostState::Failed(Reason::Unhealthy)));
-        reports.heard(&batch);
-        reports.current("a", "1");
-        let batch = reports.batch();
+        reports.on_acknowledged(&batch);
+        reports.set_current("a", "1");
+        let batch = reports.next_batch();
         assert_eq!(batch.versions[0].version, "1");
-        reports.current("a", "2");
-        reports.heard(&batch);
-        let batch = reports.batch();
-        assert_eq!(batch.versions[0].version, "2", "it changed after the batch was made");
-        reports.heard(&batch);
-        assert!(reports.batch().versions.is_empty() && !reports.is_urgent());
-        reports.unheard();
-        assert_eq!(reports.batch().versions.len(), 1);
+        reports.set_current("a", "2");
+        reports.on_acknowledged(&batch);
+        let batch = reports.next_batch();
+        assert_eq!(batch.versions[0].version, "2", "the version changed after the batch");
+        reports.on_acknowledged(&batch);
+        assert!(reports.next_batch().versions.is_empty() && !reports.is_urgent());
+        reports.on_new_tracker();
+        assert_eq!(reports.next_batch().versions.len(), 1);
     }
 
     #[test]
-    fn states_only_advance() {
+    fn a_state_never_goes_back() {
         let mut reports = Reports::default();
         let job = JobId([1; 16]);
         reports.reach(job, HostState::Active, "");
         reports.reach(job, HostState::Failed(Reason::Disk), "late");
-        assert_eq!(reports.batch().reports[0].state, HostState::Active);
+        assert_eq!(reports.next_batch().reports[0].state, HostState::Active);
         reports.reach(JobId([2; 16]), HostState::Failed(Reason::Disk), &"ö".repeat(300));
-        assert!(reports.batch().reports[1].detail.len() <= limits::DETAIL_BYTES_MAX);
+        assert!(reports.next_batch().reports[1].detail.len() <= limits::DETAIL_BYTES_MAX);
     }
 }

@@ -1,4 +1,6 @@
-//! Starting and running the peer role.
+//! Starts and runs the peer role.
+//!
+//! Invariant: a task that ends early ends the role.
 
 use crate::api;
 use crate::config::PeerConfig;
@@ -13,41 +15,44 @@ use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Why the role ended.
+/// Why the role cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The configuration cannot be used.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] shoal_service::config::ConfigError),
-    /// The admin token cannot be used.
+    /// The file of the admin token is unusable.
     #[error(transparent)]
     Token(#[from] TokenError),
     /// The node cannot start.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// A port cannot be listened on.
+    /// The HTTP port or the mirror's port cannot be opened.
     #[error(transparent)]
     Listen(#[from] std::io::Error),
-    /// A task ended that should not have.
+    /// A task ended before the role stopped.
     #[error("{0}")]
     Task(String),
 }
 
-/// A peer that runs.
+/// A running peer.
 pub struct Started {
-    /// Where it listens for bulk links.
+    /// The addresses on which links are accepted.
     pub bulk: Vec<SocketAddr>,
-    /// Where it serves HTTP.
+    /// The address of the HTTP API.
     pub http: SocketAddr,
-    /// Where the registry mirror listens, if it does.
+    /// The address of the registry mirror, if there is one.
     pub mirror: Option<SocketAddr>,
-    /// How to reach its driver.
+    /// The way to the driver.
     pub node: NodeHandle,
-    /// Its tasks.
+    /// The tasks of the peer.
     pub tasks: Tasks,
 }
 
-/// Starts a peer.
+/// Starts the tasks of a peer.
+///
+/// # Errors
+/// Fails if the configuration, a file or a port is unusable.
 pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
     let admin = config.admin_token.as_deref().map(AdminToken::load).transpose()?;
@@ -60,26 +65,26 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
         content: Some((&config.content_dir, config.keep_versions)),
         activations: config.activation.clone(),
     };
-    let board = config.containerd.as_ref().map(|_| Arc::<PrewarmRequests>::default());
-    let node = start_node(Role::Peer, &config.node, folders, board.clone(), &metrics, &mut tasks).await?;
+    let requests = config.containerd.as_ref().map(|_| Arc::<PrewarmRequests>::default());
+    let node = start_node(Role::Peer, &config.node, folders, requests.clone(), &metrics, &mut tasks).await?;
     let mirror = match config.mirror.addr()? {
         Some(addr) => {
-            let through = config.mirror.fetch_through;
-            let fetcher = through.then(|| FetchThrough::new(node.control.clone(), node.tracker.clone()));
-            Some(mirror::start(&config.mirror, addr, &node.handle, fetcher, &metrics, &mut tasks).await?)
+            let enabled = config.mirror.fetch_through;
+            let fetch_through = enabled.then(|| FetchThrough::new(node.control.clone(), node.tracker.clone()));
+            Some(mirror::start(&config.mirror, addr, &node.handle, fetch_through, &metrics, &mut tasks).await?)
         }
         None => None,
     };
-    if let (Some(containerd), Some(board)) = (&config.containerd, board) {
-        let asked = mirror.as_ref().map(|mirror| mirror.asked.clone());
-        let warmer = PrewarmTask::new(containerd, board, node.handle.clone(), asked, &metrics);
-        tasks.spawn("warmer", warmer.run(tasks.token().clone()));
+    if let (Some(containerd), Some(requests)) = (&config.containerd, requests) {
+        let pulls = mirror.as_ref().map(|mirror| mirror.pulls.clone());
+        let task = PrewarmTask::new(containerd, requests, node.handle.clone(), pulls, &metrics);
+        tasks.spawn("prewarm", task.run(tasks.token().clone()));
     }
     let mirror = mirror.map(|mirror| mirror.addr);
     let tracker = node.tracker.clone();
     let check = Arc::new(move || match *tracker.borrow() {
         Some(_) => Vec::new(),
-        None => vec!["no tracker can be reached".to_string()],
+        None => vec!["the host has joined no tracker".to_string()],
     });
     let routes = api::routes(node.credential.locality.to_string(), node.handle.clone())
         .merge(crate::feeds::routes(node.handle.feeds.clone()))
@@ -91,6 +96,9 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
 }
 
 /// Runs a peer until the token is cancelled.
+///
+/// # Errors
+/// Fails if the peer cannot start, or if a task ends early.
 pub async fn run(config: &PeerConfig, token: CancellationToken) -> Result<(), RunError> {
     let mut started = start(config, token).await?;
     let ended = started.tasks.run().await;

@@ -1,253 +1,306 @@
-//! The host's side of the control plane: join, beat, hear of membership, fail over.
+//! The host's side of the control plane: joins a tracker, sends beats, receives the membership, and changes the tracker
+//! after a failure.
 //!
-//! Invariant: one tracker at a time; whatever it did not hear before a failure is said to the next.
+//! Invariant: the host uses one tracker at a time. Whatever that tracker did not acknowledge is sent to the next one.
 
+use crate::error_chain::ErrorChain;
 use crate::reports::Reports;
-use shoal_net::control::{ControlEvent, ControlHandle, ReplySlot};
+use shoal_net::control::{ConnectError, ControlEvent, ControlHandle, ReplySlot, RequestError};
 use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::limits;
 use shoal_proto::membership::MembershipUpdate;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// First and longest wait between two attempts to reach a tracker.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
-/// States are told this soon, together.
-const PROMPT: Duration = Duration::from_millis(50);
-/// Progress is told at most this often while something is under way.
+/// First wait between two attempts to reach a tracker.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// Longest wait between two attempts to reach a tracker.
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Delay of a beat after a change of state, so that several changes share one beat.
+const STATE_DELAY: Duration = Duration::from_millis(50);
+/// Shortest time between two beats that only carry progress.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+/// How long a stopping host tries to leave its tracker.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds of the beat interval that a tracker can set.
+const BEAT_MIN_MS: u64 = 50;
+const BEAT_MAX_MS: u64 = 60_000;
 
-/// What the tracker tells the driver.
+/// What the client tells the driver.
 #[derive(Debug)]
 pub enum TrackerEvent {
-    /// We are in.
+    /// A tracker accepted this host.
     Joined {
-        /// Our place in the roster.
+        /// Our permanent position in the roster.
         index: HostIndex,
     },
-    /// Membership changed.
+    /// The membership changed.
     Update(MembershipUpdate),
 }
 
-/// What the client shares with the driver.
+/// The reports and the membership epoch, shared by the driver and the client.
 #[derive(Debug, Default)]
 pub struct SharedReports {
     reports: Mutex<Reports>,
-    /// Woken when a state was reached.
-    urgent: Notify,
-    /// The membership epoch held.
-    known: Mutex<Option<Epoch>>,
+    changed: Notify,
+    epoch: Mutex<Option<Epoch>>,
 }
 
 impl SharedReports {
-    /// The reports.
-    pub fn reports(&self) -> std::sync::MutexGuard<'_, Reports> {
+    /// Locks the reports.
+    pub fn reports(&self) -> MutexGuard<'_, Reports> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Have the reports told soon.
-    pub fn tell_soon(&self) {
-        self.urgent.notify_one();
+    /// Makes the client send changed reports soon.
+    pub fn send_soon(&self) {
+        self.changed.notify_one();
     }
 
-    /// The driver holds this epoch now.
-    pub fn set_known(&self, epoch: Option<Epoch>) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
+    /// Sets the membership epoch of the driver. `None` makes the tracker send the whole membership.
+    pub fn set_epoch(&self, epoch: Option<Epoch>) {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
     }
 
-    fn known(&self) -> Option<Epoch> {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn epoch(&self) -> Option<Epoch> {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The client, before it runs.
+/// Why a tracker cannot be used, or not any longer.
+#[derive(Debug, thiserror::Error)]
+enum TrackerError {
+    #[error("cannot look up the tracker's name")]
+    Resolve(#[from] io::Error),
+    #[error("the tracker's name has no address")]
+    NoAddress,
+    #[error("cannot connect to the tracker")]
+    Connect(#[from] ConnectError),
+    #[error("the request to the tracker failed")]
+    Request(#[from] RequestError),
+    #[error("the tracker refused: {0}")]
+    Refused(String),
+    #[error("the tracker sent an unexpected answer: {0:?}")]
+    Unexpected(Box<Response>),
+    #[error("the connection ended")]
+    Disconnected,
+    #[error("the control plane stopped")]
+    ControlStopped,
+    #[error("this host stops")]
+    Stopping,
+}
+
+/// A tracker that accepted this host.
+struct Session {
+    tracker: NodeId,
+    beat_interval: Duration,
+}
+
+/// Whether one beat carried all changed reports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backlog {
+    Empty,
+    Left,
+}
+
+/// The client before it runs.
 pub struct TrackerClient {
     /// The control plane.
     pub control: ControlHandle,
-    /// Its events.
+    /// The events of `control`.
     pub events: mpsc::Receiver<ControlEvent>,
-    /// Trackers, `host:port`.
+    /// Control addresses of trackers, `host:port`.
     pub trackers: Vec<String>,
-    /// What to join with; `known` is filled in.
+    /// The join request. The client sets `known`.
     pub join: Join,
-    /// SharedReports with the driver.
+    /// The reports and the epoch.
     pub shared: Arc<SharedReports>,
-    /// To the driver.
+    /// Receives events for the driver.
     pub sink: mpsc::Sender<TrackerEvent>,
-    /// The tracker in use, for others' requests.
+    /// The tracker in use, for requests of other tasks.
     pub current: watch::Sender<Option<NodeId>>,
-    /// Where hosts' wishes for images go; seeders only.
+    /// Receives fetch-through requests of hosts. Only seeders have it.
     pub wanted: Option<mpsc::Sender<FetchThroughRequest>>,
 }
 
-/// A host was asked for an image that it has not.
+/// A client on a host pulled an image that the host lacks.
 #[derive(Debug)]
 pub struct FetchThroughRequest {
-    /// The image's name, in full.
+    /// The full name of the image.
     pub reference: String,
-    /// The host.
+    /// The host with the client.
     pub host: HostIndex,
-    /// `Done` when the image may come, else `Refused`.
+    /// Gets `Done` if the image may arrive, else `Refused`.
     pub reply: ReplySlot,
 }
 
 impl TrackerClient {
-    /// Runs until the token is cancelled, then leaves.
+    /// Runs until the token is cancelled, then leaves the tracker.
     pub async fn run(mut self, token: CancellationToken) {
-        let mut wait = RETRY.0;
-        let mut turn = 0usize;
+        let mut wait = RETRY_FIRST;
+        let mut attempt = 0usize;
         while !token.is_cancelled() {
-            let name = self.trackers[turn % self.trackers.len()].clone();
-            turn += 1;
+            let name = self.trackers[attempt % self.trackers.len()].clone();
+            attempt += 1;
             let session = tokio::select! {
                 () = token.cancelled() => break,
-                session = self.enter(&name) => session,
+                session = self.connect(&name) => session,
             };
             match session {
-                Ok((tracker, beat)) => {
-                    tracing::info!(tracker = %name, "joined");
-                    wait = RETRY.0;
+                Ok(session) => {
+                    let tracker = session.tracker;
+                    tracing::info!(tracker = %name, "joined a tracker");
+                    wait = RETRY_FIRST;
                     self.current.send_replace(Some(tracker));
-                    let why = self.stay(tracker, beat, &token).await;
+                    let end = self.serve(&session, &token).await;
                     self.current.send_replace(None);
                     if token.is_cancelled() {
                         let leave = self.control.request(tracker, Request::Leave);
-                        let _ = tokio::time::timeout(Duration::from_secs(1), leave).await;
+                        let _ = tokio::time::timeout(LEAVE_TIMEOUT, leave).await; // the tracker would miss our beats
                         break;
                     }
-                    tracing::warn!(tracker = %name, %why, "lost the tracker");
+                    tracing::warn!(tracker = %name, error = %ErrorChain(&end), "lost the tracker");
                     self.control.disconnect(tracker);
                 }
-                Err(why) => tracing::debug!(tracker = %name, %why, "cannot join"),
+                Err(error) => tracing::debug!(tracker = %name, error = %ErrorChain(&error), "cannot join a tracker"),
             }
             tokio::select! {
                 () = token.cancelled() => break,
-                () = self.idle(jittered(wait)) => {}
+                () = self.drop_events_for(jittered(wait)) => {}
             }
-            wait = (wait * 2).min(RETRY.1);
+            wait = (wait * 2).min(RETRY_MAX);
         }
         self.control.shutdown(Duration::from_secs(2)).await;
     }
 
-    /// Waits, answering what no longer matters.
-    async fn idle(&mut self, wait: Duration) {
+    /// Waits without a tracker. Events of former trackers are dropped, so that their queue never fills.
+    async fn drop_events_for(&mut self, wait: Duration) {
         let until = Instant::now() + wait;
         while let Ok(Some(event)) = tokio::time::timeout_at(until, self.events.recv()).await {
             drop(event);
         }
     }
 
-    async fn enter(&mut self, name: &str) -> Result<(NodeId, Duration), String> {
-        let addrs = tokio::net::lookup_host(name).await.map_err(|error| error.to_string())?;
-        let mut why = "no address".to_string();
-        for addr in addrs {
+    /// Connects to the first address that answers, and joins.
+    async fn connect(&mut self, name: &str) -> Result<Session, TrackerError> {
+        let mut last = TrackerError::NoAddress;
+        for addr in tokio::net::lookup_host(name).await? {
             match self.control.connect(addr, None).await {
                 Ok(tracker) => return self.join(tracker).await,
-                Err(error) => why = error.to_string(),
+                Err(error) => last = error.into(),
             }
         }
-        Err(why)
+        Err(last)
     }
 
-    async fn join(&mut self, tracker: NodeId) -> Result<(NodeId, Duration), String> {
-        let join = Join { known: self.shared.known(), ..self.join.clone() };
-        let answer = self.control.request(tracker, Request::Join(join)).await;
-        match answer.map_err(|error| error.to_string())? {
+    async fn join(&mut self, tracker: NodeId) -> Result<Session, TrackerError> {
+        let join = Join { known: self.shared.epoch(), ..self.join.clone() };
+        match self.control.request(tracker, Request::Join(join)).await? {
             Response::Joined { index, update, beat_ms } => {
-                self.shared.reports().unheard();
-                let _ = self.sink.send(TrackerEvent::Joined { index }).await;
-                if let Some(update) = update {
-                    let _ = self.sink.send(TrackerEvent::Update(update)).await;
-                }
-                Ok((tracker, Duration::from_millis(u64::from(beat_ms).clamp(50, 60_000))))
+                self.shared.reports().on_new_tracker();
+                self.send(TrackerEvent::Joined { index }).await;
+                self.send_update(update).await;
+                let beat_ms = u64::from(beat_ms).clamp(BEAT_MIN_MS, BEAT_MAX_MS);
+                Ok(Session { tracker, beat_interval: Duration::from_millis(beat_ms) })
             }
             Response::Refused { why } => {
-                tracing::warn!(%why, "the tracker refuses us");
-                Err(why)
+                tracing::warn!(%why, "the tracker refuses this host");
+                Err(TrackerError::Refused(why))
             }
-            other => Err(format!("unexpected answer {other:?}")),
+            other => Err(TrackerError::Unexpected(Box::new(other))),
         }
     }
 
-    /// Beats until the tracker is lost or we stop; gives why.
-    async fn stay(&mut self, tracker: NodeId, beat: Duration, token: &CancellationToken) -> String {
+    async fn send(&self, event: TrackerEvent) {
+        let _ = self.sink.send(event).await; // fails only while the node stops
+    }
+
+    async fn send_update(&self, update: Option<MembershipUpdate>) {
+        if let Some(update) = update {
+            self.send(TrackerEvent::Update(update)).await;
+        }
+    }
+
+    /// Sends beats and answers requests until the session ends. Returns why it ended.
+    async fn serve(&mut self, session: &Session, token: &CancellationToken) -> TrackerError {
+        let tracker = session.tracker;
         let mut next = Instant::now();
         let mut last = next;
         loop {
             tokio::select! {
                 biased;
                 () = token.cancelled() => {
-                    let _ = self.beat(tracker).await;
-                    return "stopping".into();
+                    let _ = self.beat(tracker).await; // the last reports, if the tracker still answers
+                    return TrackerError::Stopping;
                 }
                 event = self.events.recv() => match event {
-                    None => return "the control plane stopped".into(),
-                    Some(ControlEvent::Disconnected { node }) if node == tracker => return "disconnected".into(),
-                    Some(ControlEvent::Request { from, request: Request::Membership(update), reply, .. })
-                        if from == tracker =>
-                    {
-                        let _ = self.sink.send(TrackerEvent::Update(update)).await;
-                        reply.send(Response::Done);
-                    }
-                    Some(ControlEvent::Request { from, request: Request::WantImage { reference, host: Some(host) }, reply, .. })
-                        if from == tracker && self.wanted.is_some() =>
-                    {
-                        let full = self.wanted.as_ref().map(|wanted| wanted.try_send(FetchThroughRequest { reference, host, reply }));
-                        if let Some(Err(mpsc::error::TrySendError::Full(wish))) = full {
-                            wish.reply.send(Response::Refused { why: "too many images are wanted at once".into() });
-                        }
-                    }
-                    Some(ControlEvent::Request { reply, .. }) => {
-                        reply.send(Response::Refused { why: "only our tracker may ask, and only of membership".into() });
-                    }
-                    Some(_) => {}
+                    None => return TrackerError::ControlStopped,
+                    Some(ControlEvent::Disconnected { node }) if node == tracker => return TrackerError::Disconnected,
+                    Some(event) => self.on_event(event, tracker).await,
                 },
-                () = self.shared.urgent.notified() => {
+                () = self.shared.changed.notified() => {
                     let urgent = self.shared.reports().is_urgent();
-                    let soonest = if urgent { PROMPT } else { PROGRESS_EVERY };
-                    next = next.min((last + soonest).max(Instant::now() + PROMPT));
+                    let shortest = if urgent { STATE_DELAY } else { PROGRESS_EVERY };
+                    next = next.min((last + shortest).max(Instant::now() + STATE_DELAY));
                 }
                 () = tokio::time::sleep_until(next) => {
-                    let more = match self.beat(tracker).await {
-                        Ok(more) => more,
-                        Err(why) => return why,
+                    let backlog = match self.beat(tracker).await {
+                        Ok(backlog) => backlog,
+                        Err(error) => return error,
                     };
                     last = Instant::now();
-                    next = last + if more { PROMPT } else { beat };
+                    next = last + if backlog == Backlog::Left { STATE_DELAY } else { session.beat_interval };
                 }
             }
         }
     }
 
-    /// Tells what the tracker has not heard; gives whether there is more than one beat takes.
-    async fn beat(&mut self, tracker: NodeId) -> Result<bool, String> {
-        let batch = self.shared.reports().batch();
-        let known = self.shared.known().unwrap_or_default();
-        let (reports, versions) = (batch.reports.clone(), batch.versions.clone());
-        let request = Request::Beat { known, reports, versions };
-        match self.control.request(tracker, request).await.map_err(|error| error.to_string())? {
-            Response::Heard { update } => {
-                self.shared.reports().heard(&batch);
-                if let Some(update) = update {
-                    let _ = self.sink.send(TrackerEvent::Update(update)).await;
-                }
-                Ok(batch.reports.len().max(batch.versions.len()) == limits::BEAT_ROWS_MAX)
+    /// Answers a request of the tracker in use, and refuses every other request.
+    async fn on_event(&mut self, event: ControlEvent, tracker: NodeId) {
+        let ControlEvent::Request { from, request, reply, .. } = event else { return };
+        match (request, &self.wanted) {
+            (Request::Membership(update), _) if from == tracker => {
+                self.send(TrackerEvent::Update(update)).await;
+                reply.send(Response::Done);
             }
-            Response::Refused { why } => Err(why),
-            other => Err(format!("unexpected answer {other:?}")),
+            (Request::WantImage { reference, host: Some(host) }, Some(wanted)) if from == tracker => {
+                let request = FetchThroughRequest { reference, host, reply };
+                if let Err(mpsc::error::TrySendError::Full(request)) = wanted.try_send(request) {
+                    let why = "the seeder has too many requests for images; try again".into();
+                    request.reply.send(Response::Refused { why });
+                }
+            }
+            _ => reply.send(Response::Refused { why: "only this host's tracker can send this request".into() }),
+        }
+    }
+
+    /// Sends unacknowledged reports.
+    async fn beat(&mut self, tracker: NodeId) -> Result<Backlog, TrackerError> {
+        let batch = self.shared.reports().next_batch();
+        let known = self.shared.epoch().unwrap_or_default();
+        let (reports, versions) = (batch.reports.clone(), batch.versions.clone());
+        match self.control.request(tracker, Request::Beat { known, reports, versions }).await? {
+            Response::Heard { update } => {
+                self.shared.reports().on_acknowledged(&batch);
+                self.send_update(update).await;
+                let full = batch.reports.len().max(batch.versions.len()) == limits::BEAT_ROWS_MAX;
+                Ok(if full { Backlog::Left } else { Backlog::Empty })
+            }
+            Response::Refused { why } => Err(TrackerError::Refused(why)),
+            other => Err(TrackerError::Unexpected(Box::new(other))),
         }
     }
 }
 
-/// Somewhere between half of `wait` and all of it: a region's hosts that lost their tracker together do not all come back
-/// in the same moment.
+/// Returns a random duration between half of `wait` and `wait`, so that the hosts of a lost tracker return one by one.
 fn jittered(wait: Duration) -> Duration {
     let mut random = [0u8; 4];
-    // Without randomness all wait the longest: late, but right.
+    // Without random numbers the wait is the longest one, which is still valid.
     let part = getrandom::fill(&mut random).map_or(u32::MAX, |()| u32::from_le_bytes(random));
     wait.mul_f64(0.5 + 0.5 * f64::from(part) / f64::from(u32::MAX))
 }

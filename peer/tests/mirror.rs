@@ -1,7 +1,8 @@
-//! The registry mirror over real sockets and a real store: what pullers ask, what hostile clients try, and what it does
-//! when the disk, the network or the daemon fails it.
+//! The registry mirror over real sockets and a real store: requests of normal and hostile clients, and failures of the
+//! disk, the network and the daemon.
 
 use bytes::Bytes;
+use shoal_peer::arrivals::Arrivals;
 use shoal_peer::feeds::LatestVersions;
 use shoal_peer::handle::{DriverCommand, NodeHandle};
 use shoal_peer::mirror::{self, MirrorConfig};
@@ -25,7 +26,11 @@ use tokio::sync::{mpsc, watch};
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 fn open(dir: &Path) -> Store {
-    Store::open(StoreConfig::new(dir), Box::new(|_| {})).unwrap()
+    open_with(dir, Arrivals::default())
+}
+
+fn open_with(dir: &Path, arrivals: Arrivals) -> Store {
+    Store::open(StoreConfig::new(dir), Box::new(move |event| arrivals.on_store_event(&event))).unwrap()
 }
 
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -38,7 +43,7 @@ fn sha256(bytes: &[u8]) -> Digest {
     shoal_containerd::sha256(bytes).parse().unwrap()
 }
 
-/// An image of one layer; its manifest is some text that names it.
+/// An image of one layer. Its manifest is a text with the layer's digest.
 struct Image {
     reference: String,
     manifest: Vec<u8>,
@@ -71,7 +76,7 @@ impl Image {
     }
 }
 
-/// A mirror that runs on a store, and a driver that answers while it is told to.
+/// A mirror on a store, and a driver that answers pings while `answers` is true.
 struct Running {
     addr: SocketAddr,
     store: Store,
@@ -82,18 +87,19 @@ struct Running {
 }
 
 impl Running {
-    fn start(budget: Duration) -> Self {
+    fn start(max_wait: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = open(dir.path());
+        let arrivals = Arrivals::default();
+        let store = open_with(dir.path(), arrivals.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let answers = Arc::new(AtomicBool::new(true));
-        let (commands, asked) = mpsc::channel(4);
-        runtime.spawn(drive(asked, answers.clone()));
+        let (commands, inbox) = mpsc::channel(4);
+        runtime.spawn(drive(inbox, answers.clone()));
         let (_, membership) = watch::channel(Arc::default());
         let metrics = Metrics::default();
         let (shared, feeds) = (Arc::default(), LatestVersions::new(&metrics));
-        let node = NodeHandle { commands, membership, shared, store: store.clone(), feeds };
-        let config = MirrorConfig { budget: Span(budget), ..MirrorConfig::default() };
+        let node = NodeHandle { commands, membership, shared, store: store.clone(), feeds, arrivals };
+        let config = MirrorConfig { max_wait: Span(max_wait), ..MirrorConfig::default() };
         let addr = runtime.block_on(async {
             let mut tasks = Tasks::new(CancellationToken::new());
             let any = "127.0.0.1:0".parse().unwrap();
@@ -121,7 +127,7 @@ impl Running {
 
     fn ask(&self, method: &str, path: &str, headers: &str) -> Reply {
         let mut bytes = Vec::new();
-        // A cut connection may end in a reset.
+        // The mirror may reset a connection that it cuts.
         let _ = self.send(method, path, headers).read_to_end(&mut bytes);
         Reply::parse(&bytes)
     }
@@ -137,9 +143,9 @@ impl Running {
     }
 }
 
-/// Answers as the driver does, and while it is not to, hangs without letting go of anything.
-async fn drive(mut asked: mpsc::Receiver<DriverCommand>, answers: Arc<AtomicBool>) {
-    while let Some(command) = asked.recv().await {
+/// Answers pings as the driver does. While `answers` is false, it hangs with a ping in hand.
+async fn drive(mut inbox: mpsc::Receiver<DriverCommand>, answers: Arc<AtomicBool>) {
+    while let Some(command) = inbox.recv().await {
         while !answers.load(Ordering::SeqCst) {
             tokio::task::yield_now().await;
         }
@@ -179,7 +185,7 @@ fn until(what: &str, mut look: impl FnMut() -> bool) {
 }
 
 #[test]
-fn pullers_get_what_they_ask_for() {
+fn clients_get_manifests_and_blobs() {
     let image = Image::new("registry.example:5000/lab/app:v1", noise(3_000_000, 1));
     let mirror = Running::with(&[&image]);
     assert_eq!(mirror.get("/v2/").status, 200);
@@ -189,7 +195,7 @@ fn pullers_get_what_they_ask_for() {
     let root = image.root().to_string();
     let head = mirror.ask("HEAD", by_tag, "accept: */*\r\n");
     assert_eq!((head.status, head.body.len()), (200, 0));
-    assert_eq!(head.header("content-type"), OCI_MANIFEST, "containerd fails on any other");
+    assert_eq!(head.header("content-type"), OCI_MANIFEST, "containerd fails on any other media type");
     assert_eq!(head.header("docker-content-digest"), root);
     assert_eq!(head.header("content-length"), image.manifest.len().to_string());
     assert!(mirror.get(by_tag).body == image.manifest);
@@ -204,20 +210,20 @@ fn pullers_get_what_they_ask_for() {
     assert_eq!(whole.header("accept-ranges"), "bytes");
     let head = mirror.ask("HEAD", &layer, "");
     assert_eq!((head.status, head.body.len(), head.header("content-length")), (200, 0, "3000000"));
-    // The layer is a blob and no manifest, the manifest is both.
+    // The layer is only a blob. The manifest is a blob too.
     let as_manifest = format!("/v2/lab/app/manifests/{}", sha256(&image.layer));
     assert_eq!(mirror.get(&as_manifest).status, 404);
     assert!(mirror.get(&format!("/v2/lab/app/blobs/{root}")).body == image.manifest);
 
-    // Nothing here refers to it: whether something does elsewhere is for its registry to say.
+    // The store has no referrer. The registry may have some.
     assert_eq!(mirror.get(&format!("/v2/lab/app/referrers/{root}")).status, 404);
-    let hits = mirror.metric("shoal_mirror_requests_total{what=\"Manifest\",outcome=\"Hit\"}");
+    let hits = mirror.metric("shoal_mirror_requests_total{what=\"manifest\",outcome=\"hit\"}");
     assert_eq!(hits, 4, "requests are counted");
     assert!(mirror.metric("shoal_mirror_sent_bytes_total") >= 3_000_000);
 }
 
 #[test]
-fn ranges_are_served_one_by_one_and_at_once() {
+fn ranges_are_served_one_by_one_and_in_parallel() {
     let image = Image::new("registry.example/app:v1", noise(5_000_000, 2));
     let mirror = Running::with(&[&image]);
     let layer = format!("/v2/app/blobs/{}", sha256(&image.layer));
@@ -238,9 +244,9 @@ fn ranges_are_served_one_by_one_and_at_once() {
     }
     let beyond = part("5000000-");
     assert_eq!((beyond.status, beyond.header("content-range")), (416, "bytes */5000000"));
-    assert!(part("0-1,5-6").body == image.layer, "several ranges at once are not served in parts");
+    assert!(part("0-1,5-6").body == image.layer, "several ranges in one request get the whole blob");
 
-    // As containerd 2 does: open-ended from many places, each left when it has its part.
+    // As containerd 2 does: open-ended ranges from many offsets, each cancelled once its part has arrived.
     std::thread::scope(|scope| {
         for from in (0..5_000_000).step_by(500_000) {
             let (mirror, layer, image) = (&mirror, &layer, &image);
@@ -260,13 +266,13 @@ fn ranges_are_served_one_by_one_and_at_once() {
             });
         }
     });
-    // Those who leave hold no place: more of them than there are places come and go, and the next is served.
+    // A client that disconnects frees its stream. More clients than there are streams come and go here.
     (0..60).for_each(|_| drop(mirror.send("GET", &layer, "")));
-    until("their places are free", || part("0-").body == image.layer);
+    until("the streams are free", || part("0-").body == image.layer);
 }
 
 #[test]
-fn what_is_not_here_is_refused_at_once() {
+fn absent_objects_are_refused_at_once() {
     let here = Image::new("one.example/app:v1", noise(1000, 3));
     let elsewhere = Image::new("two.example/app:v1", noise(1000, 4));
     let mirror = Running::with(&[&here, &elsewhere]);
@@ -303,31 +309,34 @@ fn what_is_not_here_is_refused_at_once() {
     let _ = write!(endless, "GET /{} HTTP/1.1\r\nhost: m\r\n\r\n", "x".repeat(1_000_000));
     let mut rubbish = TcpStream::connect(mirror.addr).unwrap();
     let _ = rubbish.write_all(&[0; 4096]);
-    assert_eq!(mirror.get("/v2/").status, 200, "it goes on after all that");
+    assert_eq!(mirror.get("/v2/").status, 200, "it still serves");
 }
 
 #[test]
-fn no_wrong_byte_goes_out() {
+fn no_wrong_byte_is_sent() {
     let image = Image::new("registry.example/app:v1", noise(4_000_000, 5));
     let mirror = Running::with(&[]);
     let content = image.put(&mirror.store);
     let layer = format!("/v2/app/blobs/{}", sha256(&image.layer));
     assert!(mirror.get(&layer).body == image.layer);
-    // The disk goes bad under one byte.
+    // The disk damages one byte.
     let manifest = mirror.store.manifest(&content).unwrap();
     let (stream, _) = manifest.image.as_ref().unwrap().find(&sha256(&image.layer)).unwrap();
     let file = fs::OpenOptions::new().write(true).open(mirror.store.stream_path(&content, stream)).unwrap();
     file.write_all_at(&[image.layer[3_000_000] ^ 1], 3_000_000).unwrap();
     let reply = mirror.get(&layer);
     assert_eq!(reply.status, 200);
-    assert!(reply.body.len() <= 3_000_000 && reply.body[..] == image.layer[..reply.body.len()], "cut before it");
+    assert!(
+        reply.body.len() <= 3_000_000 && reply.body[..] == image.layer[..reply.body.len()],
+        "the body is cut before the wrong byte"
+    );
     until("the cut is counted", || mirror.metric("shoal_mirror_cut_total") == 1);
     let resumed = mirror.ask("GET", &layer, "range: bytes=3000000-\r\n");
-    assert_eq!(resumed.status, 503, "the puller goes on elsewhere");
+    assert_eq!(resumed.status, 503, "the client resumes at the registry");
 }
 
 #[test]
-fn an_image_on_its_way_is_streamed_and_cut_when_it_stops() {
+fn an_arriving_image_is_streamed_and_cut_when_it_stops() {
     let image = Image::new("registry.example/app:v1", noise(6_000_000, 6));
     let elsewhere = tempfile::tempdir().unwrap();
     let source = open(elsewhere.path());
@@ -341,9 +350,9 @@ fn an_image_on_its_way_is_streamed_and_cut_when_it_stops() {
         mirror.store.submit_shard(&content, shard, bytes, 0).unwrap();
         until("it is verified", || mirror.store.pieces_stored(&content) == Some(piece + 1));
     };
-    assert_eq!(mirror.get(&layer).status, 404, "nothing comes: the puller is sent on");
+    assert_eq!(mirror.get(&layer).status, 404, "nothing arrives, so the client continues with the registry");
     put(0);
-    assert_eq!(mirror.get("/v2/app/manifests/v1?ns=registry.example").status, 200, "the manifest is here");
+    assert_eq!(mirror.get("/v2/app/manifests/v1?ns=registry.example").status, 200, "the manifest has arrived");
     let pieces = begun.geometry.piece_count();
     put(1);
     std::thread::scope(|scope| {
@@ -356,26 +365,26 @@ fn an_image_on_its_way_is_streamed_and_cut_when_it_stops() {
     });
     let sent: u64 = begun.geometry.piece_lens()[1..pieces as usize - 1].iter().map(|len| u64::from(*len)).sum();
     let rest = format!("range: bytes={sent}-\r\n");
-    assert_eq!(mirror.ask("GET", &layer, &rest).status, 404, "nor does it at the next attempt");
+    assert_eq!(mirror.ask("GET", &layer, &rest).status, 404, "it does not arrive for the next attempt either");
     put(pieces - 1);
     let resumed = mirror.ask("GET", &layer, &rest);
     assert!(resumed.status == 206 && resumed.body[..] == image.layer[sent as usize..]);
 }
 
 #[test]
-fn a_daemon_that_hangs_closes_the_port() {
+fn a_hanging_daemon_closes_the_port() {
     let image = Image::new("registry.example/app:v1", noise(1000, 7));
     let mirror = Running::with(&[&image]);
     let path = "/v2/app/manifests/v1?ns=registry.example";
     assert_eq!(mirror.get(path).status, 200);
     let mut idle = TcpStream::connect(mirror.addr).unwrap();
     mirror.answers.store(false, Ordering::SeqCst);
-    until("it refuses while the driver is silent", || mirror.get(path).status == 503);
+    until("the mirror refuses while the driver is silent", || mirror.get(path).status == 503);
     until("the port is closed", || {
         TcpStream::connect(mirror.addr).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     });
     idle.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    assert_eq!(idle.read(&mut [0; 8]).unwrap_or(0), 0, "connections are ended too");
+    assert_eq!(idle.read(&mut [0; 8]).unwrap_or(0), 0, "connections are closed too");
     mirror.answers.store(true, Ordering::SeqCst);
     until("it is open again", || TcpStream::connect(mirror.addr).is_ok());
     until("it serves again", || mirror.get(path).status == 200);

@@ -2,8 +2,9 @@
 //!
 //! Invariant: values that are measured and not counted are read right before each scrape, never by a timer.
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -80,12 +81,13 @@ impl Metrics {
         family
     }
 
-    /// Registers gauges with labels.
-    pub fn gauges<L>(&self, name: &str, help: &str) -> Family<L, Gauge>
+    /// Registers gauges with labels, of whole numbers or of `f64`.
+    pub fn gauges<L, G>(&self, name: &str, help: &str) -> Family<L, G>
     where
         L: EncodeLabelSet + Clone + std::fmt::Debug + std::hash::Hash + Eq + Send + Sync + 'static,
+        G: EncodeMetric + TypedMetric + Default + std::fmt::Debug + Send + Sync + 'static,
     {
-        let family = Family::<L, Gauge>::default();
+        let family = Family::<L, G>::default();
         self.lock().registry.register(name, help, family.clone());
         family
     }

@@ -68,6 +68,11 @@ impl Inner {
         Ok(content.code.parity(row, &refs).into())
     }
 
+    pub(crate) fn has_shard(&self, id: &ContentId, shard: ShardIndex) -> bool {
+        let on_disk = |content: &Content| content.geometry.piece_of(shard).is_some_and(|piece| content.has(piece));
+        self.cache.get(&(*id, shard)).is_some() || self.content(id).is_some_and(|content| on_disk(&content))
+    }
+
     pub(crate) fn read_manifest(&self, id: &ContentId) -> Result<Bytes, ReadError> {
         let content = self.content(id).ok_or(ReadError::NotHere)?;
         Ok(fs::read(content.dir.join("manifest"))?.into())

@@ -224,6 +224,11 @@ impl Store {
         self.inner.cache.get(&(*id, shard))
     }
 
+    /// Whether [`Store::read`] finds a data shard, in memory or on disk. Does not block.
+    pub fn has_shard(&self, id: &ContentId, shard: ShardIndex) -> bool {
+        self.inner.has_shard(id, shard)
+    }
+
     /// Releases a shard's memory once the shard is written, because no other host needs it from here.
     pub fn release_from_cache(&self, id: &ContentId, shard: ShardIndex) {
         self.inner.cache.release(&(*id, shard));

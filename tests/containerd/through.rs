@@ -23,7 +23,7 @@ fn a_miss_is_fetched_once_for_all_hosts() {
     let mut region = Setup::new(SHOAL, 1, 3)
         .peers(|_| {
             let listen = format!("mirror.listen='{ADDR}:0'");
-            vec![listen, "mirror.fetch_through=true".into(), "mirror.budget=50s".into()]
+            vec![listen, "mirror.fetch_through=true".into(), "mirror.max_wait=50s".into()]
         })
         .start();
     region.seeder.kill();
@@ -63,7 +63,7 @@ fn a_miss_is_fetched_once_for_all_hosts() {
     let other = ["images", "pull", "--hosts-dir", dir.to_str().unwrap(), "registry.example:5000/other/app:v1"];
     assert!(!runtimes[0].ctr(&other).status.success());
     until("the mirror counts the miss", || {
-        let misses = region.peers[0].metric("shoal_mirror_requests_total{what=\"Manifest\",outcome=\"Miss\"}");
+        let misses = region.peers[0].metric("shoal_mirror_requests_total{what=\"manifest\",outcome=\"miss\"}");
         (misses > 0).then_some(())
     });
 }

@@ -52,7 +52,7 @@ fn an_image_is_prewarmed_on_every_host_from_peers_alone() {
         run_in(runtime, &reference, &data);
         let pinned = runtime.ok(&["leases", "ls"]);
         assert!(pinned.contains(&format!("shoal.pin-{job}")), "{pinned}");
-        let asked = lab.metric(host, "shoal_mirror_requests_total{what=\"Blob\",outcome=\"Hit\"}");
+        let asked = lab.metric(host, "shoal_mirror_requests_total{what=\"blob\",outcome=\"hit\"}");
         match host % 3 {
             2 => assert_eq!(asked, 0, "a containerd without CRI pulled from the mirror"),
             _ => assert!(
@@ -97,7 +97,7 @@ fn a_peer_waits_for_a_containerd_that_is_away_or_killed() {
     lab.region.wait_active(&job, 2);
     run_in(&lab.runtimes[1], &reference, &data);
     // A restarted peer finds the image prewarmed.
-    let warmed = |lab: &Lab| lab.metric(1, "shoal_images_warmed_total");
+    let warmed = |lab: &Lab| lab.metric(1, "shoal_images_prewarmed_total");
     assert_eq!(warmed(&lab), 1);
     lab.region.peers[1].kill();
     // A pin of a job that has ended meanwhile.
@@ -109,7 +109,7 @@ fn a_peer_waits_for_a_containerd_that_is_away_or_killed() {
         (!lab.runtimes[1].ok(&["leases", "ls"]).contains(&over)).then_some(())
     });
     assert!(lab.runtimes[1].ok(&["leases", "ls"]).contains(&format!("shoal.pin-{job}")));
-    assert_eq!(lab.metric(1, "shoal_images_not_warmed_total"), 0);
+    assert_eq!(lab.metric(1, "shoal_images_prewarm_failed_total"), 0);
 }
 
 /// A small file system. It is unmounted when this is dropped.
@@ -135,7 +135,7 @@ impl Drop for SmallDisk {
 fn hosts_that_cannot_prewarm_report_the_reason() {
     let disk = tempfile::tempdir().unwrap();
     let small = SmallDisk::mount(&disk.path().join("root"), "24m");
-    let patience = |host: usize| if host == 1 { vec!["containerd.patience=2s".to_string()] } else { Vec::new() };
+    let patience = |host: usize| if host == 1 { vec!["containerd.retry_for=2s".to_string()] } else { Vec::new() };
     let mut lab = Lab::start(1, 4, |_| true, patience);
     // The first host's disk is too small, the second host's containerd is away, and the third host has no mirror
     // configured.

@@ -1,10 +1,10 @@
-//! Switching a version in: a complete content becomes `NAME/VERSION` in the content folder, and `NAME/current` points at
-//! it.
+//! The content folder: a complete content becomes `NAME/VERSION`, and the link `NAME/current` points at one version.
 //!
-//! Invariant: a version is there whole or not at all, and `current` points at a whole one at any moment, kills and power
-//! cuts included. The new version is made in a folder nobody looks at, made durable, and renamed.
+//! A new version is built under a temporary name, flushed, and renamed.
+//! Invariant: a version exists whole or not at all, and `current` points at a whole version at any moment. This holds
+//! after a kill and after a loss of power.
 
-use rustix::fs::ioctl_ficlone;
+use crate::clone_file::clone_file;
 use shoal_proto::ids::ContentId;
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_store::Store;
@@ -12,55 +12,59 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// Prefix of folders in the making; what is left of them is removed at start.
+/// Prefix of unfinished files and folders. A start removes them.
 const TEMPORARY: &str = ".shoal-";
-/// File beside the versions that says which content each is.
+/// File beside the versions that lists the content id of each version.
 const LEDGER: &str = ".shoal-versions";
-/// Contents of more entries than this are made durable by one flush of the file system.
-const FLUSHED_ALONE_MAX: usize = 512;
+/// A content with more entries is flushed by one `syncfs` instead of one `fsync` per entry.
+const FSYNC_ENTRIES_MAX: usize = 512;
 
-/// Why a version was not switched in. `current` is as it was.
+/// Why the content folder was not changed. `current` still points at the same version.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentDirError {
-    /// The content is not in the store.
+    /// The version is not in the folder, and its content is not complete in the store.
     #[error("the content is not in the store")]
-    Missing,
-    /// The file system refused.
-    #[error("{what} {}: {source}", .path.display())]
+    NoContent,
+    /// The file system refused an operation.
+    #[error("cannot {action} {}", .path.display())]
     Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
+        /// A verb, for example `write`.
+        action: &'static str,
+        /// The operation's object.
         path: PathBuf,
-        /// Why.
+        #[allow(missing_docs, reason = "the error of the system call")]
         #[source]
         source: io::Error,
     },
 }
 
-fn fault<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ContentDirError + 'a {
-    move |source| ContentDirError::Io { what, path: path.to_path_buf(), source }
+fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ContentDirError + 'a {
+    move |source| ContentDirError::Io { action, path: path.to_path_buf(), source }
 }
 
-/// The content folder.
+/// The content folder. Clones use the same folder.
 #[derive(Clone, Debug)]
 pub struct ContentDir {
     dir: PathBuf,
+    /// Versions of one name that [`ContentDir::prune`] leaves, at least 1.
     keep: usize,
 }
 
 impl ContentDir {
-    /// Opens or makes it, and removes what interrupted activations left. `keep` versions of a name stay.
+    /// Opens or creates the folder, and removes what interrupted activations left.
+    ///
+    /// # Errors
+    /// Fails if the folder cannot be created or read.
     pub fn open(dir: &Path, keep: usize) -> Result<Self, ContentDirError> {
-        fs::create_dir_all(dir).map_err(fault("make", dir))?;
-        let made = Self { dir: dir.to_path_buf(), keep: keep.max(1) };
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        let content_dir = Self { dir: dir.to_path_buf(), keep: keep.max(1) };
         let mut folders = vec![dir.to_path_buf()];
         while let Some(folder) = folders.pop() {
-            for item in fs::read_dir(&folder).map_err(fault("list", &folder))? {
-                let item = item.map_err(fault("list", &folder))?;
+            for item in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
+                let item = item.map_err(io_error("list", &folder))?;
                 let (path, name) = (item.path(), item.file_name());
                 if name.as_bytes().starts_with(TEMPORARY.as_bytes()) && name != OsStr::new(LEDGER) {
                     discard(&path);
@@ -69,20 +73,24 @@ impl ContentDir {
                 }
             }
         }
-        Ok(made)
+        Ok(content_dir)
     }
 
-    /// Where a name's versions are.
+    /// Returns the folder of a name's versions.
     pub fn folder(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// The version that is switched in, if any.
+    /// Returns the version that `current` points at.
     pub fn current(&self, name: &str) -> Option<String> {
         fs::read_link(self.folder(name).join("current")).ok()?.to_str().map(str::to_string)
     }
 
-    /// Switches a complete content in. Doing it again changes nothing.
+    /// Builds the version if it is missing, points `current` at it and removes old versions. A repeated call changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// Fails if the content is not in the store, or if the file system fails.
     pub fn activate(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ContentDirError> {
         self.prepare(store, id, name, version)?;
         self.switch_to(name, Some(version))?;
@@ -90,35 +98,39 @@ impl ContentDir {
         Ok(())
     }
 
-    /// The content of a version that is in the folder.
+    /// Returns the content of a version that is in the folder.
     pub fn content_of(&self, name: &str, version: &str) -> Option<ContentId> {
         let folder = self.folder(name);
         Ledger::load(&folder).get(version).filter(|_| folder.join(version).exists())
     }
 
-    /// Makes the folder of a version, without switching to it. It stays as it is when it is there already, whether or not
-    /// the store still holds the content.
+    /// Builds the folder of a version and leaves `current` unchanged.
+    ///
+    /// An existing version stays as it is, even if the content has left the store.
+    ///
+    /// # Errors
+    /// Fails if the content is not in the store, or if the file system fails.
     pub fn prepare(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ContentDirError> {
         let folder = self.folder(name);
-        fs::create_dir_all(&folder).map_err(fault("make", &folder))?;
+        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let target = folder.join(version);
         let mut ledger = Ledger::load(&folder);
         if ledger.get(version) != Some(*id) || !target.exists() {
-            let manifest = store.manifest(id).ok_or(ContentDirError::Missing)?;
+            let manifest = store.manifest(id).ok_or(ContentDirError::NoContent)?;
             let temporary = folder.join(format!("{TEMPORARY}{version}"));
             discard(&temporary);
-            let made = materialise(store, id, &manifest, &temporary)
-                .and_then(|()| replace(&temporary, &target).map_err(fault("switch in", &target)));
-            if let Err(error) = made {
+            let built = build(store, id, &manifest, &temporary)
+                .and_then(|()| replace(&temporary, &target).map_err(io_error("rename to", &target)));
+            if let Err(error) = built {
                 discard(&temporary);
                 return Err(error);
             }
         }
         ledger.put(version, *id);
-        ledger.save().map_err(fault("write", &ledger.path))
+        ledger.save().map_err(io_error("write", &ledger.path))
     }
 
-    /// Under which names a content is switched in, as `NAME/VERSION`.
+    /// Returns `NAME/VERSION` for each name whose current version is this content.
     pub fn current_of(&self, id: &ContentId) -> Vec<String> {
         let names = self.name_folders().into_iter();
         let current = names.filter_map(|folder| {
@@ -129,28 +141,31 @@ impl ContentDir {
         current.collect()
     }
 
-    /// Removes a content's versions, but never one that is switched in.
+    /// Removes all versions of a content that `current` does not point at.
+    ///
+    /// # Errors
+    /// Fails if the file system fails.
     pub fn withdraw(&self, id: &ContentId) -> Result<(), ContentDirError> {
         for folder in self.name_folders() {
             let mut ledger = Ledger::load(&folder);
             let current = fs::read_link(folder.join("current")).ok();
-            let goes = |version: &str| current.as_deref() != Some(Path::new(version));
+            let is_unused = |version: &str| current.as_deref() != Some(Path::new(version));
             let versions: Vec<String> = ledger
                 .rows
                 .iter()
-                .filter(|(version, row)| row == id && goes(version))
+                .filter(|(version, row)| row == id && is_unused(version))
                 .map(|row| row.0.clone())
                 .collect();
             for version in versions {
                 ledger.rows.retain(|(row, _)| *row != version);
-                ledger.save().map_err(fault("write", &ledger.path))?;
+                ledger.save().map_err(io_error("write", &ledger.path))?;
                 discard(&folder.join(version));
             }
         }
         Ok(())
     }
 
-    /// Folders of names: those with a ledger.
+    /// Returns the folders of names, which are the folders with a ledger.
     fn name_folders(&self) -> Vec<PathBuf> {
         let (mut found, mut folders) = (Vec::new(), vec![self.dir.clone()]);
         while let Some(folder) = folders.pop() {
@@ -164,27 +179,32 @@ impl ContentDir {
         found
     }
 
-    /// Points `current` at a version that is in the folder, or at nothing.
+    /// Points `current` at a version in the folder, or removes `current`.
+    ///
+    /// # Errors
+    /// Fails if the version is missing, or if the file system fails.
     pub fn switch_to(&self, name: &str, version: Option<&str>) -> Result<(), ContentDirError> {
         let folder = self.folder(name);
         match version {
-            Some(version) if !folder.join(version).exists() => Err(ContentDirError::Missing),
-            Some(version) => point(&folder, version).map_err(fault("switch", &folder)),
+            Some(version) if !folder.join(version).exists() => Err(ContentDirError::NoContent),
+            Some(version) => point(&folder, version).map_err(io_error("switch `current` in", &folder)),
             None => match fs::remove_file(folder.join("current")) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault("switch", &folder)(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(io_error("switch `current` in", &folder)(error))
+                }
                 _ => Ok(()),
             },
         }
     }
 
-    /// Removes all but the newest versions, never the current one or one that is needed.
+    /// Removes the oldest versions beyond the limit. The current version and `needed` versions stay.
     pub fn prune(&self, name: &str, needed: &[String]) {
         let folder = self.folder(name);
         let mut ledger = Ledger::load(&folder);
         let current = self.current(name);
         while ledger.rows.len() > self.keep {
-            let stays = |version: &String| Some(version) == current.as_ref() || needed.contains(version);
-            let Some(place) = ledger.rows.iter().position(|(version, _)| !stays(version)) else { return };
+            let must_stay = |version: &String| Some(version) == current.as_ref() || needed.contains(version);
+            let Some(place) = ledger.rows.iter().position(|(version, _)| !must_stay(version)) else { return };
             let (version, _) = ledger.rows.remove(place);
             if ledger.save().is_err() {
                 return;
@@ -194,14 +214,14 @@ impl ContentDir {
     }
 }
 
-/// A folder of a name, or one on the way to it: not a version, which the ledger beside it would list.
+/// Whether a folder belongs to a name or lies above one. A version is no such folder: a ledger lies beside it.
 fn is_name_folder(path: &Path) -> bool {
     let is_dir = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
     let parent_has_ledger = path.parent().is_some_and(|parent| parent.join(LEDGER).exists());
     is_dir && !parent_has_ledger
 }
 
-/// Which content each version is, oldest first.
+/// The content id of each version of one name, the oldest first.
 struct Ledger {
     path: PathBuf,
     rows: Vec<(String, ContentId)>,
@@ -239,60 +259,64 @@ impl Ledger {
     }
 }
 
-/// Makes the content under a fresh path, durable.
-fn materialise(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) -> Result<(), ContentDirError> {
+/// Builds the content at a fresh path and flushes it.
+fn build(store: &Store, id: &ContentId, manifest: &Manifest, at: &Path) -> Result<(), ContentDirError> {
     let stream = store.stream_path(id, 0);
-    fs::create_dir(at).map_err(fault("make", at))?;
-    fs::set_permissions(at, Permissions::from_mode(0o700)).map_err(fault("set the mode of", at))?;
+    fs::create_dir(at).map_err(io_error("create", at))?;
+    fs::set_permissions(at, Permissions::from_mode(0o700)).map_err(io_error("set the mode of", at))?;
     match (manifest.root, &manifest.entries[..]) {
         (Root::File, [entry]) => {
             let path = at.join(OsStr::from_bytes(&entry.path));
-            share_file(&stream, manifest.size(), entry.mode, &path).map_err(fault("write", &path))?;
+            clone_file(&stream, manifest.size(), entry.mode, &path).map_err(io_error("write", &path))?;
             set_mode(at, 0o755)?;
         }
         _ => {
             let source =
-                if manifest.size() > 0 { Some(File::open(&stream).map_err(fault("read", &stream))?) } else { None };
-            fill(manifest, source.as_ref(), at)?;
+                if manifest.size() > 0 { Some(File::open(&stream).map_err(io_error("read", &stream))?) } else { None };
+            build_entries(manifest, source.as_ref(), at)?;
             let mode = if let Root::Directory { mode } = manifest.root { mode } else { 0o755 };
             set_mode(at, mode)?;
         }
     }
-    make_durable(manifest, at)
+    flush(manifest, at)
 }
 
-/// Flushes what was made. File by file as long as they are few: a flush of the whole file system also waits for whatever
-/// the host's other programs have written to it.
-fn make_durable(manifest: &Manifest, at: &Path) -> Result<(), ContentDirError> {
-    let flush = |path: &Path| match File::open(path).and_then(|file| file.sync_all()) {
-        // Its own mode may close it to us, unless we are root.
+/// Flushes a built content to the disk.
+///
+/// Few files are flushed one by one, because `syncfs` also waits for the writes of other programs.
+fn flush(manifest: &Manifest, at: &Path) -> Result<(), ContentDirError> {
+    let flush_one = |path: &Path| match File::open(path).and_then(|file| file.sync_all()) {
+        // The mode of the file may forbid reading, unless we are root.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => flush_all(path),
-        result => result.map_err(fault("flush", path)),
+        result => result.map_err(io_error("flush", path)),
     };
-    if manifest.entries.len() > FLUSHED_ALONE_MAX {
+    if manifest.entries.len() > FSYNC_ENTRIES_MAX {
         return flush_all(at);
     }
-    let real = manifest.entries.iter().filter(|entry| !matches!(entry.kind, EntryKind::Link { .. }));
-    real.map(|entry| at.join(OsStr::from_bytes(&entry.path))).try_for_each(|path| flush(&path))?;
-    flush(at)
+    let entries = manifest.entries.iter().filter(|entry| !matches!(entry.kind, EntryKind::Link { .. }));
+    entries.map(|entry| at.join(OsStr::from_bytes(&entry.path))).try_for_each(|path| flush_one(&path))?;
+    flush_one(at)
 }
 
 fn flush_all(at: &Path) -> Result<(), ContentDirError> {
     let folder = at.ancestors().skip(1).find_map(|folder| File::open(folder).ok());
-    let folder = folder.ok_or(io::Error::from(io::ErrorKind::PermissionDenied)).map_err(fault("open", at))?;
-    rustix::fs::syncfs(&folder).map_err(|error| fault("flush", at)(error.into()))
+    let folder = folder.ok_or(io::Error::from(io::ErrorKind::PermissionDenied)).map_err(io_error("open", at))?;
+    rustix::fs::syncfs(&folder).map_err(|error| io_error("flush", at)(error.into()))
 }
 
-/// Files, directories and links of a directory content. Directories are open to us until all is in them.
-fn fill(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(), ContentDirError> {
+/// Creates the files, directories and links of a directory content.
+///
+/// Directories get their final modes last, because a final mode may forbid writing.
+fn build_entries(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(), ContentDirError> {
     let path_of = |entry: &Entry| at.join(OsStr::from_bytes(&entry.path));
     let mut offset = 0;
     for entry in &manifest.entries {
         let path = path_of(entry);
         match &entry.kind {
             EntryKind::Directory => {
-                fs::create_dir(&path).map_err(fault("make", &path))?;
-                fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(fault("set the mode of", &path))?;
+                fs::create_dir(&path).map_err(io_error("create", &path))?;
+                fs::set_permissions(&path, Permissions::from_mode(0o700))
+                    .map_err(io_error("set the mode of", &path))?;
             }
             EntryKind::File { size } => {
                 let mut file = OpenOptions::new()
@@ -300,30 +324,30 @@ fn fill(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(),
                     .create_new(true)
                     .mode(0o600)
                     .open(&path)
-                    .map_err(fault("make", &path))?;
+                    .map_err(io_error("create", &path))?;
                 if let Some(source) = source.as_mut().filter(|_| *size > 0) {
-                    source.seek(SeekFrom::Start(offset)).map_err(fault("read for", &path))?;
-                    // The kernel copies from page to page, or shares the blocks where the file system can.
-                    let copied = io::copy(&mut source.take(*size), &mut file).map_err(fault("write", &path))?;
+                    source.seek(SeekFrom::Start(offset)).map_err(io_error("read the stream for", &path))?;
+                    // The kernel copies without a user-space buffer, or shares blocks where the file system can.
+                    let copied = io::copy(&mut source.take(*size), &mut file).map_err(io_error("write", &path))?;
                     if copied != *size {
-                        return Err(fault("write", &path)(io::ErrorKind::UnexpectedEof.into()));
+                        return Err(io_error("write", &path)(io::ErrorKind::UnexpectedEof.into()));
                     }
                 }
                 offset += size;
                 let mode = Permissions::from_mode(entry.mode);
-                file.set_permissions(mode).map_err(fault("set the mode of", &path))?;
+                file.set_permissions(mode).map_err(io_error("set the mode of", &path))?;
             }
-            // Last, so that nothing is ever written through one.
+            // Links come last, so that no write goes through a link.
             EntryKind::Link { .. } => {}
         }
     }
     for entry in &manifest.entries {
         if let EntryKind::Link { target } = &entry.kind {
             let path = path_of(entry);
-            symlink(OsStr::from_bytes(target), &path).map_err(fault("link", &path))?;
+            symlink(OsStr::from_bytes(target), &path).map_err(io_error("create link", &path))?;
         }
     }
-    // Deepest first: a directory may be closed to us by its own mode.
+    // The deepest directory comes first, because a mode may close a directory to us.
     for entry in manifest.entries.iter().rev() {
         if entry.kind == EntryKind::Directory {
             set_mode(&path_of(entry), entry.mode)?;
@@ -333,41 +357,22 @@ fn fill(manifest: &Manifest, mut source: Option<&File>, at: &Path) -> Result<(),
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), ContentDirError> {
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fault("set the mode of", path))
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error("set the mode of", path))
 }
 
-/// A file with the stream's bytes and this mode: sharing its blocks where the file system can, else the stream file itself
-/// where it is on the same file system and has this mode already (a mode belongs to the file, not to the name), else a
-/// copy.
-pub(crate) fn share_file(stream: &Path, size: u64, mode: u32, path: &Path) -> io::Result<()> {
-    let mut copy = File::create_new(path)?;
-    if size > 0 {
-        let source = File::open(stream)?;
-        let (of_stream, of_copy) = (source.metadata()?, copy.metadata()?);
-        let same_disk = of_stream.dev() == of_copy.dev();
-        if !(same_disk && ioctl_ficlone(&copy, &source).is_ok()) {
-            if same_disk && of_stream.mode() & 0o7777 == mode {
-                fs::remove_file(path)?;
-                return fs::hard_link(stream, path);
-            }
-            io::copy(&mut &source, &mut copy)?;
-        }
-    }
-    copy.set_permissions(Permissions::from_mode(mode))
-}
-
-/// Puts a made version in its place, over a former one of the same name.
-fn replace(made: &Path, target: &Path) -> io::Result<()> {
+/// Renames a built version to its place and removes a former version there.
+fn replace(built: &Path, target: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     if fs::symlink_metadata(target).is_err() {
-        return fs::rename(made, target);
+        return fs::rename(built, target);
     }
-    renameat_with(CWD, made, CWD, target, RenameFlags::EXCHANGE)?;
-    discard(made);
+    renameat_with(CWD, built, CWD, target, RenameFlags::EXCHANGE)?;
+    // After the exchange this is the former version.
+    discard(built);
     Ok(())
 }
 
-/// Points `current` at a version, in one step.
+/// Points `current` at a version by one rename.
 fn point(folder: &Path, version: &str) -> io::Result<()> {
     let link = folder.join("current");
     if fs::read_link(&link).is_ok_and(|target| target == Path::new(version)) {
@@ -380,30 +385,30 @@ fn point(folder: &Path, version: &str) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes whatever is there, whatever modes its directories have.
+/// Removes a file or a folder, whatever modes its directories have. A missing path is fine.
 fn discard(path: &Path) {
     let Ok(meta) = fs::symlink_metadata(path) else { return };
     let removed = if meta.is_dir() {
-        open_up(path);
+        allow_access(path);
         fs::remove_dir_all(path)
     } else {
         fs::remove_file(path)
     };
     if let Err(error) = removed {
-        tracing::warn!(path = %path.display(), %error, "cannot remove");
+        tracing::warn!(path = %path.display(), %error, "cannot remove an old version");
     }
 }
 
-/// Gives us access to every directory below. Root needs none of this.
-fn open_up(path: &Path) {
+/// Makes every directory below writable for us. Root needs no such mode.
+fn allow_access(path: &Path) {
     if rustix::process::geteuid().is_root() {
         return;
     }
-    let _ = fs::set_permissions(path, Permissions::from_mode(0o700));
+    let _ = fs::set_permissions(path, Permissions::from_mode(0o700)); // the removal reports a failure
     let Ok(items) = fs::read_dir(path) else { return };
     for item in items.flatten() {
         if item.file_type().is_ok_and(|kind| kind.is_dir()) {
-            open_up(&item.path());
+            allow_access(&item.path());
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Runs a hook: a command with a time limit, in a process group of its own, its output kept as far as a report takes it.
+//! Runs a hook: a command with a time limit in a process group of its own.
 //!
-//! Invariant: when a hook's time is over, or nobody waits for it any more, its whole group is killed.
+//! The end of the hook's output becomes part of the report.
+//! Invariant: when the time limit passes or the caller drops the future, the whole process group is killed.
 
 use minicbor::{Decode, Encode};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -11,82 +12,71 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
-/// Output kept, bytes, the last of it.
-const TAIL: usize = 160;
-/// How long a hook that has ended is listened to: a service it started may hold its pipe for ever.
-const LINGER: Duration = Duration::from_millis(100);
+/// Bytes of output that are kept. The last bytes count.
+const TAIL_BYTES: usize = 160;
+/// How long output is read after a hook ended. A service that the hook started may keep the pipe open for ever.
+const READ_AFTER_END: Duration = Duration::from_millis(100);
 
-/// Why a hook failed, in words.
+/// Why a hook failed. `tail` is the end of its output.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HookError {
-    /// It cannot be run.
-    #[error("cannot be run: {0}")]
+    #[error("the command cannot be run")]
     Start(#[from] std::io::Error),
-    /// It took too long and was killed.
-    #[error("was killed after {limit:?}{tail}")]
-    Late {
-        /// Its time limit.
-        limit: Duration,
-        /// What it said last.
-        tail: String,
-    },
-    /// It said no.
-    #[error("ended with {status}{tail}")]
-    Failed {
-        /// How it ended.
-        status: std::process::ExitStatus,
-        /// What it said last.
-        tail: String,
-    },
+    #[error("the command was killed after {limit:?}{tail}")]
+    Timeout { limit: Duration, tail: String },
+    #[error("the command ended with {status}{tail}")]
+    Exit { status: std::process::ExitStatus, tail: String },
 }
 
-/// Kills the group unless told that the leader was waited for.
-struct Group(Option<Pid>);
+/// Kills the process group when dropped, unless the leader was waited for.
+struct GroupGuard(Option<Pid>);
 
-impl Drop for Group {
+impl Drop for GroupGuard {
     fn drop(&mut self) {
         if let Some(leader) = self.0 {
-            // The leader was not waited for, so its number is still its own.
-            let _gone = kill_process_group(leader, Signal::KILL);
+            // The kernel cannot reuse the leader's number before the leader is waited for.
+            let _ = kill_process_group(leader, Signal::KILL); // the group may have ended
         }
     }
 }
 
-/// A hook that runs: its process, and when that began, so that it is not taken for another.
+/// The process of a running hook. The start time tells the process from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Leader {
     #[n(0)]
     pid: i32,
-    /// In the kernel's ticks since it was started.
+    /// Start time in clock ticks since the machine booted.
     #[n(1)]
-    began: u64,
+    started_ticks: u64,
 }
 
 impl Leader {
     fn of(pid: u32) -> Option<Self> {
         let pid = i32::try_from(pid).ok()?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name is in brackets and may hold anything; the times come after it.
-        let began = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, began })
+        // The name is in brackets and may contain brackets and spaces. The start time is field 20 after it.
+        let started_ticks = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, started_ticks })
     }
 
-    /// Kills what is left of a hook whose peer was killed.
+    /// Kills the process group of a hook that outlived its peer.
     pub(crate) fn kill_left_over(self) {
         let same = u32::try_from(self.pid).ok().and_then(Self::of) == Some(self);
         if let Some(leader) = Pid::from_raw(self.pid).filter(|_| same) {
-            tracing::warn!(pid = self.pid, "killing a hook that outlived its peer");
-            let _gone = kill_process_group(leader, Signal::KILL);
+            tracing::warn!(pid = self.pid, "kills a hook that outlived its peer");
+            let _ = kill_process_group(leader, Signal::KILL); // the group may have ended
         }
     }
 }
 
-/// Runs `argv` to its end; an empty one does nothing. `began` hears of the process before anything else happens.
+/// Runs `argv` to its end. An empty `argv` succeeds at once.
+///
+/// `on_start` gets the process before this function waits for anything.
 pub(crate) async fn run(
     argv: &[String],
     limit: Duration,
     env: &[(&str, String)],
-    began: impl FnOnce(Leader),
+    on_start: impl FnOnce(Leader),
 ) -> Result<(), HookError> {
     let Some((program, arguments)) = argv.split_first() else { return Ok(()) };
     let mut child = Command::new(program)
@@ -98,9 +88,9 @@ pub(crate) async fn run(
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let mut group = GroupGuard(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
     if let Some(leader) = child.id().and_then(Leader::of) {
-        began(leader);
+        on_start(leader);
     }
     let tail = Mutex::new(Vec::new());
     let (out, err) = (child.stdout.take(), child.stderr.take());
@@ -111,37 +101,39 @@ pub(crate) async fn run(
                 status = child.wait() => status?,
                 _ = &mut reading => return child.wait().await,
             };
-            let _still_open = tokio::time::timeout(LINGER, &mut reading).await;
+            let _ = tokio::time::timeout(READ_AFTER_END, &mut reading).await; // a service may keep the pipe open
             Ok(status)
         })
         .await
     };
     let Ok(status) = ended else {
         drop(group);
-        let _reaped = child.wait().await;
-        return Err(HookError::Late { limit, tail: words(&tail) });
+        let _ = child.wait().await; // only reaps the killed process
+        return Err(HookError::Timeout { limit, tail: tail_text(&tail) });
     };
     group.0 = None;
     let status = status?;
-    if status.success() { Ok(()) } else { Err(HookError::Failed { status, tail: words(&tail) }) }
+    if status.success() { Ok(()) } else { Err(HookError::Exit { status, tail: tail_text(&tail) }) }
 }
 
+/// Reads to the end and keeps the last [`TAIL_BYTES`].
 async fn drain(from: Option<impl AsyncRead + Unpin>, tail: &Mutex<Vec<u8>>) {
     let Some(mut from) = from else { return };
     let mut buffer = [0; 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
         tail.extend_from_slice(&buffer[..read]);
-        let surplus = tail.len().saturating_sub(TAIL);
+        let surplus = tail.len().saturating_sub(TAIL_BYTES);
         tail.drain(..surplus);
     }
 }
 
-fn words(tail: &Mutex<Vec<u8>>) -> String {
+/// Returns the tail on one line, after a colon, or nothing.
+fn tail_text(tail: &Mutex<Vec<u8>>) -> String {
     let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
     let text = String::from_utf8_lossy(&tail);
-    let text: Vec<&str> = text.split_whitespace().collect();
-    if text.is_empty() { String::new() } else { format!(": {}", text.join(" ")) }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    if words.is_empty() { String::new() } else { format!(": {}", words.join(" ")) }
 }
 
 #[cfg(test)]
@@ -156,47 +148,47 @@ mod tests {
     const LONG: Duration = Duration::from_secs(30);
 
     #[tokio::test]
-    async fn hooks_succeed_fail_and_say_why() {
+    async fn a_failed_hook_reports_the_end_of_its_output() {
         run(&[], LONG, &[], drop).await.unwrap();
         let env = [("SHOAL_NAME", "edge/a".to_string())];
         run(&shell("test \"$SHOAL_NAME\" = edge/a"), LONG, &env, drop).await.unwrap();
         let error = run(&shell("echo no  room >&2; exit 3"), LONG, &[], drop).await.unwrap_err().to_string();
         assert!(error.contains('3') && error.ends_with("no room"), "{error}");
-        let error = run(&["/no/such/program".into()], LONG, &[], drop).await.unwrap_err().to_string();
-        assert!(error.contains("cannot be run"), "{error}");
+        let error = run(&["/no/such/program".into()], LONG, &[], drop).await.unwrap_err();
+        assert!(error.to_string().contains("cannot be run"), "{error}");
         let flood = run(&shell("yes word | head -c 1000000; exit 1"), LONG, &[], drop).await.unwrap_err();
-        assert!(flood.to_string().len() < 2 * TAIL);
+        assert!(flood.to_string().len() < 2 * TAIL_BYTES);
     }
 
     #[tokio::test]
-    async fn a_service_it_leaves_behind_holds_nobody_up() {
+    async fn a_hook_that_starts_a_service_ends_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("sleep 600 & echo $! > {}", file.display());
         run(&shell(&script), LONG, &[], drop).await.unwrap();
         let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).expect("it goes on");
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).expect("the service still runs");
     }
 
     #[tokio::test]
-    async fn what_outlived_its_peer_is_killed() {
+    async fn a_hook_that_outlived_its_peer_is_killed() {
         let mut child = std::process::Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
         let leader = Leader::of(child.id()).unwrap();
-        Leader { began: leader.began + 1, ..leader }.kill_left_over();
-        assert!(child.try_wait().unwrap().is_none(), "another process of that number is left alone");
+        Leader { started_ticks: leader.started_ticks + 1, ..leader }.kill_left_over();
+        assert!(child.try_wait().unwrap().is_none(), "another process with that number lives on");
         leader.kill_left_over();
         assert!(!child.wait().unwrap().success());
     }
 
     #[tokio::test]
-    async fn the_whole_group_is_killed_when_time_is_over() {
+    async fn the_whole_group_is_killed_at_the_time_limit() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("sleep 600 & echo $! > {}; wait", file.display());
         let error = run(&shell(&script), Duration::from_millis(500), &[], drop).await.unwrap_err();
-        assert!(matches!(error, HookError::Late { .. }), "{error}");
+        assert!(matches!(error, HookError::Timeout { .. }), "{error}");
         let pid: u32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        // Killed, it is gone or waits for init to reap it.
+        // A killed process is gone, or a zombie until init reaps it.
         let gone = || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
             stat.is_none_or(|stat| stat.contains(") Z") || stat.contains(") X"))

@@ -1,60 +1,51 @@
-//! What happened to the versions of this host, when and why: a file of JSON lines beside the store.
+//! The operator's log of switches on this host: a file of JSON lines beside the store.
 //!
-//! Invariant: at most two files of [`FILE_BYTES_MAX`] each; a journal that cannot be written delays nothing.
+//! Invariant: there are at most two files of about [`FILE_BYTES_MAX`]. A failed write never delays a switch.
 
 use serde::Serialize;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Size at which a file makes room for the next.
+/// Size in bytes from which a new file replaces the current one.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// One line.
+/// One line of the journal.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entry<'a> {
-    /// When, Unix milliseconds.
+    /// Unix time in milliseconds.
     pub(crate) at_ms: u64,
-    /// The name.
     pub(crate) name: &'a str,
-    /// The rollout.
     pub(crate) rollout: String,
-    /// Its attempt.
     pub(crate) attempt: u16,
-    /// What: `begin`, `switched`, `undone`, `end`, `unhealthy`.
+    /// One of `begin`, `switched`, `undone`, `end` and `unhealthy`.
     pub(crate) event: &'a str,
-    /// The version before.
+    /// The version before the attempt. Empty for none.
     pub(crate) from: &'a str,
-    /// The version after.
+    /// The version that the attempt installs. Empty for none.
     pub(crate) to: &'a str,
-    /// How it ended.
+    /// The host's state as in reports.
     pub(crate) state: String,
-    /// Why.
+    /// The reason of `state`. Often empty.
     pub(crate) detail: &'a str,
 }
 
-/// The file.
+/// The journal. Clones write to the same file.
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
-    turn: Arc<Mutex<()>>,
-}
-
-/// Unix milliseconds.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    write_lock: Arc<Mutex<()>>,
 }
 
 impl Journal {
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { path: dir.join("activations.jsonl"), turn: Arc::default() }
+        Self { path: dir.join("activations.jsonl"), write_lock: Arc::default() }
     }
 
-    /// Adds a line.
+    /// Appends a line.
     pub(crate) fn add(&self, entry: &Entry<'_>) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.write_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let written = (|| {
             if fs::metadata(&self.path).is_ok_and(|meta| meta.len() >= FILE_BYTES_MAX) {
                 fs::rename(&self.path, self.path.with_extension("jsonl.1"))?;
@@ -64,7 +55,7 @@ impl Journal {
             OpenOptions::new().create(true).append(true).open(&self.path)?.write_all(&line)
         })();
         if let Err(error) = written {
-            tracing::warn!(path = %self.path.display(), %error, "cannot write the journal");
+            tracing::warn!(path = %self.path.display(), %error, "cannot write the journal of switches");
         }
     }
 }
@@ -74,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_makes_room() {
+    fn a_full_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::new(dir.path());
         let detail = "x".repeat(100_000);

@@ -1,12 +1,12 @@
-//! Switching versions in as a desired state asks for: with the hooks this host's own configuration names, and back again
-//! when they fail.
+//! Activation: a complete content becomes a version in the content folder, and a switch puts it into use.
 //!
-//! Owns: the hooks' settings, the record of what was begun and what is done, the journal operators read.
-//! Invariant: nothing that comes over the network names a command. A step is on the disk before it begins, so after a kill at
-//! any moment the host is wholly on one version, and only a hook that was cut in its middle runs again.
+//! Owns: the content folder, the hooks' settings, the record and the journal of switches.
+//! Invariant: the network never names a command; hooks come from this host's configuration. Each step of a switch is
+//! durable before it begins. After a kill the host is wholly on one version, and only an interrupted hook runs again.
 //!
-//! Split by meaning: [`settings`] is the configuration, [`hooks`] runs commands, [`probe`] asks services how they are,
-//! [`record`] is what is kept, [`switch`] goes through the steps, [`journal`] is the file of what happened.
+//! Where to look: versions on disk in [`content_dir`]; the steps of a switch in [`switch`], with [`hooks`] and
+//! [`probe`]; the durable state of a switch in [`record`]; the operator's log in [`journal`]; the configuration in
+//! [`settings`].
 
 pub mod content_dir;
 pub(crate) mod hooks;

@@ -1,47 +1,73 @@
-//! Asks a service how it is.
+//! Probes: repeated HTTP requests that tell whether a service is healthy.
+//!
+//! Invariant: each request has a time limit, so a silent service counts as unhealthy.
 
 use super::settings::Probe;
-use shoal_service::http_client::Client;
+use shoal_service::http_client::{Client, ClientError};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Asks once; an error says in words what is wrong.
-async fn ask(probe: &Probe) -> Result<(), String> {
-    let (server, path) = probe.parts().ok_or("it has no address")?;
-    let client = Client::new(&server, None).map_err(|error| error.to_string())?;
-    let answer = timeout(probe.timeout.0, client.answer(&path)).await.map_err(|_| "no answer in time")?;
-    let (status, body) = answer.map_err(|error| error.to_string())?;
+/// Why a service counts as unhealthy.
+#[derive(Debug, thiserror::Error)]
+#[error("probe {url} failed")]
+pub(crate) struct ProbeError {
+    url: String,
+    source: Unhealthy,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Unhealthy {
+    #[error("the URL is not of the form http://host:port/path")]
+    Url,
+    #[error("the request failed")]
+    Request(#[from] ClientError),
+    #[error("no answer within {0}")]
+    Timeout(shoal_service::units::Span),
+    #[error("the status is {actual} instead of {expected}")]
+    Status { actual: u16, expected: u16 },
+    #[error("the answer does not contain `{0}`")]
+    Text(String),
+}
+
+async fn request(probe: &Probe) -> Result<(), Unhealthy> {
+    let (server, path) = probe.server_and_path().ok_or(Unhealthy::Url)?;
+    let client = Client::new(&server, None)?;
+    let answer = timeout(probe.timeout.0, client.answer(&path)).await;
+    let (status, body) = answer.map_err(|_| Unhealthy::Timeout(probe.timeout))??;
     if status != probe.expect {
-        return Err(format!("answered {status}, not {}", probe.expect));
+        return Err(Unhealthy::Status { actual: status, expected: probe.expect });
     }
     if !probe.contains.is_empty() && !String::from_utf8_lossy(&body).contains(&probe.contains) {
-        return Err(format!("the answer does not hold `{}`", probe.contains));
+        return Err(Unhealthy::Text(probe.contains.clone()));
     }
     Ok(())
 }
 
-/// Asks until the service is well, for as long as that may take.
-pub(crate) async fn until_well(probe: &Probe) -> Result<(), String> {
+/// Waits until the service is healthy, for at most `probe.within`.
+///
+/// # Errors
+/// Returns the last failure if the service stays unhealthy.
+pub(crate) async fn until_healthy(probe: &Probe) -> Result<(), ProbeError> {
     let end = Instant::now() + probe.within.0;
     loop {
-        let Err(why) = ask(probe).await else { return Ok(()) };
+        let Err(source) = request(probe).await else { return Ok(()) };
         if Instant::now() + probe.interval.0 > end {
-            return Err(format!("probe {}: {why}", probe.url));
+            return Err(ProbeError { url: probe.url.clone(), source });
         }
         sleep(probe.interval.0).await;
     }
 }
 
-/// Watches a service that was well; ends when it no longer is, and says why.
-pub(crate) async fn until_ill(probe: &Probe) -> String {
-    let mut bad = 0;
+/// Watches a healthy service. Returns after `probe.failures` failures in a row.
+pub(crate) async fn until_unhealthy(probe: &Probe) -> ProbeError {
+    let mut failures = 0;
     loop {
         sleep(probe.interval.0).await;
-        match ask(probe).await {
-            Ok(()) => bad = 0,
-            Err(why) => {
-                bad += 1;
-                if bad >= probe.failures {
-                    return format!("probe {}: {why}", probe.url);
+        match request(probe).await {
+            Ok(()) => failures = 0,
+            Err(source) => {
+                failures += 1;
+                if failures >= probe.failures {
+                    return ProbeError { url: probe.url.clone(), source };
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What is kept of a name's switches: which rollout's attempt, how far it is, what was on before.
+//! The durable state of a name's last switch: the rollout, the attempt, the step, and the versions before and after.
 //!
 //! Invariant: a record is durable before the step it names begins.
 
@@ -6,120 +6,113 @@ use minicbor::{Decode, Encode};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::report::HostState;
-use shoal_store::KvError;
-use shoal_store::Store;
+use shoal_store::{KvError, Store};
 
-/// A version of a name on this host.
+/// Prefix of the records' keys in the store's state.
+const KEY_PREFIX: &str = "rollout/";
+
+/// A version of a name in the content folder.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct InstalledVersion {
-    /// Its label.
     #[n(0)]
     pub(crate) version: String,
-    /// Its content.
     #[n(1)]
     pub(crate) content: ContentId,
-    /// Its place among the versions of the name; 0 when that is not known.
+    /// 0 if the sequence is unknown.
     #[n(2)]
     pub(crate) sequence: u64,
 }
 
-/// How far a switch is. A record with a hook's step means: the hook was begun, or is about to be.
+/// The step of a switch that runs or runs next. A hook of this step may have been started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(index_only)]
 pub(crate) enum SwitchStep {
-    /// The version's folder is being made.
+    /// Builds the folder of the new version.
     #[n(0)]
     Prepare,
-    /// The hook before the switch.
+    /// Runs the hook before the switch.
     #[n(1)]
     PreStop,
-    /// The switch itself.
+    /// Points `current` at the new version.
     #[n(2)]
     Switch,
-    /// The hook after it.
+    /// Runs the hook after the switch.
     #[n(3)]
     PostStart,
-    /// Probe and check.
+    /// Runs the probe and the check.
     #[n(4)]
     Verify,
-    /// The switch back.
+    /// Points `current` at the former version again.
     #[n(5)]
     Undo,
-    /// The hook after the switch back.
+    /// Runs the hook after the undo.
     #[n(6)]
     UndoStart,
-    /// Nothing is under way.
     #[n(7)]
     Done,
 }
 
-/// What is kept of a name.
+/// The state of a name's switch.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct SwitchRecord {
-    /// The rollout.
     #[n(0)]
     pub(crate) rollout: JobId,
-    /// Its attempt; one more once the host has found the new version ill.
+    /// The attempt of the rollout. Grows by one when a probe finds an active version unhealthy.
     #[n(1)]
     pub(crate) attempt: u16,
-    /// How far.
     #[n(2)]
     pub(crate) step: SwitchStep,
-    /// What was on before this attempt.
+    /// The version before this attempt.
     #[n(3)]
     pub(crate) from: Option<InstalledVersion>,
-    /// What is to be on.
+    /// The version that this attempt installs.
     #[n(4)]
     pub(crate) to: Option<InstalledVersion>,
-    /// What was on before the rollout.
+    /// The version before the rollout, for a rollback.
     #[n(5)]
     pub(crate) before: Option<InstalledVersion>,
-    /// This attempt goes back to that.
+    /// True if this attempt is a rollback.
     #[n(6)]
     pub(crate) back: bool,
-    /// How it ended.
+    /// The result, once `step` is `Done`.
     #[n(7)]
     pub(crate) state: HostState,
-    /// Why.
+    /// The reason of `state`, for operators.
     #[n(8)]
     pub(crate) detail: String,
 }
 
-fn key(name: &str) -> String {
-    format!("rollout/{name}")
-}
-
 impl SwitchRecord {
-    /// Writes it, durably.
-    pub(crate) fn keep(&self, store: &Store, name: &str) -> Result<(), KvError> {
-        store.put_state(&key(name), Some(encode(self)))?;
+    /// Writes the record. Returns once it is durable.
+    pub(crate) fn save(&self, store: &Store, name: &str) -> Result<(), KvError> {
+        store.put_state(&format!("{KEY_PREFIX}{name}"), Some(encode(self)))?;
         store.sync()
     }
 
-    /// All that are kept, by name.
+    /// Returns all saved records with their names.
     pub(crate) fn load(store: &Store) -> Vec<(String, Self)> {
-        let rows = store.scan_state("rollout/").unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot read what was switched");
+        let rows = store.scan_state(KEY_PREFIX).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read the records of switches");
             Vec::new()
         });
         let read = |(key, bytes): (String, Vec<u8>)| match decode_exact(&bytes) {
-            Ok(record) => Some((key["rollout/".len()..].to_string(), record)),
+            Ok(record) => Some((key[KEY_PREFIX.len()..].to_string(), record)),
             Err(error) => {
-                tracing::error!(key, %error, "cannot read what was switched");
+                tracing::error!(key, %error, "cannot decode the record of a switch");
                 None
             }
         };
         rows.into_iter().filter_map(read).collect()
     }
 
-    /// The switch has ended.
+    /// Ends the switch with a result.
     pub(crate) fn end(&mut self, state: HostState, detail: impl Into<String>) {
         self.step = SwitchStep::Done;
         self.state = state;
         self.detail = detail.into();
     }
 
-    /// The version on this host as far as this record goes.
+    /// Returns the versions that this record refers to.
     pub(crate) fn versions(&self) -> impl Iterator<Item = &InstalledVersion> {
         [&self.from, &self.to, &self.before].into_iter().flatten()
     }

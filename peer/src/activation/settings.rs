@@ -1,6 +1,6 @@
-//! What this host does around a switch, by name: commands, a probe, a check, and how long each may take.
+//! The configuration of switches by name: hooks, a probe, and their time limits.
 //!
-//! Invariant: settings that passed [`validate`] name commands that can be tried and probes that can be asked.
+//! Invariant: after [`validate`] every command has a program, and every probe has a valid URL.
 
 use serde::{Deserialize, Serialize};
 use shoal_proto::announcement::is_content_name;
@@ -9,26 +9,27 @@ use shoal_service::units::Span;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Settings by name, or by `prefix/*`; `*` is for every name. The most particular one counts.
+/// Settings by name, by `prefix/*`, or by `*` for every name. The longest match applies.
 pub type Activations = BTreeMap<String, ActivationSettings>;
 
-/// What to do around a switch. Commands are a program and its arguments: no shell is asked.
+/// The hooks and the probe of a switch. A command is a program and its arguments, without a shell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ActivationSettings {
-    /// Runs before the switch, e.g. drains the service. When it fails, nothing is switched.
+    /// Runs before the switch, for example to drain the service. If the hook fails, the host keeps its version.
     pub pre_stop: Vec<String>,
-    /// How long it may take. Default `30s`.
+    /// Time limit of `pre_stop`. Default `30s`.
     pub pre_stop_timeout: Span,
-    /// Runs after the switch, e.g. reloads the service. When it fails, the host goes back.
+    /// Runs after the switch, for example to reload the service. If the hook fails, the host returns to its former
+    /// version.
     pub post_start: Vec<String>,
-    /// How long it may take. Default `30s`.
+    /// Time limit of `post_start`. Default `30s`.
     pub post_start_timeout: Span,
-    /// Asked after that until it answers as it should. When it does not, the host goes back.
+    /// Repeated after `post_start` until it succeeds. If it does not, the host returns to its former version.
     pub probe: Option<Probe>,
-    /// Runs last; when it fails, the host goes back.
+    /// Runs last. If the hook fails, the host returns to its former version.
     pub check: Vec<String>,
-    /// How long it may take. Default `30s`.
+    /// Time limit of `check`. Default `30s`.
     pub check_timeout: Span,
 }
 
@@ -46,28 +47,28 @@ impl Default for ActivationSettings {
     }
 }
 
-/// A service's own word on how it is.
+/// An HTTP request that tells whether a service is healthy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Probe {
     /// `http://host:port/path`.
     pub url: String,
-    /// The status it must answer with. Default 200.
+    /// The HTTP status of a healthy service. Default 200.
     #[serde(default = "expect")]
     pub expect: u16,
-    /// Text its answer must hold. Default: none.
+    /// Text that the answer of a healthy service contains. Default: none.
     #[serde(default)]
     pub contains: String,
-    /// How long one question may take. Default `2s`.
+    /// Time limit of one request. Default `2s`.
     #[serde(default = "timeout")]
     pub timeout: Span,
-    /// Between two questions. Default `1s`.
+    /// Time between two requests. Default `1s`.
     #[serde(default = "interval")]
     pub interval: Span,
-    /// How long after the switch the first good answer may take. Default `30s`.
+    /// Time after the switch within which the service must become healthy. Default `30s`.
     #[serde(default = "within")]
     pub within: Span,
-    /// Bad answers in a row, once it was well, that mean it is not. Default 3.
+    /// Failures in a row that make an active version unhealthy. Default 3.
     #[serde(default = "failures")]
     pub failures: u32,
 }
@@ -93,8 +94,8 @@ fn failures() -> u32 {
 }
 
 impl Probe {
-    /// The server as `http://host:port`, and the path.
-    pub(crate) fn parts(&self) -> Option<(String, String)> {
+    /// Returns the server as `http://host:port`, and the path.
+    pub(crate) fn server_and_path(&self) -> Option<(String, String)> {
         let rest = self.url.strip_prefix("http://")?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let path = if path.is_empty() { "/" } else { path };
@@ -104,47 +105,50 @@ impl Probe {
     }
 }
 
-/// Checks what the types cannot.
+/// Checks the bounds that types cannot express.
+///
+/// # Errors
+/// Names the first key with an invalid value.
 pub fn validate(activations: &Activations) -> Result<(), ConfigError> {
     for (name, settings) in activations {
         let key = format!("activation.\"{name}\"");
         let bad = |what: &str, why: &str| ConfigError::invalid(&format!("{key}{what}"), why);
         let stem = name.strip_suffix("/*").unwrap_or(name);
         if name != "*" && !is_content_name(stem) {
-            return Err(bad("", "must be a content's name, `prefix/*` or `*`"));
+            return Err(bad("", "use a content name, `prefix/*` or `*`"));
         }
         let commands =
             [(&settings.pre_stop, ".pre_stop"), (&settings.post_start, ".post_start"), (&settings.check, ".check")];
         if let Some((_, what)) = commands.iter().find(|(argv, _)| argv.first().is_some_and(String::is_empty)) {
-            return Err(bad(what, "must be a program and its arguments"));
+            return Err(bad(what, "use a program and its arguments, or an empty list for no hook"));
         }
-        let most = Duration::from_secs(3600);
+        let longest = Duration::from_secs(3600);
         let spans = [settings.pre_stop_timeout, settings.post_start_timeout, settings.check_timeout];
-        if spans.iter().any(|span| span.0.is_zero() || span.0 > most) {
-            return Err(bad("", "timeouts are more than 0 and at most 1h"));
+        if spans.iter().any(|span| span.0.is_zero() || span.0 > longest) {
+            return Err(bad("", "use timeouts above 0 and up to 1h"));
         }
         let Some(probe) = &settings.probe else { continue };
-        if probe.parts().is_none() {
-            return Err(bad(".probe.url", "must be http://host:port/path"));
+        if probe.server_and_path().is_none() {
+            return Err(bad(".probe.url", "use http://host:port/path"));
         }
         let spans = [probe.timeout, probe.interval, probe.within];
-        if spans.iter().any(|span| span.0.is_zero() || span.0 > most) || probe.failures == 0 {
-            return Err(bad(".probe", "spans are more than 0 and at most 1h, failures at least 1"));
+        if spans.iter().any(|span| span.0.is_zero() || span.0 > longest) || probe.failures == 0 {
+            return Err(bad(".probe", "use times above 0 and up to 1h, and at least 1 failure"));
         }
     }
     Ok(())
 }
 
-/// The settings for a name.
+/// Returns the settings for a name.
 pub(crate) fn settings_for(activations: &Activations, name: &str) -> ActivationSettings {
     if let Some(exact) = activations.get(name) {
         return exact.clone();
     }
-    let fits = |pattern: &str| {
+    let match_len = |pattern: &str| {
         let stem = pattern.strip_suffix('*')?;
         (stem.is_empty() || name.starts_with(stem)).then_some(stem.len())
     };
-    let found = activations.iter().filter_map(|(pattern, settings)| Some((fits(pattern)?, settings)));
+    let found = activations.iter().filter_map(|(pattern, settings)| Some((match_len(pattern)?, settings)));
     found.max_by_key(|(len, _)| *len).map(|(_, settings)| settings.clone()).unwrap_or_default()
 }
 
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_particular_counts() {
+    fn the_longest_match_applies() {
         let all = [("*", "all"), ("edge/*", "edge"), ("edge/web/*", "web"), ("edge/web/main", "main")];
         let all: Activations = all.into_iter().map(|(name, program)| (name.to_string(), named(program))).collect();
         validate(&all).unwrap();
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn an_invalid_value_is_named() {
         let probe = |url: &str| ActivationSettings {
             probe: Some(Probe {
                 url: url.into(),

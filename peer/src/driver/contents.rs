@@ -183,6 +183,7 @@ impl Contents {
     ) -> Result<(), Failure> {
         self.beginning.remove(&content);
         let begun = begun?;
+        cx.arrivals.on_begun(&content);
         cx.forget_evicted(begun.evicted);
         cx.accounting.received(content, None, begun.reused);
         cx.tell(Input::ContentReady { content, geometry: begun.geometry, have: begun.have });

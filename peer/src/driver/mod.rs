@@ -40,6 +40,7 @@ pub use accounting::NodeMetrics;
 use crate::activation::content_dir::ContentDir;
 use crate::activation::journal::Journal;
 use crate::activation::settings;
+use crate::arrivals::Arrivals;
 use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
 use crate::handle::{DriverCommand, NodeHandle};
 use crate::prewarm::PrewarmRequests;
@@ -100,6 +101,8 @@ struct Parts {
     store: Store,
     /// Events of `store`.
     store_events: mpsc::Receiver<StoreEvent>,
+    /// Signals for tasks that wait for data of a content.
+    arrivals: Arrivals,
     /// The node's links.
     endpoint: LinkEndpoint,
     /// Events of the links, without announcements.
@@ -148,6 +151,7 @@ struct Context {
     region: Region,
     jobs: JobTable,
     store: Store,
+    arrivals: Arrivals,
     content_dir: Option<ContentDir>,
     endpoint: LinkEndpoint,
     pool: BlockingPool<Completion>,
@@ -217,11 +221,12 @@ impl Context {
     /// Deletes a content from the store.
     fn drop_content(&mut self, content: ContentId) {
         self.accounting.forget(&content);
-        let store = self.store.clone();
+        let (store, arrivals) = (self.store.clone(), self.arrivals.clone());
         self.pool.run(WorkKind::Store, Class::Bulk, move || {
             if let Err(error) = store.remove(&content) {
                 tracing::error!(content = %content.short(), %error, "cannot remove a content");
             }
+            arrivals.on_change(&content);
             Completion::Nothing
         });
     }
@@ -265,6 +270,7 @@ impl Driver {
             reporter: Reporter::new(parts.shared.clone(), parts.store.clone()),
             accounting: Accounting::load(parts.metrics, &parts.store),
             store: parts.store,
+            arrivals: parts.arrivals.clone(),
         };
         let handle = NodeHandle {
             commands: commands_in,
@@ -272,6 +278,7 @@ impl Driver {
             shared: parts.shared,
             store: cx.store.clone(),
             feeds: parts.latest_feeds.clone(),
+            arrivals: parts.arrivals,
         };
         let announcements = Announcements::new(parts.trust);
         announcements::load_jobs(&mut cx, &announcements);

@@ -4,6 +4,7 @@
 //! each job whose version was active here.
 //! Invariant: a host reports only on jobs that select it.
 
+use crate::reports::JobProgress;
 use crate::tracker_client::SharedReports;
 use shoal_proto::ids::{ContentId, Epoch, JobId};
 use shoal_proto::report::{HostState, TierBytes};
@@ -44,7 +45,7 @@ impl Reporter {
         if self.store.get_state(&active_key(&job)).is_ok_and(|mark| mark.is_some()) {
             self.shared.reports().reach(job, HostState::Active, "");
         }
-        self.shared.tell_soon();
+        self.shared.send_soon();
     }
 
     /// The reported state. `None` for a job that does not select this host.
@@ -58,7 +59,7 @@ impl Reporter {
             return;
         }
         self.shared.reports().reach(*job, state, detail);
-        self.shared.tell_soon();
+        self.shared.send_soon();
         if state == HostState::Active
             && let Err(error) = self.store.put_state(&active_key(job), Some(Vec::new()))
         {
@@ -69,13 +70,13 @@ impl Reporter {
     /// Reports the result of a rollout's attempt.
     pub fn reach_attempt(&self, rollout: JobId, attempt: u16, state: HostState, detail: &str) {
         self.shared.reports().reach_in(rollout, attempt, state, detail);
-        self.shared.tell_soon();
+        self.shared.send_soon();
     }
 
     /// Begins to report on a rollout.
     pub fn open_rollout(&self, rollout: JobId) {
         self.shared.reports().open(rollout);
-        self.shared.tell_soon();
+        self.shared.send_soon();
     }
 
     pub fn forget_rollout(&self, rollout: &JobId) {
@@ -84,7 +85,7 @@ impl Reporter {
 
     /// Reports a name's current version. An empty `version` means that the name has none.
     pub fn set_current(&self, name: &str, version: &str) {
-        self.shared.reports().current(name, version);
+        self.shared.reports().set_current(name, version);
     }
 
     /// Puts pieces and payload counts into a job's report. Returns false if this host does not report on the job.
@@ -92,13 +93,14 @@ impl Reporter {
         let mut reports = self.shared.reports();
         let is_open = reports.state(&job).is_some();
         if is_open {
-            reports.progress(job, progress.have, progress.total, received, sent);
+            let (pieces_have, pieces_total) = (progress.have, progress.total);
+            reports.set_progress(job, JobProgress { pieces_have, pieces_total, tiers: received, sent });
         }
         is_open
     }
 
     pub fn send_soon(&self) {
-        self.shared.tell_soon();
+        self.shared.send_soon();
     }
 
     /// Stops to report on a job and deletes its mark.
@@ -111,7 +113,7 @@ impl Reporter {
 
     /// Tells the tracker's client which membership this host has. With `None` the tracker sends a whole one.
     pub fn set_epoch(&self, epoch: Option<Epoch>) {
-        self.shared.set_known(epoch);
+        self.shared.set_epoch(epoch);
     }
 
     /// Notes a content's progress. [`Reporter::take_progressed`] returns the content after [`PROGRESS_DELAY`].

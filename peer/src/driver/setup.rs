@@ -5,6 +5,7 @@
 use super::{Driver, NodeMetrics, Parts};
 use crate::activation::content_dir::{ContentDir, ContentDirError};
 use crate::activation::settings::Activations;
+use crate::arrivals::Arrivals;
 use crate::config::NodeSettings;
 use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
 use crate::handle::NodeHandle;
@@ -124,19 +125,25 @@ impl CheckedIdentity {
     }
 }
 
-async fn open_store(settings: &NodeSettings, dir: &Path) -> Result<(Store, mpsc::Receiver<StoreEvent>), SetupError> {
+async fn open_store(
+    settings: &NodeSettings,
+    dir: &Path,
+    arrivals: Arrivals,
+) -> Result<(Store, mpsc::Receiver<StoreEvent>), SetupError> {
     let (sink, events) = mpsc::channel(STORE_EVENTS_MAX);
     let config = StoreConfig {
         dir: dir.to_path_buf(),
         quota: settings.quota.map(|quota| quota.0),
         min_free: settings.min_free.0,
-        cache_bytes: usize::try_from(settings.hot_cache().0).unwrap_or(usize::MAX),
+        cache_bytes: usize::try_from(settings.shard_cache().0).unwrap_or(usize::MAX),
         unwritten_bytes: usize::try_from(settings.receive_memory.0 / 2).unwrap_or(usize::MAX),
         direct_io: settings.direct_io,
     };
-    let store = tokio::task::spawn_blocking(move || {
-        Store::open(config, Box::new(move |event| drop(sink.blocking_send(event))))
-    });
+    let sink = move |event: StoreEvent| {
+        arrivals.on_store_event(&event);
+        drop(sink.blocking_send(event)); // fails only after the driver's end
+    };
+    let store = tokio::task::spawn_blocking(move || Store::open(config, Box::new(sink)));
     let store = store.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     Ok((store, events))
 }
@@ -187,7 +194,8 @@ pub async fn start(
     tasks: &mut Tasks,
 ) -> Result<RunningNode, SetupError> {
     let checked = CheckedIdentity::load(role, settings)?;
-    let (store, store_events) = open_store(settings, folders.store).await?;
+    let arrivals = Arrivals::default();
+    let (store, store_events) = open_store(settings, folders.store, arrivals.clone()).await?;
     let content_dir = folders.content.map(|(dir, keep)| ContentDir::open(dir, keep)).transpose()?;
     let (feed_files, feed_writer) = open_feeds(&folders).map_err(SetupError::Feeds)?;
     let (endpoint, link_events) = bind_links(settings, &checked, &store).await?;
@@ -219,6 +227,7 @@ pub async fn start(
         metrics: NodeMetrics::new(metrics, &store),
         store,
         store_events,
+        arrivals,
         endpoint,
         link_events,
         announcements,

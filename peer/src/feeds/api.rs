@@ -1,7 +1,6 @@
-//! Feeds over HTTP: a version with its ETag, a long poll for the next one, a stream of versions as they come.
+//! Feeds over HTTP: a version with its ETag, a long poll for the next version, and a stream of versions.
 //!
-//! Invariant: whoever waits holds one of a bounded number of places, and a slow reader skips versions instead of having
-//! them queued.
+//! Invariant: the number of waiting readers is bounded, and a slow reader skips versions instead of queueing them.
 
 use super::latest::LatestVersions;
 use super::version::{FeedData, FeedVersion};
@@ -23,22 +22,23 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Readers that wait for versions at a time, polls and streams together. Below the connections one address may have.
+/// Readers that wait at one time, long polls and streams together. Below the connections that one address may have.
 const READERS_MAX: usize = 48;
-/// Longest wait of a poll.
-const WAIT_MAX: Duration = Duration::from_secs(60);
-/// A stream says something at least this often.
+/// Longest wait of a long poll.
+const POLL_MAX: Duration = Duration::from_secs(60);
+/// Longest silence of a stream. Without a version it sends an empty line.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Bytes of a large version read from its file at a time.
+/// Bytes of one read from the file of a large version.
 const READ_BYTES: usize = 256 * 1024;
 
 #[derive(Clone)]
 struct Api {
-    shelf: LatestVersions,
-    places: Arc<Semaphore>,
+    latest: LatestVersions,
+    reader_permits: Arc<Semaphore>,
 }
 
 fn event_of(version: &FeedVersion) -> VersionEvent {
+    // Only small versions that are text fit into a line.
     let text = match &version.data {
         FeedData::Memory(data) if version.size <= INLINE_DATA_BYTES_MAX => String::from_utf8(data.to_vec()).ok(),
         _ => None,
@@ -47,40 +47,40 @@ fn event_of(version: &FeedVersion) -> VersionEvent {
     VersionEvent { feed, sequence, published_at_ms: version.published_at_ms, size: version.size, text }
 }
 
-/// The routes.
-pub fn routes(shelf: LatestVersions) -> Routes {
-    let api = Api { shelf, places: Arc::new(Semaphore::new(READERS_MAX)) };
+/// Returns the routes of feeds.
+pub fn routes(latest: LatestVersions) -> Routes {
+    let api = Api { latest, reader_permits: Arc::new(Semaphore::new(READERS_MAX)) };
     Routes::new().get("/feeds", list).get("/feeds/{*path}", read).with_state(api)
 }
 
 async fn list(State(api): State<Api>) -> Json<FeedListing> {
-    Json(FeedListing { feeds: api.shelf.all(), refused: api.shelf.refused() })
+    Json(FeedListing { feeds: api.latest.all(), refused: api.latest.refused() })
 }
 
 async fn read(
     State(api): State<Api>,
     PathParam(path): PathParam<String>,
-    QueryParams(asked): QueryParams<ReadQuery>,
+    QueryParams(query): QueryParams<ReadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     if let Some(name) = path.strip_suffix("/events") {
-        return events(&api, name, &asked, &headers);
+        return events(&api, name, &query, &headers);
     }
     let etag = headers.get(header::IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
     let seen = etag.and_then(|tag| tag.trim_start_matches("W/").trim_matches('"').parse().ok());
-    let after = asked.after.or(seen);
-    let found = match asked.wait {
-        None => api.shelf.get(&path),
+    let after = query.after.or(seen);
+    let found = match query.wait {
+        None => api.latest.get(&path),
         Some(wait) => {
-            let _place = place(&api)?;
-            let mut follower = api.shelf.follow(&path, after.unwrap_or(0));
-            match tokio::time::timeout(wait.0.min(WAIT_MAX), follower.next()).await {
+            let _permit = reader_permit(&api)?;
+            let mut follower = api.latest.follow(&path, after.unwrap_or(0));
+            match tokio::time::timeout(wait.0.min(POLL_MAX), follower.next()).await {
                 Ok(version) => Some(version),
-                Err(_) => api.shelf.get(&path),
+                Err(_) => api.latest.get(&path),
             }
         }
     };
-    let version = found.ok_or_else(|| ApiError::not_found(format!("no version of the feed `{path}` is here")))?;
+    let version = found.ok_or_else(|| ApiError::not_found(format!("this host has no version of the feed `{path}`")))?;
     if after.is_some_and(|after| version.sequence <= after) {
         return Ok((StatusCode::NOT_MODIFIED, tags(&version)).into_response());
     }
@@ -100,13 +100,18 @@ fn body(version: &FeedVersion) -> Result<Body, ApiError> {
         FeedData::Memory(data) => Body::from(data.clone()),
         FeedData::File(file) => stream_file(file.clone(), version.size),
         FeedData::Store => {
-            let what = format!("the feed `{}` is here in pieces only", version.name);
-            return Err(ApiError::new(StatusCode::CONFLICT, what, "it is large", "read it on a host"));
+            let what = format!("cannot read the feed `{}` here", version.name);
+            return Err(ApiError::new(
+                StatusCode::CONFLICT,
+                what,
+                "a seeder stores a large version as pieces only",
+                "read it on a host",
+            ));
         }
     })
 }
 
-/// A file's bytes as the reader takes them.
+/// Streams a file as fast as the reader reads.
 fn stream_file(file: Arc<File>, size: u64) -> Body {
     let parts = stream::try_unfold(0u64, move |at| {
         let file = file.clone();
@@ -126,33 +131,38 @@ fn stream_file(file: Arc<File>, size: u64) -> Body {
     Body::from_stream(parts)
 }
 
-fn place(api: &Api) -> Result<OwnedSemaphorePermit, ApiError> {
-    api.places.clone().try_acquire_owned().map_err(|_| {
-        let why = format!("{READERS_MAX} readers wait already");
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "cannot wait for a version", why, "share one stream among them")
+fn reader_permit(api: &Api) -> Result<OwnedSemaphorePermit, ApiError> {
+    api.reader_permits.clone().try_acquire_owned().map_err(|_| {
+        let why = format!("{READERS_MAX} readers already wait");
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "cannot wait for a version",
+            why,
+            "share one stream among several readers",
+        )
     })
 }
 
-/// The newest version at once, unless the reader has it, then each newer one that comes; readers that do not keep up skip some.
-fn events(api: &Api, name: &str, asked: &ReadQuery, headers: &HeaderMap) -> Result<Response, ApiError> {
-    let place = place(api)?;
+/// Streams the newest version, unless the reader has it, and then each newer one. A slow reader skips versions.
+fn events(api: &Api, name: &str, query: &ReadQuery, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let permit = reader_permit(api)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
-    let (follower, lines) = (api.shelf.follow(name, asked.after.or(last).unwrap_or(0)), asked.lines);
-    let told = stream::unfold((follower, place), move |(mut follower, place)| async move {
-        let told = match tokio::time::timeout(HEARTBEAT, follower.next()).await {
+    let (follower, lines) = (api.latest.follow(name, query.after.or(last).unwrap_or(0)), query.lines);
+    let events = stream::unfold((follower, permit), move |(mut follower, permit)| async move {
+        let next = match tokio::time::timeout(HEARTBEAT, follower.next()).await {
             Ok(version) => event(&version, lines),
             Err(_) => Ok(Bytes::from_static(if lines { b"\n" } else { b":\n\n" })),
         };
-        Some((told, (follower, place)))
+        Some((next, (follower, permit)))
     });
     let kind = if lines { "application/x-ndjson" } else { "text/event-stream" };
     let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, Body::from_stream(told)).into_response())
+    Ok((headers, Body::from_stream(events)).into_response())
 }
 
 fn event(version: &FeedVersion, lines: bool) -> Result<Bytes, serde_json::Error> {
-    let told = serde_json::to_string(&event_of(version))?;
+    let json = serde_json::to_string(&event_of(version))?;
     let text =
-        if lines { format!("{told}\n") } else { format!("id: {}\nevent: version\ndata: {told}\n\n", version.sequence) };
+        if lines { format!("{json}\n") } else { format!("id: {}\nevent: version\ndata: {json}\n\n", version.sequence) };
     Ok(text.into())
 }

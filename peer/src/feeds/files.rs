@@ -1,17 +1,18 @@
-//! Feeds on the disk: what is found again after a restart, and the files readers open.
+//! Feeds on disk: the state for a restart, and the files that local readers open.
 //!
 //! ```text
-//! STATE/ID                         signed announcement, and a small version's manifest and data
-//! CONTENT/feeds/NAME/current       the newest version's bytes, replaced in one step
-//! CONTENT/feeds/NAME/version       which version that is, as JSON; replaced right after
+//! STATE/ID                         signed announcement, and manifest and data of a small version
+//! CONTENT/feeds/NAME/current       the bytes of the newest version, replaced by one rename
+//! CONTENT/feeds/NAME/version       the sequence and hash of `current`, as JSON, replaced right after
 //! ```
 //!
-//! Invariant: `current` is one whole version at any moment, and a file that was once there is never written to again.
-//! Nothing here waits for the disk: a kill loses none of it; what a loss of power garbles is told by its hash, dropped,
-//! and heard again from neighbours.
+//! Invariant: `current` is one whole version at any moment, and a file with this name never changes afterwards.
+//!
+//! Nothing here is flushed, so writes survive a kill but not a loss of power. A hash reveals a damaged file at the next
+//! start. The file is then dropped, and the host gets the version from neighbours.
 
 use super::version::{FeedData, FeedVersion};
-use crate::activation::content_dir::share_file;
+use crate::clone_file::clone_file;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -24,29 +25,29 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Prefix of files in the making.
+/// Prefix of unfinished files. A start removes them.
 const TEMPORARY: &str = ".shoal-";
-/// Folder of the readers' files within the content folder; no pushed content may be named so.
+/// Folder of the readers' files in the content folder. A pushed content cannot have this name.
 pub(crate) const FOLDER: &str = "feeds";
 
-/// What is kept of a feed.
+/// The state of a feed for a restart.
 #[derive(Clone, Debug, Encode, Decode)]
-pub(crate) struct Kept {
-    /// The signed announcement.
+pub(crate) struct SavedFeed {
+    /// The signed announcement of the newest version.
     #[n(0)]
     #[cbor(with = "minicbor::bytes")]
     pub(crate) envelope: Vec<u8>,
-    /// A small version's manifest.
+    /// The manifest of a small version.
     #[n(1)]
     #[cbor(with = "minicbor::bytes")]
     pub(crate) manifest: Option<Vec<u8>>,
-    /// And its data.
+    /// The data of a small version.
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     pub(crate) data: Option<Vec<u8>>,
 }
 
-/// What the file `version` says.
+/// The contents of the file `version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VersionFile {
     pub(crate) feed: String,
@@ -57,18 +58,18 @@ pub(crate) struct VersionFile {
     pub(crate) hash: Hash,
 }
 
-/// The folders.
+/// The folders of the files. Clones use the same folders.
 #[derive(Clone)]
 pub(crate) struct FeedFiles {
     state: PathBuf,
-    /// Only hosts have readers.
+    /// `None` at a seeder, which has no local readers.
     readers: Option<PathBuf>,
-    /// Sequences of what is in `current`: versions of one feed may be written by two threads.
+    /// The sequence of `current` of each feed. The writer's thread and the driver's threads both place versions.
     placed: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl FeedFiles {
-    /// Opens or makes the folders.
+    /// Opens or creates the folders, and removes unfinished files.
     pub(crate) fn open(state: PathBuf, content_dir: Option<&Path>) -> io::Result<Self> {
         fs::create_dir_all(&state)?;
         for item in fs::read_dir(&state)? {
@@ -84,18 +85,18 @@ impl FeedFiles {
         Ok(Self { state, readers, placed: Arc::default() })
     }
 
-    /// Everything kept that is whole.
-    pub(crate) fn load(&self) -> io::Result<Vec<(JobId, Kept)>> {
+    /// Returns all saved feeds that are undamaged. Removes the others.
+    pub(crate) fn load(&self) -> io::Result<Vec<(JobId, SavedFeed)>> {
         let mut found = Vec::new();
         for item in fs::read_dir(&self.state)? {
             let path = item?.path();
             let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            match read_kept(&path) {
-                Some(kept) if found.len() < limits::FEEDS_MAX => found.push((id, kept)),
+            match read_saved(&path) {
+                Some(saved) if found.len() < limits::FEEDS_MAX => found.push((id, saved)),
                 _ => {
-                    tracing::warn!(path = %path.display(), "dropped a feed that cannot be read");
+                    tracing::warn!(path = %path.display(), "removed a damaged feed");
                     fs::remove_file(&path)?;
                 }
             }
@@ -103,32 +104,34 @@ impl FeedFiles {
         Ok(found)
     }
 
-    /// Keeps a feed's newest version.
-    pub(crate) fn save(&self, feed: &JobId, kept: &Kept) -> io::Result<()> {
-        let body = encode(kept);
+    /// Saves the state of a feed.
+    pub(crate) fn save(&self, feed: &JobId, saved: &SavedFeed) -> io::Result<()> {
+        let body = encode(saved);
         let bytes = [&Hash::of(&body).0[..], &body].concat();
         replace(&self.state.join(feed.to_string()), &bytes)
     }
 
-    /// Forgets a feed. What readers have stays.
+    /// Removes the state of a feed. The readers' files stay.
     pub(crate) fn forget(&self, feed: &JobId) {
-        let _gone = fs::remove_file(self.state.join(feed.to_string()));
+        let _ = fs::remove_file(self.state.join(feed.to_string())); // there may be none
     }
 
-    /// Gives readers a version's bytes, from memory or from a stream file, unless they have a newer one. Gives the file.
+    /// Makes a version the readers' `current`, unless a newer one is there. Returns the version's file.
+    ///
+    /// The bytes come from memory, or else from `stream`. Returns `None` at a node without readers or without bytes.
     pub(crate) fn place(&self, version: &FeedVersion, stream: Option<&Path>) -> io::Result<Option<Arc<File>>> {
         let Some(readers) = &self.readers else { return Ok(None) };
         let folder = readers.join(&version.name);
         fs::create_dir_all(&folder)?;
         let temporary = folder.join(format!("{TEMPORARY}{}", version.sequence));
-        let _former = fs::remove_file(&temporary);
+        let _ = fs::remove_file(&temporary); // an interrupted attempt may have left one
         let hash = match (&version.data, stream) {
             (FeedData::Memory(bytes), _) => {
                 fs::write(&temporary, bytes)?;
                 Hash::of(bytes)
             }
             (_, Some(stream)) => {
-                share_file(stream, version.size, 0o644, &temporary)?;
+                clone_file(stream, version.size, 0o644, &temporary)?;
                 hash_file(&temporary)?
             }
             _ => return Ok(None),
@@ -140,26 +143,26 @@ impl FeedFiles {
             return Ok(Some(file));
         }
         fs::rename(&temporary, folder.join("current"))?;
-        let said = VersionFile {
+        let described = VersionFile {
             feed: version.name.clone(),
             sequence: version.sequence,
             published_at_ms: version.published_at_ms,
             size: version.size,
             hash,
         };
-        replace(&folder.join("version"), &serde_json::to_vec(&said)?)?;
+        replace(&folder.join("version"), &serde_json::to_vec(&described)?)?;
         placed.insert(version.name.clone(), version.sequence);
         Ok(Some(file))
     }
 
-    /// What readers had before the restart, when both files say the same.
+    /// Returns the readers' version from before the restart, if both files are consistent.
     pub(crate) fn placed(&self, name: &str) -> Option<(VersionFile, Arc<File>)> {
         let folder = self.readers.as_ref()?.join(name);
-        let said: VersionFile = serde_json::from_slice(&fs::read(folder.join("version")).ok()?).ok()?;
+        let described: VersionFile = serde_json::from_slice(&fs::read(folder.join("version")).ok()?).ok()?;
         let current = folder.join("current");
         let file = Arc::new(File::open(&current).ok()?);
-        let same = said.feed == name && file.metadata().ok()?.len() == said.size;
-        (same && hash_file(&current).ok()? == said.hash).then_some((said, file))
+        let same = described.feed == name && file.metadata().ok()?.len() == described.size;
+        (same && hash_file(&current).ok()? == described.hash).then_some((described, file))
     }
 }
 
@@ -169,13 +172,13 @@ fn hash_file(path: &Path) -> io::Result<Hash> {
     Ok(Hash(*hasher.finalize().as_bytes()))
 }
 
-fn read_kept(path: &Path) -> Option<Kept> {
+fn read_saved(path: &Path) -> Option<SavedFeed> {
     let bytes: Bytes = fs::read(path).ok()?.into();
     let (hash, body) = bytes.split_at_checked(32)?;
     if Hash::of(body).0 != *hash { None } else { decode_exact(body).ok() }
 }
 
-/// Puts a file there in one step.
+/// Writes a file by a rename, so that readers see the old or the new bytes.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = path.with_file_name(format!("{TEMPORARY}{name}"));

@@ -3,6 +3,7 @@
 //! Invariant: a reader of a feed sees growing sequences only, each with the data that was signed for it.
 
 use super::version::FeedVersion;
+use crate::clock::unix_ms;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,24 +14,25 @@ use shoal_proto::ids::JobId;
 use shoal_proto::limits;
 use shoal_service::metrics::Metrics;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::sync::broadcast;
 
-/// Refusals remembered, the newest.
+/// Remembered refusals. The oldest one goes when another comes.
 const REFUSED_MAX: usize = 32;
 
-/// Versions, of all feeds, that a follower may be behind and still see each. Those behind further see the newest only.
-const FOLLOWED_MAX: usize = 16;
+/// Versions of all feeds that a follower can be behind without missing one. A slower follower gets the newest version.
+const FOLLOWER_LAG_MAX: usize = 16;
 
 #[derive(Default)]
-struct Row {
-    /// What readers have.
+struct FeedState {
+    /// The version that readers have.
     version: Option<Arc<FeedVersion>>,
     name: String,
-    /// The newest sequence heard of.
+    /// The newest announced sequence.
     announced: u64,
-    /// When others last spoke of it.
+    /// When a neighbour last mentioned the feed.
     seen: Option<Instant>,
 }
 
@@ -40,154 +42,155 @@ struct FeedLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WhyLabel {
-    why: &'static str,
+struct ReasonLabel {
+    reason: &'static str,
 }
 
-/// The newest version of every feed. Clones share it.
+/// A gauge of seconds.
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// A version that readers just got.
+#[derive(Clone)]
+struct Published {
+    feed: JobId,
+    version: Arc<FeedVersion>,
+}
+
+/// The newest version of every feed. Clones share the versions.
 #[derive(Clone)]
 pub struct LatestVersions {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    rows: Mutex<BTreeMap<JobId, Row>>,
+    feeds: Mutex<BTreeMap<JobId, FeedState>>,
     refused: Mutex<VecDeque<RefusedVersion>>,
-    /// Versions as readers get them, for those who follow a feed.
-    told: broadcast::Sender<(JobId, Arc<FeedVersion>)>,
+    /// Every new version, for the followers of all feeds.
+    published: broadcast::Sender<Published>,
     versions: Counter,
-    refusals: Family<WhyLabel, Counter>,
+    refusals: Family<ReasonLabel, Counter>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Now, Unix milliseconds.
-pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-fn millis(span: Duration) -> u64 {
-    span.as_millis() as u64
-}
-
 impl LatestVersions {
-    /// An empty one, and its metrics.
+    /// Returns an empty set, and registers the metrics of feeds.
     pub fn new(metrics: &Metrics) -> Self {
         let inner = Arc::new(Inner {
-            rows: Mutex::default(),
+            feeds: Mutex::default(),
             refused: Mutex::default(),
-            told: broadcast::Sender::new(FOLLOWED_MAX),
-            versions: metrics.counter("shoal_feed_versions", "Versions of feeds that readers were told"),
-            refusals: metrics.counters("shoal_feed_refused", "Versions of feeds not accepted, by reason"),
+            published: broadcast::Sender::new(FOLLOWER_LAG_MAX),
+            versions: metrics.counter("shoal_feed_versions", "Versions of feeds that readers got"),
+            refusals: metrics.counters("shoal_feed_refused", "Refused versions of feeds, by reason"),
         });
         let sequence: Family<FeedLabel, Gauge> =
-            metrics.gauges("shoal_feed_sequence", "Sequence of the version of a feed that readers have");
-        let age: Family<FeedLabel, Gauge> =
-            metrics.gauges("shoal_feed_age_milliseconds", "Since the version that readers have was published");
-        let unseen: Family<FeedLabel, Gauge> =
-            metrics.gauges("shoal_feed_unseen_milliseconds", "Since a neighbour last spoke of the feed");
-        let shelf = Self { inner };
-        let measured = shelf.clone();
+            metrics.gauges("shoal_feed_sequence", "Sequence of the version that readers have");
+        let age: Family<FeedLabel, Seconds> =
+            metrics.gauges("shoal_feed_age_seconds", "Time since the publication of the version that readers have");
+        let unseen: Family<FeedLabel, Seconds> =
+            metrics.gauges("shoal_feed_unseen_seconds", "Time since a neighbour last mentioned the feed");
+        let latest = Self { inner };
+        let measured = latest.clone();
         metrics.refresh(move || {
             for row in measured.all() {
                 let label = FeedLabel { feed: row.feed };
                 sequence.get_or_create(&label).set(row.sequence as i64);
-                age.get_or_create(&label).set(row.age_ms as i64);
-                if let Some(span) = row.unseen_ms {
-                    unseen.get_or_create(&label).set(span as i64);
+                age.get_or_create(&label).set(row.age_ms as f64 / 1000.0);
+                if let Some(unseen_ms) = row.unseen_ms {
+                    unseen.get_or_create(&label).set(unseen_ms as f64 / 1000.0);
                 }
             }
         });
-        shelf
+        latest
     }
 
-    /// Others spoke of a feed, of this version or older ones.
-    pub(crate) fn heard(&self, feed: &JobId) {
-        if let Some(row) = lock(&self.inner.rows).get_mut(feed) {
+    /// A neighbour mentioned the feed, with any version.
+    pub(crate) fn on_mention(&self, feed: &JobId) {
+        if let Some(row) = lock(&self.inner.feeds).get_mut(feed) {
             row.seen = Some(Instant::now());
         }
     }
 
-    /// A version was announced; it may be some way off. False when there are too many feeds.
-    pub(crate) fn announce(&self, announcement: &Announcement, by_others: bool) -> bool {
-        let mut rows = lock(&self.inner.rows);
-        if rows.len() >= limits::FEEDS_MAX && !rows.contains_key(&announcement.job) {
+    /// A version was announced, and its data may arrive later. Returns false if there are too many feeds.
+    pub(crate) fn on_announced(&self, announcement: &Announcement, by_neighbour: bool) -> bool {
+        let mut feeds = lock(&self.inner.feeds);
+        if feeds.len() >= limits::FEEDS_MAX && !feeds.contains_key(&announcement.job) {
             return false;
         }
-        let row = rows.entry(announcement.job).or_default();
+        let row = feeds.entry(announcement.job).or_default();
         row.name.clone_from(&announcement.name);
         row.announced = row.announced.max(announcement.sequence);
-        if by_others {
+        if by_neighbour {
             row.seen = Some(Instant::now());
         }
         true
     }
 
-    /// Gives readers a version, unless they have a newer one.
-    pub(crate) fn show(&self, feed: &JobId, version: Arc<FeedVersion>) -> bool {
-        let mut rows = lock(&self.inner.rows);
-        let row = rows.entry(*feed).or_default();
+    /// Makes a version the readers' newest. Returns false if they have it or a newer one.
+    pub(crate) fn publish(&self, feed: &JobId, version: Arc<FeedVersion>) -> bool {
+        let mut feeds = lock(&self.inner.feeds);
+        let row = feeds.entry(*feed).or_default();
         if row.version.as_ref().is_some_and(|known| known.sequence >= version.sequence) {
             return false;
         }
         row.name.clone_from(&version.name);
         row.announced = row.announced.max(version.sequence);
         row.version = Some(version.clone());
-        // Under the lock: followers see versions in their order. Without any, the version goes nowhere.
-        let _ = self.inner.told.send((*feed, version));
-        drop(rows);
+        // Sent under the lock, so that followers see versions in order.
+        let _ = self.inner.published.send(Published { feed: *feed, version }); // fails without followers
+        drop(feeds);
         self.inner.versions.inc();
         true
     }
 
-    /// A feed is forgotten.
+    /// Removes a feed.
     pub(crate) fn forget(&self, feed: &JobId) {
-        lock(&self.inner.rows).remove(feed);
+        lock(&self.inner.feeds).remove(feed);
     }
 
-    /// A version was not accepted.
-    pub(crate) fn refuse(&self, feed: &str, sequence: u64, label: &'static str, why: String) {
+    /// Records a refusal. `label` is the reason in the metrics, `why` the reason for operators.
+    pub(crate) fn on_refused(&self, feed: &str, sequence: u64, label: &'static str, why: String) {
         tracing::warn!(feed, sequence, %why, "refused a version of a feed");
-        self.inner.refusals.get_or_create(&WhyLabel { why: label }).inc();
+        self.inner.refusals.get_or_create(&ReasonLabel { reason: label }).inc();
         let mut refused = lock(&self.inner.refused);
         refused.push_front(RefusedVersion { feed: feed.into(), sequence, why, at_ms: unix_ms() });
         refused.truncate(REFUSED_MAX);
     }
 
-    /// An older version than the newest came. That is usual where it comes by several ways, so it is only counted.
-    pub(crate) fn refuse_stale(&self) {
-        self.inner.refusals.get_or_create(&WhyLabel { why: "stale" }).inc();
+    /// Counts a version that is older than the newest. This is normal, because versions arrive on several lanes.
+    pub(crate) fn on_stale(&self) {
+        self.inner.refusals.get_or_create(&ReasonLabel { reason: "stale" }).inc();
     }
 
-    /// The newest version of a feed.
+    /// Returns the newest version of a feed by name.
     pub fn get(&self, name: &str) -> Option<Arc<FeedVersion>> {
         self.newest(&shoal_proto::feed::feed_id(name))
     }
 
-    /// The same, by the feed's id.
+    /// Returns the newest version of a feed by id.
     pub(crate) fn newest(&self, feed: &JobId) -> Option<Arc<FeedVersion>> {
-        lock(&self.inner.rows).get(feed)?.version.clone()
+        lock(&self.inner.feeds).get(feed)?.version.clone()
     }
 
-    /// The newest sequence of a feed that was heard of, whole here or not.
-    pub fn announced(&self, name: &str) -> Option<u64> {
-        lock(&self.inner.rows).get(&shoal_proto::feed::feed_id(name)).map(|row| row.announced)
+    /// Returns the newest announced sequence of a feed. Its data may still be arriving.
+    pub fn announced_sequence(&self, name: &str) -> Option<u64> {
+        lock(&self.inner.feeds).get(&shoal_proto::feed::feed_id(name)).map(|row| row.announced)
     }
 
-    /// Follows a feed from its newest version on, if that is above `after`.
+    /// Returns a follower of a feed. Its first version is the newest one with a sequence above `after`.
     pub fn follow(&self, name: &str, after: u64) -> Follower {
         let feed = shoal_proto::feed::feed_id(name);
-        // Listening begins before the first look, so that no version is missed between the two.
-        Follower { told: self.inner.told.subscribe(), shelf: self.clone(), feed, after, behind: true }
+        // Subscribed before the first look, so that no version is missed in between.
+        Follower { published: self.inner.published.subscribe(), latest: self.clone(), feed, after, behind: true }
     }
 
-    /// How the feeds stand that readers have, in order of name.
+    /// Returns the state of every feed that readers have a version of, sorted by name.
     pub fn all(&self) -> Vec<FeedStatus> {
         let now = unix_ms();
-        let rows = lock(&self.inner.rows);
-        let mut all: Vec<FeedStatus> = rows
+        let feeds = lock(&self.inner.feeds);
+        let mut all: Vec<FeedStatus> = feeds
             .values()
             .filter_map(|row| {
                 let version = row.version.as_ref()?;
@@ -199,43 +202,43 @@ impl LatestVersions {
                     content: version.content,
                     published_at_ms: version.published_at_ms,
                     age_ms: now.saturating_sub(version.published_at_ms),
-                    unseen_ms: row.seen.map(|seen| millis(seen.elapsed())),
+                    unseen_ms: row.seen.map(|seen| seen.elapsed().as_millis() as u64),
                     announced: row.announced,
                 })
             })
             .collect();
-        drop(rows);
+        drop(feeds);
         all.sort_by(|a, b| a.feed.cmp(&b.feed));
         all
     }
 
-    /// Versions not accepted of late, the newest first.
+    /// Returns the recent refusals, the newest first.
     pub fn refused(&self) -> Vec<RefusedVersion> {
         lock(&self.inner.refused).iter().cloned().collect()
     }
 }
 
-/// Someone who reads the versions of a feed one after the other.
+/// A reader of the versions of one feed, one after the other.
 pub struct Follower {
-    shelf: LatestVersions,
+    latest: LatestVersions,
     feed: JobId,
-    /// The version seen last.
+    /// The sequence of the last returned version.
     after: u64,
-    /// Versions were missed, or none was looked at yet: the newest is on the shelf.
+    /// True at the start, and after the follower missed versions. The next version is then the newest.
     behind: bool,
-    told: broadcast::Receiver<(JobId, Arc<FeedVersion>)>,
+    published: broadcast::Receiver<Published>,
 }
 
 impl Follower {
-    /// The next version. Who takes long between two sees the newest then: the latest wins.
+    /// Waits for the next version. A slow follower skips versions and gets the newest.
     pub async fn next(&mut self) -> Arc<FeedVersion> {
         loop {
             let version = if std::mem::take(&mut self.behind) {
-                self.shelf.newest(&self.feed)
+                self.latest.newest(&self.feed)
             } else {
-                match self.told.recv().await {
-                    Ok((feed, version)) => Some(version).filter(|_| feed == self.feed),
-                    // The shelf, which we hold, keeps the sender.
+                match self.published.recv().await {
+                    Ok(published) => Some(published.version).filter(|_| published.feed == self.feed),
+                    // The error is always `Lagged`, because `latest` keeps the sender alive.
                     Err(_) => {
                         self.behind = true;
                         None
@@ -259,7 +262,7 @@ mod tests {
     use shoal_proto::feed::feed_id;
     use shoal_proto::ids::ContentId;
 
-    fn show(shelf: &LatestVersions, name: &str, sequence: u64) {
+    fn publish(latest: &LatestVersions, name: &str, sequence: u64) {
         let version = FeedVersion {
             name: name.into(),
             kind: Kind::Gslb,
@@ -269,29 +272,29 @@ mod tests {
             size: 1,
             data: FeedData::Memory(Bytes::from_static(b"1")),
         };
-        shelf.show(&feed_id(name), Arc::new(version));
+        latest.publish(&feed_id(name), Arc::new(version));
     }
 
     #[tokio::test]
-    async fn who_follows_sees_each_version_or_the_newest_when_too_far_behind() {
-        let shelf = LatestVersions::new(&Metrics::default());
-        show(&shelf, "a", 1);
-        show(&shelf, "a", 2);
-        let mut follower = shelf.follow("a", 0);
-        assert_eq!(follower.next().await.sequence, 2, "the newest at first");
+    async fn a_follower_sees_each_version_or_the_newest_if_it_is_too_far_behind() {
+        let latest = LatestVersions::new(&Metrics::default());
+        publish(&latest, "a", 1);
+        publish(&latest, "a", 2);
+        let mut follower = latest.follow("a", 0);
+        assert_eq!(follower.next().await.sequence, 2, "the newest version comes first");
         for sequence in 3..=8 {
-            show(&shelf, "a", sequence);
-            show(&shelf, "b", sequence);
+            publish(&latest, "a", sequence);
+            publish(&latest, "b", sequence);
         }
-        show(&shelf, "a", 5);
+        publish(&latest, "a", 5);
         for sequence in 3..=8 {
             assert_eq!(follower.next().await.sequence, sequence);
         }
-        let last = 9 + FOLLOWED_MAX as u64;
-        (9..=last).for_each(|sequence| show(&shelf, "a", sequence));
+        let last = 9 + FOLLOWER_LAG_MAX as u64;
+        (9..=last).for_each(|sequence| publish(&latest, "a", sequence));
         assert_eq!(follower.next().await.sequence, last);
-        show(&shelf, "a", last + 1);
+        publish(&latest, "a", last + 1);
         assert_eq!(follower.next().await.sequence, last + 1);
-        assert_eq!(shelf.follow("a", last).next().await.sequence, last + 1);
+        assert_eq!(latest.follow("a", last).next().await.sequence, last + 1);
     }
 }

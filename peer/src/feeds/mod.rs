@@ -1,8 +1,10 @@
-//! Feeds as local readers have them: the newest version of each, told at once, on the disk a moment later.
+//! Feeds as local readers get them: the newest version of each, from memory at once and on disk a moment later.
 //!
-//! Owns the shelf of newest versions. Split by meaning: [`writer`] writes versions to the disk behind everybody's back,
-//! [`files`] lays out what is written, [`api`] serves readers.
-//! Invariant: of a feed a reader sees growing sequences only, each with the data that was signed for it.
+//! Owns: the newest versions, their files, and the HTTP API of readers.
+//! Invariant: a reader of a feed sees growing sequences only, each with the data that was signed for it.
+//!
+//! Where to look: the newest versions and their followers in [`latest`]; a version in [`version`]; the thread that
+//! writes versions in [`writer`]; the files in [`files`]; the HTTP API in [`api`].
 
 pub mod api;
 mod files;
@@ -12,6 +14,7 @@ mod writer;
 
 pub use api::routes;
 pub(crate) use files::FeedFiles;
-pub use latest::{Follower, LatestVersions, unix_ms};
+pub use latest::{Follower, LatestVersions};
 pub use version::{FeedData, FeedVersion};
+pub use writer::FeedWriteError;
 pub(crate) use writer::{FeedWriter, PendingWrite};

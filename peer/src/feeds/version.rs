@@ -1,4 +1,4 @@
-//! A version of a feed, whole and verified.
+//! One version of a feed, whole and verified.
 //!
 //! Invariant: a [`FeedVersion`] and its data never change.
 
@@ -8,38 +8,34 @@ use shoal_proto::ids::ContentId;
 use std::fs::File;
 use std::sync::Arc;
 
-/// Where a version's data is.
+/// Where the data of a version is.
 #[derive(Clone, Debug)]
 pub enum FeedData {
-    /// In memory.
+    /// A small version, in memory.
     Memory(Bytes),
-    /// In a file that nobody changes any more.
+    /// A large version, in a file that never changes.
     File(Arc<File>),
-    /// Only in the store, as pieces.
+    /// A large version that only the store has, as pieces. Seeders have no file of it.
     Store,
 }
 
-/// A version of a feed, whole and verified.
+/// One version of a feed.
 #[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the fields are those of the announcement")]
 pub struct FeedVersion {
     /// The feed's name.
     pub name: String,
-    /// What it is for.
     pub kind: Kind,
-    /// Grows with every version.
     pub sequence: u64,
-    /// When it was published, Unix milliseconds.
     pub published_at_ms: u64,
-    /// The content.
     pub content: ContentId,
-    /// Payload bytes.
+    /// Size of the data in bytes.
     pub size: u64,
-    /// The payload.
     pub data: FeedData,
 }
 
 impl FeedVersion {
-    /// Of an announcement, with its data.
+    /// Returns the version that an announcement describes.
     pub fn new(announcement: &Announcement, data: FeedData) -> Self {
         Self {
             name: announcement.name.clone(),

@@ -1,102 +1,127 @@
-//! Writes feeds' versions to the disk, behind whoever is told of them.
+//! Writes versions of feeds to disk, after local readers got them from memory.
 //!
-//! Invariant: of each feed at most one version waits, the newest; so a disk that is slow costs memory for none but that,
-//! and delays nobody. Nor does a feed that changes all the time keep the disk busy all the time.
+//! Invariant: at most one version of each feed waits to be written, the newest. A slow disk therefore costs bounded
+//! memory and delays no reader. A feed that changes all the time is written at most once per [`WRITE_INTERVAL`].
 
-use super::files::{FeedFiles, Kept};
+use super::files::{FeedFiles, SavedFeed};
 use super::version::{FeedData, FeedVersion};
 use bytes::Bytes;
 use shoal_proto::ids::JobId;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Between two versions of a feed on the disk, unless somebody waits for the later. A version takes some fifteen calls.
-const WRITE_EVERY: Duration = Duration::from_millis(100);
+/// Shortest time between two writes of one feed, unless a caller waits for the second. A write takes about 15 system
+/// calls.
+const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A version to be written.
+/// Why a version is not on disk.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FeedWriteError {
+    /// The node has the maximum number of feeds.
+    #[error("there are too many feeds; use an existing feed or wait until an old one expires")]
+    TooManyFeeds,
+    /// The disk failed. Clones share the cause.
+    #[error("cannot write a version of feed {feed}")]
+    #[allow(missing_docs, reason = "the message explains the fields")]
+    Io {
+        feed: String,
+        #[source]
+        source: Arc<io::Error>,
+    },
+}
+
+/// The answer to a caller that waits for a write.
+type WriteResult = Result<(), FeedWriteError>;
+
+/// A version to write.
 pub(crate) struct PendingWrite {
-    /// The version.
     pub(crate) version: Arc<FeedVersion>,
-    /// Its signed announcement.
+    /// The signed announcement.
     pub(crate) envelope: Bytes,
-    /// A small version's manifest.
+    /// The manifest of a small version.
     pub(crate) manifest: Option<Bytes>,
-    /// Told once it, or a newer one, is written.
-    pub(crate) done: Option<oneshot::Sender<Result<(), String>>>,
+    /// Receives the result once this version, or a newer one, is written.
+    pub(crate) done: Option<oneshot::Sender<WriteResult>>,
 }
 
 #[derive(Default)]
 struct Queue {
     waiting: BTreeMap<JobId, Waiting>,
-    /// When feeds may be written again; those that may be are not here.
-    resting: BTreeMap<JobId, Instant>,
+    /// The earliest next write of recently written feeds.
+    not_before: BTreeMap<JobId, Instant>,
     stopping: bool,
 }
 
 struct Waiting {
-    keep: PendingWrite,
-    told: Vec<oneshot::Sender<Result<(), String>>>,
+    write: PendingWrite,
+    /// The callers of this write, and of the older writes that it replaced.
+    callers: Vec<oneshot::Sender<WriteResult>>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct SharedQueue {
     queue: Mutex<Queue>,
-    wake: Condvar,
+    changed: Condvar,
 }
 
-impl Shared {
+impl SharedQueue {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next version to write; `None` once all is written and no more will come.
+    /// Waits for the next write. Returns `None` once all is written and the writer stops.
     fn next(&self) -> Option<(JobId, Waiting)> {
         let mut queue = self.queue();
         loop {
             let now = Instant::now();
-            let Queue { waiting, resting, stopping } = &mut *queue;
-            resting.retain(|_, until| *until > now);
+            let Queue { waiting, not_before, stopping } = &mut *queue;
+            not_before.retain(|_, until| *until > now);
             let ready = |(feed, row): (&JobId, &Waiting)| {
-                (*stopping || !row.told.is_empty() || !resting.contains_key(feed)).then_some(*feed)
+                (*stopping || !row.callers.is_empty() || !not_before.contains_key(feed)).then_some(*feed)
             };
             if let Some(next) = waiting.iter().find_map(ready).and_then(|feed| waiting.remove_entry(&feed)) {
-                resting.insert(next.0, now + WRITE_EVERY);
+                not_before.insert(next.0, now + WRITE_INTERVAL);
                 return Some(next);
             }
             if *stopping {
                 return None;
             }
-            // Everything that waits rests.
-            let rest = resting.values().min().filter(|_| !waiting.is_empty()).map(|until| *until - now);
-            let rest = rest.unwrap_or(Duration::MAX);
-            queue = self.wake.wait_timeout(queue, rest).unwrap_or_else(PoisonError::into_inner).0;
+            // Every waiting feed was written a moment ago.
+            let pause = not_before.values().min().filter(|_| !waiting.is_empty()).map(|until| *until - now);
+            let pause = pause.unwrap_or(Duration::MAX);
+            queue = self.changed.wait_timeout(queue, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-/// The thread that writes. Dropping this writes what waits.
+/// The thread that writes versions. Dropping this writes what waits and ends the thread.
 pub(crate) struct FeedWriter {
-    shared: Arc<Shared>,
+    shared: Arc<SharedQueue>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl FeedWriter {
-    /// Starts it.
-    pub(crate) fn start(files: FeedFiles) -> std::io::Result<Self> {
-        let shared = Arc::<Shared>::default();
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Fails if the system cannot start a thread.
+    pub(crate) fn start(files: FeedFiles) -> io::Result<Self> {
+        let shared = Arc::<SharedQueue>::default();
         let thread = std::thread::Builder::new().name("feeds".into()).spawn({
             let shared = shared.clone();
             move || {
                 while let Some((feed, waiting)) = shared.next() {
-                    let written = write(&files, &feed, &waiting.keep).map_err(|error| error.to_string());
-                    if let Err(error) = &written {
-                        tracing::error!(feed = waiting.keep.version.name, %error, "cannot keep a version of a feed");
-                    }
-                    for told in waiting.told {
-                        let _ = told.send(written.clone());
+                    let name = &waiting.write.version.name;
+                    let written = save(&files, &feed, &waiting.write).map_err(|error| {
+                        tracing::error!(feed = name, %error, "cannot write a version of a feed");
+                        FeedWriteError::Io { feed: name.clone(), source: Arc::new(error) }
+                    });
+                    for caller in waiting.callers {
+                        let _ = caller.send(written.clone()); // the caller may have given up
                     }
                 }
             }
@@ -104,42 +129,42 @@ impl FeedWriter {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has a version written, in place of an older one that waits.
-    pub(crate) fn put(&self, feed: JobId, mut keep: PendingWrite) {
+    /// Queues a version. It replaces an older version of the same feed that waits.
+    pub(crate) fn write(&self, feed: JobId, mut write: PendingWrite) {
         let mut queue = self.shared.queue();
-        let mut told: Vec<_> = keep.done.take().into_iter().collect();
+        let mut callers: Vec<_> = write.done.take().into_iter().collect();
         if let Some(former) = queue.waiting.remove(&feed) {
-            told.extend(former.told);
-            if former.keep.version.sequence > keep.version.sequence {
-                keep = former.keep;
+            callers.extend(former.callers);
+            if former.write.version.sequence > write.version.sequence {
+                write = former.write;
             }
         }
-        queue.waiting.insert(feed, Waiting { keep, told });
+        queue.waiting.insert(feed, Waiting { write, callers });
         drop(queue);
-        self.shared.wake.notify_one();
+        self.shared.changed.notify_one();
     }
 }
 
 impl Drop for FeedWriter {
     fn drop(&mut self) {
         self.shared.queue().stopping = true;
-        self.shared.wake.notify_one();
+        self.shared.changed.notify_one();
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            let _ = thread.join(); // a panic of the thread is in the log
         }
     }
 }
 
-fn write(files: &FeedFiles, feed: &JobId, keep: &PendingWrite) -> std::io::Result<()> {
-    let data = match &keep.version.data {
+fn save(files: &FeedFiles, feed: &JobId, write: &PendingWrite) -> io::Result<()> {
+    let data = match &write.version.data {
         FeedData::Memory(data) => Some(data.to_vec()),
         FeedData::File(_) | FeedData::Store => None,
     };
-    let manifest = keep.manifest.as_ref().map(|manifest| manifest.to_vec());
-    files.save(feed, &Kept { envelope: keep.envelope.to_vec(), manifest, data })?;
-    // A large version's file is there before readers are told.
-    if let FeedData::Memory(_) = &keep.version.data {
-        files.place(&keep.version, None)?;
+    let manifest = write.manifest.as_ref().map(|manifest| manifest.to_vec());
+    files.save(feed, &SavedFeed { envelope: write.envelope.to_vec(), manifest, data })?;
+    // The file of a large version exists before readers get the version.
+    if let FeedData::Memory(_) = &write.version.data {
+        files.place(&write.version, None)?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Images as the mirror and the warmer read them: by name, by digest, piece by piece.
+//! Look-ups of images and blobs, and reads of blobs piece by piece.
 //!
-//! Invariant: every byte given out belongs to a piece whose hash was found right after it was read.
+//! Invariant: every returned byte belongs to a piece whose hash was checked after the read.
 
 use bytes::Bytes;
 use shoal_proto::geometry::Geometry;
@@ -12,9 +12,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-/// Longer manifests are not read for what they refer to, bytes.
+/// Largest manifest, in bytes, that is searched for a reference to another manifest.
 const REFERRER_BYTES_MAX: u64 = 4 << 20;
-/// Manifests named as referring to another.
+/// Most referrers in one answer.
 const REFERRERS_MAX: usize = 256;
 
 /// A repository, and its registry if the client names one.
@@ -25,27 +25,26 @@ pub(crate) struct RepositoryName {
     pub(crate) path: String,
 }
 
-/// The images of a store.
+/// The images of a store. Clones use the same store.
 #[derive(Clone)]
 pub struct Images {
     store: Store,
 }
 
-/// Why a piece of a blob is not given out.
+/// Why bytes of a blob cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PieceFault {
-    /// It has not arrived.
-    #[error("not here yet")]
+pub(crate) enum PieceError {
+    /// The piece has not arrived. A later read can succeed.
+    #[error("the piece has not arrived")]
     NotHere,
-    /// The disk gave back something else than was written.
-    #[error("piece {0} of {1} is not what was stored; the disk may be failing")]
-    Corrupt(PieceIndex, ContentId),
-    /// The disk failed.
-    #[error("disk: {0}")]
+    /// The disk returned other bytes than were written.
+    #[error("piece {piece} of content {content} has a wrong hash; check the disk")]
+    Corrupt { piece: PieceIndex, content: ContentId },
+    #[error("the disk failed")]
     Io(#[from] io::Error),
 }
 
-/// A blob that is here, or on its way here.
+/// A blob in the store. Its pieces may still be arriving.
 #[derive(Clone)]
 pub(crate) struct Blob {
     store: Store,
@@ -54,36 +53,37 @@ pub(crate) struct Blob {
     geometry: Geometry,
     pub(crate) digest: Digest,
     pub(crate) media_type: String,
+    /// Size in bytes.
     pub(crate) size: u64,
     first_piece: u32,
-    /// Where each of its pieces ends, bytes from the blob's start.
-    ends: Arc<[u64]>,
+    /// The end of each piece, in bytes from the start of the blob.
+    piece_ends: Arc<[u64]>,
 }
 
 impl Images {
-    /// Of a store.
+    /// Returns the images of a store.
     pub fn new(store: Store) -> Self {
         Self { store }
     }
 
-    /// A blob of a complete image, else of one that is arriving.
+    /// Returns a blob. A complete image takes precedence over one that is arriving.
     pub(crate) fn blob(&self, digest: &Digest) -> Option<Blob> {
         if let Some(found) = self.store.blob(digest) {
             let manifest = self.store.manifest(&found.content)?;
             return self.blob_of(found.content, manifest, digest);
         }
-        let holds = |manifest: &Manifest| manifest.image.as_ref().is_some_and(|image| image.find(digest).is_some());
-        let mut holders = self.arriving().filter(|record| holds(&record.manifest));
-        holders.find_map(|record| self.blob_of(record.content, record.manifest, digest))
+        let has = |manifest: &Manifest| manifest.image.as_ref().is_some_and(|image| image.find(digest).is_some());
+        let mut found = self.arriving().filter(|stored| has(&stored.manifest));
+        found.find_map(|stored| self.blob_of(stored.content, stored.manifest, digest))
     }
 
-    /// Contents on their way here; of what was demoted nothing more comes.
+    /// Returns the contents that are still arriving. Of a demoted content no more pieces arrive.
     fn arriving(&self) -> impl Iterator<Item = StoredContent> {
-        let demoted = |record: &StoredContent| record.share.as_ref().is_some_and(|found| found.share.whole_dropped);
-        self.store.contents().into_iter().filter(move |record| !record.complete && !demoted(record))
+        let demoted = |stored: &StoredContent| stored.share.as_ref().is_some_and(|found| found.share.whole_dropped);
+        self.store.contents().into_iter().filter(move |stored| !stored.complete && !demoted(stored))
     }
 
-    /// Descriptors of the complete images here that say they are about this manifest: signatures, lists of parts. Blocks.
+    /// Returns the descriptors of complete manifests that refer to `subject`, for example signatures. Blocks.
     pub(crate) fn referrers(&self, subject: &Digest) -> Vec<serde_json::Value> {
         let images = self.store.images();
         let manifests: BTreeSet<Digest> = images
@@ -96,7 +96,7 @@ impl Images {
         manifests.iter().filter_map(|digest| self.referrer(digest, subject)).take(REFERRERS_MAX).collect()
     }
 
-    /// The descriptor of a manifest, if it is about `subject`.
+    /// Returns the descriptor of a manifest if the manifest refers to `subject`.
     fn referrer(&self, digest: &Digest, subject: &Digest) -> Option<serde_json::Value> {
         let blob = self.blob(digest)?;
         let mut bytes = Vec::new();
@@ -107,51 +107,52 @@ impl Images {
         if manifest["subject"]["digest"] != subject.to_string() {
             return None;
         }
-        let mut found = serde_json::json!({
+        let mut descriptor = serde_json::json!({
             "mediaType": blob.media_type, "digest": digest.to_string(), "size": blob.size,
         });
-        // Where a manifest names no type of its own, its configuration's counts, as the specification has it.
+        // The OCI specification takes the configuration's media type where a manifest has no type of its own.
         let kind = Some(&manifest["artifactType"]).filter(|kind| kind.is_string());
-        found["artifactType"] = kind.unwrap_or(&manifest["config"]["mediaType"]).clone();
+        descriptor["artifactType"] = kind.unwrap_or(&manifest["config"]["mediaType"]).clone();
         if manifest["annotations"].is_object() {
-            found["annotations"] = manifest["annotations"].clone();
+            descriptor["annotations"] = manifest["annotations"].clone();
         }
-        Some(found)
+        Some(descriptor)
     }
 
     fn blob_of(&self, content: ContentId, manifest: Arc<Manifest>, digest: &Digest) -> Option<Blob> {
         let geometry = manifest.geometry(&content).ok()?;
         let (stream, blob) = manifest.image.as_ref()?.find(digest)?;
         let ImageBlob { media_type, size, .. } = blob.clone();
-        let (mut first_piece, mut at, mut ends) = (0, 0, Vec::new());
+        let (mut first_piece, mut at, mut piece_ends) = (0, 0, Vec::new());
+        // Each blob is one stream, and a piece never spans two streams.
         let before: u64 = manifest.streams.iter().take(stream).sum();
         for len in manifest.lens().map(u64::from) {
             if at < before {
                 first_piece += 1;
             } else if at < before + size {
-                ends.push(at + len - before);
+                piece_ends.push(at + len - before);
             } else {
                 break;
             }
             at += len;
         }
-        let (store, digest, ends) = (self.store.clone(), *digest, ends.into());
-        Some(Blob { store, content, manifest, geometry, digest, media_type, size, first_piece, ends })
+        let (store, digest, piece_ends) = (self.store.clone(), *digest, piece_ends.into());
+        Some(Blob { store, content, manifest, geometry, digest, media_type, size, first_piece, piece_ends })
     }
 
-    /// What a tag leads to. Without a registry's name it must be the same in all registries.
-    pub(crate) fn tagged(&self, name: &RepositoryName, tag: &str) -> Option<Digest> {
-        let fits = |reference: &Reference| {
-            let host = name.registry.as_ref().is_none_or(|host| *host == reference.host);
-            host && reference.path == name.path && reference.tag.as_deref() == Some(tag)
+    /// Returns the root digest of a tag. Without a registry, all registries must have the same digest for the tag.
+    pub(crate) fn root_of_tag(&self, name: &RepositoryName, tag: &str) -> Option<Digest> {
+        let matches = |reference: &Reference| {
+            let registry = name.registry.as_ref().is_none_or(|registry| *registry == reference.host);
+            registry && reference.path == name.path && reference.tag.as_deref() == Some(tag)
         };
         let root = |manifest: &Manifest| {
             let image = manifest.image.as_ref()?;
-            image.name().filter(|reference| fits(reference)).map(|_| image.root)
+            image.name().filter(|reference| matches(reference)).map(|_| image.root)
         };
         let mut roots: Vec<Digest> = self.store.images().values().filter_map(|image| root(&image.manifest)).collect();
         if roots.is_empty() {
-            roots = self.arriving().filter_map(|record| root(&record.manifest)).collect();
+            roots = self.arriving().filter_map(|stored| root(&stored.manifest)).collect();
         }
         roots.dedup();
         match roots[..] {
@@ -160,7 +161,7 @@ impl Images {
         }
     }
 
-    /// A complete content's image.
+    /// Returns the manifest and the name of a content that is an image.
     pub(crate) fn image_of(&self, content: &ContentId) -> Option<(Arc<Manifest>, Reference)> {
         let manifest = self.store.manifest(content)?;
         let reference = manifest.image.as_ref()?.name()?;
@@ -169,29 +170,39 @@ impl Images {
 }
 
 impl Blob {
-    /// The piece that holds the byte at `offset`, and where it begins in the blob. `offset` is before the blob's end.
+    pub(crate) fn content(&self) -> ContentId {
+        self.content
+    }
+
+    /// Returns the piece with the byte at `offset`, and the offset of the piece in the blob. `offset` is inside the
+    /// blob.
     fn piece_at(&self, offset: u64) -> (PieceIndex, u64) {
-        let place = self.ends.partition_point(|end| *end <= offset);
-        let begin = if place == 0 { 0 } else { self.ends[place - 1] };
+        let place = self.piece_ends.partition_point(|end| *end <= offset);
+        let begin = if place == 0 { 0 } else { self.piece_ends[place - 1] };
         (PieceIndex(self.first_piece + place as u32), begin)
     }
 
-    /// Bytes from `offset` to the end of their piece. Blocks.
-    pub(crate) fn read_from(&self, offset: u64) -> Result<Bytes, PieceFault> {
+    /// Whether the piece with the byte at `offset` can be read. Does not block.
+    pub(crate) fn is_here(&self, offset: u64) -> bool {
+        self.store.has_shard(&self.content, self.geometry.shard_of(self.piece_at(offset).0))
+    }
+
+    /// Returns the bytes from `offset` to the end of their piece. Blocks.
+    pub(crate) fn read_from(&self, offset: u64) -> Result<Bytes, PieceError> {
         let (piece, begin) = self.piece_at(offset);
         let bytes = self.store.read(&self.content, self.geometry.shard_of(piece)).map_err(|error| match error {
-            ReadError::NotHere => PieceFault::NotHere,
-            ReadError::Io(error) => PieceFault::Io(error),
+            ReadError::NotHere => PieceError::NotHere,
+            ReadError::Io(error) => PieceError::Io(error),
         })?;
         if Hash::of(&bytes) != self.manifest.piece_hash(piece) {
-            return Err(PieceFault::Corrupt(piece, self.content));
+            return Err(PieceError::Corrupt { piece, content: self.content });
         }
         Ok(bytes.slice((offset - begin) as usize..))
     }
 
-    /// Pieces of its content that are here: grows while it arrives. `None` when the content is gone.
-    pub(crate) fn progress(&self) -> Option<u32> {
-        self.store.pieces_stored(&self.content)
+    /// Whether the store still has the blob's content, whole or in part.
+    pub(crate) fn is_known(&self) -> bool {
+        self.store.pieces_stored(&self.content).is_some()
     }
 }
 

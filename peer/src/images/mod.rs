@@ -1,10 +1,11 @@
-//! The images of this host's store, for whatever reads them: the mirror and the prewarm task.
+//! The images in this host's store, as the mirror and the prewarm task read them.
 //!
-//! Invariant: nothing here imports another part of the peer.
+//! Owns: look-ups by name and digest, verified reads of blobs, the list of recent pulls.
+//! Invariant: this folder imports no other part of the peer.
 
 mod catalog;
 mod recent_pulls;
 
 pub use catalog::Images;
-pub(crate) use catalog::{Blob, PieceFault, RepositoryName};
+pub(crate) use catalog::{Blob, PieceError, RepositoryName};
 pub(crate) use recent_pulls::RecentPulls;

@@ -1,36 +1,38 @@
-//! What an answer carries: nothing, a few bytes, or a blob as it is read.
+//! The body of an answer: nothing, a few bytes, or a blob that is read while it is sent.
 //!
-//! Invariant: a streamed body gives exactly its length or ends with an error, which cuts the connection; a cut pull goes
-//! on elsewhere, a stalled one never would.
+//! Invariant: a streamed body yields exactly its length, or ends with an error that cuts the connection. A client
+//! resumes a cut pull at the registry, but would wait for a stalled one.
 
-use super::Counters;
-use crate::images::{Blob, PieceFault};
+use super::metrics::MirrorMetrics;
+use crate::arrivals::Arrivals;
+use crate::images::{Blob, PieceError};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// How often a piece that has not arrived is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(30);
-
-/// A body.
-pub(super) enum Answer {
+/// The body of an answer.
+pub enum Body {
     Empty,
     Bytes(Bytes),
-    Stream {
-        parts: mpsc::Receiver<io::Result<Bytes>>,
-        left: u64,
-        counters: Counters,
-        /// Its place among the bodies being sent.
-        _permit: OwnedSemaphorePermit,
-    },
+    Blob(BlobBody),
 }
 
-impl http_body::Body for Answer {
+/// The rest of a blob that is being sent.
+pub struct BlobBody {
+    parts: mpsc::Receiver<io::Result<Bytes>>,
+    /// Bytes still to send.
+    left: u64,
+    metrics: MirrorMetrics,
+    /// One of the bounded number of streamed bodies.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl http_body::Body for Body {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -45,20 +47,20 @@ impl http_body::Body for Answer {
                 *self = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Self::Stream { left: 0, .. } => Poll::Ready(None),
-            Self::Stream { parts, left, counters, .. } => {
-                let part = std::task::ready!(parts.poll_recv(context));
-                let part = part.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
-                match part {
+            Self::Blob(BlobBody { left: 0, .. }) => Poll::Ready(None),
+            Self::Blob(blob) => {
+                let part = ready!(blob.parts.poll_recv(context));
+                match part.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into())) {
                     Ok(mut bytes) => {
-                        bytes.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-                        *left -= bytes.len() as u64;
-                        counters.bytes.inc_by(bytes.len() as u64);
+                        // A piece may reach beyond the requested range.
+                        bytes.truncate(usize::try_from(blob.left).unwrap_or(usize::MAX));
+                        blob.left -= bytes.len() as u64;
+                        blob.metrics.sent_bytes.inc_by(bytes.len() as u64);
                         Poll::Ready(Some(Ok(Frame::data(bytes))))
                     }
                     Err(error) => {
-                        *left = 0;
-                        counters.cut.inc();
+                        blob.left = 0;
+                        blob.metrics.cut.inc();
                         Poll::Ready(Some(Err(error)))
                     }
                 }
@@ -70,88 +72,102 @@ impl http_body::Body for Answer {
         SizeHint::with_exact(match self {
             Self::Empty => 0,
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Stream { left, .. } => *left,
+            Self::Blob(blob) => blob.left,
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty | Self::Stream { left: 0, .. })
+        matches!(self, Self::Empty | Self::Blob(BlobBody { left: 0, .. }))
     }
 }
 
-/// Reads from `offset` to the end of the piece, waiting for it as long as its content does not stand still for `patience`.
-pub(super) async fn read(
-    blob: &Blob,
-    offset: u64,
-    patience: Duration,
-    readers: &Arc<Semaphore>,
-) -> Result<Bytes, PieceFault> {
-    let mut seen = blob.progress();
-    let mut still_since = tokio::time::Instant::now();
-    loop {
-        // Few at a time: the driver's own reads use the same threads.
-        let permit = readers.clone().acquire_owned().await;
+/// Reads pieces, and waits for pieces that are still arriving.
+#[derive(Clone)]
+pub struct PieceReader {
+    arrivals: Arrivals,
+    /// Reads at one time. The driver's own reads use the same threads.
+    permits: Arc<Semaphore>,
+    /// Longest wait without any progress of the content.
+    max_wait: Duration,
+}
+
+impl PieceReader {
+    pub fn new(arrivals: Arrivals, reads_max: usize, max_wait: Duration) -> Self {
+        Self { arrivals, permits: Arc::new(Semaphore::new(reads_max)), max_wait }
+    }
+
+    /// Returns the bytes from `offset` to the end of their piece. Waits while the content makes progress.
+    pub async fn read(&self, blob: &Blob, offset: u64) -> Result<Bytes, PieceError> {
+        // Created before the first look, so that no arrival is missed.
+        let mut arrivals = self.arrivals.of_content(blob.content());
+        loop {
+            if blob.is_here(offset) {
+                match self.read_now(blob, offset).await {
+                    // The store removed the piece between the two looks.
+                    Err(PieceError::NotHere) => {}
+                    read => return read,
+                }
+            }
+            if !blob.is_known() {
+                return Err(PieceError::NotHere);
+            }
+            // Each arrival of the content starts a new wait.
+            match tokio::time::timeout(self.max_wait, arrivals.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Err(PieceError::NotHere),
+            }
+        }
+    }
+
+    async fn read_now(&self, blob: &Blob, offset: u64) -> Result<Bytes, PieceError> {
+        let permit = self.permits.clone().acquire_owned().await;
         let source = blob.clone();
         let read = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             source.read_from(offset)
         });
-        match read.await {
-            Ok(Err(PieceFault::NotHere)) => {}
-            Ok(read) => return read,
-            Err(panic) => return Err(PieceFault::Io(io::Error::other(panic))),
-        }
-        let now = blob.progress();
-        if now.is_none() {
-            return Err(PieceFault::NotHere);
-        }
-        if now != seen {
-            (seen, still_since) = (now, tokio::time::Instant::now());
-        } else if still_since.elapsed() >= patience {
-            return Err(PieceFault::NotHere);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
+        read.await.unwrap_or_else(|panic| Err(PieceError::Io(io::Error::other(panic))))
     }
-}
 
-/// A body of the blob's bytes from `from` to before `to`, of which `first` is here already. It reads one piece ahead of
-/// the client, and ends when the client goes.
-pub(super) fn stream(
-    blob: Blob,
-    (from, to): (u64, u64),
-    first: Bytes,
-    patience: Duration,
-    counters: Counters,
-    readers: Arc<Semaphore>,
-    permit: OwnedSemaphorePermit,
-) -> Answer {
-    let (sink, parts) = mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut at = from + first.len() as u64;
-        if sink.send(Ok(first)).await.is_err() {
-            return;
-        }
-        while at < to {
-            let read = tokio::select! {
-                biased;
-                () = sink.closed() => return,
-                read = read(&blob, at, patience, &readers) => read,
-            };
-            let part = match read {
-                Ok(bytes) => {
-                    at += bytes.len() as u64;
-                    Ok(bytes)
-                }
-                Err(error) => {
-                    tracing::warn!(digest = %blob.digest, at, %error, "cut a blob short");
-                    at = to;
-                    Err(io::Error::other(error))
-                }
-            };
-            if sink.send(part).await.is_err() {
+    /// Returns a body of the blob's bytes from `from` to before `to`. `first` holds the first of them.
+    ///
+    /// A task reads one piece ahead of the client and ends when the client disconnects.
+    pub fn stream(
+        self,
+        blob: Blob,
+        (from, to): (u64, u64),
+        first: Bytes,
+        metrics: MirrorMetrics,
+        permit: OwnedSemaphorePermit,
+    ) -> Body {
+        let (sink, parts) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut at = from + first.len() as u64;
+            if sink.send(Ok(first)).await.is_err() {
                 return;
             }
-        }
-    });
-    Answer::Stream { parts, left: to - from, counters, _permit: permit }
+            while at < to {
+                let read = tokio::select! {
+                    biased;
+                    () = sink.closed() => return,
+                    read = self.read(&blob, at) => read,
+                };
+                let part = match read {
+                    Ok(bytes) => {
+                        at += bytes.len() as u64;
+                        Ok(bytes)
+                    }
+                    Err(error) => {
+                        tracing::warn!(digest = %blob.digest, at, %error, "the mirror cuts a blob short");
+                        at = to;
+                        Err(io::Error::other(error))
+                    }
+                };
+                if sink.send(part).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Body::Blob(BlobBody { parts, left: to - from, metrics, _permit: permit })
+    }
 }

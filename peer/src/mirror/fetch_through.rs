@@ -1,10 +1,10 @@
-//! Images that are not here: asked of the region's seeder, by way of the tracker, and waited for a little.
+//! Fetch-through: the mirror requests an image that the host lacks from the region's seeder, through the tracker.
 //!
-//! Invariant: an image is asked for once at a time, whoever pulls it here, and nobody waits longer than the budget.
+//! Invariant: at any time at most one request for one image is under way, and a client waits at most `mirror.max_wait`.
 
-use super::Mirror;
-use super::request::By;
-use crate::images::RepositoryName;
+use super::request::ManifestReference;
+use crate::arrivals::Arrivals;
+use crate::images::{Images, RepositoryName};
 use shoal_net::control::ControlHandle;
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
@@ -13,110 +13,124 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
-/// Images whose asking is remembered.
-const FLIGHTS_MAX: usize = 256;
-/// An image that was promised is not asked for again for this long.
-const PROMISED_FOR: Duration = Duration::from_secs(30);
-/// Nor one that was refused.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
-/// How often what was promised is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Images whose last request is remembered.
+const REQUESTS_MAX: usize = 256;
+/// Time after a promise within which the image is not requested again.
+const PROMISE_VALID_FOR: Duration = Duration::from_secs(30);
+/// Time after a refusal within which the image is not requested again.
+const REFUSAL_VALID_FOR: Duration = Duration::from_secs(10);
 
-/// What became of a question, and until when that holds.
+/// The last request for an image.
 #[derive(Clone, Copy, Debug)]
-struct Flight {
+struct LastRequest {
+    /// True while the request is under way, and after the seeder accepted it.
     promised: bool,
-    until: Instant,
+    valid_until: Instant,
 }
 
-/// Asks the region for images.
+/// Who makes the next request for an image.
+enum Turn {
+    /// The caller.
+    Ours,
+    /// A request was made recently. The image may arrive if it was promised.
+    Taken { promised: bool },
+}
+
+/// Requests images from the region's seeder.
 pub struct FetchThrough {
     control: ControlHandle,
     tracker: watch::Receiver<Option<NodeId>>,
-    flights: Mutex<BTreeMap<String, Flight>>,
+    requests: Mutex<BTreeMap<String, LastRequest>>,
 }
 
 impl FetchThrough {
-    /// By way of the tracker in use.
+    /// Returns a client that sends its requests to the tracker in use.
     pub fn new(control: ControlHandle, tracker: watch::Receiver<Option<NodeId>>) -> Self {
-        Self { control, tracker, flights: Mutex::default() }
+        Self { control, tracker, requests: Mutex::default() }
     }
 
-    fn flights(&self) -> MutexGuard<'_, BTreeMap<String, Flight>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requests(&self) -> MutexGuard<'_, BTreeMap<String, LastRequest>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the turn to ask for an image; `Err` says whether it was promised to somebody before.
-    fn take_turn(&self, reference: &str) -> Result<(), bool> {
+    fn take_turn(&self, reference: &str) -> Turn {
         let now = Instant::now();
-        let mut flights = self.flights();
-        flights.retain(|_, flight| flight.until > now);
-        if let Some(flight) = flights.get(reference) {
-            return Err(flight.promised);
+        let mut requests = self.requests();
+        requests.retain(|_, request| request.valid_until > now);
+        if let Some(request) = requests.get(reference) {
+            return Turn::Taken { promised: request.promised };
         }
-        if flights.len() >= FLIGHTS_MAX {
-            return Err(false);
+        if requests.len() >= REQUESTS_MAX {
+            return Turn::Taken { promised: false };
         }
-        // Promised until the answer says otherwise: others wait for the same.
-        flights.insert(reference.to_string(), Flight { promised: true, until: now + PROMISED_FOR });
-        Ok(())
+        // Other clients wait for the answer to this request, so it counts as promised meanwhile.
+        let request = LastRequest { promised: true, valid_until: now + PROMISE_VALID_FOR };
+        requests.insert(reference.to_string(), request);
+        Turn::Ours
     }
 
-    /// Whether the image may come.
-    async fn ask(&self, reference: &str, budget: Duration) -> bool {
-        if let Err(promised) = self.take_turn(reference) {
+    /// Requests an image unless a recent request exists. Returns whether the image may arrive.
+    async fn request(&self, reference: &str, max_wait: Duration) -> bool {
+        if let Turn::Taken { promised } = self.take_turn(reference) {
             return promised;
         }
         let tracker = *self.tracker.borrow();
+        let Some(tracker) = tracker else { return self.on_refusal(reference, "no tracker can be reached") };
         let want = Request::WantImage { reference: reference.to_string(), host: None };
-        let answer = match tracker {
-            Some(tracker) => tokio::time::timeout(budget, self.control.request(tracker, want)).await,
-            None => return self.refused(reference, "no tracker can be reached"),
-        };
-        match answer {
+        match timeout(max_wait, self.control.request(tracker, want)).await {
             Ok(Ok(Response::Done)) => true,
-            Ok(Ok(Response::Refused { why })) => self.refused(reference, &why),
-            Ok(Ok(_)) => self.refused(reference, "no proper answer"),
-            Ok(Err(error)) => self.refused(reference, &error.to_string()),
-            Err(_) => self.refused(reference, "no answer in time"),
+            Ok(Ok(Response::Refused { why })) => self.on_refusal(reference, &why),
+            Ok(Ok(_)) => self.on_refusal(reference, "the tracker sent an unexpected answer"),
+            Ok(Err(error)) => self.on_refusal(reference, &error.to_string()),
+            Err(_) => self.on_refusal(reference, "the tracker did not answer in time"),
         }
     }
 
-    fn refused(&self, reference: &str, why: &str) -> bool {
-        tracing::debug!(%reference, %why, "an image is not fetched for the region");
-        let flight = Flight { promised: false, until: Instant::now() + REFUSED_FOR };
-        self.flights().insert(reference.to_string(), flight);
+    fn on_refusal(&self, reference: &str, reason: &str) -> bool {
+        tracing::debug!(%reference, %reason, "the region does not fetch an image");
+        let refusal = LastRequest { promised: false, valid_until: Instant::now() + REFUSAL_VALID_FOR };
+        self.requests().insert(reference.to_string(), refusal);
         false
     }
-}
 
-impl Mirror {
-    /// Has an image brought here and waits for its manifest to be on the way, within the budget.
-    pub(super) async fn fetch(&self, name: &RepositoryName, by: &By) -> Option<Digest> {
-        let fetcher = self.fetcher.as_ref()?;
-        let until = Instant::now() + self.budget;
-        let (tag, digest) = match by {
-            By::Tag(tag) => (Some(tag.clone()), None),
-            By::Digest(digest) => (None, Some(*digest)),
+    /// Requests an image and waits at most `max_wait` for its manifest. Returns the digest of the image's root.
+    pub(super) async fn fetch(
+        &self,
+        images: &Images,
+        arrivals: &Arrivals,
+        name: &RepositoryName,
+        wanted: &ManifestReference,
+        max_wait: Duration,
+    ) -> Option<Digest> {
+        let until = Instant::now() + max_wait;
+        let (tag, digest) = match wanted {
+            ManifestReference::Tag(tag) => (Some(tag.clone()), None),
+            ManifestReference::Digest(digest) => (None, Some(*digest)),
         };
         let reference = Reference { host: name.registry.clone()?, path: name.path.clone(), tag, digest };
-        if !fetcher.ask(&reference.to_string(), self.budget).await {
+        // Created before the first look, so that no manifest is missed.
+        let mut begun = arrivals.of_begun_contents();
+        if !self.request(&reference.to_string(), max_wait).await {
             return None;
         }
         loop {
-            let found = match by {
-                By::Tag(tag) => self.images.tagged(name, tag),
-                By::Digest(digest) => Some(*digest),
-            };
-            if let Some(digest) = found.filter(|digest| self.images.blob(digest).is_some()) {
+            if let Some(digest) = wanted.resolve(images, name) {
                 return Some(digest);
             }
-            if Instant::now() >= until {
-                return None;
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+            timeout_at(until, begun.changed()).await.ok()?.ok()?;
         }
+    }
+}
+
+impl ManifestReference {
+    /// Returns the digest if the store has the manifest's blob, whole or arriving.
+    pub(super) fn resolve(&self, images: &Images, name: &RepositoryName) -> Option<Digest> {
+        let digest = match self {
+            Self::Tag(tag) => images.root_of_tag(name, tag),
+            Self::Digest(digest) => Some(*digest),
+        };
+        digest.filter(|digest| images.blob(digest).is_some())
     }
 }

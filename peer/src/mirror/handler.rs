@@ -1,170 +1,231 @@
-//! From a request to its answer, as the OCI Distribution API has it.
+//! Answers requests as the OCI Distribution API defines it.
 //!
-//! Invariant: what is not here is answered 404 and what cannot be had now 503, both at once, so that the puller goes on
-//! to the registry; the head of an answer is sent only when the body's first piece was read and found right.
+//! Invariant: the mirror answers 404 at once for an absent object, and 503 at once for one that it cannot serve at
+//! present. The client then continues with the registry. The head of an answer is sent only after the first piece was
+//! read and verified.
 
-use super::body::{self, Answer};
-use super::request::{Ask, By, Span, parse, span};
-
-use super::{Mirror, Outcome, What};
-use crate::images::{Blob, PieceFault};
+use super::body::{Body, PieceReader};
+use super::config::MirrorConfig;
+use super::fetch_through::FetchThrough;
+use super::metrics::{MirrorMetrics, Outcome, Target};
+use super::request::{ManifestReference, MirrorRequest, RequestedRange, parse, parse_range};
+use crate::arrivals::Arrivals;
+use crate::images::{Blob, Images, PieceError, RecentPulls, RepositoryName};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use shoal_proto::image::{Digest, OCI_INDEX, is_manifest};
+use shoal_service::metrics::Metrics;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
 
-/// An answer and what is counted of it.
-type Answered = (What, Outcome, Response<Answer>);
+/// Blobs sent at one time. Each has up to two pieces in memory.
+const STREAMS_MAX: usize = 24;
+/// Pieces read at one time.
+const READS_MAX: usize = 4;
+/// Largest body of a request. A client has no reason to send any.
+const REQUEST_BODY_MAX: usize = 1024;
+/// The media type of blobs.
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
-fn plain(status: StatusCode, kind: &'static str, bytes: Bytes) -> Response<Answer> {
-    let mut response = Response::new(Answer::Bytes(bytes));
+/// An answer, and how the metrics count it.
+struct Answer {
+    target: Target,
+    outcome: Outcome,
+    response: Response<Body>,
+}
+
+impl Answer {
+    fn new(target: Target, outcome: Outcome, response: Response<Body>) -> Self {
+        Self { target, outcome, response }
+    }
+
+    fn miss(target: Target, code: &str) -> Self {
+        Self::new(target, Outcome::Miss, api_error(StatusCode::NOT_FOUND, code, "the mirror does not have it"))
+    }
+
+    fn unavailable(target: Target, message: &str) -> Self {
+        let response = api_error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
+        Self::new(target, Outcome::Unavailable, response)
+    }
+}
+
+fn small_response(status: StatusCode, media_type: &'static str, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::Bytes(bytes));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }
 
-/// An error in the API's form.
-fn error(status: StatusCode, code: &str, message: &str) -> Response<Answer> {
+/// Returns an error in the form of the OCI Distribution API.
+fn api_error(status: StatusCode, code: &str, message: &str) -> Response<Body> {
     let body = serde_json::json!({ "errors": [{ "code": code, "message": message }] });
-    plain(status, "application/json", body.to_string().into())
+    small_response(status, "application/json", body.to_string().into())
 }
 
-fn missing(what: What, code: &str) -> Answered {
-    (what, Outcome::Miss, error(StatusCode::NOT_FOUND, code, "not here"))
+/// Inserts a header unless the value has characters that no header may have.
+fn insert_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
 }
 
-fn unavailable(what: What, why: &str) -> Answered {
-    (what, Outcome::Unavailable, error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", why))
+/// Answers the requests of all connections.
+pub struct Handler {
+    images: Images,
+    arrivals: Arrivals,
+    pulls: Arc<RecentPulls>,
+    metrics: MirrorMetrics,
+    max_wait: Duration,
+    fetch_through: Option<FetchThrough>,
+    streams: Arc<Semaphore>,
+    reader: PieceReader,
 }
 
-impl Mirror {
-    /// Answers a request.
-    pub(super) async fn serve<B>(&self, request: Request<B>) -> Result<Response<Answer>, Infallible> {
+impl Handler {
+    pub fn new(
+        config: &MirrorConfig,
+        images: Images,
+        arrivals: Arrivals,
+        pulls: Arc<RecentPulls>,
+        fetch_through: Option<FetchThrough>,
+        metrics: &Metrics,
+    ) -> Self {
+        let max_wait = config.max_wait.0;
+        Self {
+            images,
+            pulls,
+            metrics: MirrorMetrics::new(metrics),
+            max_wait,
+            fetch_through,
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            reader: PieceReader::new(arrivals.clone(), READS_MAX, max_wait),
+            arrivals,
+        }
+    }
+
+    /// Answers a request. Refuses it if the daemon is not healthy.
+    pub async fn handle<B>(&self, request: Request<B>, healthy: bool) -> Result<Response<Body>, Infallible> {
         let head = request.method() == Method::HEAD;
-        let (what, outcome, mut response) = if head || request.method() == Method::GET {
-            self.answer(&request).await
+        let Answer { target, outcome, mut response } = if head || request.method() == Method::GET {
+            self.answer(&request, healthy).await
         } else {
-            let mut refused = error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the mirror is only read from");
+            let mut refused = api_error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the mirror is read-only");
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            (What::Other, Outcome::Refused, refused)
+            Answer::new(Target::Other, Outcome::Refused, refused)
         };
-        self.counters.count(what, outcome);
-        tracing::debug!(method = %request.method(), uri = %request.uri(), status = %response.status(), "mirror");
+        self.metrics.count(target, outcome);
+        let (method, uri, status) = (request.method(), request.uri(), response.status());
+        tracing::debug!(%method, %uri, %status, "answered a request");
         let version = HeaderValue::from_static("registry/2.0");
         response.headers_mut().insert("docker-distribution-api-version", version);
         if head {
             let len = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
             response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(len));
-            *response.body_mut() = Answer::Empty;
+            *response.body_mut() = Body::Empty;
         }
         Ok(response)
     }
 
-    async fn answer<B>(&self, request: &Request<B>) -> Answered {
+    async fn answer<B>(&self, request: &Request<B>, healthy: bool) -> Answer {
         let uri = request.uri();
-        let Some(ask) = parse(uri.path(), uri.query()) else { return missing(What::Other, "NAME_UNKNOWN") };
-        if !self.health.is_well() {
-            return unavailable(What::Other, "the daemon is busy");
+        let Some(parsed) = parse(uri.path(), uri.query()) else { return Answer::miss(Target::Other, "NAME_UNKNOWN") };
+        if !healthy {
+            return Answer::unavailable(Target::Other, "the daemon is busy");
         }
-        match ask {
-            Ask::Base => {
-                (What::Base, Outcome::Hit, plain(StatusCode::OK, "application/json", Bytes::from_static(b"{}")))
+        match parsed {
+            MirrorRequest::Base => {
+                let body = Bytes::from_static(b"{}");
+                Answer::new(Target::Base, Outcome::Hit, small_response(StatusCode::OK, "application/json", body))
             }
-            Ask::Manifest { name, by } => {
-                let digest = match &by {
-                    By::Digest(digest) => Some(*digest),
-                    By::Tag(tag) => self.images.tagged(&name, tag),
-                };
-                let digest = match digest.filter(|digest| self.images.blob(digest).is_some()) {
-                    None => self.fetch(&name, &by).await,
-                    found => found,
-                };
-                let blob =
-                    digest.and_then(|digest| self.images.blob(&digest)).filter(|blob| is_manifest(&blob.media_type));
-                let Some(blob) = blob else { return missing(What::Manifest, "MANIFEST_UNKNOWN") };
-                self.asked.record(blob.digest);
-                let kind = HeaderValue::from_str(&blob.media_type);
-                let kind = kind.unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"));
-                self.send(What::Manifest, request, blob, kind).await
-            }
-            Ask::Blob(digest) => {
-                let Some(blob) = self.images.blob(&digest) else { return missing(What::Blob, "BLOB_UNKNOWN") };
-                self.send(What::Blob, request, blob, HeaderValue::from_static("application/octet-stream")).await
-            }
-            Ask::Referrers(subject) => self.referrers(subject).await,
+            MirrorRequest::Manifest { name, reference } => self.manifest(request, &name, &reference).await,
+            MirrorRequest::Blob(digest) => match self.images.blob(&digest) {
+                Some(blob) => self.send(Target::Blob, request, blob, OCTETS).await,
+                None => Answer::miss(Target::Blob, "BLOB_UNKNOWN"),
+            },
+            MirrorRequest::Referrers(subject) => self.referrers(subject).await,
         }
     }
 
-    /// What here refers to a manifest. That there is more elsewhere is not known: with nothing here, the puller asks its
-    /// registry.
-    async fn referrers(&self, subject: Digest) -> Answered {
+    async fn manifest<B>(&self, request: &Request<B>, name: &RepositoryName, wanted: &ManifestReference) -> Answer {
+        let digest = match (wanted.resolve(&self.images, name), &self.fetch_through) {
+            (None, Some(through)) => through.fetch(&self.images, &self.arrivals, name, wanted, self.max_wait).await,
+            (found, _) => found,
+        };
+        let blob = digest.and_then(|digest| self.images.blob(&digest));
+        let Some(blob) = blob.filter(|blob| is_manifest(&blob.media_type)) else {
+            return Answer::miss(Target::Manifest, "MANIFEST_UNKNOWN");
+        };
+        self.pulls.record(blob.digest);
+        let media_type = HeaderValue::from_str(&blob.media_type).unwrap_or(OCTETS);
+        self.send(Target::Manifest, request, blob, media_type).await
+    }
+
+    /// Answers with the stored manifests that refer to a manifest.
+    ///
+    /// Without any, the answer is a miss, because the registry may have referrers that the store lacks.
+    async fn referrers(&self, subject: Digest) -> Answer {
         let images = self.images.clone();
         let found = tokio::task::spawn_blocking(move || images.referrers(&subject)).await.unwrap_or_default();
         if found.is_empty() {
-            return missing(What::Referrers, "MANIFEST_UNKNOWN");
+            return Answer::miss(Target::Referrers, "MANIFEST_UNKNOWN");
         }
         let body = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found });
-        (What::Referrers, Outcome::Hit, plain(StatusCode::OK, OCI_INDEX, body.to_string().into()))
+        let response = small_response(StatusCode::OK, OCI_INDEX, body.to_string().into());
+        Answer::new(Target::Referrers, Outcome::Hit, response)
     }
 
-    /// Sends a blob or the part of it that is asked for.
-    async fn send<B>(&self, what: What, request: &Request<B>, blob: Blob, kind: HeaderValue) -> Answered {
+    /// Sends a blob, or the requested range of it.
+    async fn send<B>(&self, target: Target, request: &Request<B>, blob: Blob, media_type: HeaderValue) -> Answer {
         let range = request.headers().get(header::RANGE).and_then(|value| value.to_str().ok());
-        let mut response = Response::new(Answer::Empty);
+        let mut response = Response::new(Body::Empty);
         let headers = response.headers_mut();
         let digest = blob.digest.to_string();
-        headers.insert(header::CONTENT_TYPE, kind);
+        headers.insert(header::CONTENT_TYPE, media_type);
         headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        for (name, text) in [("docker-content-digest", digest.clone()), ("etag", format!("\"{digest}\""))] {
-            if let Ok(value) = HeaderValue::from_str(&text) {
-                headers.insert(name, value);
-            }
-        }
-        let bounds = |text: String| HeaderValue::from_str(&text).ok();
-        let (from, to) = match span(range, blob.size) {
-            Span::Whole => (0, blob.size),
-            Span::Part(from, to) => {
-                headers.extend(
-                    bounds(format!("bytes {from}-{}/{}", to - 1, blob.size)).map(|v| (header::CONTENT_RANGE, v)),
-                );
+        insert_text(headers, HeaderName::from_static("docker-content-digest"), &digest);
+        insert_text(headers, header::ETAG, &format!("\"{digest}\""));
+        let (from, to) = match parse_range(range, blob.size) {
+            RequestedRange::Whole => (0, blob.size),
+            RequestedRange::Part { from, to } => {
+                insert_text(headers, header::CONTENT_RANGE, &format!("bytes {from}-{}/{}", to - 1, blob.size));
                 *response.status_mut() = StatusCode::PARTIAL_CONTENT;
                 (from, to)
             }
-            Span::Outside => {
-                let mut refused =
-                    error(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", "no such bytes in the blob");
-                refused
-                    .headers_mut()
-                    .extend(bounds(format!("bytes */{}", blob.size)).map(|v| (header::CONTENT_RANGE, v)));
-                return (what, Outcome::Refused, refused);
+            RequestedRange::Outside => {
+                let status = StatusCode::RANGE_NOT_SATISFIABLE;
+                let mut refused = api_error(status, "RANGE_INVALID", "the range is outside the blob");
+                insert_text(refused.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{}", blob.size));
+                return Answer::new(target, Outcome::Refused, refused);
             }
         };
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(to - from));
         if request.method() == Method::HEAD || from == to {
-            return (what, Outcome::Hit, response);
+            return Answer::new(target, Outcome::Hit, response);
         }
-        let permit = tokio::time::timeout(self.budget, self.streams.clone().acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else { return unavailable(what, "too many blobs are being sent") };
-        let first = body::read(&blob, from, self.budget, &self.readers);
-        let first = match tokio::time::timeout(self.budget, first).await {
+        let permit = tokio::time::timeout(self.max_wait, self.streams.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else { return Answer::unavailable(target, "the mirror sends too many blobs") };
+        let first = match tokio::time::timeout(self.max_wait, self.reader.read(&blob, from)).await {
             Ok(Ok(first)) => first,
-            Ok(Err(PieceFault::NotHere)) | Err(_) => return missing(what, "BLOB_UNKNOWN"),
-            Ok(Err(fault)) => {
-                tracing::error!(%digest, %fault, "cannot serve a blob");
-                return unavailable(what, "the blob cannot be read");
+            Ok(Err(PieceError::NotHere)) | Err(_) => return Answer::miss(target, "BLOB_UNKNOWN"),
+            Ok(Err(error)) => {
+                tracing::error!(%digest, %error, "cannot serve a blob");
+                return Answer::unavailable(target, "the blob cannot be read");
             }
         };
-        let (counters, readers) = (self.counters.clone(), self.readers.clone());
-        *response.body_mut() = body::stream(blob, (from, to), first, self.budget, counters, readers, permit);
-        (what, Outcome::Hit, response)
+        let reader = self.reader.clone();
+        *response.body_mut() = reader.stream(blob, (from, to), first, self.metrics.clone(), permit);
+        Answer::new(target, Outcome::Hit, response)
     }
 }
 
-/// Reads away what a client sends with a request, so that the connection can be used on; nobody sends more than nothing.
-pub(super) async fn without_body(request: Request<hyper::body::Incoming>) -> Option<Request<()>> {
+/// Reads and drops the body of a request, so that the connection can be reused. Returns `None` if the body is too
+/// large.
+pub async fn discard_body(request: Request<hyper::body::Incoming>) -> Option<Request<()>> {
     let (parts, body) = request.into_parts();
-    let small = http_body_util::Limited::new(body, 1024);
-    small.collect().await.ok().map(|_| Request::from_parts(parts, ()))
+    let bounded = http_body_util::Limited::new(body, REQUEST_BODY_MAX);
+    bounded.collect().await.ok().map(|_| Request::from_parts(parts, ()))
 }

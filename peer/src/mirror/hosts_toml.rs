@@ -1,69 +1,69 @@
-//! The `hosts.toml` files that send containerd to the mirror first.
+//! The `hosts.toml` files that make containerd ask the mirror first.
 //!
-//! Invariant: only files that begin with [`MARK`] are overwritten or removed, unless the caller insists, and a reader
-//! sees an old file or a new one, never half of one. Nothing else is touched.
+//! Invariant: only files that begin with [`MARK`] are overwritten or removed, unless the caller forces it. A reader
+//! sees the old file or the new one, never a part.
 
 use shoal_proto::image::is_host;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// First line of our files.
+/// The first line of our files.
 pub const MARK: &str = "# Written by `shoal containerd setup`, which also removes it with --undo.";
-/// For registries that have no file of their own.
+/// The folder for registries without a folder of their own.
 const DEFAULT: &str = "_default";
-const FILE: &str = "hosts.toml";
-const TEMPORARY: &str = ".hosts.toml.shoal";
+const FILE_NAME: &str = "hosts.toml";
+const TEMPORARY_NAME: &str = ".hosts.toml.shoal";
 
-/// Why a file was not written or removed.
+/// Why a file cannot be written or removed.
 #[derive(Debug, thiserror::Error)]
-pub enum HostsError {
-    /// It cannot be a registry.
-    #[error("`{0}` is no registry: say its name as images do, e.g. registry.example:5000, or _default")]
+pub enum HostsTomlError {
+    /// The name is not a valid registry.
+    #[error("invalid registry `{0}`: use the name as in image names, for example registry.example:5000, or _default")]
     Registry(String),
-    /// An address cannot be used.
-    #[error("`{0}` is not http:// or https://, a host and a port")]
+    /// The URL is not valid.
+    #[error("invalid URL `{0}`: use http:// or https:// with a host and a port")]
     Url(String),
-    /// Somebody else wrote it.
-    #[error("{} was not written by shoal; it is left alone. --force overwrites it", .0.display())]
+    /// The file has another author.
+    #[error("{} was not written by shoal and stays unchanged; --force overwrites it", .0.display())]
     Foreign(PathBuf),
-    /// The file system refused.
-    #[error("cannot {what} {}: {source}", .path.display())]
+    /// The file system refused an operation.
+    #[error("cannot {action} {}", .path.display())]
     Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
+        /// A verb, for example `write`.
+        action: &'static str,
+        /// The operation's object.
         path: PathBuf,
-        /// Why.
+        #[allow(missing_docs, reason = "the error of the system call")]
         #[source]
         source: io::Error,
     },
 }
 
-fn fault<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> HostsError + 'a {
-    move |source| HostsError::Io { what, path: path.to_path_buf(), source }
+fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> HostsTomlError + 'a {
+    move |source| HostsTomlError::Io { action, path: path.to_path_buf(), source }
 }
 
-/// What a file is to say.
+/// The contents of a file.
 #[derive(Clone, Debug)]
 pub struct HostsToml {
-    /// Where the mirror listens, `http://host:port`.
+    /// The URL of the mirror, `http://host:port`.
     pub mirror: String,
-    /// Where the registry is reached when the mirror cannot help; containerd's own idea of it when absent.
+    /// The URL of the registry. `None` if containerd can derive it from the registry's name.
     pub server: Option<String>,
-    /// Whether the mirror also says what a tag leads to.
+    /// Whether containerd asks the mirror for tags too, not only for digests.
     pub resolve: bool,
 }
 
-/// What was done with a file.
+/// What happened to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
-    /// It is new or says something else now.
+    /// The file is new or has new contents.
     Written,
-    /// It said the same already.
+    /// The file had these contents already.
     Unchanged,
-    /// It is gone.
+    #[allow(missing_docs, reason = "the name says it")]
     Removed,
 }
 
@@ -72,19 +72,19 @@ fn is_url(text: &str) -> bool {
     rest.is_some_and(is_host)
 }
 
-fn path_of(dir: &Path, registry: &str) -> Result<PathBuf, HostsError> {
+fn path_of(dir: &Path, registry: &str) -> Result<PathBuf, HostsTomlError> {
     if registry != DEFAULT && !is_host(registry) {
-        return Err(HostsError::Registry(registry.to_string()));
+        return Err(HostsTomlError::Registry(registry.to_string()));
     }
-    Ok(dir.join(registry).join(FILE))
+    Ok(dir.join(registry).join(FILE_NAME))
 }
 
-/// What is there; `None` when nothing is.
-fn existing(path: &Path) -> Result<Option<String>, HostsError> {
+/// Returns the contents of a file, or `None` if there is no file.
+fn read_existing(path: &Path) -> Result<Option<String>, HostsTomlError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(fault("read", path)(error)),
+        Err(error) => Err(io_error("read", path)(error)),
     }
 }
 
@@ -93,10 +93,10 @@ fn is_ours(text: &str) -> bool {
 }
 
 impl HostsToml {
-    fn render(&self) -> Result<String, HostsError> {
+    fn render(&self) -> Result<String, HostsTomlError> {
         for url in [Some(&self.mirror), self.server.as_ref()].into_iter().flatten() {
             if !is_url(url) {
-                return Err(HostsError::Url(url.clone()));
+                return Err(HostsTomlError::Url(url.clone()));
             }
         }
         let server = self.server.as_ref().map_or_else(String::new, |server| format!("server = \"{server}\"\n"));
@@ -105,40 +105,52 @@ impl HostsToml {
         Ok(format!("{MARK}\n{server}\n[host.\"{mirror}\"]\n  capabilities = [{capabilities}]\n"))
     }
 
-    /// Writes a registry's file below `dir`. `force` overwrites what is not ours; `dry` only looks.
-    pub fn setup(&self, dir: &Path, registry: &str, force: bool, dry: bool) -> Result<(PathBuf, Change), HostsError> {
+    /// Writes a registry's file below `dir`. `force` overwrites a file of another author. `dry_run` writes nothing.
+    ///
+    /// # Errors
+    /// Fails if the registry or a URL is invalid, if the file has another author, or if the file system fails.
+    pub fn setup(
+        &self,
+        dir: &Path,
+        registry: &str,
+        force: bool,
+        dry_run: bool,
+    ) -> Result<(PathBuf, Change), HostsTomlError> {
         let path = path_of(dir, registry)?;
         let text = self.render()?;
-        match existing(&path)? {
+        match read_existing(&path)? {
             Some(former) if former == text => return Ok((path, Change::Unchanged)),
-            Some(former) if !is_ours(&former) && !force => return Err(HostsError::Foreign(path)),
+            Some(former) if !is_ours(&former) && !force => return Err(HostsTomlError::Foreign(path)),
             _ => {}
         }
-        if !dry {
+        if !dry_run {
             let folder = dir.join(registry);
-            fs::create_dir_all(&folder).map_err(fault("make", &folder))?;
-            let temporary = folder.join(TEMPORARY);
+            fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+            let temporary = folder.join(TEMPORARY_NAME);
             let written = File::create(&temporary).and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
                 file.sync_data()
             });
-            written.map_err(fault("write", &temporary))?;
-            fs::rename(&temporary, &path).map_err(fault("write", &path))?;
+            written.map_err(io_error("write", &temporary))?;
+            fs::rename(&temporary, &path).map_err(io_error("write", &path))?;
         }
         Ok((path, Change::Written))
     }
 }
 
-/// Removes our files below `dir`: those of the registries, or all when none is given. Others' are left.
-pub fn undo(dir: &Path, registries: &[String], dry: bool) -> Result<Vec<(PathBuf, Change)>, HostsError> {
+/// Removes our files below `dir`: those of `registries`, or all if that is empty. `dry_run` removes nothing.
+///
+/// # Errors
+/// Fails if a registry is invalid or if the file system fails.
+pub fn undo(dir: &Path, registries: &[String], dry_run: bool) -> Result<Vec<(PathBuf, Change)>, HostsTomlError> {
     let mut paths = Vec::new();
     if registries.is_empty() {
         let items = match fs::read_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            items => items.map_err(fault("list", dir))?,
+            items => items.map_err(io_error("list", dir))?,
         };
         for item in items {
-            paths.push(item.map_err(fault("list", dir))?.path().join(FILE));
+            paths.push(item.map_err(io_error("list", dir))?.path().join(FILE_NAME));
         }
         paths.sort();
     } else {
@@ -148,16 +160,15 @@ pub fn undo(dir: &Path, registries: &[String], dry: bool) -> Result<Vec<(PathBuf
     }
     let mut removed = Vec::new();
     for path in paths {
-        // Beside folders of registries there may be plain files.
-        let there = if path.parent().is_some_and(Path::is_dir) { existing(&path)? } else { None };
-        if !there.is_some_and(|text| is_ours(&text)) {
+        // There may be plain files beside the folders of registries.
+        let existing = if path.parent().is_some_and(Path::is_dir) { read_existing(&path)? } else { None };
+        if !existing.is_some_and(|text| is_ours(&text)) {
             continue;
         }
-        if !dry {
-            fs::remove_file(&path).map_err(fault("remove", &path))?;
+        if !dry_run {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
             if let Some(folder) = path.parent() {
-                // Only if nothing else is in it.
-                let _ = fs::remove_dir(folder);
+                let _ = fs::remove_dir(folder); // fails if the folder has other files
             }
         }
         removed.push((path, Change::Removed));
@@ -174,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn written_once_and_removed_wholly() {
+    fn a_file_is_written_once_and_removed_with_its_folder() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("certs.d");
         let (path, change) = hosts().setup(&at, "registry.example:5000", false, true).unwrap();
@@ -194,16 +205,16 @@ mod tests {
         assert_eq!(undo(&at, &[], true).unwrap().len(), 1);
         assert!(path.exists());
         assert_eq!(undo(&at, &[], false).unwrap(), [(path.clone(), Change::Removed)]);
-        assert!(!path.parent().unwrap().exists(), "its folder held nothing else");
+        assert!(!path.parent().unwrap().exists(), "the folder had no other file");
         assert!(undo(&dir.path().join("nowhere"), &[], false).unwrap().is_empty());
     }
 
     #[test]
-    fn what_others_wrote_is_theirs() {
+    fn files_of_other_authors_stay() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("docker.io");
         fs::create_dir(&folder).unwrap();
-        fs::write(folder.join(FILE), "server = \"x\"\n").unwrap();
+        fs::write(folder.join(FILE_NAME), "server = \"x\"\n").unwrap();
         fs::write(dir.path().join("note"), "").unwrap();
         let error = hosts().setup(dir.path(), "docker.io", false, false).unwrap_err();
         assert!(error.to_string().contains("--force"), "{error}");
@@ -216,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn tricks_are_refused() {
+    fn malicious_names_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         for registry in ["../x", "a/b", "", ".", "..", "a\nb", "registry.example:port"] {
-            assert!(matches!(hosts().setup(dir.path(), registry, true, false), Err(HostsError::Registry(_))));
+            assert!(matches!(hosts().setup(dir.path(), registry, true, false), Err(HostsTomlError::Registry(_))));
         }
         for url in ["127.0.0.1:7703", "http://a\"]", "http://a/b", "ftp://a"] {
             let bad = HostsToml { mirror: url.into(), ..hosts() };
-            assert!(matches!(bad.setup(dir.path(), "_default", false, false), Err(HostsError::Url(_))), "{url}");
+            assert!(matches!(bad.setup(dir.path(), "_default", false, false), Err(HostsTomlError::Url(_))), "{url}");
         }
     }
 }

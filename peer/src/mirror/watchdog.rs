@@ -1,10 +1,11 @@
-//! The watchdog: a puller never waits for a daemon that hangs.
+//! The watchdog closes the mirror's port when the daemon hangs, so that no client waits for it.
 //!
-//! A pulse asks the driver once a second whether it is there. A thread of its own, which needs neither the driver nor
-//! the runtime, closes the port and every connection when the pulse stops; containerd then goes on to the registry,
-//! which it would not do on an open port that is silent. A process that is stopped altogether is beyond it.
-//! Invariant: an answer that takes the driver longer than [`WELL_FOR`] makes the mirror refuse, longer than
-//! [`CLOSE_AFTER`] closes the port.
+//! A pulse pings the driver once a second. A thread of its own checks the time of the last answer. The thread needs
+//! neither the driver nor the runtime. It closes the port and every connection when the pulse stops, and containerd
+//! continues with the registry. containerd would wait for an open port that is silent. A process stopped by a signal is
+//! out of reach.
+//! Invariant: the mirror refuses requests when the last answer is older than [`HEALTHY_FOR`]. It closes the port when
+//! the last answer is older than [`CLOSE_AFTER`].
 
 use crate::handle::NodeHandle;
 use rustix::fd::{AsFd, OwnedFd};
@@ -15,129 +16,120 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Between two questions to the driver.
+/// Time between two pings of the driver.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
-/// The last answer makes the mirror well for this long.
-const WELL_FOR: Duration = Duration::from_secs(4);
-/// Without an answer for this long the port is closed.
+/// Time after an answer within which the mirror serves.
+const HEALTHY_FOR: Duration = Duration::from_secs(4);
+/// Time without an answer after which the port is closed.
 const CLOSE_AFTER: Duration = Duration::from_secs(10);
-/// How often the thread looks.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Time between two checks of the thread.
+const CHECK_EVERY: Duration = Duration::from_millis(250);
 
-/// Whether the daemon lives, and what to close when it does not.
-pub(super) struct Health {
+/// Knows whether the driver answers, and which sockets to close when it does not.
+pub struct Watchdog {
     state: Mutex<State>,
-    well_for: Duration,
+    healthy_for: Duration,
     close_after: Duration,
 }
 
 struct State {
-    /// When the driver answered last.
-    beat: Instant,
+    last_answer: Instant,
+    /// True from the closing of the sockets until the driver answers again.
     closed: bool,
-    turn: u64,
-    /// The port and the connections, held open a second time so that they can be shut from here.
-    open: BTreeMap<u64, OwnedFd>,
+    next_id: u64,
+    /// Duplicates of the sockets. The thread can shut them down while their owners hang.
+    sockets: BTreeMap<u64, OwnedFd>,
 }
 
-impl Default for Health {
+impl Default for Watchdog {
     fn default() -> Self {
-        Self::new(WELL_FOR, CLOSE_AFTER)
+        Self::new(HEALTHY_FOR, CLOSE_AFTER)
     }
 }
 
-/// Something that can be shut from outside, until it is dropped.
-pub(super) struct Open {
-    health: Arc<Health>,
-    turn: u64,
+/// A socket that the watchdog can close. Dropping this ends the watch.
+pub struct Watched {
+    watchdog: Arc<Watchdog>,
+    id: u64,
 }
 
-impl Drop for Open {
+impl Drop for Watched {
     fn drop(&mut self) {
-        self.health.state().open.remove(&self.turn);
+        self.watchdog.state().sockets.remove(&self.id);
     }
 }
 
-impl Health {
-    fn new(well_for: Duration, close_after: Duration) -> Self {
-        let state = State { beat: Instant::now(), closed: false, turn: 0, open: BTreeMap::new() };
-        Self { state: Mutex::new(state), well_for, close_after }
+impl Watchdog {
+    fn new(healthy_for: Duration, close_after: Duration) -> Self {
+        let state = State { last_answer: Instant::now(), closed: false, next_id: 0, sockets: BTreeMap::new() };
+        Self { state: Mutex::new(state), healthy_for, close_after }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn beat(&self) {
+    fn on_answer(&self) {
         let mut state = self.state();
-        state.beat = Instant::now();
+        state.last_answer = Instant::now();
         state.closed = false;
     }
 
-    /// Whether the driver answered of late.
-    pub(super) fn is_well(&self) -> bool {
+    /// Whether the driver answered recently.
+    pub fn is_healthy(&self) -> bool {
         let state = self.state();
-        !state.closed && state.beat.elapsed() < self.well_for
+        !state.closed && state.last_answer.elapsed() < self.healthy_for
     }
 
-    fn add(self: &Arc<Self>, socket: impl AsFd) -> Option<Open> {
+    /// Registers a port or a connection. Returns `None` and shuts the socket down while the watchdog keeps all closed.
+    pub fn watch(self: &Arc<Self>, socket: impl AsFd) -> Option<Watched> {
         let fd = rustix::io::dup(socket).ok()?;
         let mut state = self.state();
         if state.closed {
-            let _ = shutdown(&fd, Shutdown::Both);
+            let _ = shutdown(&fd, Shutdown::Both); // the client may have disconnected
             return None;
         }
-        state.turn += 1;
-        let turn = state.turn;
-        state.open.insert(turn, fd);
-        Some(Open { health: self.clone(), turn })
-    }
-
-    /// A port to close when the daemon hangs.
-    pub(super) fn open(self: &Arc<Self>, port: impl AsFd) -> Option<Open> {
-        self.add(port)
-    }
-
-    /// A connection to end when the daemon hangs.
-    pub(super) fn connection(self: &Arc<Self>, stream: impl AsFd) -> Option<Open> {
-        self.add(stream)
+        state.next_id += 1;
+        let id = state.next_id;
+        state.sockets.insert(id, fd);
+        Some(Watched { watchdog: self.clone(), id })
     }
 
     /// Waits until the driver answers again.
-    pub(super) async fn recovered(&self, token: &CancellationToken) {
-        while !token.is_cancelled() && !self.is_well() {
-            tokio::time::sleep(LOOK_EVERY).await;
+    pub async fn until_healthy(&self, token: &CancellationToken) {
+        while !token.is_cancelled() && !self.is_healthy() {
+            tokio::time::sleep(CHECK_EVERY).await;
         }
     }
 
-    /// Shuts everything when the pulse has stopped.
-    fn look(&self) {
+    /// Shuts all sockets down if the last answer is too old.
+    fn check(&self) {
         let mut state = self.state();
-        if state.closed || state.beat.elapsed() < self.close_after {
+        if state.closed || state.last_answer.elapsed() < self.close_after {
             return;
         }
         state.closed = true;
-        tracing::error!(sockets = state.open.len(), "the daemon hangs: the mirror's port is closed");
-        for fd in std::mem::take(&mut state.open).into_values() {
-            let _ = shutdown(&fd, Shutdown::Both);
+        tracing::error!(sockets = state.sockets.len(), "the daemon hangs, so the mirror closes its port");
+        for fd in std::mem::take(&mut state.sockets).into_values() {
+            let _ = shutdown(&fd, Shutdown::Both); // the client may have disconnected
         }
     }
 }
 
-/// Starts the thread. It ends soon after the token is cancelled.
-pub(super) fn guard(health: &Arc<Health>, token: &CancellationToken) -> io::Result<()> {
-    let (health, token) = (health.clone(), token.clone());
+/// Starts the thread, which ends soon after the token is cancelled.
+pub fn start_thread(watchdog: &Arc<Watchdog>, token: &CancellationToken) -> io::Result<()> {
+    let (watchdog, token) = (watchdog.clone(), token.clone());
     let thread = std::thread::Builder::new().name("mirror watchdog".into()).stack_size(128 * 1024).spawn(move || {
         while !token.is_cancelled() {
-            std::thread::sleep(LOOK_EVERY);
-            health.look();
+            std::thread::sleep(CHECK_EVERY);
+            watchdog.check();
         }
     });
     thread.map(drop)
 }
 
-/// Asks the driver whether it is there.
-pub(super) async fn pulse(health: Arc<Health>, node: NodeHandle, token: CancellationToken) {
+/// Pings the driver until the token is cancelled.
+pub async fn pulse(watchdog: Arc<Watchdog>, node: NodeHandle, token: CancellationToken) {
     let mut tick = tokio::time::interval(PULSE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -149,8 +141,8 @@ pub(super) async fn pulse(health: Arc<Health>, node: NodeHandle, token: Cancella
         tokio::select! {
             biased;
             () = token.cancelled() => return,
-            there = node.is_alive() => if there {
-                health.beat();
+            alive = node.is_alive() => if alive {
+                watchdog.on_answer();
             },
         }
     }
@@ -163,39 +155,39 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn a_hung_daemon_is_refused_rather_than_waited_for() {
-        let health = Arc::new(Health::new(Duration::from_millis(1), Duration::from_millis(2)));
+    fn clients_of_a_hung_daemon_are_refused_at_once() {
+        let watchdog = Arc::new(Watchdog::new(Duration::from_millis(1), Duration::from_millis(2)));
         let port = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = port.local_addr().unwrap();
         let mut client = TcpStream::connect(addr).unwrap();
         let (served, _) = port.accept().unwrap();
-        let (of_port, of_stream) = (health.open(&port).unwrap(), health.connection(&served).unwrap());
-        while health.is_well() {
+        let (of_port, of_stream) = (watchdog.watch(&port).unwrap(), watchdog.watch(&served).unwrap());
+        while watchdog.is_healthy() {
             std::thread::yield_now();
         }
-        while !health.state().closed {
-            health.look();
+        while !watchdog.state().closed {
+            watchdog.check();
         }
         let refused = TcpStream::connect(addr).unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "the port is closed while somebody holds it");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "the port is closed while its owner still has it");
         assert_eq!(client.read(&mut [0; 8]).unwrap(), 0, "the pull was cut");
-        assert!(health.add(&served).is_none(), "nobody comes in meanwhile");
+        assert!(watchdog.watch(&served).is_none(), "a new connection is shut down meanwhile");
         drop((of_port, of_stream, port));
-        health.beat();
+        watchdog.on_answer();
         let again = TcpListener::bind(addr).unwrap();
-        assert!(health.open(&again).is_some());
+        assert!(watchdog.watch(&again).is_some());
         TcpStream::connect(addr).unwrap();
     }
 
     #[test]
-    fn what_is_done_is_forgotten() {
-        let health = Arc::new(Health::default());
+    fn a_dropped_watch_releases_its_socket() {
+        let watchdog = Arc::new(Watchdog::default());
         let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let open = health.open(&port).unwrap();
-        assert_eq!(health.state().open.len(), 1);
-        drop(open);
-        assert!(health.state().open.is_empty());
-        health.look();
-        assert!(health.is_well());
+        let watched = watchdog.watch(&port).unwrap();
+        assert_eq!(watchdog.state().sockets.len(), 1);
+        drop(watched);
+        assert!(watchdog.state().sockets.is_empty());
+        watchdog.check();
+        assert!(watchdog.is_healthy());
     }
 }

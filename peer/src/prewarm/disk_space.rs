@@ -1,76 +1,91 @@
-//! Whether an image would fit where containerd keeps its images.
+//! Whether an image fits on the disks of containerd.
 //!
-//! Invariant: what is found is a lower bound of what the image takes, so a "no" is never wrong by itself.
+//! Invariant: the estimate never exceeds the real size, so a refusal is never wrong.
 
-use super::requests::PrewarmFault;
 use crate::images::Images;
+use rustix::fs::statvfs;
 use shoal_containerd::{BlobReader, Runtime};
 use shoal_proto::image::{ImageBlob, is_manifest};
 use shoal_proto::manifest::Manifest;
 use shoal_service::units::ByteSize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Bytes a layer unpacks to, at least: a gzip stream says so modulo 4 GiB in its last four bytes.
+/// An image does not fit.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} is too full: the image takes at least {}, {} are free, and {} must stay free",
+    .path.display(), .needed.rounded(), .free.rounded(), .min_free.rounded()
+)]
+pub struct NoSpace {
+    path: PathBuf,
+    needed: ByteSize,
+    free: ByteSize,
+    min_free: ByteSize,
+}
+
+/// Bytes that an image takes at least.
+#[derive(Default)]
+struct Estimate {
+    blobs: u64,
+    unpacked: u64,
+}
+
+/// Returns a lower bound of a layer's unpacked bytes. The last four bytes of a gzip stream are its size modulo 4 GiB.
 fn unpacked_bytes(images: &Images, layer: &ImageBlob) -> u64 {
+    // 18 bytes are the smallest gzip stream.
     if !layer.media_type.ends_with("gzip") || layer.size < 18 {
         return layer.size;
     }
     let digest = layer.digest.to_string();
-    let tail = images.read(&digest, layer.size - 4, 4).ok().filter(|tail| tail.len() == 4);
-    let said = tail.map_or(0, |tail| u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]])));
-    said.max(layer.size)
+    let trailer = images.read(&digest, layer.size - 4, 4).ok();
+    let size = trailer.and_then(|bytes| bytes[..].try_into().ok()).map_or(0, u32::from_le_bytes);
+    u64::from(size).max(layer.size)
 }
 
 fn is_layer(blob: &ImageBlob) -> bool {
     blob.media_type.contains("layer") || blob.media_type.contains("rootfs")
 }
 
-/// Bytes the image takes in containerd's content store, and unpacked, at least. Blocks.
-fn needs(images: &Images, manifest: &Manifest) -> (u64, u64) {
+fn estimate(images: &Images, manifest: &Manifest) -> Estimate {
     let blobs = manifest.image.iter().flat_map(|image| &image.blobs);
-    let (mut stored, mut unpacked) = (0, 0);
+    let mut estimate = Estimate::default();
     for blob in blobs.filter(|blob| !is_manifest(&blob.media_type)) {
-        stored += blob.size;
+        estimate.blobs += blob.size;
         if is_layer(blob) {
-            unpacked += unpacked_bytes(images, blob);
+            estimate.unpacked += unpacked_bytes(images, blob);
         }
     }
-    (stored, unpacked)
+    estimate
 }
 
-fn free(path: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some((stat.f_fsid, stat.f_bavail * stat.f_frsize))
+/// A folder of containerd and its file system.
+struct Disk<'a> {
+    folder: &'a Path,
+    file_system: u64,
+    free: u64,
+}
+
+/// Returns `None` if the folder is unknown or cannot be examined. Then the check skips it.
+fn disk_of(folder: Option<&PathBuf>) -> Option<Disk<'_>> {
+    let folder = folder?;
+    let stat = statvfs(folder.as_path()).ok()?;
+    Some(Disk { folder, file_system: stat.f_fsid, free: stat.f_bavail * stat.f_frsize })
 }
 
 /// Refuses an image that cannot fit. Blocks.
-pub(super) fn check(
-    images: &Images,
-    manifest: &Manifest,
-    runtime: &Runtime,
-    min_free: u64,
-) -> Result<(), PrewarmFault> {
-    let (stored, unpacked) = needs(images, manifest);
-    let place = |path: Option<&std::path::PathBuf>| path.and_then(|path| Some((path.clone(), free(path)?)));
-    let (content, snapshots) = (place(runtime.content_dir.as_ref()), place(runtime.snapshot_dir.as_ref()));
-    let wants = match (&content, &snapshots) {
-        (Some((_, one)), Some((path, two))) if one.0 == two.0 => vec![(path.clone(), two.1, stored + unpacked)],
-        _ => [
-            content.map(|(path, (_, free))| (path, free, stored)),
-            snapshots.map(|(path, (_, free))| (path, free, unpacked)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect(),
+pub fn check(images: &Images, manifest: &Manifest, runtime: &Runtime, min_free: u64) -> Result<(), NoSpace> {
+    let Estimate { blobs, unpacked } = estimate(images, manifest);
+    let (content, snapshots) = (disk_of(runtime.content_dir.as_ref()), disk_of(runtime.snapshot_dir.as_ref()));
+    let one_disk = matches!((&content, &snapshots), (Some(a), Some(b)) if a.file_system == b.file_system);
+    let needs = if one_disk {
+        [snapshots.map(|disk| (disk, blobs + unpacked)), None]
+    } else {
+        [content.map(|disk| (disk, blobs)), snapshots.map(|disk| (disk, unpacked))]
     };
-    for (path, free, need) in wants {
-        if free.saturating_sub(min_free) < need {
-            let (need, free) = (ByteSize(need).rounded(), ByteSize(free).rounded());
-            let spare = ByteSize(min_free).rounded();
-            return Err(PrewarmFault::NoSpace(format!(
-                "{}: the image takes at least {need}, {free} are free, {spare} of them to be left",
-                path.display()
-            )));
+    for (disk, needed) in needs.into_iter().flatten() {
+        if disk.free.saturating_sub(min_free) < needed {
+            let (path, min_free) = (disk.folder.to_path_buf(), ByteSize(min_free));
+            return Err(NoSpace { path, needed: ByteSize(needed), free: ByteSize(disk.free), min_free });
         }
     }
     Ok(())

@@ -1,27 +1,73 @@
-//! One image's way into containerd.
+//! Brings one image into containerd: pulls or loads it, checks that it is unpacked, and pins it.
 //!
-//! Invariant: what may pass is tried again with pauses that grow, within bounds; what will not is told at once.
+//! Invariant: an attempt that can succeed later is repeated within bounds, with growing pauses. Every other failure
+//! ends the work at once.
 
-use super::requests::PrewarmFault;
-use super::{Pull, Tools, disk_space};
-use shoal_containerd::{Descriptor, Runtime, RuntimeError, Unpacked};
+use super::config::{CRI_NAMESPACE, ContainerdConfig, PullMethod};
+use super::disk_space::{self, NoSpace};
+use super::metrics::PrewarmMetrics;
+use crate::error_chain::ErrorChain;
+use crate::images::{Images, RecentPulls};
+use shoal_containerd::{Containerd, Descriptor, Runtime, RuntimeError, Unpacked};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::image::{Digest, Reference};
 use shoal_proto::manifest::Manifest;
+use shoal_proto::report::Reason;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Pulls of one image before it is given up.
+/// Pulls of one image before the worker gives up.
 const PULLS_MAX: u32 = 3;
-/// First pause, and longest.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// First pause between two attempts.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+/// Longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(15);
 
-/// What containerd calls an image. It drops the tag of a name that has a digest too.
-fn name_of(reference: &Reference) -> String {
+/// Why an image is not prewarmed.
+#[derive(Debug, thiserror::Error)]
+pub enum PrewarmFault {
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The pull succeeded, but containerd has another image or has it not unpacked.
+    #[error(
+        "{image} was pulled, but containerd {found}; check hosts.toml and config_path, see `shoal containerd setup`"
+    )]
+    NotUnpacked { image: String, found: String },
+    #[error("{image} was not unpacked within {limit}")]
+    Timeout { image: String, limit: shoal_service::units::Span },
+    #[error("a bug in shoal stopped the work; see the log")]
+    Panicked,
+    /// The job ended, or its content was removed.
+    #[error("the job ended before the image was prewarmed")]
+    Stopped,
+}
+
+impl PrewarmFault {
+    /// Returns the category of the fault in reports.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NoSpace(_) | Self::Runtime(RuntimeError::NoSpace { .. }) => Reason::NoSpace,
+            Self::Runtime(RuntimeError::Unreachable { .. }) => Reason::RuntimeAway,
+            Self::Runtime(RuntimeError::DigestMismatch { .. }) => Reason::DigestMismatch,
+            Self::Timeout { .. } | Self::Runtime(RuntimeError::Timeout { .. }) => Reason::Timeout,
+            Self::Runtime(_) | Self::NotUnpacked { .. } | Self::Panicked => Reason::PullFailed,
+            Self::Stopped => Reason::Cancelled,
+        }
+    }
+}
+
+/// Returns containerd's name for an image. containerd drops the tag of a name that also has a digest.
+fn containerd_name(reference: &Reference) -> String {
     match &reference.digest {
         Some(_) => Reference { tag: None, ..reference.clone() }.to_string(),
         None => reference.to_string(),
     }
+}
+
+fn has_root(unpacked: &Unpacked, wanted: &Digest) -> bool {
+    matches!(unpacked, Unpacked::Yes { root, .. } if root.digest == wanted.to_string())
 }
 
 struct Image {
@@ -30,98 +76,109 @@ struct Image {
     manifest: Arc<Manifest>,
 }
 
-impl Tools {
-    /// Warms a job's image; ends when it is warm, or will not be.
-    pub(super) async fn warm(&self, job: JobId, content: ContentId) -> Result<(), PrewarmFault> {
-        let found = self.images.image_of(&content);
-        let (manifest, reference) = found.ok_or(PrewarmFault::Stopped)?;
+/// Everything that the work on one image needs. Clones share it.
+#[derive(Clone)]
+pub struct Worker {
+    pub client: Containerd,
+    pub config: ContainerdConfig,
+    pub images: Images,
+    /// The manifests that clients requested from the mirror. `None` without a mirror.
+    pub mirror_pulls: Option<Arc<RecentPulls>>,
+    pub metrics: PrewarmMetrics,
+}
+
+impl Worker {
+    /// Brings a job's image into containerd. Returns once it is unpacked and pinned, or once that failed for good.
+    pub async fn prewarm(&self, job: JobId, content: ContentId) -> Result<(), PrewarmFault> {
+        let (manifest, reference) = self.images.image_of(&content).ok_or(PrewarmFault::Stopped)?;
         let root = manifest.image.as_ref().map(|image| image.root).ok_or(PrewarmFault::Stopped)?;
-        let image = Image { name: name_of(&reference), root, manifest };
-        let (mut pulls, mut pause, mut away_since) = (0, PAUSE.0, None::<Instant>);
+        let image = Image { name: containerd_name(&reference), root, manifest };
+        let (mut pulls, mut pause, mut unreachable_since) = (0, PAUSE_FIRST, None::<Instant>);
         loop {
             let fault = match self.attempt(job, &image).await {
                 Ok(()) => {
-                    tracing::info!(image = %image.name, "warm");
+                    tracing::info!(image = %image.name, "prewarmed an image");
                     return Ok(());
                 }
                 Err(fault) => fault,
             };
-            let over = match &fault {
-                PrewarmFault::Away(_) => {
-                    away_since.get_or_insert_with(Instant::now).elapsed() >= self.config.patience.0
+            let give_up = match fault.reason() {
+                Reason::RuntimeAway => {
+                    unreachable_since.get_or_insert_with(Instant::now).elapsed() >= self.config.retry_for.0
                 }
-                PrewarmFault::Mismatch(_) | PrewarmFault::Failed(_) => {
-                    away_since = None;
+                Reason::DigestMismatch | Reason::PullFailed => {
+                    unreachable_since = None;
                     pulls += 1;
                     pulls >= PULLS_MAX
                 }
-                PrewarmFault::NoSpace(_) | PrewarmFault::Late(_) | PrewarmFault::Stopped => true,
+                _ => true,
             };
-            if over {
-                tracing::error!(image = %image.name, %fault, "cannot warm an image");
+            if give_up {
+                tracing::error!(image = %image.name, error = %ErrorChain(&fault), "cannot prewarm an image");
                 return Err(fault);
             }
-            tracing::warn!(image = %image.name, %fault, "an image is not warm yet");
+            tracing::warn!(image = %image.name, error = %ErrorChain(&fault), "will retry to prewarm an image");
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
     async fn attempt(&self, job: JobId, image: &Image) -> Result<(), PrewarmFault> {
-        let fault = |error: RuntimeError| PrewarmFault::from_runtime(&error);
-        let runtime = self.client.inspect().await.map_err(fault)?;
-        let mut there = self.client.unpacked(&image.name).await.map_err(fault)?;
-        if !is(&there, &image.root) {
-            let (images, manifest, known) = (self.images.clone(), image.manifest.clone(), runtime.clone());
-            let min_free = self.config.min_free.0;
-            let room = tokio::task::spawn_blocking(move || disk_space::check(&images, &manifest, &known, min_free));
-            room.await.map_err(|panic| PrewarmFault::Failed(panic.to_string()))??;
+        let runtime = self.client.inspect().await?;
+        let mut unpacked = self.client.unpacked(&image.name).await?;
+        if !has_root(&unpacked, &image.root) {
+            self.check_space(&runtime, image).await?;
             self.pull(&runtime, image).await?;
-            there = self.client.unpacked(&image.name).await.map_err(fault)?;
+            unpacked = self.client.unpacked(&image.name).await?;
         }
-        if !is(&there, &image.root) {
-            let has = match &there {
-                Unpacked::No => "containerd has it not unpacked".to_string(),
-                Unpacked::Yes { root, .. } => format!("containerd has {} under this name", root.digest),
+        if !has_root(&unpacked, &image.root) {
+            let found = match &unpacked {
+                Unpacked::No => "has not unpacked it".to_string(),
+                Unpacked::Yes { root, .. } => format!("has {} under this name", root.digest),
             };
-            let hint = "is the mirror in its hosts.toml, and config_path set? see `shoal containerd setup`";
-            return Err(PrewarmFault::Failed(format!("{} was pulled, but {has}; {hint}", image.name)));
+            return Err(PrewarmFault::NotUnpacked { image: image.name.clone(), found });
         }
-        self.client.pin(&job.to_string(), &image.name, &there).await.map_err(fault)
+        Ok(self.client.pin(&job.to_string(), &image.name, &unpacked).await?)
+    }
+
+    async fn check_space(&self, runtime: &Runtime, image: &Image) -> Result<(), PrewarmFault> {
+        let (images, manifest, runtime) = (self.images.clone(), image.manifest.clone(), runtime.clone());
+        let min_free = self.config.min_free.0;
+        let check = move || disk_space::check(&images, &manifest, &runtime, min_free);
+        let checked = tokio::task::spawn_blocking(check).await;
+        Ok(checked.map_err(|_| PrewarmFault::Panicked)??)
     }
 
     async fn pull(&self, runtime: &Runtime, image: &Image) -> Result<(), PrewarmFault> {
-        let limit = self.config.timeout.0;
         let by_cri = match self.config.pull {
-            Pull::Auto => runtime.cri && self.client.namespace() == "k8s.io",
-            Pull::Cri => true,
-            Pull::Direct => false,
+            PullMethod::Auto => runtime.has_cri && self.client.namespace() == CRI_NAMESPACE,
+            PullMethod::Cri => true,
+            PullMethod::Direct => false,
         };
-        if by_cri {
-            let pulled = self.client.cri_pull(&image.name, limit).await;
-            pulled.map_err(|error| PrewarmFault::from_runtime(&error))?;
-            if self.asked.as_ref().is_some_and(|asked| !asked.contains(&image.root)) {
-                self.counters.past_mirror.inc();
-                tracing::warn!(
-                    image = %image.name,
-                    "containerd pulled an image without asking the mirror; see `shoal containerd setup`"
-                );
-            }
-            return Ok(());
+        if !by_cri {
+            return self.load(image).await;
         }
+        self.client.cri_pull(&image.name, self.config.timeout.0).await?;
+        if self.mirror_pulls.as_ref().is_some_and(|pulls| !pulls.contains(&image.root)) {
+            self.metrics.past_mirror.inc();
+            let image = &image.name;
+            tracing::warn!(%image, "containerd pulled an image without the mirror; see `shoal containerd setup`");
+        }
+        Ok(())
+    }
+
+    /// Writes the image to containerd without a registry.
+    async fn load(&self, image: &Image) -> Result<(), PrewarmFault> {
         let blob = image.manifest.image.as_ref().and_then(|index| Some(index.find(&image.root)?.1.clone()));
         let blob = blob.ok_or(PrewarmFault::Stopped)?;
         let root = Descriptor::new(&blob.media_type, &blob.digest.to_string(), blob.size);
         let load = self.client.load(&image.name, &root, Arc::new(self.images.clone()));
-        match tokio::time::timeout(limit, load).await {
-            Ok(loaded) => loaded.map(drop).map_err(|error| PrewarmFault::from_runtime(&error)),
-            Err(_) => Err(PrewarmFault::Late(format!("{} was not unpacked in time", image.name))),
+        let limit = self.config.timeout;
+        match tokio::time::timeout(limit.0, load).await {
+            Ok(loaded) => Ok(loaded.map(drop)?),
+            Err(_) => Err(PrewarmFault::Timeout { image: image.name.clone(), limit }),
         }
     }
-}
-
-fn is(there: &Unpacked, wanted: &Digest) -> bool {
-    matches!(there, Unpacked::Yes { root, .. } if root.digest == wanted.to_string())
 }
 
 #[cfg(test)]
@@ -129,8 +186,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_called_as_containerd_calls_them() {
-        let name = |text: &str| name_of(&text.parse().unwrap());
+    fn images_have_the_names_that_containerd_uses() {
+        let name = |text: &str| containerd_name(&text.parse().unwrap());
         let digest = format!("sha256:{}", "0".repeat(64));
         assert_eq!(name("nginx"), "docker.io/library/nginx:latest");
         assert_eq!(name("registry.example:5000/lab/app:v1"), "registry.example:5000/lab/app:v1");

@@ -1,16 +1,19 @@
-//! `/v1/limits`: what the limits are, and other ones while it runs. Setting shows the admin token.
+//! `/v1/limits`: shows the rate limits and sets them at run time.
+//!
+//! Invariant: a request that sets limits has shown the admin token.
 
-use super::RateLimits;
+use super::current::RateLimits;
 use super::schedule::check_rates;
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use shoal_api::limits::{LimitsView, Rates};
 use shoal_service::extract::JsonBody;
 use shoal_service::http_server::{AdminToken, ApiError, require_token};
 use shoal_service::routes::Routes;
 
-/// The routes. Without a token nothing can be set.
+/// Returns the routes. Without an admin token, limits cannot be set.
 pub fn routes(limits: RateLimits, token: Option<AdminToken>) -> Routes {
     let show = Routes::new().get("/v1/limits", show);
     let set = match token {
@@ -28,11 +31,8 @@ async fn show(State(limits): State<RateLimits>) -> Json<LimitsView> {
 
 async fn set(State(limits): State<RateLimits>, JsonBody(rates): JsonBody<Rates>) -> Result<Json<LimitsView>, ApiError> {
     check_rates(&rates).map_err(|error| {
-        ApiError::bad_request(
-            "limits refused",
-            error.to_string(),
-            "use a higher rate, or `unlimited` to lift the limit",
-        )
+        let remedy = "use a higher rate, or `unlimited` to lift the limit";
+        ApiError::bad_request("cannot set the limits", error.to_string(), remedy)
     })?;
     limits.set(rates);
     Ok(Json(limits.view()))
@@ -40,9 +40,9 @@ async fn set(State(limits): State<RateLimits>, JsonBody(rates): JsonBody<Rates>)
 
 async fn refuse() -> ApiError {
     ApiError::new(
-        axum::http::StatusCode::FORBIDDEN,
-        "limits refused",
-        "this node has no admin token to check",
-        "set `admin_token` in its configuration, or change `[node.limits]` and restart it",
+        StatusCode::FORBIDDEN,
+        "cannot set the limits",
+        "this node has no admin token",
+        "set `admin_token` in its configuration, or change `[node.limits]` and restart the node",
     )
 }

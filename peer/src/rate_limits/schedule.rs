@@ -1,27 +1,27 @@
-//! RateLimits as configured: rates, windows of the day that replace them, and what the time of day makes of both.
+//! The configuration of rate limits: base rates, windows of the day that replace them, and NIC yield.
 //!
-//! Invariant: what is in force is a function of the settings and the time alone.
+//! Invariant: the scheduled rates depend on the settings and the time only.
 
 use serde::{Deserialize, Serialize};
 use shoal_api::limits::Rates;
 use shoal_service::config::ConfigError;
 use shoal_service::units::Rate;
 
-/// Slowest rate that may be set, bytes/s: links below it look dead.
+/// Lowest valid rate in bytes per second. Below it, keep-alive detection would close links.
 pub const RATE_MIN: u64 = 8_000;
-/// Windows in one configuration.
+/// Most windows in one configuration.
 const WINDOWS_MAX: usize = 64;
 const DAY_MINUTES: u64 = 24 * 60;
 
-/// A rate below the slowest that links can use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the rate {rate} is too low; give at least {min}", min = Rate(RATE_MIN))]
+/// A rate below [`RATE_MIN`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the rate {rate} is too low; use at least {min}", min = Rate(RATE_MIN))]
 pub struct RateTooLow {
     rate: Rate,
 }
 
-/// Returns `base` with the rates of `other` in their places.
-pub(super) fn overridden(base: &Rates, other: &Rates) -> Rates {
+/// Returns `base`, replaced by the rates that `other` has.
+pub fn override_rates(base: &Rates, other: &Rates) -> Rates {
     Rates {
         uplink_out: other.uplink_out.or(base.uplink_out),
         uplink_in: other.uplink_in.or(base.uplink_in),
@@ -30,11 +30,11 @@ pub(super) fn overridden(base: &Rates, other: &Rates) -> Rates {
     }
 }
 
-/// Checks that no rate is below the slowest that links can use.
+/// Checks that links can work with all rates.
 ///
 /// # Errors
 /// Returns the first rate that is too low.
-pub(super) fn check_rates(rates: &Rates) -> Result<(), RateTooLow> {
+pub fn check_rates(rates: &Rates) -> Result<(), RateTooLow> {
     let all = [rates.uplink_out, rates.uplink_in, rates.rack_out, rates.rack_in];
     match all.into_iter().flatten().find(|rate| rate.0 < RATE_MIN) {
         Some(rate) => Err(RateTooLow { rate }),
@@ -57,7 +57,7 @@ pub enum Day {
 }
 
 impl Day {
-    /// The first day of 1970 was a Thursday.
+    /// In the order of the days since 1970-01-01, which was a Thursday.
     const ALL: [Self; 7] = [Self::Thu, Self::Fri, Self::Sat, Self::Sun, Self::Mon, Self::Tue, Self::Wed];
 }
 
@@ -65,20 +65,20 @@ impl Day {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
-    /// When it begins, `HH:MM`.
+    /// Start, `HH:MM`.
     pub from: String,
-    /// When it ends, `HH:MM`; before `from` means on the next day.
+    /// End, `HH:MM`. An end before `from` is on the next day.
     pub to: String,
-    /// The days it begins on. Default: every day.
+    /// The days on which the window starts. Default: every day.
     #[serde(default)]
     pub days: Vec<Day>,
-    /// In place of the configured rate.
+    /// Replaces the configured rate. The same holds for the other rates.
     pub uplink_out: Option<Rate>,
-    /// In place of the configured rate.
+    #[allow(missing_docs, reason = "see `uplink_out`")]
     pub uplink_in: Option<Rate>,
-    /// In place of the configured rate.
+    #[allow(missing_docs, reason = "see `uplink_out`")]
     pub rack_out: Option<Rate>,
-    /// In place of the configured rate.
+    #[allow(missing_docs, reason = "see `uplink_out`")]
     pub rack_in: Option<Rate>,
 }
 
@@ -88,7 +88,7 @@ impl Window {
         Rates { uplink_out, uplink_in, rack_out, rack_in }
     }
 
-    /// Whether it is open, minutes after the first moment of 1970 in its zone.
+    /// Whether the window is open. `minute` counts from the start of 1970 in the configured time zone.
     fn is_open(&self, minute: u64) -> bool {
         let (Some(from), Some(to)) = (time_of_day(&self.from), time_of_day(&self.to)) else { return false };
         let (day, now) = (minute / DAY_MINUTES, minute % DAY_MINUTES);
@@ -100,14 +100,14 @@ impl Window {
     }
 }
 
-/// `HH:MM` as minutes.
+/// Parses `HH:MM` as minutes.
 fn time_of_day(text: &str) -> Option<u64> {
     let (hours, minutes) = text.split_once(':').filter(|(hours, minutes)| hours.len() == 2 && minutes.len() == 2)?;
     let (hours, minutes): (u64, u64) = (hours.parse().ok()?, minutes.parse().ok()?);
     (hours < 24 && minutes < 60).then_some(hours * 60 + minutes)
 }
 
-/// Minutes of `+HH:MM` or `-HH:MM`.
+/// Parses `+HH:MM` or `-HH:MM` as minutes.
 fn offset(text: &str) -> Option<i64> {
     let (sign, rest) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
@@ -116,35 +116,35 @@ fn offset(text: &str) -> Option<i64> {
     Some(sign * i64::try_from(time_of_day(rest)?).ok()?)
 }
 
-/// How bulk gives way to whatever else the host's card carries.
+/// How bulk traffic yields to other traffic on the host's network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct YieldSettings {
-    /// The card, as the system calls it.
+    /// The name of the network interface.
     pub interface: String,
-    /// The card's rate, each way.
-    pub nic: Rate,
-    /// Percent of it that may be in use, ours and others' together. Default 80.
-    #[serde(default = "default_share")]
-    pub share_percent: u8,
-    /// Bulk never gets less than this. Default 10 Mbit/s.
-    #[serde(default = "default_floor")]
-    pub floor: Rate,
+    /// The card's rate in each direction.
+    pub nic_rate: Rate,
+    /// Percent of the card's rate that all traffic together may use. Default 80.
+    #[serde(default = "default_percent")]
+    pub nic_percent: u8,
+    /// The rate that bulk traffic always gets. Default 10 Mbit/s.
+    #[serde(default = "default_bulk_min")]
+    pub bulk_min: Rate,
 }
 
-fn default_share() -> u8 {
+fn default_percent() -> u8 {
     80
 }
 
-fn default_floor() -> Rate {
+fn default_bulk_min() -> Rate {
     Rate(1_250_000)
 }
 
-/// A node's limits as configured.
+/// The configured rate limits of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimitSettings {
-    /// Sent to other racks and seeders. Default: no limit; the same for the others.
+    /// Sent to other racks and to seeders. The default of all rates is no limit.
     pub uplink_out: Option<Rate>,
     /// Received from other racks and seeders.
     pub uplink_in: Option<Rate>,
@@ -152,50 +152,56 @@ pub struct RateLimitSettings {
     pub rack_out: Option<Rate>,
     /// Received from rack peers.
     pub rack_in: Option<Rate>,
-    /// Where the day begins for windows: `+08:00`. Default: UTC.
+    /// Offset of the windows' times from UTC, for example `+08:00`. Default: none.
     pub utc_offset: Option<String>,
-    /// Rates for parts of the day; of several open ones, each rate is the last one's that has it.
+    /// Rates for parts of the day. Of several open windows, the last one with a rate applies.
     pub window: Vec<Window>,
-    /// Bulk gives way to whatever else the card carries. Default: no.
+    /// NIC yield. Default: off.
     #[serde(rename = "yield")]
     pub yielding: Option<YieldSettings>,
 }
 
 impl RateLimitSettings {
-    /// Without windows.
+    /// Returns the rates without windows.
     pub fn base(&self) -> Rates {
         let Self { uplink_out, uplink_in, rack_out, rack_in, .. } = *self;
         Rates { uplink_out, uplink_in, rack_out, rack_in }
     }
 
-    /// Rates at a time, Unix seconds, and the last open window.
+    /// Returns the rates at a Unix time in seconds, and the place of the last open window.
     pub fn at(&self, unix: u64) -> (Rates, Option<usize>) {
         let shift = self.utc_offset.as_deref().and_then(offset).unwrap_or(0) * 60;
         let minute = unix.saturating_add_signed(shift) / 60;
         let open = self.window.iter().enumerate().filter(|(_, window)| window.is_open(minute));
-        open.fold((self.base(), None), |(rates, _), (place, window)| (overridden(&rates, &window.rates()), Some(place)))
+        open.fold((self.base(), None), |(rates, _), (place, window)| {
+            (override_rates(&rates, &window.rates()), Some(place))
+        })
     }
 
-    /// Checks what the types cannot.
+    /// Checks the bounds that types cannot express.
+    ///
+    /// # Errors
+    /// Names the first key with an invalid value.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
         check_rates(&self.base()).map_err(|why| ConfigError::invalid("node.limits", why))?;
-        check(self.window.len() <= WINDOWS_MAX, "node.limits.window", "more than 64")?;
+        check(self.window.len() <= WINDOWS_MAX, "node.limits.window", "use at most 64 windows")?;
         for window in &self.window {
             let times = [&window.from, &window.to].into_iter().all(|time| time_of_day(time).is_some());
-            check(times, "node.limits.window", "`from` and `to` must be times of day such as `08:30`")?;
-            check(window.from != window.to, "node.limits.window", "`from` and `to` are the same")?;
+            check(times, "node.limits.window", "use times of day such as `08:30` for `from` and `to`")?;
+            check(window.from != window.to, "node.limits.window", "use different times for `from` and `to`")?;
             check_rates(&window.rates()).map_err(|why| ConfigError::invalid("node.limits.window", why))?;
         }
         let zone = self.utc_offset.as_deref().is_none_or(|text| offset(text).is_some());
-        check(zone, "node.limits.utc_offset", "must be an offset such as `+08:00`")?;
+        check(zone, "node.limits.utc_offset", "use an offset such as `+08:00`")?;
         let Some(yielding) = &self.yielding else { return Ok(()) };
-        check((1..=100).contains(&yielding.share_percent), "node.limits.yield.share_percent", "between 1 and 100")?;
-        check(yielding.floor.0 >= RATE_MIN, "node.limits.yield.floor", "less than 64 kbit/s")?;
-        check(yielding.nic.0 < u64::MAX && yielding.nic >= yielding.floor, "node.limits.yield.nic", "below `floor`")?;
+        check((1..=100).contains(&yielding.nic_percent), "node.limits.yield.nic_percent", "use 1 to 100")?;
+        check(yielding.bulk_min.0 >= RATE_MIN, "node.limits.yield.bulk_min", "use at least 64 kbit/s")?;
+        let valid = yielding.nic_rate.0 < u64::MAX && yielding.nic_rate >= yielding.bulk_min;
+        check(valid, "node.limits.yield.nic_rate", "use the card's real rate, above `bulk_min`")?;
         let name = &yielding.interface;
         let named = !name.is_empty() && name.len() < 16 && !name.contains('/') && !name.starts_with('.');
-        check(named, "node.limits.yield.interface", "is no interface's name")
+        check(named, "node.limits.yield.interface", "use the name of a network interface")
     }
 }
 
@@ -204,7 +210,7 @@ mod tests {
     use super::*;
 
     const HOUR: u64 = 3600;
-    /// A Thursday, the first day of 1970, a few weeks later.
+    /// A Thursday four weeks after the start of 1970.
     const THURSDAY: u64 = 28 * 86_400;
 
     fn window(from: &str, to: &str, days: &[Day], out: u64) -> Window {
@@ -226,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_counts_from_its_first_minute_to_before_its_last() {
+    fn a_window_includes_its_start_and_excludes_its_end() {
         let settings = settings(vec![window("08:00", "18:30", &[], 9000)], None);
         for (hour, rate) in [(0.0, 1_000_000), (8.0, 9000), (18.4, 9000), (18.5, 1_000_000), (23.9, 1_000_000)] {
             assert_eq!(out(&settings, THURSDAY + (hour * HOUR as f64) as u64), rate, "{hour}");
@@ -234,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn over_midnight_a_window_belongs_to_the_day_it_begins_on() {
+    fn a_window_over_midnight_belongs_to_the_day_of_its_start() {
         let settings = settings(vec![window("22:00", "06:00", &[Day::Thu], 9000)], None);
         let at = |day: u64, hour: u64| out(&settings, THURSDAY + day * 24 * HOUR + hour * HOUR);
         assert_eq!(
@@ -244,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_zone_moves_the_day() {
+    fn the_offset_moves_the_windows() {
         let settings = settings(vec![window("08:00", "09:00", &[Day::Thu], 9000)], Some("+08:00"));
         assert_eq!(out(&settings, THURSDAY + HOUR / 2), 9000);
         assert_eq!(out(&settings, THURSDAY + 8 * HOUR), 1_000_000);
@@ -253,22 +259,22 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_several_wins_and_what_was_set_wins_over_all() {
+    fn the_last_open_window_wins_and_rates_set_at_run_time_win_over_all() {
         let windows = vec![window("00:00", "12:00", &[], 9000), window("06:00", "18:00", &[], 10_000)];
         let settings = settings(windows, None);
         let (rates, window) = settings.at(THURSDAY + 7 * HOUR);
         assert_eq!((rates.uplink_out, window), (Some(Rate(10_000)), Some(1)));
         let set = Rates { uplink_out: Some(Rate::UNLIMITED), rack_in: Some(Rate(11_000)), ..Rates::default() };
-        let all = overridden(&rates, &set);
+        let all = override_rates(&rates, &set);
         assert_eq!((all.uplink_out, all.rack_in, all.rack_out), (Some(Rate::UNLIMITED), Some(Rate(11_000)), None));
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_settings_are_refused() {
         let base = RateLimitSettings::default();
-        let yields = |share_percent, floor, interface: &str| {
-            let nic = Rate(125_000_000);
-            let yielding = Some(YieldSettings { interface: interface.into(), nic, share_percent, floor: Rate(floor) });
+        let yields = |nic_percent, bulk_min, interface: &str| {
+            let (nic_rate, bulk_min) = (Rate(125_000_000), Rate(bulk_min));
+            let yielding = Some(YieldSettings { interface: interface.into(), nic_rate, nic_percent, bulk_min });
             RateLimitSettings { yielding, ..base.clone() }
         };
         yields(80, 1_000_000, "eth0").validate().unwrap();

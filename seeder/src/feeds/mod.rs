@@ -12,7 +12,8 @@ use crate::config::SeederConfig;
 use crate::errors::StateError;
 use bytes::Bytes;
 use sequences::{Reserved, Sequences};
-use shoal_peer::feeds::unix_ms;
+use shoal_peer::clock::unix_ms;
+use shoal_peer::feeds::FeedWriteError;
 use shoal_peer::handle::{DriverCommand, FeedPublication, NodeHandle, SmallContent};
 use shoal_proto::announcement::{Announcement, Kind};
 use shoal_proto::codec::Document;
@@ -49,8 +50,8 @@ pub(crate) enum FeedError {
     Ingest(#[from] IngestError),
     #[error("cannot store the version")]
     Store(#[from] StateError),
-    #[error("cannot store the version: {0}")]
-    Driver(String),
+    #[error("cannot keep the version")]
+    Driver(#[source] FeedWriteError),
     #[error("a task of the publication panicked")]
     Task(#[from] JoinError),
 }
@@ -161,7 +162,7 @@ impl Feeds {
     async fn next_sequence(&self, name: &str, now: u64) -> Result<u64, FeedError> {
         loop {
             // Another seeder may have published the name meanwhile.
-            let heard = self.node.feeds.announced(name).unwrap_or(0);
+            let heard = self.node.feeds.announced_sequence(name).unwrap_or(0);
             let Reserved { sequence, reserve_up_to } = self.sequences.draw(name, now, heard);
             let reserving = reserve_up_to.map(|ceiling| {
                 let sequences = self.sequences.clone();

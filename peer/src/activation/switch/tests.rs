@@ -1,7 +1,6 @@
-//! Switches on a real disk with real hooks, ending well, badly, and cut.
+//! Switches on a real disk with real hooks: successful, failed and interrupted ones.
 
 use super::*;
-use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use shoal_proto::ids::JobId;
 use shoal_service::units::Span;
 use shoal_store::StoreConfig;
@@ -16,8 +15,8 @@ struct Host {
 }
 
 impl Host {
-    /// A host on version 1 that holds version 2 too. Its hooks note themselves; one fails while a file `fail-HOOK-PHASE` is
-    /// there, and waits while `wait-HOOK` is.
+    /// A host on version 1 that also has version 2. Each hook appends its call to a file. A hook fails while the file
+    /// `fail-HOOK-PHASE` exists, and waits while `wait-HOOK` exists.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(StoreConfig::new(dir.path().join("store")), Box::new(|_| {})).unwrap();
@@ -78,7 +77,7 @@ impl Host {
     fn current(&self) -> String {
         let current = self.context.folder.current("edge/a").unwrap();
         let text = fs::read_to_string(self.context.folder.folder("edge/a").join("current/file")).unwrap();
-        assert_eq!(text, format!("version {current}"), "wholly on one version");
+        assert_eq!(text, format!("version {current}"), "`current` is one whole version");
         current
     }
 }
@@ -96,7 +95,7 @@ async fn forward_and_back_run_each_hook_once() {
 }
 
 #[tokio::test]
-async fn a_host_that_cannot_stays_or_goes_back() {
+async fn a_failed_switch_keeps_or_restores_the_version() {
     let cases: [(&str, &[&str]); 3] = [
         ("pre_stop", &["pre_stop forward 2"]),
         ("post_start", &["pre_stop forward 2", "post_start forward 2", "post_start undo 1"]),
@@ -110,7 +109,7 @@ async fn a_host_that_cannot_stays_or_goes_back() {
         assert!(done.detail.contains(&format!("cannot {hook}")), "{}", done.detail);
         assert_eq!(host.hooks(), expected);
     }
-    // Going back does not go forward again.
+    // A failed rollback is not undone.
     let host = Host::new();
     host.context.run(host.record(1, 2, false)).await;
     fs::write(host.file("fail-post_start-back"), "").unwrap();
@@ -119,7 +118,7 @@ async fn a_host_that_cannot_stays_or_goes_back() {
 }
 
 #[tokio::test]
-async fn what_was_cut_goes_on_where_it_was() {
+async fn an_interrupted_switch_resumes_at_its_step() {
     for (hook, on) in [("pre_stop", "1"), ("post_start", "2"), ("check", "2")] {
         let host = Host::new();
         fs::write(host.file(&format!("wait-{hook}")), "").unwrap();
@@ -131,14 +130,14 @@ async fn what_was_cut_goes_on_where_it_was() {
         work.abort();
         assert!(work.await.is_err());
         assert_eq!(host.current(), on);
-        let (_, cut) = SwitchRecord::load(&host.context.store).remove(0);
-        assert_ne!(cut.step, SwitchStep::Done);
+        let (_, interrupted) = SwitchRecord::load(&host.context.store).remove(0);
+        assert_ne!(interrupted.step, SwitchStep::Done);
         fs::remove_file(host.file(&format!("wait-{hook}"))).unwrap();
-        let done = host.context.run(cut).await;
+        let done = host.context.run(interrupted).await;
         assert_eq!((done.state, host.current()), (HostState::Active, "2".into()));
         for other in ["pre_stop", "post_start", "check"] {
             let times = host.hooks().iter().filter(|line| line.starts_with(other)).count();
-            assert_eq!(times, if other == hook { 2 } else { 1 }, "{hook} was cut: {:?}", host.hooks());
+            assert_eq!(times, if other == hook { 2 } else { 1 }, "{hook} was interrupted: {:?}", host.hooks());
         }
     }
 }

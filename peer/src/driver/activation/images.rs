@@ -41,7 +41,7 @@ impl Activations {
     /// Requests the prewarm of a pushed image.
     pub(super) fn prewarm_push(&self, cx: &Context, announcement: &Announcement) {
         match &self.prewarm {
-            Some(prewarm) => prewarm.want(announcement.job, announcement.content),
+            Some(prewarm) => prewarm.request(announcement.job, announcement.content),
             None => cx.reporter.reach(&announcement.job, HostState::Stored, NO_RUNTIME),
         }
     }
@@ -70,7 +70,7 @@ impl Activations {
         save_sequence(cx, &target.content, target.sequence);
         self.update_known_jobs(cx);
         match &self.prewarm {
-            Some(prewarm) => prewarm.want(id, target.content),
+            Some(prewarm) => prewarm.request(id, target.content),
             None => self.end_prewarm(cx, name, HostState::Stored, NO_RUNTIME),
         }
     }

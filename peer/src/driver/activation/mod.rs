@@ -232,7 +232,7 @@ impl Activations {
         if let Some(prewarm) = &self.prewarm {
             let pushes = cx.jobs.announcements().map(|announcement| announcement.job);
             let known: BTreeSet<JobId> = pushes.chain(self.prewarm_ids()).collect();
-            prewarm.known(known);
+            prewarm.set_jobs(known);
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use crate::activation::settings::settings_for;
 use crate::activation::switch::Switch;
 use crate::driver::Context;
+use crate::error_chain::ErrorChain;
 use minicbor::bytes::ByteVec;
 use shoal_api::rollouts::PeerRollout;
 use shoal_proto::announcement::{Announcement, Kind};
@@ -318,7 +319,7 @@ impl Activations {
     /// Saves and reports an attempt that needs no switch.
     pub(super) fn conclude(&mut self, cx: &mut Context, name: &str, record: SwitchRecord) {
         // If a kill loses the record, the next evaluation finds the same.
-        if let Err(error) = record.keep(&cx.store, name) {
+        if let Err(error) = record.save(&cx.store, name) {
             tracing::error!(name, %error, "cannot save the result of an attempt");
         }
         self.record_result(cx, name, record);
@@ -358,7 +359,7 @@ impl Activations {
         }
         let (name, rollout, attempt) = (name.to_string(), record.rollout, record.attempt);
         managed.probe = Some(self.tasks.spawn(async move {
-            let why = probe::until_ill(&settings).await;
+            let why = ErrorChain(&probe::until_unhealthy(&settings).await).to_string();
             RolloutEvent::Unhealthy { name, rollout, attempt, why }
         }));
     }

@@ -80,7 +80,7 @@ impl Feeds {
             Ok(file) => file,
             Err(error) => {
                 let why = with_source(&error);
-                self.latest.refuse(&announcement.name, announcement.sequence, "disk", why);
+                self.latest.on_refused(&announcement.name, announcement.sequence, "disk", why);
                 cx.tell(Input::Removed { content });
                 // The content failed here, so it stays only if another job needs it.
                 if cx.jobs.pushes_of(&content).iter().all(|job| job.job == announcement.job) {
@@ -90,7 +90,7 @@ impl Feeds {
             }
         };
         let version = Arc::new(FeedVersion::new(announcement, FeedData::File(file)));
-        if !self.latest.show(&id, version.clone()) {
+        if !self.latest.publish(&id, version.clone()) {
             self.drop_unnamed(cx, content);
             return;
         }
@@ -100,7 +100,7 @@ impl Feeds {
             && job.announcement.sequence == announcement.sequence
         {
             let envelope = job.envelope.clone();
-            self.writer.put(id, PendingWrite { version, envelope, manifest: None, done: None });
+            self.writer.write(id, PendingWrite { version, envelope, manifest: None, done: None });
         }
     }
 

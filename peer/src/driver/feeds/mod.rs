@@ -11,7 +11,7 @@ pub use large::PlaceError;
 use super::announcements::Announcements;
 use super::contents::Contents;
 use super::{Context, Driver};
-use crate::feeds::{FeedData, FeedFiles, FeedVersion, FeedWriter, LatestVersions, PendingWrite};
+use crate::feeds::{FeedData, FeedFiles, FeedVersion, FeedWriteError, FeedWriter, LatestVersions, PendingWrite};
 use crate::handle::{Failure, FeedPublication, SmallContent};
 use bytes::Bytes;
 use shoal_proto::announcement::Announcement;
@@ -133,7 +133,7 @@ impl Feeds {
         small: Option<SmallContent>,
     ) {
         let id = announcement.job;
-        self.latest.announce(&announcement, false);
+        self.latest.on_announced(&announcement, false);
         let data = match &small {
             Some(small) => Some(FeedData::Memory(small.data.clone())),
             None if cx.role == Role::Seeder => Some(FeedData::Store),
@@ -151,7 +151,7 @@ impl Feeds {
             feed.shown = Some(announcement.content);
         }
         if let Some(data) = data {
-            self.latest.show(&id, Arc::new(FeedVersion::new(&announcement, data)));
+            self.latest.publish(&id, Arc::new(FeedVersion::new(&announcement, data)));
         }
         cx.jobs.insert(announcement, envelope);
     }
@@ -202,8 +202,8 @@ impl Feeds {
             }
             return Delivery::NOTHING;
         }
-        if !self.latest.announce(&announcement, false) {
-            let _ = kept.send(Err("there are too many feeds".into())); // the request is gone
+        if !self.latest.on_announced(&announcement, false) {
+            let _ = kept.send(Err(FeedWriteError::TooManyFeeds)); // the request is gone
             return Delivery::NOTHING;
         }
         let envelope = Bytes::from(envelope.to_bytes());
@@ -229,7 +229,7 @@ impl Feeds {
         frame: &mut AnnounceFrame,
     ) -> Option<Delivery> {
         let id = self.by_envelope.get(&Hash::of(&frame.envelope)).copied()?;
-        self.latest.heard(&id);
+        self.latest.on_mention(&id);
         let Some(job) = cx.jobs.get(&id) else { return Some(Delivery::NOTHING) };
         let (announcement, envelope) = (job.announcement.clone(), job.envelope.clone());
         count_received(cx, from, frame);
@@ -264,9 +264,9 @@ impl Feeds {
         if newest_sequence(cx, &id).is_some_and(|newest| newest >= announcement.sequence) {
             return self.on_older_announcement(cx, from, frame, announcement);
         }
-        if !self.latest.announce(&announcement, true) {
+        if !self.latest.on_announced(&announcement, true) {
             let why = "there are too many feeds already".to_string();
-            self.latest.refuse(&announcement.name, announcement.sequence, "too-many", why);
+            self.latest.on_refused(&announcement.name, announcement.sequence, "too-many", why);
             return Delivery::NOTHING;
         }
         let announcement = Arc::new(announcement);
@@ -295,11 +295,11 @@ impl Feeds {
         announcement: Announcement,
     ) -> Delivery {
         let id = announcement.job;
-        self.latest.heard(&id);
+        self.latest.on_mention(&id);
         let shown = self.latest.newest(&id).map(|version| version.sequence);
         let is_useful = shown < Some(announcement.sequence) && frame.data.is_some() && announcement.is_small();
         if !is_useful || !should_take(cx, &announcement) {
-            self.latest.refuse_stale();
+            self.latest.on_stale();
             return Delivery::NOTHING;
         }
         let envelope = Bytes::from(std::mem::take(&mut frame.envelope));
@@ -326,7 +326,7 @@ impl Feeds {
             } else {
                 cx.accounting.count(super::accounting::Event::ShardCorrupt);
                 let why = "its data differs from the signed hash".to_string();
-                self.latest.refuse(&announcement.name, announcement.sequence, "corrupt", why);
+                self.latest.on_refused(&announcement.name, announcement.sequence, "corrupt", why);
                 cx.tell(Input::ManifestCorrupt { content: announcement.content, from });
             }
         }
@@ -354,8 +354,8 @@ impl Feeds {
             }
             DeliveredVersion::Large(content) => self.begin_stored(cx, contents, content),
             DeliveredVersion::Own { feed, pending } => {
-                self.latest.show(&feed, pending.version.clone());
-                self.writer.put(feed, pending);
+                self.latest.publish(&feed, pending.version.clone());
+                self.writer.write(feed, pending);
             }
         }
         self.drop_superseded(cx, delivery.superseded);
@@ -366,8 +366,8 @@ impl Feeds {
         let SmallVersion { envelope, small: SmallContent { manifest, data }, .. } = version;
         let id = announcement.job;
         let version = Arc::new(FeedVersion::new(announcement, FeedData::Memory(data)));
-        self.latest.show(&id, version.clone());
-        self.writer.put(id, PendingWrite { version, envelope, manifest: Some(manifest), done: None });
+        self.latest.publish(&id, version.clone());
+        self.writer.write(id, PendingWrite { version, envelope, manifest: Some(manifest), done: None });
         // The version before may have been a large one.
         if let Some(former) = self.feeds.get_mut(&id).and_then(|feed| feed.shown.take()) {
             self.drop_unnamed(cx, former);
@@ -377,19 +377,19 @@ impl Feeds {
     /// Notes which feeds a neighbour knows. Readers see from that when a feed was last confirmed.
     pub fn note_neighbour(&self, message: &Message) {
         if let Message::Feeds { rows } = message {
-            rows.iter().for_each(|row| self.latest.heard(&row.feed));
+            rows.iter().for_each(|row| self.latest.on_mention(&row.feed));
         }
     }
 
     pub fn refuse_untrusted(&self, announcement: &Announcement, error: &TrustError) {
-        self.latest.refuse(&announcement.name, announcement.sequence, "untrusted", error.to_string());
+        self.latest.on_refused(&announcement.name, announcement.sequence, "untrusted", error.to_string());
     }
 
     /// Notes that the store refused a content, if the content is a feed's version.
     pub fn refuse_content(&self, cx: &Context, content: &ContentId, failure: &Failure) {
         if let Some(version) = self.version_of(cx, content) {
             let why = format!("{}: {}", failure.reason, failure.detail);
-            self.latest.refuse(&version.name, version.sequence, "content", why);
+            self.latest.on_refused(&version.name, version.sequence, "content", why);
         }
     }
 
