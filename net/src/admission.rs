@@ -1,4 +1,4 @@
-//! Who gets in: the cluster's trust, our own credential, and what a stranger may cost us.
+//! Admission: which nodes may have a link, by the cluster's trust document and their credentials.
 //!
 //! Invariant: a credential counts only for the key that TLS has proven.
 
@@ -7,15 +7,15 @@ use shoal_proto::trust::{Credential, Trust, TrustError};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Reads the wall clock: seconds since the Unix epoch. A function, so that tests can stand elsewhere in time.
+/// Returns the wall clock in seconds since the Unix epoch. Tests pass a function of their own.
 pub type UnixClock = fn() -> u64;
 
-/// The system's wall clock, Unix seconds.
+/// Returns the system's wall clock in seconds since the Unix epoch.
 pub fn system_clock() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// What admission is decided by. Cheap to clone; clones share the trust document.
+/// The basis of admission. Cheap to clone. Clones share the trust document.
 #[derive(Clone, Debug)]
 pub struct Admission {
     trust: watch::Sender<Arc<Trust>>,
@@ -24,38 +24,46 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// `credential` is our own, signed, as it stands in `node.cred`: what we show others.
+    /// `credential` is this node's own signed credential, as it stands in `node.cred`.
     pub fn new(trust: Arc<Trust>, credential: impl Into<Arc<[u8]>>, clock: UnixClock) -> Self {
         Self { trust: watch::Sender::new(trust), credential: credential.into(), clock }
     }
 
-    /// Our own signed credential.
+    /// Returns this node's own signed credential.
     pub fn credential(&self) -> &Arc<[u8]> {
         &self.credential
     }
 
-    /// The trust document in force.
+    /// Returns the trust document in force.
     pub fn trust(&self) -> Arc<Trust> {
         self.trust.borrow().clone()
     }
 
-    /// Puts a newer trust document in force. Links whose credentials it withdraws are closed soon after.
+    /// Puts a newer trust document in force. The endpoint soon closes the links of nodes that it revokes.
     pub fn set_trust(&self, trust: Arc<Trust>) {
         self.trust.send_replace(trust);
     }
 
-    /// Woken when the trust document changes.
+    /// Returns the changes of the trust document from now on.
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<Trust>> {
         self.trust.subscribe()
     }
 
-    /// Checks a credential shown by the holder of `shown_by`'s key, now.
+    /// Checks a credential that the holder of `shown_by`'s key has shown.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the credential is malformed, not signed by the cluster's root, another node's, expired or revoked.
     pub fn admit(&self, credential: &[u8], shown_by: NodeId) -> Result<Credential, TrustError> {
         self.trust().admit(credential, shown_by, (self.clock)())
     }
 
-    /// Whether a credential that was admitted before still holds: not expired, not revoked, same cluster.
-    pub fn still_holds(&self, credential: &Credential) -> Result<(), TrustError> {
+    /// Checks again a credential that was admitted before.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the credential has expired, its node is revoked, or the trust document is another cluster's.
+    pub fn check_again(&self, credential: &Credential) -> Result<(), TrustError> {
         let (trust, now) = (self.trust(), (self.clock)());
         let Credential { not_before, not_after, node, cluster, .. } = *credential;
         if cluster != trust.cluster() {

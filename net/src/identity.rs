@@ -1,6 +1,6 @@
-//! A node's identity: one Ed25519 key, seen as a [`NodeId`] by us and as a `PeerId` by libp2p.
+//! A node's identity: one Ed25519 key, which is a [`NodeId`] in this workspace and a `PeerId` in libp2p.
 //!
-//! Invariant: a secret key is read only from, and written only to, a file that no one but its owner can read.
+//! Invariant: a secret key is read only from, and written only to, a file that only its owner can read.
 
 use libp2p::PeerId;
 use shoal_proto::ids::NodeId;
@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 
 /// A key file holds this line, then the 32 secret bytes in hexadecimal.
 const KEY_FILE_HEAD: &str = "shoal-key-v1 ";
-/// Longest key file looked at, bytes.
+/// The longest key file that is read, in bytes.
 const KEY_FILE_BYTES_MAX: u64 = 256;
-/// libp2p names an Ed25519 key by the key itself: multihash code "identity", length, then this protobuf.
+/// The bytes before the key in a libp2p peer id of an Ed25519 key: the multihash code "identity", the length, and the
+/// head of a protobuf.
 const PEER_ID_HEAD: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
 
-/// Who this node is.
+/// The key of this node.
 #[derive(Clone)]
 pub struct Identity {
     node: NodeId,
@@ -24,19 +25,19 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// From a node's key.
+    #[allow(missing_docs, reason = "the types say it")]
     pub fn new(keys: &Keypair) -> Self {
         let libp2p =
             libp2p::identity::Keypair::ed25519_from_bytes(keys.seed()).expect("any 32 bytes are an Ed25519 secret key");
         Self { node: keys.node(), libp2p }
     }
 
-    /// The public key.
+    /// Returns the public key.
     pub fn node(&self) -> NodeId {
         self.node
     }
 
-    /// The same key as libp2p names it.
+    /// Returns the same key as libp2p names it.
     pub fn peer_id(&self) -> PeerId {
         self.libp2p.public().to_peer_id()
     }
@@ -52,47 +53,39 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// The node behind a libp2p peer id; `None` unless it is an Ed25519 key.
+/// Returns the node of a libp2p peer id, or `None` if the id is not that of an Ed25519 key.
 pub fn node_of(peer: &PeerId) -> Option<NodeId> {
     let bytes = peer.to_bytes();
     let key = bytes.strip_prefix(&PEER_ID_HEAD[..])?;
     Some(NodeId(key.try_into().ok()?))
 }
 
-/// The libp2p peer id of a node; `None` when the bytes are not a point on the curve's encoding libp2p accepts.
+/// Returns the libp2p peer id of a node, or `None` if the bytes do not encode a point of the curve.
 pub fn peer_id_of(node: &NodeId) -> Option<PeerId> {
     let key = libp2p::identity::ed25519::PublicKey::try_from_bytes(node.as_bytes()).ok()?;
     Some(libp2p::identity::PublicKey::from(key).to_peer_id())
 }
 
-/// Why a key file cannot be used.
+/// The reason for which a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields carry their types' names")]
 pub enum KeyFileError {
-    /// The operating system refused.
-    #[error("key file {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// Others than its owner may read it.
-    #[error("key file {} has mode {mode:04o}: others can read it; run `chmod 600` on it", path.display())]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// It holds something else.
-    #[error("{} is not a key file", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-    },
+    /// The operating system refused access.
+    #[error("cannot access key file {}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// The group or others may read the file.
+    #[error("key file {} has mode {mode:04o}, so others can read it; run `chmod 600` on it", path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+    /// The file is not one that [`save_key`] wrote.
+    #[error("{} is not a key file; `shoal cluster` makes key files", path.display())]
+    Malformed { path: PathBuf },
 }
 
-/// Reads a key written by [`save_key`]. Refuses a file that its group or others can read.
+/// Reads a key that [`save_key`] wrote.
+///
+/// # Errors
+///
+/// Fails if the file cannot be read, its group or others can read it, or it is not a key file.
 pub fn load_key(path: &Path) -> Result<Keypair, KeyFileError> {
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(io)?;
@@ -111,16 +104,20 @@ pub fn load_key(path: &Path) -> Result<Keypair, KeyFileError> {
     let mut text = String::new();
     file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|_| malformed())?;
     let hex = text.trim_end().strip_prefix(KEY_FILE_HEAD).ok_or_else(malformed)?;
-    // A secret key has no id type of its own; NodeId's parser reads the same 64 digits.
+    // A secret key has no type with a parser. The parser of `NodeId` reads the same 64 digits.
     let seed: NodeId = hex.parse().map_err(|_| malformed())?;
     Ok(Keypair::from_seed(seed.0))
 }
 
-/// Writes a key to a new file of mode 0600, durably. Refuses to replace a file.
+/// Writes a key to a new file of mode 0600 and flushes it to the disk.
+///
+/// # Errors
+///
+/// Fails if the file exists already or cannot be written.
 pub fn save_key(path: &Path, keys: &Keypair) -> Result<(), KeyFileError> {
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
-    // The umask can only take bits away, but 0600 exactly is what was promised.
+    // The umask may have removed bits of the owner too.
     file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(io)?;
     let line = format!("{KEY_FILE_HEAD}{}\n", NodeId(keys.seed()));
     file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
@@ -143,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_survives_its_file_and_only_its_owner_reads_it() {
+    fn a_saved_key_loads_and_only_its_owner_can_read_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         let keys = Keypair::from_seed([7; 32]);
@@ -162,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_file_is_said_so() {
+    fn a_file_without_a_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         assert!(matches!(load_key(&path), Err(KeyFileError::Io { .. })));

@@ -1,11 +1,13 @@
-//! Links between hosts: bulk links and the libp2p control plane, under one identity.
+//! Connections between hosts: links for payload and announcements, and the libp2p control plane, under one identity.
 //!
-//! Owns: key files, TLS configurations, admission, the framing of bulk links and the control plane's transport.
-//! Invariant: nothing reaches a driver from a connection whose other end has not proven its key, and nothing from a
-//! bulk link whose other end has not shown a valid credential for that key.
+//! Owns: key files, TLS configurations, admission, the framing of links, and the transport of the control plane.
+//! Invariant: a driver gets nothing from a connection whose other end has not proven its key. It gets nothing from a link
+//! whose other end has not shown a valid credential for that key.
 //!
-//! Where to look: keys and peer ids in [`identity`]; who gets in in [`admission`]; host to host in [`links`]; host to
-//! tracker in [`control`].
+//! Where to look: keys and peer ids in [`identity`]; who is admitted in [`admission`]; host to host in [`links`]; host to
+//! tracker in [`control`]. The TLS record layer is the crate `shoal-tls-records`.
+//!
+//! Terms are in `docs/GLOSSARY.md`.
 
 pub mod admission;
 pub mod control;
@@ -14,3 +16,5 @@ pub mod links;
 #[cfg(test)]
 mod testing;
 mod tls;
+
+pub use tls::{TlsError, TlsSetupError};

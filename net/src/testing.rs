@@ -1,4 +1,6 @@
-//! What tests of this crate share: a small cluster of keys and credentials.
+//! A small cluster of keys and credentials for the tests of this crate.
+//!
+//! Invariant: everything here is derived from small numbers, so tests are repeatable.
 
 use crate::admission::Admission;
 use crate::identity::Identity;
@@ -19,12 +21,12 @@ pub(crate) fn clock() -> u64 {
     NOW
 }
 
-/// A node's key. The order of node ids is not that of `number`.
+/// Returns the key of node `number`. The order of node ids differs from the order of numbers.
 pub(crate) fn keys(number: u8) -> Keypair {
     Keypair::from_seed([number; 32])
 }
 
-/// The root key of cluster `number`.
+/// Returns the root key of cluster `number`.
 pub(crate) fn root(number: u8) -> Keypair {
     Keypair::from_seed([200 + number; 32])
 }
@@ -78,7 +80,7 @@ impl Node {
         self.endpoint.dial(other.id, vec![other.addr()]);
     }
 
-    /// The next event; a test that waits longer than this has failed.
+    /// Returns the next event. A test that waits longer than 20 s has failed.
     pub(crate) async fn next(&mut self) -> LinkEvent {
         tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await.expect("an event in time").unwrap()
     }
@@ -91,13 +93,13 @@ impl Node {
     }
 }
 
-/// Two nodes; the first has the smaller id.
+/// Returns two nodes without a link. The first has the smaller id.
 pub(crate) async fn pair() -> (Node, Node) {
     let (a, b) = (Node::start(config(1)).await, Node::start(config(2)).await);
     if a.id < b.id { (a, b) } else { (b, a) }
 }
 
-/// Two nodes with a link.
+/// Returns two nodes with a link.
 pub(crate) async fn linked() -> (Node, Node) {
     let (mut a, mut b) = pair().await;
     a.dial(&b);

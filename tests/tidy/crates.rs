@@ -8,13 +8,14 @@ use std::fs;
 use std::path::Path;
 
 /// Which of our crates each crate may use. `shoal` itself may use all shipped crates.
-const EDGES: [(&str, &[&str]); 15] = [
+const EDGES: [(&str, &[&str]); 16] = [
     ("proto", &[]),
     ("swarm", &["proto"]),
     ("api", &["proto"]),
     ("kv", &[]),
     ("store", &["proto", "kv"]),
-    ("net", &["proto"]),
+    ("tls-records", &[]),
+    ("net", &["proto", "tls-records"]),
     ("service", &["api", "kv"]),
     ("sim", &["proto", "swarm"]),
     ("tracker", &["api", "proto", "swarm", "net", "service", "kv"]),

@@ -1,4 +1,6 @@
-//! Counts what really passes our sockets, TLS and multiplexer included.
+//! Counters of the bytes that pass the sockets, with TLS and multiplexing.
+//!
+//! Invariant: every byte is counted once, when the socket has taken or returned it.
 
 use futures::io::{AsyncRead, AsyncWrite};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -7,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-/// Bytes in both directions since start.
+/// Bytes in both directions since the start.
 #[derive(Debug, Default)]
 pub(super) struct ByteCounter {
     read: AtomicU64,
@@ -24,7 +26,7 @@ impl ByteCounter {
     }
 }
 
-/// A socket whose bytes are counted.
+/// A socket with a counter.
 pub(super) struct CountedStream<S> {
     io: S,
     byte_counter: Arc<ByteCounter>,

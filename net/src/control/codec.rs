@@ -1,6 +1,6 @@
-//! Requests and responses on a libp2p stream: a length, then a document.
+//! The encoding of requests and responses on a libp2p stream: a length of 4 bytes, then a document.
 //!
-//! Invariant: no more memory is taken than bytes have come, and none at all for a length over the limit.
+//! Invariant: memory is reserved only as bytes arrive, and none for a length over the limit.
 
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::StreamProtocol;
@@ -12,8 +12,14 @@ use std::io;
 /// Reads and writes the documents of the control plane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Codec {
-    pub(super) request_bytes_max: usize,
-    pub(super) response_bytes_max: usize,
+    request_bytes_max: usize,
+    response_bytes_max: usize,
+}
+
+impl Codec {
+    pub(super) fn new(request_bytes_max: usize, response_bytes_max: usize) -> Self {
+        Self { request_bytes_max, response_bytes_max }
+    }
 }
 
 async fn read<D: Document>(io: &mut (impl AsyncRead + Unpin + Send), max: usize) -> io::Result<D> {
@@ -21,7 +27,7 @@ async fn read<D: Document>(io: &mut (impl AsyncRead + Unpin + Send), max: usize)
     io.read_exact(&mut len).await?;
     let len = u32::from_le_bytes(len) as usize;
     if len > max {
-        let why = format!("{len} bytes announced, the limit is {max}");
+        let why = format!("document of {len} bytes is over the limit of {max} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     let mut bytes = Vec::new();
@@ -35,7 +41,7 @@ async fn read<D: Document>(io: &mut (impl AsyncRead + Unpin + Send), max: usize)
 async fn write<D: Document>(io: &mut (impl AsyncWrite + Unpin + Send), document: D) -> io::Result<()> {
     let bytes = document.to_bytes();
     if bytes.len() > D::BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "over the limit of the control plane"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "document is over the limit of the control plane"));
     }
     io.write_all(&(bytes.len() as u32).to_le_bytes()).await?;
     io.write_all(&bytes).await?;

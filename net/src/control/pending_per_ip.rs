@@ -1,7 +1,9 @@
-//! Connections that are still being made, by address: a stranger who opens many does not keep others out.
+//! A limit for connections of one address whose handshake is not complete. One address that opens many connections does
+//! not keep others out.
 //!
-//! Invariant: every connection counted is let go when it is made or has failed.
+//! Invariant: each counted connection is released when its handshake ends.
 
+use super::address::socket_addr;
 use libp2p::PeerId;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
@@ -15,28 +17,25 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::task::{Context, Poll};
 
-use super::setup::socket_addr;
-
-/// Too many connections from one address are being made.
+/// An address has as many pending connections as it may have.
 #[derive(Debug, thiserror::Error)]
-#[error("too many connections from {0} are being made")]
+#[error("too many pending connections from {0}")]
 struct TooManyPending(IpAddr);
 
-/// Counts inbound connections being made.
+/// Counts inbound connections whose handshake is not complete.
 #[derive(Debug)]
 pub(super) struct Behaviour {
-    most: u32,
+    per_ip_max: u32,
     pending: HashMap<ConnectionId, IpAddr>,
     counts: HashMap<IpAddr, u32>,
 }
 
 impl Behaviour {
-    /// At most `most` for each address.
-    pub(super) fn new(most: u32) -> Self {
-        Self { most, pending: HashMap::new(), counts: HashMap::new() }
+    pub(super) fn new(per_ip_max: u32) -> Self {
+        Self { per_ip_max, pending: HashMap::new(), counts: HashMap::new() }
     }
 
-    fn let_go(&mut self, connection: ConnectionId) {
+    fn release(&mut self, connection: ConnectionId) {
         let Some(addr) = self.pending.remove(&connection) else { return };
         if let Some(count) = self.counts.get_mut(&addr) {
             *count -= 1;
@@ -59,7 +58,7 @@ impl NetworkBehaviour for Behaviour {
     ) -> Result<(), ConnectionDenied> {
         let Some(addr) = socket_addr(remote).map(|addr| addr.ip()) else { return Ok(()) };
         let count = self.counts.entry(addr).or_default();
-        if *count >= self.most {
+        if *count >= self.per_ip_max {
             return Err(ConnectionDenied::new(TooManyPending(addr)));
         }
         *count += 1;
@@ -74,7 +73,7 @@ impl NetworkBehaviour for Behaviour {
         _local: &Multiaddr,
         _remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.let_go(connection);
+        self.release(connection);
         Ok(dummy::ConnectionHandler)
     }
 
@@ -91,7 +90,7 @@ impl NetworkBehaviour for Behaviour {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         if let FromSwarm::ListenFailure(failure) = event {
-            self.let_go(failure.connection_id);
+            self.release(failure.connection_id);
         }
     }
 

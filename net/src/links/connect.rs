@@ -1,14 +1,16 @@
-//! Connections until they are links: listening, dialling, TLS, greeting; and the housekeeping of links that are up.
+//! Connections before they are links: listening, dialling, TLS and `Hello`. Also the periodic checks of links.
 //!
-//! Invariant: every connection is a link or closed when the handshake's time is up.
+//! Invariant: each connection is a link or closed when the handshake timeout has passed.
 
 use super::context::EndpointContext;
+use super::error::{AddressError, BindError, DialError, FailedAddress, Refusal};
+use super::event::LinkEvent;
 use super::hello::{HelloError, HelloOutcome, exchange_hello};
-use super::link::{self, Arrival, Link};
-use super::rate_limit;
-use super::send_queue::Queue;
-use super::{BindError, LinkEvent};
-use crate::tls::{accept as accept_tls, connect as connect_tls};
+use super::link::Link;
+use super::rate_limit::LinkScope;
+use super::send_queue::SendQueue;
+use super::session::Session;
+use crate::tls::{self, TlsError};
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits;
@@ -16,93 +18,100 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Connections the kernel keeps for us until we accept them.
+/// Connections that the kernel keeps until the endpoint accepts them.
 const BACKLOG: i32 = 1024;
-/// Pause after the operating system refuses to accept (out of descriptors, mostly).
+/// Pause after the operating system refused to accept. Mostly it is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A dial that lost to the other end's waits this long for that one to come up.
-const DUPLICATE_WAIT: Duration = Duration::from_secs(3);
-/// Between two looks at credentials that may have expired.
-const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// A dial that was refused as a duplicate waits this long for the other end's link.
+const DUPLICATE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval of the checks of credentials that may have expired.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Listens on one address. An IPv6 address takes no IPv4 connections, so that both can be given with one port.
-pub(super) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
-    let bind = || -> io::Result<_> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        // Or a restart would wait for the old connections' TIME_WAIT.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from_std(socket.into())?;
-        let local = listener.local_addr()?;
-        Ok((listener, local))
-    };
-    bind().map_err(|source| BindError::Listen { addr, source })
+/// A bound listener with its address, in which the port is known.
+pub(super) struct Listener {
+    listener: TcpListener,
+    pub(super) addr: SocketAddr,
 }
 
-/// Accepts until the endpoint closes.
-pub(super) async fn accept(context: Arc<EndpointContext>, listener: TcpListener) {
-    loop {
-        let accepted = tokio::select! {
-            () = context.closing.cancelled() => return,
-            accepted = listener.accept() => accepted,
+impl Listener {
+    /// Listens on `addr`. An IPv6 listener takes no IPv4 connections, so both can use one port.
+    pub(super) fn bind(addr: SocketAddr) -> Result<Self, BindError> {
+        let bind = || -> io::Result<_> {
+            let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+            if addr.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            // Without this a restarted process would wait for the TIME_WAIT of its former connections.
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&addr.into())?;
+            socket.listen(BACKLOG)?;
+            let listener = TcpListener::from_std(socket.into())?;
+            let addr = listener.local_addr()?;
+            Ok(Self { listener, addr })
         };
-        match accepted {
-            Ok((stream, remote)) => match context.pending.try_acquire(remote.ip()) {
-                Some(permit) => {
-                    let task = context.clone();
-                    context.spawn(async move {
-                        welcome(&task, stream, remote).await;
-                        drop(permit);
-                    });
+        bind().map_err(|source| BindError::Listen { addr, source })
+    }
+
+    /// Accepts connections until the endpoint closes.
+    pub(super) async fn accept_all(self, context: Arc<EndpointContext>) {
+        loop {
+            let accepted = tokio::select! {
+                () = context.until_closing() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, remote)) => match context.pending.try_acquire(remote.ip()) {
+                    Some(permit) => {
+                        let task = context.clone();
+                        context.spawn(async move {
+                            accept_connection(&task, stream, remote).await;
+                            drop(permit);
+                        });
+                    }
+                    None => note_dropped(&context, remote, &"too many connections wait for admission"),
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
-                None => stranger(&context, remote, &"too many connections await admission"),
-            },
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-fn stranger(context: &EndpointContext, remote: SocketAddr, why: &dyn std::fmt::Display) {
-    context.counters.strangers.fetch_add(1, Ordering::Relaxed);
-    tracing::debug!(%remote, %why, "dropped a connection");
+fn note_dropped(context: &EndpointContext, remote: SocketAddr, reason: &dyn std::fmt::Display) {
+    context.counters.count_dropped();
+    tracing::debug!(%remote, %reason, "dropped a connection before admission");
 }
 
-async fn welcome(context: &Arc<EndpointContext>, stream: TcpStream, remote: SocketAddr) {
+async fn accept_connection(context: &Arc<EndpointContext>, stream: TcpStream, remote: SocketAddr) {
     let handshake = async {
         set_options(context, &stream)?;
-        let (node, mut tls) = accept_tls(&context.tls, stream).await?;
-        let hello = exchange_hello(context, &mut tls, node).await;
-        Ok::<_, io::Error>((tls, node, hello))
+        let (node, mut stream) = tls::accept(&context.tls, context.config.records, stream).await?;
+        let hello = exchange_hello(context, &mut stream, node).await;
+        Ok::<_, TlsError>((stream, node, hello))
     };
     let outcome = tokio::select! {
-        () = context.closing.cancelled() => return,
+        () = context.until_closing() => return,
         outcome = timeout(context.config.handshake_timeout, handshake) => outcome,
     };
     match outcome {
-        Ok(Ok((tls, node, Ok(hello)))) => start(context, tls, node, hello, remote, false),
+        Ok(Ok((stream, node, Ok(hello)))) => start_session(context, stream, node, hello, remote, false),
         Ok(Ok((_, node, Err(error)))) => {
-            tracing::debug!(node = %node.short(), %remote, %error, "no link");
+            tracing::debug!(node = %node.short(), %remote, %error, "connection did not become a link");
             if let HelloError::Io(error) = error {
-                stranger(context, remote, &error);
+                note_dropped(context, remote, &error);
             }
         }
-        Ok(Err(error)) => stranger(context, remote, &error),
-        Err(_) => stranger(context, remote, &"not admitted in time"),
+        Ok(Err(error)) => note_dropped(context, remote, &error),
+        Err(_) => note_dropped(context, remote, &"not admitted in time"),
     }
 }
 
@@ -113,8 +122,8 @@ fn set_options(context: &EndpointContext, stream: &TcpStream) -> io::Result<()> 
     Ok(())
 }
 
-/// Makes a hello connection a link. There is no point of waiting in here, so it cannot happen by halves.
-pub(super) fn start<S>(
+/// Makes a connection a link. The function does not wait, so it cannot be cancelled halfway.
+pub(super) fn start_session<S>(
     context: &Arc<EndpointContext>,
     stream: S,
     node: NodeId,
@@ -124,120 +133,123 @@ pub(super) fn start<S>(
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let HelloOutcome { credential, seat, slot } = hello;
-    let queue = Queue::new(context.config.messages_max, context.config.parts_max);
-    let scope = rate_limit::scope(context.config.locality.as_ref(), &credential.locality);
-    let limit = context.rate_limits.of_link(scope);
-    let link = Arc::new(Link::new(node, Arc::new(credential), queue, limit));
-    seat.up(link.clone());
-    if context.closing.is_cancelled() {
+    let HelloOutcome { credential, slot, permit } = hello;
+    let queue = SendQueue::new(context.config.messages_max, context.config.parts_max);
+    let scope = LinkScope::between(context.config.locality.as_ref(), &credential.locality);
+    let link = Arc::new(Link::new(node, credential, queue, context.rate_limits.limiter(scope)));
+    slot.set_up(link.clone());
+    // A shutdown between `Hello` and this line has not seen the link.
+    if context.is_closing() {
         link.queue.close(CloseReason::Shutdown);
     }
-    context.spawn(link::run(context.clone(), stream, link, seat, Arrival { remote, dialled, slot }));
+    let session = Session { link, slot, permit, remote, dialled };
+    context.spawn(session.run(context.clone(), stream));
 }
 
-/// One dial, to its answer.
+/// Runs one dial. Emits `DialFailed` if no link comes up.
 pub(super) async fn dial(
     context: Arc<EndpointContext>,
     node: NodeId,
     addrs: Vec<SocketAddr>,
     cancelled: CancellationToken,
 ) {
-    let work = async {
-        // The last link's `LinkDown` comes first, so that the driver can tell to which of both a later event belongs.
+    let attempts = async {
+        // The `LinkDown` of the last link comes first, so the driver can assign later events to the right link.
         context.registry.until_settled(node).await;
-        reach(&context, node, &addrs).await
+        try_addresses(&context, node, &addrs).await
     };
     let error = tokio::select! {
-        () = context.closing.cancelled() => Some("shutting down".to_string()),
-        () = cancelled.cancelled() => Some("cancelled".to_string()),
+        () = context.until_closing() => Some(DialError::ShuttingDown),
+        () = cancelled.cancelled() => Some(DialError::Cancelled),
         () = context.registry.until_up(node) => None,
-        outcome = work => outcome.err(),
+        outcome = attempts => outcome.err(),
     };
     let up = context.registry.link(&node).is_some();
-    // Before the answer: a dial asked for once the answer is out must not be taken for this one.
+    // Before the event, because the driver may dial again as soon as it has the event.
     context.registry.end_dial(&node);
     if let (Some(error), false) = (error, up) {
         context.emit(LinkEvent::DialFailed { node, error }).await;
     }
 }
 
-/// Tries the addresses in order.
-async fn reach(context: &Arc<EndpointContext>, node: NodeId, addrs: &[SocketAddr]) -> Result<(), String> {
-    let mut errors = Vec::new();
+/// How an attempt at one address ended without a link.
+enum FailedAttempt {
+    /// The next address may work.
+    Address(AddressError),
+    /// Other addresses lead to the same node, so the dial is over.
+    Final(DialError),
+    /// The other end has a link already, or its own dial is on the way.
+    Duplicate,
+}
+
+impl From<AddressError> for FailedAttempt {
+    fn from(error: AddressError) -> Self {
+        Self::Address(error)
+    }
+}
+
+async fn try_addresses(context: &Arc<EndpointContext>, node: NodeId, addrs: &[SocketAddr]) -> Result<(), DialError> {
+    let mut failures = Vec::new();
     for addr in addrs.iter().copied().take(limits::ADDRS_MAX) {
-        let connected = match timeout(context.config.connect_timeout, TcpStream::connect(addr)).await {
-            Ok(connected) => connected.map_err(|error| error.to_string()),
-            Err(_) => Err("no answer".to_string()),
-        };
-        let outcome = match connected {
-            Ok(stream) => timeout(context.config.handshake_timeout, introduce(context, stream, node, addr))
-                .await
-                .unwrap_or_else(|_| Err(Attempt::Other("no link in time".to_string()))),
-            Err(error) => Err(Attempt::Other(error)),
-        };
-        match outcome {
+        match try_address(context, node, addr).await {
             Ok(()) => return Ok(()),
-            Err(Attempt::Refused(CloseReason::Duplicate)) => {
-                // Its own dial to us is on the way, or up already.
-                let up = timeout(DUPLICATE_WAIT, context.registry.until_up(node)).await;
-                return up.map_err(|_| "refused: it has a link to us that we do not know".to_string());
+            Err(FailedAttempt::Duplicate) => {
+                let up = timeout(DUPLICATE_TIMEOUT, context.registry.until_up(node)).await;
+                return up.map_err(|_| DialError::MissingDuplicate);
             }
-            Err(Attempt::Refused(reason)) => return Err(format!("refused: {reason}")),
-            Err(Attempt::Final(error)) => return Err(error),
-            Err(Attempt::Other(error)) => errors.push(format!("{addr}: {error}")),
+            Err(FailedAttempt::Final(error)) => return Err(error),
+            Err(FailedAttempt::Address(error)) => failures.push(FailedAddress { addr, error }),
         }
     }
-    Err(if errors.is_empty() { "no address".to_string() } else { errors.join("; ") })
+    Err(if failures.is_empty() { DialError::NoAddress } else { DialError::Unreachable(failures) })
 }
 
-/// Why one address did not work.
-enum Attempt {
-    /// The node itself said no: other addresses lead to the same node.
-    Refused(CloseReason),
-    /// We said no to the node.
-    Final(String),
-    /// Anything about this address.
-    Other(String),
+async fn try_address(context: &Arc<EndpointContext>, node: NodeId, addr: SocketAddr) -> Result<(), FailedAttempt> {
+    let connected = timeout(context.config.connect_timeout, TcpStream::connect(addr)).await;
+    let stream = connected.map_err(|_| AddressError::NoAnswer)?.map_err(AddressError::Io)?;
+    let handshake = timeout(context.config.handshake_timeout, introduce(context, stream, node, addr)).await;
+    handshake.unwrap_or(Err(AddressError::NoLinkInTime.into()))
 }
 
+/// Runs TLS and `Hello` on a connection that this node dialled.
 async fn introduce(
     context: &Arc<EndpointContext>,
     stream: TcpStream,
     node: NodeId,
     addr: SocketAddr,
-) -> Result<(), Attempt> {
-    let other = |error: io::Error| Attempt::Other(error.to_string());
-    set_options(context, &stream).map_err(other)?;
-    let (found, mut tls) = connect_tls(&context.tls, stream).await.map_err(other)?;
+) -> Result<(), FailedAttempt> {
+    set_options(context, &stream).map_err(AddressError::Io)?;
+    let connected = tls::connect(&context.tls, context.config.records, stream).await;
+    let (found, mut stream) = connected.map_err(AddressError::Tls)?;
     if found != node {
-        return Err(Attempt::Other(format!("is {}, not {}", found.short(), node.short())));
+        return Err(AddressError::WrongNode { expected: node, found }.into());
     }
-    match exchange_hello(context, &mut tls, node).await {
+    match exchange_hello(context, &mut stream, node).await {
         Ok(hello) => {
-            start(context, tls, node, hello, addr, true);
+            start_session(context, stream, node, hello, addr, true);
             Ok(())
         }
-        Err(HelloError::Refused(reason)) => Err(Attempt::Refused(reason)),
-        // We are the one to pick, and have a link: not a failure.
-        Err(HelloError::Refuse { reason: CloseReason::Duplicate, .. }) => Err(Attempt::Refused(CloseReason::Duplicate)),
-        Err(error @ HelloError::Refuse { .. }) => Err(Attempt::Final(error.to_string())),
-        Err(HelloError::Io(error)) => Err(other(error)),
+        Err(HelloError::RefusedByPeer(CloseReason::Duplicate)) => Err(FailedAttempt::Duplicate),
+        Err(HelloError::RefusedByPeer(reason)) => Err(FailedAttempt::Final(DialError::RefusedByPeer(reason))),
+        // This node picks and has a link already. That is no failure.
+        Err(HelloError::Refused(Refusal::LinkExists)) => Err(FailedAttempt::Duplicate),
+        Err(HelloError::Refused(refusal)) => Err(FailedAttempt::Final(refusal.into())),
+        Err(HelloError::Io(error)) => Err(AddressError::Io(error).into()),
     }
 }
 
-/// Closes links whose credentials no longer hold, and frees memory that is not in use.
+/// Closes links whose credentials are no longer valid, and frees idle memory.
 pub(super) async fn keep_house(context: Arc<EndpointContext>) {
     let mut trust = context.config.admission.changes();
     loop {
         tokio::select! {
-            () = context.closing.cancelled() => return,
+            () = context.until_closing() => return,
             _ = trust.changed() => {}
-            () = tokio::time::sleep(HOUSEKEEPING) => context.pool.trim(),
+            () = tokio::time::sleep(HOUSEKEEPING_INTERVAL) => context.pool.trim(),
         }
         for link in context.registry.links() {
-            if let Err(error) = context.config.admission.still_holds(&link.credential) {
-                tracing::info!(node = %link.node.short(), %error, "closing a link");
+            if let Err(error) = context.config.admission.check_again(&link.credential) {
+                tracing::info!(node = %link.node.short(), %error, "closing a link whose credential is no longer valid");
                 link.queue.close(CloseReason::NotAdmitted);
             }
         }

@@ -1,11 +1,13 @@
-//! Reads a link: frames in, events out, payload straight into its final buffer.
+//! The receiving side of a link: frames in, events out. Payload goes straight into its final buffer.
 //!
-//! Invariant: memory for a body or part is set aside only after its length was checked, and for a part only under its
-//! class's budget; for a manifest only as its bytes arrive.
+//! Invariant: memory for a body or part is reserved only after its length was checked. Memory of a part is reserved
+//! under the budget of its class, and memory of a manifest only as its bytes arrive.
 
+use super::context::EndpointContext;
+use super::error::{LinkError, ProtocolViolation};
+use super::event::LinkEvent;
 use super::link::Link;
 use super::receive_memory::Payload;
-use super::{LinkEvent, context::EndpointContext};
 use bytes::BufMut;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec::{self, DecodeError};
@@ -14,63 +16,81 @@ use shoal_proto::frame::{
 };
 use shoal_proto::ids::ContentId;
 use shoal_proto::message::Message;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// A buffer for bodies is kept between frames up to this size, bytes.
-const SCRATCH_KEPT: usize = 16 * 1024;
+/// The buffer for bodies keeps at most this capacity between frames, in bytes.
+const BODY_BUFFER_KEPT: usize = 16 * 1024;
 
 /// How reading ended.
 pub(super) enum ReadEnd {
-    /// The other end said `Bye`.
+    /// The other end sent `Bye`.
     Bye(CloseReason),
     /// The connection is gone.
-    Lost(String),
+    Lost(LinkError),
     /// The other end broke the protocol.
-    Violation(String),
+    Violation(ProtocolViolation),
 }
 
-impl From<std::io::Error> for ReadEnd {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for ReadEnd {
+    fn from(error: io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => Self::Lost("closed without a word".into()),
-            _ => Self::Lost(error.to_string()),
+            io::ErrorKind::UnexpectedEof => Self::Lost(LinkError::ClosedWithoutBye),
+            _ => Self::Lost(LinkError::Io(error)),
         }
     }
 }
 
 impl From<DecodeError> for ReadEnd {
     fn from(error: DecodeError) -> Self {
-        Self::Violation(error.to_string())
+        Self::Violation(error.into())
     }
 }
 
-/// A part half received.
-struct Assembly {
+impl From<ProtocolViolation> for ReadEnd {
+    fn from(violation: ProtocolViolation) -> Self {
+        Self::Violation(violation)
+    }
+}
+
+/// A part of which some slices have arrived.
+struct OpenPart {
     content: ContentId,
     part: Part,
     total: u32,
     filled: u32,
-    /// `None`: nobody expects it; its bytes are dropped as they come.
+    /// `None` for a manifest that is not expected. Its bytes are dropped as they arrive.
     payload: Option<Payload>,
 }
 
-/// The reading side of one link.
+impl OpenPart {
+    /// Checks that `slice` follows the slices before it.
+    fn check_next(&self, slice: &SliceHeader) -> Result<(), ProtocolViolation> {
+        let SliceHeader { content, part, offset, total } = *slice;
+        if (self.content, self.part, self.total, self.filled) != (content, part, total, offset) {
+            return Err(ProtocolViolation::PartNotContinued);
+        }
+        Ok(())
+    }
+}
+
+/// The receiving side of one link.
 pub(super) struct Reader<R> {
     context: Arc<EndpointContext>,
     link: Arc<Link>,
     io: R,
-    scratch: Vec<u8>,
-    assemblies: [Option<Assembly>; 4],
+    body: Vec<u8>,
+    /// The open part of each class. Slices of one class are never mixed.
+    open: [Option<OpenPart>; 4],
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub(super) fn new(context: Arc<EndpointContext>, link: Arc<Link>, io: R) -> Self {
-        Self { context, link, io, scratch: Vec::new(), assemblies: [const { None }; 4] }
+        Self { context, link, io, body: Vec::new(), open: [const { None }; 4] }
     }
 
-    /// The connection again; what was half received is dropped.
+    /// Returns the connection and drops the open parts.
     pub(super) fn into_io(self) -> R {
         self.io
     }
@@ -78,17 +98,16 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// Reads until the link ends.
     pub(super) async fn run(&mut self) -> ReadEnd {
         loop {
-            match self.frame().await {
-                Ok(()) => {}
-                Err(end) => return end,
+            if let Err(end) = self.read_frame().await {
+                return end;
             }
         }
     }
 
-    async fn frame(&mut self) -> Result<(), ReadEnd> {
+    async fn read_frame(&mut self) -> Result<(), ReadEnd> {
         let mut head = [0; HEADER_BYTES];
         self.io.read_exact(&mut head).await?;
-        self.link.activity.heard();
+        self.link.activity.note_received();
         let header = Header::from_bytes(&head)?;
         let len = header.body_len as usize;
         if header.class == Class::Urgent {
@@ -96,84 +115,86 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
         self.count(HEADER_BYTES + len, 0);
         match header.kind {
-            FrameKind::Slice => self.slice(header.class, len).await,
+            FrameKind::Slice => self.read_slice(header.class, len).await,
             FrameKind::Control => {
-                self.body(len).await?;
-                let message: Message = codec::decode_exact(&self.scratch)?;
+                self.read_body(len).await?;
+                let message: Message = codec::decode_exact(&self.body)?;
                 message.validate()?;
                 self.emit(LinkEvent::Message { node: self.link.node, message }).await;
                 Ok(())
             }
             FrameKind::Announce => {
-                self.body(len).await?;
-                let frame: AnnounceFrame = codec::decode_exact(&self.scratch)?;
+                self.read_body(len).await?;
+                let frame: AnnounceFrame = codec::decode_exact(&self.body)?;
                 self.emit(LinkEvent::Announce { node: self.link.node, frame }).await;
                 Ok(())
             }
             FrameKind::Ping => {
-                let now = self.link.activity.now().as_micros() as u64;
-                self.link.queue.pong(now.wrapping_sub(header.stamp));
+                // The clocks of both ends differ by an unknown constant, so the difference may wrap.
+                self.link.queue.pong(self.link.activity.stamp().wrapping_sub(header.stamp));
                 Ok(())
             }
             FrameKind::Pong => {
-                self.link.pacer().answer(header.stamp, self.link.activity.now());
-                self.link.answered.notify_waiters();
+                self.link.on_pong(header.stamp);
                 Ok(())
             }
             FrameKind::Bye => {
-                self.body(len).await?;
-                let reason = self.scratch.first().copied().and_then(CloseReason::from_wire);
-                Err(reason.map_or(ReadEnd::Violation("bye without a reason".into()), ReadEnd::Bye))
+                self.read_body(len).await?;
+                let reason = self.body.first().copied().and_then(CloseReason::from_wire);
+                Err(reason.map_or(ProtocolViolation::ByeWithoutReason.into(), ReadEnd::Bye))
             }
-            FrameKind::Hello => Err(ReadEnd::Violation("hello twice".into())),
+            FrameKind::Hello => Err(ProtocolViolation::RepeatedHello.into()),
         }
     }
 
-    /// Reads a body into `scratch`; `len` is within its kind's limit.
-    async fn body(&mut self, len: usize) -> Result<(), ReadEnd> {
-        self.scratch.clear();
-        self.scratch.shrink_to(SCRATCH_KEPT);
-        self.scratch.reserve(len);
-        fill(&mut self.io, &mut self.scratch, len).await?;
-        self.link.activity.heard();
+    /// Reads a body into `self.body`. The header's decoder has checked that `len` is within the limit of its kind.
+    async fn read_body(&mut self, len: usize) -> Result<(), ReadEnd> {
+        self.body.clear();
+        self.body.shrink_to(BODY_BUFFER_KEPT);
+        self.body.reserve(len);
+        append_exactly(&mut self.io, &mut self.body, len).await?;
+        self.link.activity.note_received();
         Ok(())
     }
 
-    async fn slice(&mut self, class: Class, len: usize) -> Result<(), ReadEnd> {
-        let Some(payload_len) = len.checked_sub(SLICE_HEADER_BYTES) else {
-            return Err(ReadEnd::Violation("slice shorter than its header".into()));
-        };
+    async fn read_slice(&mut self, class: Class, len: usize) -> Result<(), ReadEnd> {
+        let payload_len = len.checked_sub(SLICE_HEADER_BYTES).ok_or(ProtocolViolation::SliceTooShort)?;
         let mut head = [0; SLICE_HEADER_BYTES];
         self.io.read_exact(&mut head).await?;
         let slice = SliceHeader::from_bytes(&head, payload_len)?;
-        // A sender never leaves a part for a less urgent one. Held to that, links cannot wait for each other's memory
-        // in a ring.
-        if self.assemblies[..class as usize].iter().any(Option::is_some) {
-            return Err(ReadEnd::Violation("a less urgent slice inside a part".into()));
+        // A sender never leaves a part for a less urgent one. With this check, links cannot wait for each other's
+        // memory in a circle (see `receive_memory.rs`).
+        if self.open[..class as usize].iter().any(Option::is_some) {
+            return Err(ProtocolViolation::LessUrgentSlice.into());
         }
-        self.keep_to_rate(class, len).await;
-        let mut assembly = match self.assemblies[class as usize].take() {
-            Some(open) => continue_part(open, &slice)?,
+        self.wait_for_rate(class, len).await;
+        let mut open = match self.open[class as usize].take() {
+            Some(open) => {
+                open.check_next(&slice)?;
+                open
+            }
             None => self.open_part(class, &slice).await?,
         };
-        match &mut assembly.payload {
-            Some(payload) => fill(&mut self.io, payload.buffer(), payload_len).await?,
+        match &mut open.payload {
+            Some(payload) => append_exactly(&mut self.io, payload.buffer(), payload_len).await?,
             None => {
-                skip(&mut self.io, payload_len).await?;
-                self.context.counters.unexpected.fetch_add(payload_len as u64, Ordering::Relaxed);
+                discard(&mut self.io, payload_len).await?;
+                self.context.counters.add_unexpected(payload_len);
             }
         }
-        assembly.filled += payload_len as u32;
+        open.filled += payload_len as u32;
         self.count(0, payload_len);
-        self.link.activity.heard();
+        self.link.activity.note_received();
         self.link.activity.note_payload();
-        if assembly.filled < assembly.total {
-            self.assemblies[class as usize] = Some(assembly);
-            self.link.activity.slice_heard(self.open_parts());
-            return Ok(());
+        let whole = open.filled >= open.total;
+        let OpenPart { content, part, .. } = open;
+        let mut payload = None;
+        if whole {
+            payload = open.payload;
+        } else {
+            self.open[class as usize] = Some(open);
         }
-        self.link.activity.slice_heard(self.open_parts());
-        let Assembly { content, part, payload, .. } = assembly;
+        self.link.activity.note_slice(self.open.iter().flatten().count());
         if let Some(payload) = payload {
             let payload = payload.into_bytes();
             self.emit(LinkEvent::Part { node: self.link.node, content, part, class, payload }).await;
@@ -181,99 +202,93 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(())
     }
 
-    /// Leaves the payload unread for as long as the rate asks for: the sender's window fills up, and it waits.
-    async fn keep_to_rate(&mut self, class: Class, len: usize) {
-        let mut blocked = false;
-        while let Some(wait) = self.link.limit.must_wait_in(class) {
-            if !std::mem::replace(&mut blocked, true) {
-                self.link.activity.block();
+    /// Leaves the payload unread for as long as the rate limits ask for. The sender's TCP window fills up, so the
+    /// sender waits.
+    async fn wait_for_rate(&mut self, class: Class, len: usize) {
+        let mut paused = false;
+        while let Some(wait) = self.link.limiter.receive_wait(class) {
+            if !std::mem::replace(&mut paused, true) {
+                self.link.activity.pause_reading();
             }
             wait.await;
         }
-        if blocked {
-            self.link.activity.unblock();
+        if paused {
+            self.link.activity.resume_reading();
         }
-        self.link.limit.received(class, len);
+        self.link.limiter.note_received(class, len);
     }
 
-    /// The first slice of a part: finds room for all of it, waiting for room if need be.
-    async fn open_part(&mut self, class: Class, slice: &SliceHeader) -> Result<Assembly, ReadEnd> {
+    /// Opens the part of a first slice. Waits for memory for all of the part.
+    async fn open_part(&mut self, class: Class, slice: &SliceHeader) -> Result<OpenPart, ReadEnd> {
         if slice.offset != 0 {
-            return Err(ReadEnd::Violation("a part begins in its middle".into()));
+            return Err(ProtocolViolation::PartStartsLate.into());
         }
         let SliceHeader { content, part, total, .. } = *slice;
         let pool = &self.context.pool;
         let payload = match part {
-            // The buffer begins empty and grows with what arrives, at most doubling.
+            // The buffer starts empty and at most doubles as bytes arrive. A manifest may have 256 MiB.
             Part::Manifest => {
-                self.link.take_expected(content, total).map(|expected| Payload::new(pool, Vec::new(), expected.permit))
+                let expected = self.link.take_expected(content, total);
+                expected.map(|expected| Payload::new(pool, Vec::new(), expected.into_permit()))
             }
             Part::Shard(shard) => {
                 let budget = self.context.budgets.class(class).clone();
                 let permit = match budget.clone().try_acquire_many_owned(total) {
                     Ok(permit) => permit,
                     Err(_) => {
-                        self.link.activity.block();
+                        self.link.activity.pause_reading();
                         let permit = budget.acquire_many_owned(total).await;
-                        self.link.activity.unblock();
-                        permit.map_err(|_| ReadEnd::Lost("shutting down".into()))?
+                        self.link.activity.resume_reading();
+                        permit.map_err(|_| ReadEnd::Lost(LinkError::ShuttingDown))?
                     }
                 };
                 let block_offset = self.context.config.block_offset.as_ref();
-                let offset = block_offset.map_or(0, |offset| offset(&content, shard));
+                let offset = block_offset.map_or(0, |block_offset| block_offset(&content, shard));
                 Some(Payload::new(pool, pool.take(total as usize, offset), permit))
             }
         };
-        Ok(Assembly { content, part, total, filled: 0, payload })
-    }
-
-    fn open_parts(&self) -> usize {
-        self.assemblies.iter().flatten().count()
+        Ok(OpenPart { content, part, total, filled: 0, payload })
     }
 
     async fn emit(&mut self, event: LinkEvent) {
         if let Err(event) = self.context.try_emit(event) {
-            self.link.activity.block();
+            self.link.activity.pause_reading();
             self.context.emit(*event).await;
-            self.link.activity.unblock();
+            self.link.activity.resume_reading();
         }
     }
 
     fn count(&self, bytes: usize, payload: usize) {
-        for counters in [&self.link.counters, &self.context.counters.links] {
-            counters.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
-            counters.payload_in.fetch_add(payload as u64, Ordering::Relaxed);
-        }
+        self.link.counters.add_in(bytes, payload);
+        self.context.counters.links().add_in(bytes, payload);
     }
 }
 
-fn continue_part(open: Assembly, slice: &SliceHeader) -> Result<Assembly, ReadEnd> {
-    let SliceHeader { content, part, offset, total } = *slice;
-    if (open.content, open.part, open.total, open.filled) != (content, part, total, offset) {
-        return Err(ReadEnd::Violation("a slice does not continue its part".into()));
-    }
-    Ok(open)
-}
-
-/// Appends exactly `len` bytes to `buffer`, without zeroing it first.
-async fn fill(io: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, len: usize) -> Result<(), ReadEnd> {
+/// Appends exactly `len` bytes to `buffer`, without zeroing its memory first.
+async fn append_exactly(io: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, len: usize) -> Result<(), ReadEnd> {
     buffer.reserve(len);
     let mut rest = buffer.limit(len);
     while rest.has_remaining_mut() {
         if io.read_buf(&mut rest).await? == 0 {
-            return Err(ReadEnd::Lost("closed in the middle of a frame".into()));
+            return Err(ReadEnd::Lost(LinkError::ClosedInFrame));
         }
     }
     Ok(())
 }
 
-async fn skip(io: &mut (impl AsyncRead + Unpin), len: usize) -> Result<(), ReadEnd> {
+async fn discard(io: &mut (impl AsyncRead + Unpin), len: usize) -> Result<(), ReadEnd> {
     let mut sink = [0u8; 4096];
     let mut rest = len;
     while rest > 0 {
-        let n = rest.min(sink.len());
-        io.read_exact(&mut sink[..n]).await?;
-        rest -= n;
+        let step = rest.min(sink.len());
+        io.read_exact(&mut sink[..step]).await?;
+        rest -= step;
     }
     Ok(())
+}
+
+/// Reads and drops bytes until the other end closes the connection.
+pub(super) async fn discard_until_closed(io: &mut (impl AsyncRead + Unpin)) {
+    let mut sink = [0u8; 4096];
+    while !matches!(io.read(&mut sink).await, Ok(0) | Err(_)) {}
 }

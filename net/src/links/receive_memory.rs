@@ -1,12 +1,13 @@
-//! Memory for what arrives: budgets per class, and buffers that are used again.
+//! Memory for received payload: a budget for each class, and buffers that are used again.
 //!
-//! Invariant: the permits a payload was read under are returned only when its last `Bytes` is dropped.
+//! A shard starts in memory at the offset that it will have in a block of the disk ([`BlockOffset`]). So the store can
+//! write the shard with direct I/O from where it lies.
 //!
-//! A shard begins in memory where it will begin in a block of the disk ([`BlockOffset`]), so that it can be written around the page
-//! cache from where it is.
+//! Links cannot wait for each other's memory in a circle. Each class has a budget of its own, and a link opens a part of
+//! a class only while no part of a more urgent class is open on the link. So a link that waits for a budget holds memory
+//! of less urgent classes only.
 //!
-//! Each class has a budget of its own, and a link opens a part of a class only while no part of a more urgent class is
-//! open on it. So whoever waits for a budget holds only parts of less urgent classes, and waiting cannot go in a ring.
+//! Invariant: the permits of a payload return only when its last `Bytes` is dropped.
 
 use bytes::Bytes;
 use shoal_proto::announcement::Class;
@@ -15,50 +16,52 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Buffers below this are left to the allocator, bytes.
-const POOLED_MIN: usize = 16 * 1024;
-/// What memory is aligned to for writes around the page cache, bytes.
-const BLOCK: usize = 4096;
-/// Capacities are rounded up to a multiple of this, bytes, so that pieces of about the same length share buffers.
-const ROUND: usize = POOLED_MIN;
+/// The allocator handles buffers below this length, in bytes.
+const POOLED_BYTES_MIN: usize = 16 * 1024;
+/// The alignment of memory for direct I/O, in bytes.
+const BLOCK_BYTES: usize = 4096;
+/// Capacities are multiples of this, in bytes, so that pieces of similar length use the same buffers.
+const CAPACITY_STEP: usize = POOLED_BYTES_MIN;
 
-/// How far into a block of the disk, of 4096 bytes, a shard's first byte will lie; 0 if that is not known.
+/// Returns the offset of a shard's first byte in its block of 4096 bytes on the disk, or 0 if the offset is not known.
 pub type BlockOffset = Arc<dyn Fn(&ContentId, ShardIndex) -> usize + Send + Sync>;
 
 #[derive(Default)]
-struct Idle {
+struct IdleBuffers {
     buffers: Vec<Vec<u8>>,
+    /// The sum of the capacities.
     bytes: usize,
 }
 
 /// Idle buffers, and the count of bytes in use.
 pub(super) struct Pool {
-    idle: Mutex<Idle>,
-    /// Bytes of idle buffers kept.
-    idle_max: usize,
+    idle: Mutex<IdleBuffers>,
+    idle_bytes_max: usize,
     held: AtomicU64,
 }
 
 impl Pool {
-    /// Keeps up to `idle_max` bytes of idle buffers: fewer than are in use at times are faulted in again each time.
-    pub(super) fn new(idle_max: usize) -> Self {
-        Self { idle: Mutex::default(), idle_max, held: AtomicU64::new(0) }
+    /// Keeps up to `idle_bytes_max` bytes of idle buffers. With less than the peak use, the kernel would have to map the
+    /// difference again and again.
+    pub(super) fn new(idle_bytes_max: usize) -> Self {
+        Self { idle: Mutex::default(), idle_bytes_max, held: AtomicU64::new(0) }
     }
 
-    /// A buffer with room for `len` bytes from `phase` bytes into a block on, not zeroed; filled up to there.
-    pub(super) fn take(&self, len: usize, phase: usize) -> Vec<u8> {
-        if len < POOLED_MIN {
+    /// Returns a buffer that holds `len` bytes after a start at `offset` in a block. It is filled up to that start, and
+    /// its other memory is not zeroed.
+    pub(super) fn take(&self, len: usize, offset: usize) -> Vec<u8> {
+        if len < POOLED_BYTES_MIN {
             return Vec::with_capacity(len);
         }
-        let mut buffer = self.take_empty(len + BLOCK);
-        let start = (phase % BLOCK + BLOCK - buffer.as_ptr().addr() % BLOCK) % BLOCK;
+        let mut buffer = self.take_empty(len + BLOCK_BYTES);
+        let start = (offset % BLOCK_BYTES + BLOCK_BYTES - buffer.as_ptr().addr() % BLOCK_BYTES) % BLOCK_BYTES;
         buffer.resize(start, 0);
         buffer
     }
 
     fn take_empty(&self, len: usize) -> Vec<u8> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // Smallest that fits, but none of more than twice the size: memory in use must stay near the permits held.
+        // The smallest buffer that fits, but none of more than twice the size. Memory in use must stay near the permits.
         let fits = |buffer: &Vec<u8>| (len..=2 * len).contains(&buffer.capacity());
         let best =
             (0..idle.buffers.len()).filter(|at| fits(&idle.buffers[*at])).min_by_key(|at| idle.buffers[*at].capacity());
@@ -70,19 +73,19 @@ impl Pool {
             }
             None => {
                 drop(idle);
-                Vec::with_capacity(len.next_multiple_of(ROUND))
+                Vec::with_capacity(len.next_multiple_of(CAPACITY_STEP))
             }
         }
     }
 
-    fn give_back(&self, mut buffer: Vec<u8>) {
+    fn put_back(&self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        if !(POOLED_MIN..=self.idle_max).contains(&capacity) {
+        if !(POOLED_BYTES_MIN..=self.idle_bytes_max).contains(&capacity) {
             return;
         }
         buffer.clear();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.bytes + capacity <= self.idle_max {
+        if idle.bytes + capacity <= self.idle_bytes_max {
             idle.bytes += capacity;
             idle.buffers.push(buffer);
         }
@@ -90,26 +93,26 @@ impl Pool {
 
     /// Frees the idle buffers.
     pub(super) fn trim(&self) {
-        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Idle::default();
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = IdleBuffers::default();
     }
 
-    /// Bytes under permits now.
+    /// Returns the bytes under permits.
     pub(super) fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }
 }
 
-/// A payload being filled, with the permit that covers its whole length.
+/// A payload that is being filled, with the permit for its whole length.
 pub(super) struct Payload {
     buffer: Vec<u8>,
-    /// Where it begins in the buffer.
+    /// Where the payload starts in the buffer.
     start: usize,
     pool: Arc<Pool>,
     permit: OwnedSemaphorePermit,
 }
 
 impl Payload {
-    /// Begins where the buffer ends now.
+    /// Returns a payload that starts at the present end of `buffer`.
     pub(super) fn new(pool: &Arc<Pool>, buffer: Vec<u8>, permit: OwnedSemaphorePermit) -> Self {
         pool.held.fetch_add(permit.num_permits() as u64, Ordering::Relaxed);
         Self { start: buffer.len(), buffer, pool: pool.clone(), permit }
@@ -119,7 +122,7 @@ impl Payload {
         &mut self.buffer
     }
 
-    /// The payload, whole: no copy is made.
+    /// Returns the whole payload without a copy.
     pub(super) fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -134,30 +137,29 @@ impl AsRef<[u8]> for Payload {
 impl Drop for Payload {
     fn drop(&mut self) {
         self.pool.held.fetch_sub(self.permit.num_permits() as u64, Ordering::Relaxed);
-        self.pool.give_back(std::mem::take(&mut self.buffer));
+        self.pool.put_back(std::mem::take(&mut self.buffer));
     }
 }
 
-/// How many bytes of each class, and of manifests, may be in memory.
+/// The payload bytes of each class, and of manifests, that may be in memory.
 pub(super) struct Budgets {
     classes: [Arc<Semaphore>; 4],
     manifests: Arc<Semaphore>,
 }
 
 impl Budgets {
-    /// `bulk` bytes for the bulk class, a quarter (but one largest piece at least) for each other.
+    /// Gives bulk `bulk` bytes, and each other class a quarter of that, but at least one largest piece.
     pub(super) fn new(bulk: usize, manifests: usize) -> Self {
         let other = (bulk / 4).max(shoal_proto::limits::PIECE_BYTES_MAX as usize);
         let classes = Class::ALL.map(|class| Arc::new(Semaphore::new(if class == Class::Bulk { bulk } else { other })));
         Self { classes, manifests: Arc::new(Semaphore::new(manifests)) }
     }
 
-    /// The budget of a class.
     pub(super) fn class(&self, class: Class) -> &Arc<Semaphore> {
         &self.classes[class as usize]
     }
 
-    /// Room for a manifest, if there is any now.
+    /// Returns the permit for a manifest, or `None` if the budget has no room now.
     pub(super) fn manifest(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
         self.manifests.clone().try_acquire_many_owned(bytes).ok()
     }
@@ -168,17 +170,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_begins_where_it_will_in_a_block() {
+    fn a_payload_starts_at_its_offset_in_a_block() {
         let (pool, budget) = (Arc::new(Pool::new(1 << 20)), Arc::new(Semaphore::new(1 << 20)));
-        for (len, phase) in [(POOLED_MIN, 0), (100_000, 1), (100_001, 4095), (65_536, 2048), (100_000, 17)] {
+        for (len, offset) in [(POOLED_BYTES_MIN, 0), (100_000, 1), (100_001, 4095), (65_536, 2048), (100_000, 17)] {
             let permit = budget.clone().try_acquire_many_owned(len as u32).unwrap();
-            let mut payload = Payload::new(&pool, pool.take(len, phase), permit);
+            let mut payload = Payload::new(&pool, pool.take(len, offset), permit);
             let before = payload.buffer().capacity();
             let whole = payload.start + len;
             payload.buffer().resize(whole, 7);
-            assert_eq!(payload.buffer().capacity(), before, "it did not move");
+            assert_eq!(payload.buffer().capacity(), before, "the buffer did not move");
             let bytes = payload.into_bytes();
-            assert_eq!((bytes.len(), bytes.as_ptr().addr() % BLOCK), (len, phase));
+            assert_eq!((bytes.len(), bytes.as_ptr().addr() % BLOCK_BYTES), (len, offset));
             assert!(bytes.iter().all(|byte| *byte == 7));
         }
         assert_eq!((pool.held(), budget.available_permits()), (0, 1 << 20));

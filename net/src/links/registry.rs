@@ -1,8 +1,8 @@
-//! Which nodes have a link, and which are being dialled.
+//! The nodes that have a link and the nodes that are being dialled.
 //!
-//! Invariant: a node has at most one slot; its next link takes the slot only after the last one's `LinkDown` is out.
+//! Invariant: a node has at most one slot. Its next link takes the slot only after the `LinkDown` of the last one was
+//! emitted.
 
-use super::link::Link;
 use shoal_proto::ids::NodeId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,58 +10,68 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The state of a node's slot.
-enum SlotState {
-    /// A handshake has it.
+enum SlotState<L> {
+    /// A handshake holds the slot.
     Claimed,
-    /// A link has it.
-    Up(Arc<Link>),
-    /// The link has ended; its `LinkDown` is not out yet.
+    /// A link holds the slot.
+    Up(Arc<L>),
+    /// The link has ended. Its `LinkDown` is not emitted yet.
     Closing,
 }
 
-#[derive(Default)]
-struct State {
-    places: HashMap<NodeId, SlotState>,
+struct Nodes<L> {
+    slots: HashMap<NodeId, SlotState<L>>,
     dials: HashMap<NodeId, CancellationToken>,
 }
 
-/// All seats. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct Registry {
-    state: Arc<Mutex<State>>,
+/// All slots and dials of an endpoint. Cheap to clone. `L` is the type of a link.
+pub(super) struct Registry<L> {
+    nodes: Arc<Mutex<Nodes<L>>>,
     changed: watch::Sender<()>,
 }
 
-/// What a claim found.
-pub(super) enum ClaimResult {
-    /// The slot is ours.
-    Claimed(LinkSlot),
-    /// A link has it.
-    Up(Arc<Link>),
-    /// It is between two states: wait for a change.
+impl<L> Clone for Registry<L> {
+    fn clone(&self) -> Self {
+        Self { nodes: self.nodes.clone(), changed: self.changed.clone() }
+    }
+}
+
+/// The result of [`Registry::claim`].
+pub(super) enum ClaimResult<L> {
+    /// The caller holds the slot now.
+    Claimed(LinkSlot<L>),
+    /// A link holds the slot.
+    Up(Arc<L>),
+    /// A handshake or an ending link holds the slot. Wait for a change.
     Busy,
 }
 
-impl Registry {
+impl<L> Registry<L> {
     pub(super) fn new() -> Self {
-        Self { state: Arc::default(), changed: watch::Sender::new(()) }
+        let nodes = Nodes { slots: HashMap::new(), dials: HashMap::new() };
+        Self { nodes: Arc::new(Mutex::new(nodes)), changed: watch::Sender::new(()) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn nodes(&self) -> MutexGuard<'_, Nodes<L>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Subscribe before looking, and no change is missed.
+    fn set(&self, node: NodeId, state: SlotState<L>) {
+        self.nodes().slots.insert(node, state);
+        self.changed.send_replace(());
+    }
+
+    /// Returns the changes of all slots from now on. Subscribe before a look at a slot, and no change is missed.
     pub(super) fn changes(&self) -> Changes {
         Changes(self.changed.subscribe())
     }
 
     /// Takes the node's slot if it is free.
-    pub(super) fn claim(&self, node: NodeId) -> ClaimResult {
-        let mut state = self.state();
-        match state.places.get(&node) {
+    pub(super) fn claim(&self, node: NodeId) -> ClaimResult<L> {
+        let mut nodes = self.nodes();
+        match nodes.slots.get(&node) {
             None => {
-                state.places.insert(node, SlotState::Claimed);
+                nodes.slots.insert(node, SlotState::Claimed);
                 ClaimResult::Claimed(LinkSlot { registry: self.clone(), node })
             }
             Some(SlotState::Up(link)) => ClaimResult::Up(link.clone()),
@@ -69,48 +79,43 @@ impl Registry {
         }
     }
 
-    /// The node's link, if one is up.
-    pub(super) fn link(&self, node: &NodeId) -> Option<Arc<Link>> {
-        match self.state().places.get(node) {
+    /// Returns the node's link if one is up.
+    pub(super) fn link(&self, node: &NodeId) -> Option<Arc<L>> {
+        match self.nodes().slots.get(node) {
             Some(SlotState::Up(link)) => Some(link.clone()),
             _ => None,
         }
     }
 
-    /// Every link that is up.
-    pub(super) fn links(&self) -> Vec<Arc<Link>> {
-        let state = self.state();
-        state
-            .places
-            .values()
-            .filter_map(|place| if let SlotState::Up(link) = place { Some(link.clone()) } else { None })
-            .collect()
+    /// Returns every link that is up.
+    pub(super) fn links(&self) -> Vec<Arc<L>> {
+        let up = |state: &SlotState<L>| if let SlotState::Up(link) = state { Some(link.clone()) } else { None };
+        self.nodes().slots.values().filter_map(up).collect()
     }
 
-    /// How many links are up.
+    /// Returns the number of links that are up.
     pub(super) fn link_count(&self) -> usize {
-        self.state().places.values().filter(|place| matches!(place, SlotState::Up(_))).count()
+        self.nodes().slots.values().filter(|state| matches!(state, SlotState::Up(_))).count()
     }
 
-    /// Notes a dial; `None` when there is nothing to do: a link is up, or a dial under way.
+    /// Notes a dial and returns the token that cancels it. `None` if a link is up or a dial is under way.
     pub(super) fn begin_dial(&self, node: NodeId) -> Option<CancellationToken> {
-        let mut state = self.state();
-        if matches!(state.places.get(&node), Some(SlotState::Up(_))) || state.dials.contains_key(&node) {
+        let mut nodes = self.nodes();
+        if matches!(nodes.slots.get(&node), Some(SlotState::Up(_))) || nodes.dials.contains_key(&node) {
             return None;
         }
         let token = CancellationToken::new();
-        state.dials.insert(node, token.clone());
+        nodes.dials.insert(node, token.clone());
         Some(token)
     }
 
-    /// Forgets a dial.
     pub(super) fn end_dial(&self, node: &NodeId) {
-        self.state().dials.remove(node);
+        self.nodes().dials.remove(node);
     }
 
-    /// Ends a dial under way.
+    /// Cancels the node's dial if one is under way.
     pub(super) fn cancel_dial(&self, node: &NodeId) {
-        if let Some(token) = self.state().dials.get(node) {
+        if let Some(token) = self.nodes().dials.get(node) {
             token.cancel();
         }
     }
@@ -123,51 +128,49 @@ impl Registry {
         }
     }
 
-    /// Returns once the slot of `node` is neither closing nor claimed.
+    /// Returns once the slot of `node` is neither claimed nor closing.
     pub(super) async fn until_settled(&self, node: NodeId) {
         let mut changes = self.changes();
-        while matches!(self.state().places.get(&node), Some(SlotState::Claimed | SlotState::Closing)) {
+        while matches!(self.nodes().slots.get(&node), Some(SlotState::Claimed | SlotState::Closing)) {
             changes.next().await;
         }
     }
 }
 
-/// Tells when a slot was taken or left.
+/// The changes of all slots.
 pub(super) struct Changes(watch::Receiver<()>);
 
 impl Changes {
     /// Returns after the next change.
     pub(super) async fn next(&mut self) {
         if self.0.changed().await.is_err() {
-            // The table is gone, and no task of an endpoint outlives it.
+            // The registry is gone, and no task of an endpoint outlives the registry.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// A node's slot. Dropping it frees the slot.
-pub(super) struct LinkSlot {
-    registry: Registry,
+/// The right to be the node's only link. Dropping the slot frees it.
+pub(super) struct LinkSlot<L> {
+    registry: Registry<L>,
     node: NodeId,
 }
 
-impl LinkSlot {
-    /// Hands the slot to a link: from now on it can be sent to.
-    pub(super) fn up(&self, link: Arc<Link>) {
-        self.registry.state().places.insert(self.node, SlotState::Up(link));
-        self.registry.changed.send_replace(());
+impl<L> LinkSlot<L> {
+    /// Makes `link` the node's link. Frames can be sent on it from now on.
+    pub(super) fn set_up(&self, link: Arc<L>) {
+        self.registry.set(self.node, SlotState::Up(link));
     }
 
-    /// The link has ended: nothing can be sent to it, but the slot is not free yet.
-    pub(super) fn closing(&self) {
-        self.registry.state().places.insert(self.node, SlotState::Closing);
-        self.registry.changed.send_replace(());
+    /// Marks the link as ended. Nothing can be sent on it, but the slot is not free yet.
+    pub(super) fn set_closing(&self) {
+        self.registry.set(self.node, SlotState::Closing);
     }
 }
 
-impl Drop for LinkSlot {
+impl<L> Drop for LinkSlot<L> {
     fn drop(&mut self) {
-        self.registry.state().places.remove(&self.node);
+        self.registry.nodes().slots.remove(&self.node);
         self.registry.changed.send_replace(());
     }
 }

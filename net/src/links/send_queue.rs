@@ -1,58 +1,75 @@
-//! What waits to be sent on one link, by urgency.
+//! The frames that wait on one link, by urgency.
 //!
-//! Invariant: a slice of a class is handed out only while nothing of a more urgent class waits, and parts of one class
-//! go one after the other.
+//! Invariant: a slice of a class leaves only while nothing of a more urgent class waits. Parts of one class leave one
+//! after the other.
 
-use super::{OutFrame, SendError};
+use super::error::SendError;
+use super::event::{FeedKey, OutFrame};
 use bytes::Bytes;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec;
 use shoal_proto::frame::{CloseReason, FrameKind, HEADER_BYTES, Header, Part, SLICE_HEADER_BYTES, SliceHeader};
-use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::ids::ContentId;
 use shoal_proto::limits;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Versions of a feed that wait on a link before a newer one takes the place of the last: over a stall of a moment
-/// readers see all, a link that is stuck keeps few.
-const LATEST_WAITING: usize = 4;
-/// Bytes of messages and announcements queued on a link.
+/// Versions of a feed that wait on a link before a newer version replaces the last of them. Over a short stall readers
+/// get every version. A link that stalls for long keeps only a few.
+const FEED_VERSIONS_WAITING_MAX: usize = 4;
+/// Bytes of messages and announcements that wait on a link.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A frame ready to be written: its head, and a body that may be empty.
+/// One part of one content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PartId {
+    pub(super) content: ContentId,
+    pub(super) part: Part,
+}
+
+/// A frame to be written: its head, and a body that may be empty.
 pub(super) struct Outgoing {
-    /// Its urgency.
     pub(super) class: Class,
-    /// Header, and slice header if it is one.
     pub(super) head: Head,
-    /// What follows.
     pub(super) body: Bytes,
     /// Whether the body is payload.
-    pub(super) slice: bool,
-    /// This was the last slice of that part.
-    pub(super) completes: Option<(ContentId, Part)>,
-    /// Whether it is the `Bye`: nothing may follow.
+    pub(super) is_slice: bool,
+    /// The part whose last slice this is.
+    pub(super) completes: Option<PartId>,
+    /// Set for `Bye`. Nothing may follow.
     pub(super) last: bool,
 }
 
-/// The bytes before a frame's payload.
+impl Outgoing {
+    fn without_payload(kind: FrameKind, class: Class, stamp: u64, body: Bytes) -> Self {
+        let head = Head::of_frame(kind, class, body.len(), stamp);
+        Self { class, head, body, is_slice: false, completes: None, last: false }
+    }
+
+    /// Returns the bytes of head and body.
+    pub(super) fn len(&self) -> usize {
+        self.head.len + self.body.len()
+    }
+}
+
+/// The bytes before the payload of a frame: the frame header, and the slice header of a slice.
 pub(super) struct Head {
     bytes: [u8; HEADER_BYTES + SLICE_HEADER_BYTES],
     len: usize,
 }
 
 impl Head {
-    fn frame(kind: FrameKind, class: Class, body_len: usize, stamp: u64) -> Self {
+    fn of_frame(kind: FrameKind, class: Class, body_len: usize, stamp: u64) -> Self {
         let mut bytes = [0; HEADER_BYTES + SLICE_HEADER_BYTES];
         let header = Header { kind, class, body_len: body_len as u32, stamp };
         bytes[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
         Self { bytes, len: HEADER_BYTES }
     }
 
-    fn slice(class: Class, slice: SliceHeader, payload_len: usize) -> Self {
-        let mut head = Self::frame(FrameKind::Slice, class, SLICE_HEADER_BYTES + payload_len, 0);
+    fn of_slice(class: Class, slice: SliceHeader, payload_len: usize) -> Self {
+        let mut head = Self::of_frame(FrameKind::Slice, class, SLICE_HEADER_BYTES + payload_len, 0);
         head.bytes[HEADER_BYTES..].copy_from_slice(&slice.to_bytes());
         head.len = HEADER_BYTES + SLICE_HEADER_BYTES;
         head
@@ -65,207 +82,208 @@ impl Head {
 
 struct QueuedMessage {
     kind: FrameKind,
-    /// What it may be replaced by, if anything.
-    key: Option<(JobId, u8)>,
+    /// Set for a feed's version. A newer version with the same key may replace it.
+    key: Option<FeedKey>,
     body: Bytes,
 }
 
 struct QueuedPart {
-    content: ContentId,
-    part: Part,
+    id: PartId,
     payload: Bytes,
+    /// Bytes of the payload that have left.
     offset: usize,
 }
 
 #[derive(Default)]
-struct State {
+struct Waiting {
     messages: VecDeque<QueuedMessage>,
     message_bytes: usize,
+    /// One queue for each class.
     parts: [VecDeque<QueuedPart>; 4],
     ping: bool,
-    /// With the stamp it is to have.
+    /// The stamp of the `Pong` to send.
     pong: Option<u64>,
     closing: Option<CloseReason>,
-    said_bye: bool,
+    bye_sent: bool,
 }
 
-/// One link's queue.
-pub(super) struct Queue {
-    state: Mutex<State>,
-    wake: Notify,
+/// The frames that wait on one link.
+pub(super) struct SendQueue {
+    waiting: Mutex<Waiting>,
+    pushed: Notify,
     closed: CancellationToken,
     messages_max: usize,
     parts_max: usize,
 }
 
-impl Queue {
+impl SendQueue {
     pub(super) fn new(messages_max: usize, parts_max: usize) -> Self {
-        Self { state: Mutex::default(), wake: Notify::new(), closed: CancellationToken::new(), messages_max, parts_max }
+        let (waiting, pushed, closed) = (Mutex::default(), Notify::new(), CancellationToken::new());
+        Self { waiting, pushed, closed, messages_max, parts_max }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a frame, or refuses it.
+    /// Queues a frame or refuses it.
     pub(super) fn push(&self, frame: OutFrame) -> Result<(), SendError> {
         match frame {
             OutFrame::Message(message) => {
-                if message.validate().is_err() {
-                    return Err(SendError::Invalid);
-                }
+                message.validate().map_err(|_| SendError::Invalid)?;
                 self.push_message(FrameKind::Control, None, codec::encode(&message).into())
             }
             OutFrame::Announce(body) => self.push_message(FrameKind::Announce, None, body),
             OutFrame::Latest { key, body } => self.push_message(FrameKind::Announce, Some(key), body),
-            OutFrame::Part { content, part, class, payload } => self.push_part(content, part, class, payload),
+            OutFrame::Part { content, part, class, payload } => {
+                self.push_part(PartId { content, part }, class, payload)
+            }
         }
     }
 
-    fn push_message(&self, kind: FrameKind, key: Option<(JobId, u8)>, body: Bytes) -> Result<(), SendError> {
+    fn push_message(&self, kind: FrameKind, key: Option<FeedKey>, body: Bytes) -> Result<(), SendError> {
         if body.is_empty() || body.len() > kind.body_max() {
             return Err(SendError::Invalid);
         }
-        let mut state = self.state();
-        if state.closing.is_some() {
+        let mut waiting = self.waiting();
+        if waiting.closing.is_some() {
             return Err(SendError::Gone);
         }
-        let State { messages, message_bytes, .. } = &mut *state;
+        let Waiting { messages, message_bytes, .. } = &mut *waiting;
         let count = messages.len();
-        let mut alike = messages.iter_mut().filter(|waiting| key.is_some() && waiting.key == key);
-        let former = if count >= self.messages_max { alike.next_back() } else { alike.nth(LATEST_WAITING - 1) };
-        let freed = former.as_ref().map_or(0, |waiting| waiting.body.len());
-        let full = former.is_none() && count >= self.messages_max;
+        let mut same_feed = messages.iter_mut().filter(|message| key.is_some() && message.key == key);
+        // The version to replace. In a full queue one waiting version is enough for that.
+        let replaced = match count >= self.messages_max {
+            true => same_feed.next_back(),
+            false => same_feed.nth(FEED_VERSIONS_WAITING_MAX - 1),
+        };
+        let freed = replaced.as_ref().map_or(0, |message| message.body.len());
+        let full = replaced.is_none() && count >= self.messages_max;
         if full || *message_bytes - freed + body.len() > MESSAGE_BYTES_MAX {
             return Err(SendError::Full);
         }
         *message_bytes = *message_bytes - freed + body.len();
-        match former {
-            Some(waiting) => waiting.body = body,
+        match replaced {
+            Some(message) => message.body = body,
             None => messages.push_back(QueuedMessage { kind, key, body }),
         }
-        drop(state);
-        self.wake.notify_one();
+        drop(waiting);
+        self.pushed.notify_one();
         Ok(())
     }
 
-    fn push_part(&self, content: ContentId, part: Part, class: Class, payload: Bytes) -> Result<(), SendError> {
-        let max = match part {
+    fn push_part(&self, id: PartId, class: Class, payload: Bytes) -> Result<(), SendError> {
+        let max = match id.part {
             Part::Shard(_) => limits::PIECE_BYTES_MAX as usize,
             Part::Manifest => limits::MANIFEST_BYTES_MAX,
         };
         if payload.is_empty() || payload.len() > max {
             return Err(SendError::Invalid);
         }
-        let mut state = self.state();
-        if state.closing.is_some() {
+        let mut waiting = self.waiting();
+        if waiting.closing.is_some() {
             return Err(SendError::Gone);
         }
-        let parts = &mut state.parts[class as usize];
+        let parts = &mut waiting.parts[class as usize];
         if parts.len() >= self.parts_max {
             return Err(SendError::Full);
         }
-        parts.push_back(QueuedPart { content, part, payload, offset: 0 });
-        drop(state);
-        self.wake.notify_one();
+        parts.push_back(QueuedPart { id, payload, offset: 0 });
+        drop(waiting);
+        self.pushed.notify_one();
         Ok(())
     }
 
-    /// Has a `Ping` sent.
+    /// Queues a `Ping`. Several pings before the next frame count as one.
     pub(super) fn ping(&self) {
-        self.state().ping = true;
-        self.wake.notify_one();
+        self.waiting().ping = true;
+        self.pushed.notify_one();
     }
 
-    /// Has a `Pong` sent, with this stamp.
+    /// Queues a `Pong` with this stamp. It replaces a `Pong` that has not left.
     pub(super) fn pong(&self, stamp: u64) {
-        self.state().pong = Some(stamp);
-        self.wake.notify_one();
+        self.waiting().pong = Some(stamp);
+        self.pushed.notify_one();
     }
 
-    /// Takes nothing more; drops what waits (messages go out still when the host shuts down) and has `Bye` sent.
-    /// Returns whether it is new.
+    /// Refuses further frames, drops the parts, and queues `Bye`. Messages still leave if the host shuts down, and are
+    /// dropped otherwise. Returns whether this was the first call.
     pub(super) fn close(&self, reason: CloseReason) -> bool {
-        let mut state = self.state();
-        if state.closing.is_some() {
+        let mut waiting = self.waiting();
+        if waiting.closing.is_some() {
             return false;
         }
-        state.closing = Some(reason);
-        let parts = std::mem::take(&mut state.parts);
+        waiting.closing = Some(reason);
+        let parts = std::mem::take(&mut waiting.parts);
         let mut messages = VecDeque::new();
         if reason != CloseReason::Shutdown {
-            std::mem::swap(&mut messages, &mut state.messages);
+            std::mem::swap(&mut messages, &mut waiting.messages);
         }
-        drop(state);
-        // Payload owners run code of their own when dropped: not under the lock.
+        drop(waiting);
+        // Owners of payload run code of their own when they are dropped, so the lock must be free.
         drop((parts, messages));
         self.closed.cancel();
-        self.wake.notify_one();
+        self.pushed.notify_one();
         true
     }
 
-    /// The class of what goes next, if that is a slice.
+    /// Returns the class of the next frame if the next frame is a slice.
     pub(super) fn next_slice_class(&self) -> Option<Class> {
-        let state = self.state();
-        if state.pong.is_some() || state.ping || !state.messages.is_empty() || state.closing.is_some() {
+        let waiting = self.waiting();
+        if waiting.pong.is_some() || waiting.ping || !waiting.messages.is_empty() || waiting.closing.is_some() {
             return None;
         }
-        Class::ALL.into_iter().find(|class| !state.parts[*class as usize].is_empty())
+        Class::ALL.into_iter().find(|class| !waiting.parts[*class as usize].is_empty())
     }
 
-    /// What goes next, if anything waits; of payload at most `slice` bytes. A `Ping` is stamped with `now`.
-    pub(super) fn pop(&self, slice: usize, now: u64) -> Option<Outgoing> {
-        let mut state = self.state();
-        let plain = |kind, class, stamp, body: Bytes, last| Outgoing {
-            class,
-            head: Head::frame(kind, class, body.len(), stamp),
-            body,
-            slice: false,
-            completes: None,
-            last,
-        };
-        if let Some(stamp) = state.pong.take() {
-            return Some(plain(FrameKind::Pong, Class::Control, stamp, Bytes::new(), false));
+    /// Takes the next frame. A slice has at most `slice_max` bytes of payload. A `Ping` is stamped with `now`.
+    pub(super) fn pop(&self, slice_max: usize, now: u64) -> Option<Outgoing> {
+        let mut waiting = self.waiting();
+        let small = |kind, stamp, body| Outgoing::without_payload(kind, Class::Control, stamp, body);
+        if let Some(stamp) = waiting.pong.take() {
+            return Some(small(FrameKind::Pong, stamp, Bytes::new()));
         }
-        if std::mem::take(&mut state.ping) {
-            return Some(plain(FrameKind::Ping, Class::Control, now, Bytes::new(), false));
+        if std::mem::take(&mut waiting.ping) {
+            return Some(small(FrameKind::Ping, now, Bytes::new()));
         }
-        if let Some(QueuedMessage { kind, key, body }) = state.messages.pop_front() {
-            state.message_bytes -= body.len();
-            // Of feeds only the latest counts, and feeds are urgent.
+        if let Some(QueuedMessage { kind, key, body }) = waiting.messages.pop_front() {
+            waiting.message_bytes -= body.len();
+            // Only urgent feeds use keys.
             let class = if key.is_some() { Class::Urgent } else { Class::Control };
-            return Some(plain(kind, class, 0, body, false));
+            return Some(Outgoing::without_payload(kind, class, 0, body));
         }
-        if let Some(reason) = state.closing {
-            if std::mem::replace(&mut state.said_bye, true) {
+        if let Some(reason) = waiting.closing {
+            if std::mem::replace(&mut waiting.bye_sent, true) {
                 return None;
             }
-            return Some(plain(FrameKind::Bye, Class::Control, 0, Bytes::copy_from_slice(&[reason as u8]), true));
+            let bye = small(FrameKind::Bye, 0, Bytes::copy_from_slice(&[reason as u8]));
+            return Some(Outgoing { last: true, ..bye });
         }
-        Class::ALL.into_iter().find_map(|class| next_slice(&mut state.parts[class as usize], class, slice))
+        Class::ALL.into_iter().find_map(|class| next_slice(&mut waiting.parts[class as usize], class, slice_max))
     }
 
-    /// Returns once [`Queue::close`] was called.
-    pub(super) async fn closing(&self) {
+    /// Returns once [`SendQueue::close`] was called.
+    pub(super) async fn until_closing(&self) {
         self.closed.cancelled().await;
     }
 
-    /// Returns once something may wait.
-    pub(super) async fn wait(&self) {
-        self.wake.notified().await;
+    /// Returns once a frame may have been pushed.
+    pub(super) async fn until_pushed(&self) {
+        self.pushed.notified().await;
     }
 }
 
 fn next_slice(parts: &mut VecDeque<QueuedPart>, class: Class, len: usize) -> Option<Outgoing> {
     let front = parts.front_mut()?;
-    let (offset, total) = (front.offset, front.payload.len());
+    let (offset, total, id) = (front.offset, front.payload.len(), front.id);
     let end = total.min(offset + len.min(limits::SLICE_BYTES_MAX));
-    let slice = SliceHeader { content: front.content, part: front.part, offset: offset as u32, total: total as u32 };
+    let slice = SliceHeader { content: id.content, part: id.part, offset: offset as u32, total: total as u32 };
     let body = front.payload.slice(offset..end);
     front.offset = end;
-    let completes = (end == total).then_some((front.content, front.part));
+    let completes = (end == total).then_some(id);
     if completes.is_some() {
         parts.pop_front();
     }
-    Some(Outgoing { class, head: Head::slice(class, slice, end - offset), body, slice: true, completes, last: false })
+    let head = Head::of_slice(class, slice, end - offset);
+    Some(Outgoing { class, head, body, is_slice: true, completes, last: false })
 }

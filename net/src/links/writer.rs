@@ -1,185 +1,194 @@
-//! Writes a link's queue: small frames gathered, slices straight from the payload.
+//! The sending side of a link: small frames are gathered, slices go straight from the payload.
 //!
-//! What is written cannot be overtaken, so a link that is slow is given short slices.
-//! Invariant: frames are written whole and in the order the queue gives them; `Bye` is the last.
+//! A written slice cannot be overtaken, so a slow link gets short slices.
+//! Invariant: frames are written whole and in the order of the queue, and `Bye` is the last.
 
+use super::context::EndpointContext;
+use super::event::LinkEvent;
 use super::link::Link;
-use super::send_queue::Outgoing;
-use super::{LinkEvent, context::EndpointContext};
+use super::send_queue::{Outgoing, PartId};
+use super::sizes::{RECORD_BYTES, RECORD_PAYLOAD_BYTES, SLICE_PAYLOAD_BYTES_MAX};
 use bytes::Buf;
 use shoal_proto::announcement::Class;
-use shoal_proto::frame::{HEADER_BYTES, Part, SLICE_HEADER_BYTES};
-use shoal_proto::ids::ContentId;
-use shoal_proto::limits::SLICE_BYTES_MAX;
-use std::sync::atomic::Ordering;
+use std::io;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-/// Frames up to this many bytes are gathered before they are written.
-const SMALL: usize = 2 * 1024;
-/// What is gathered goes out at this length, bytes: one TLS record.
-const GATHER: usize = 16 * 1024;
+/// Frames of at most this many bytes are gathered before they are written.
+const GATHERED_FRAME_BYTES_MAX: usize = 2 * 1024;
 
-/// What of a slice fits into one TLS record together with what precedes it, bytes.
-pub(super) const RECORD_BYTES: usize = 16 * 1024 - HEADER_BYTES - SLICE_HEADER_BYTES;
-
-/// How long a slice may keep what is more urgent waiting.
+/// The longest time for which one slice may delay more urgent frames.
 const SLICE_TIME: Duration = Duration::from_millis(5);
-/// The shortest slices, bytes, and the longest: whole TLS records.
-const SLICE_MIN: usize = RECORD_BYTES;
-const SLICE_MAX: usize = SLICE_BYTES_MAX - HEADER_BYTES - SLICE_HEADER_BYTES;
 
-/// Length of a link's slices, by how fast it takes them.
+/// Chooses the length of slices by the speed at which the link takes them.
 struct SliceSizer {
-    slice: usize,
+    /// Payload bytes of the next slice.
+    bytes: usize,
 }
 
 impl SliceSizer {
-    /// A slice of `len` bytes was taken after `time`, most of it spent waiting for those before.
-    fn took(&mut self, len: usize, time: Duration) {
+    fn new() -> Self {
+        Self { bytes: SLICE_PAYLOAD_BYTES_MAX }
+    }
+
+    /// Notes that the link took a slice of `len` bytes in `time`. Most of the time passes while earlier slices leave.
+    fn on_taken(&mut self, len: usize, time: Duration) {
         let fits = len as u128 * SLICE_TIME.as_micros() / time.as_micros().max(1);
         let fits = usize::try_from(fits).unwrap_or(usize::MAX);
-        // Waits vary: half of what was, half of what is.
-        self.slice = (self.slice / 2 + fits.min(SLICE_MAX) / 2).clamp(SLICE_MIN, SLICE_MAX);
+        // Times vary, so the new length is the mean of the former one and of what fits now.
+        let mean = self.bytes / 2 + fits.min(SLICE_PAYLOAD_BYTES_MAX) / 2;
+        self.bytes = mean.clamp(RECORD_PAYLOAD_BYTES, SLICE_PAYLOAD_BYTES_MAX);
     }
 }
 
-/// Writes until `Bye` is out, or the connection fails.
-pub(super) async fn run(
-    context: &EndpointContext,
-    link: &Link,
-    io: &mut (impl AsyncWrite + Unpin),
-) -> std::io::Result<()> {
-    let mut gathered = Vec::new();
-    let mut gathered_parts = Vec::new();
-    let mut sizer = SliceSizer { slice: SLICE_MAX };
-    loop {
-        let class = link.queue.next_slice_class();
-        if let Some(wait) = class.and_then(|class| link.limit.must_wait(class)) {
-            rest(context, link, io, &mut gathered, &mut gathered_parts, wait).await?;
-            continue;
-        }
-        let pacing = match class {
-            Some(class) => pace_bulk(context, link, class),
-            None => Pacing::Unlimited,
-        };
-        if let Pacing::Until(opens) = pacing {
-            let wait = tokio::time::sleep_until(opens);
-            rest(context, link, io, &mut gathered, &mut gathered_parts, wait).await?;
-            continue;
-        }
-        let (paced, slice) = match pacing {
-            Pacing::UpTo(pacing) => (true, pacing.min(sizer.slice)),
-            _ => (false, sizer.slice),
-        };
-        let Some(frame) = link.queue.pop(slice, link.activity.now().as_micros() as u64) else {
-            rest(context, link, io, &mut gathered, &mut gathered_parts, std::future::pending()).await?;
-            continue;
-        };
-        let Outgoing { class, head, body, slice, completes, last } = frame;
-        let len = head.as_slice().len() + body.len();
-        link.limit.sent(class, len);
-        if class == Class::Urgent {
-            context.urgent.note();
-        } else if slice && paced {
-            link.pacer().spend(len, link.activity.now());
-        }
-        count(context, link, len, if slice { body.len() } else { 0 });
-        if len <= SMALL {
-            gathered.extend_from_slice(head.as_slice());
-            gathered.extend_from_slice(&body);
-            gathered_parts.extend(completes);
-            if gathered.len() >= GATHER || last {
-                flush_gathered(context, link, io, &mut gathered, &mut gathered_parts).await?;
-            }
-        } else {
-            flush_gathered(context, link, io, &mut gathered, &mut gathered_parts).await?;
-            let began = Instant::now();
-            io.write_all_buf(&mut head.as_slice().chain(body)).await?;
-            sizer.took(len, began.elapsed());
-            if let Some((content, part)) = completes {
-                context.emit(LinkEvent::Sent { node: link.node, content, part }).await;
-            }
-        }
-        if last {
-            return io.flush().await;
-        }
-    }
-}
-
-/// What the next slice must keep to.
+/// What LEDBAT allows the next slice.
 enum Pacing {
-    /// Nothing urgent is about, or there is no queue to share.
+    /// No urgent traffic is recent, or the link does not pass the uplink.
     Unlimited,
-    /// It may go, but have at most so many bytes.
+    /// A slice of at most this many bytes may go.
     UpTo(usize),
-    /// It may not go yet.
+    /// No slice may go before this time.
     Until(tokio::time::Instant),
 }
 
+/// Asks LEDBAT about the next slice of `class`, and measures the queue's delay when that is due.
 fn pace_bulk(context: &EndpointContext, link: &Link, class: Class) -> Pacing {
-    if class <= Class::Urgent || !link.limit.through_uplink() || !context.urgent.is_recent() {
+    if class <= Class::Urgent || !link.limiter.passes_uplink() || !context.urgent.is_recent() {
         return Pacing::Unlimited;
     }
     let now = link.activity.now();
-    let mut pacer = link.pacer();
-    if let Some(opens) = pacer.opens_at(now) {
+    let mut ledbat = link.ledbat();
+    if let Some(opens) = ledbat.opens_at(now) {
         return Pacing::Until(tokio::time::Instant::now() + (opens - now));
     }
-    let (slice, asks) = (pacer.slice(), pacer.asks(now));
-    drop(pacer);
-    if asks {
-        // It goes before the slice, and measures what was there without it.
+    let (slice, ping) = (ledbat.slice_bytes(), ledbat.take_ping_due(now));
+    drop(ledbat);
+    if ping {
+        // The ping goes before the slice, so it measures the queue without the slice.
         link.queue.ping();
     }
     Pacing::UpTo(slice)
 }
 
-/// Writes out what was gathered, then waits for `until`, or for something to be queued: it may be more urgent.
-async fn rest(
-    context: &EndpointContext,
-    link: &Link,
-    io: &mut (impl AsyncWrite + Unpin),
-    gathered: &mut Vec<u8>,
-    parts: &mut Vec<(ContentId, Part)>,
-    until: impl Future<Output = ()>,
-) -> std::io::Result<()> {
-    flush_gathered(context, link, io, gathered, parts).await?;
-    io.flush().await?;
-    tokio::select! {
-        () = until => {}
-        () = link.queue.wait() => {}
-    }
-    Ok(())
+/// Writes until `Bye` is written or the connection fails.
+pub(super) async fn run(context: &EndpointContext, link: &Link, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    let sizer = SliceSizer::new();
+    Writer { context, link, io, gathered: Vec::new(), gathered_parts: Vec::new(), sizer }.run().await
 }
 
-async fn flush_gathered(
-    context: &EndpointContext,
-    link: &Link,
-    io: &mut (impl AsyncWrite + Unpin),
-    gathered: &mut Vec<u8>,
-    parts: &mut Vec<(ContentId, Part)>,
-) -> std::io::Result<()> {
-    if gathered.is_empty() {
-        return Ok(());
-    }
-    io.write_all(gathered).await?;
-    gathered.clear();
-    for (content, part) in parts.drain(..) {
-        context.emit(LinkEvent::Sent { node: link.node, content, part }).await;
-    }
-    Ok(())
+struct Writer<'a, W> {
+    context: &'a EndpointContext,
+    link: &'a Link,
+    io: &'a mut W,
+    /// Small frames that wait for a full TLS record.
+    gathered: Vec<u8>,
+    /// Parts whose last slice is in `gathered`.
+    gathered_parts: Vec<PartId>,
+    sizer: SliceSizer,
 }
 
-fn count(context: &EndpointContext, link: &Link, bytes: usize, payload: usize) {
-    link.activity.said();
-    if payload > 0 {
-        link.activity.note_payload();
+impl<W: AsyncWrite + Unpin> Writer<'_, W> {
+    async fn run(mut self) -> io::Result<()> {
+        let (context, link) = (self.context, self.link);
+        loop {
+            let class = link.queue.next_slice_class();
+            if let Some(wait) = class.and_then(|class| link.limiter.send_wait(class)) {
+                self.flush_and_wait(wait).await?;
+                continue;
+            }
+            let slice_max = match class.map_or(Pacing::Unlimited, |class| pace_bulk(context, link, class)) {
+                Pacing::Until(opens) => {
+                    self.flush_and_wait(tokio::time::sleep_until(opens)).await?;
+                    continue;
+                }
+                Pacing::UpTo(bytes) => SliceMax { bytes: bytes.min(self.sizer.bytes), paced: true },
+                Pacing::Unlimited => SliceMax { bytes: self.sizer.bytes, paced: false },
+            };
+            let Some(frame) = link.queue.pop(slice_max.bytes, link.activity.stamp()) else {
+                self.flush_and_wait(std::future::pending()).await?;
+                continue;
+            };
+            self.account(&frame, slice_max.paced);
+            let last = frame.last;
+            self.write(frame).await?;
+            if last {
+                return self.io.flush().await;
+            }
+        }
     }
-    for counters in [&link.counters, &context.counters.links] {
-        counters.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
-        counters.payload_out.fetch_add(payload as u64, Ordering::Relaxed);
+
+    fn account(&self, frame: &Outgoing, paced: bool) {
+        let len = frame.len();
+        let payload = if frame.is_slice { frame.body.len() } else { 0 };
+        self.link.limiter.note_sent(frame.class, len);
+        if frame.class == Class::Urgent {
+            self.context.urgent.note();
+        } else if frame.is_slice && paced {
+            self.link.ledbat().on_sent(len, self.link.activity.now());
+        }
+        self.link.activity.note_sent();
+        if payload > 0 {
+            self.link.activity.note_payload();
+        }
+        self.link.counters.add_out(len, payload);
+        self.context.counters.links().add_out(len, payload);
     }
+
+    async fn write(&mut self, frame: Outgoing) -> io::Result<()> {
+        let len = frame.len();
+        let Outgoing { head, body, completes, last, .. } = frame;
+        if len <= GATHERED_FRAME_BYTES_MAX {
+            self.gathered.extend_from_slice(head.as_slice());
+            self.gathered.extend_from_slice(&body);
+            self.gathered_parts.extend(completes);
+            if self.gathered.len() >= RECORD_BYTES || last {
+                self.flush_gathered().await?;
+            }
+            return Ok(());
+        }
+        self.flush_gathered().await?;
+        let start = Instant::now();
+        self.io.write_all_buf(&mut head.as_slice().chain(body)).await?;
+        self.sizer.on_taken(len, start.elapsed());
+        if let Some(part) = completes {
+            self.emit_sent(part).await;
+        }
+        Ok(())
+    }
+
+    /// Writes out what is gathered. Then waits for `until` or for a new frame, which may be more urgent.
+    async fn flush_and_wait(&mut self, until: impl Future<Output = ()>) -> io::Result<()> {
+        self.flush_gathered().await?;
+        self.io.flush().await?;
+        tokio::select! {
+            () = until => {}
+            () = self.link.queue.until_pushed() => {}
+        }
+        Ok(())
+    }
+
+    async fn flush_gathered(&mut self) -> io::Result<()> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        self.io.write_all(&self.gathered).await?;
+        self.gathered.clear();
+        for part in std::mem::take(&mut self.gathered_parts) {
+            self.emit_sent(part).await;
+        }
+        Ok(())
+    }
+
+    async fn emit_sent(&mut self, PartId { content, part }: PartId) {
+        self.context.emit(LinkEvent::Sent { node: self.link.node, content, part }).await;
+    }
+}
+
+/// The longest payload of the next slice.
+struct SliceMax {
+    bytes: usize,
+    /// Whether LEDBAT counts the slice.
+    paced: bool,
 }
 
 #[cfg(test)]
@@ -187,16 +196,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slices_follow_the_link() {
-        let mut sizer = SliceSizer { slice: SLICE_MAX };
-        // 1 MB/s: 5 ms take 5 KB, less than the shortest.
-        (0..8).for_each(|_| sizer.took(sizer.slice, Duration::from_micros(sizer.slice as u64)));
-        assert_eq!(sizer.slice, SLICE_MIN);
+    fn slices_follow_the_speed_of_the_link() {
+        let mut sizer = SliceSizer::new();
+        // 1 MB/s: 5 ms take 5 KB, which is less than the shortest slice.
+        (0..8).for_each(|_| sizer.on_taken(sizer.bytes, Duration::from_micros(sizer.bytes as u64)));
+        assert_eq!(sizer.bytes, RECORD_PAYLOAD_BYTES);
         // 10 MB/s.
-        (0..16).for_each(|_| sizer.took(sizer.slice, Duration::from_micros(sizer.slice as u64 / 10)));
-        assert!((48_000..=52_000).contains(&sizer.slice), "{}", sizer.slice);
+        (0..16).for_each(|_| sizer.on_taken(sizer.bytes, Duration::from_micros(sizer.bytes as u64 / 10)));
+        assert!((48_000..=52_000).contains(&sizer.bytes), "{}", sizer.bytes);
         // At once.
-        (0..16).for_each(|_| sizer.took(sizer.slice, Duration::ZERO));
-        assert!(sizer.slice > SLICE_MAX * 9 / 10, "{}", sizer.slice);
+        (0..16).for_each(|_| sizer.on_taken(sizer.bytes, Duration::ZERO));
+        assert!(sizer.bytes > SLICE_PAYLOAD_BYTES_MAX * 9 / 10, "{}", sizer.bytes);
     }
 }

@@ -1,8 +1,9 @@
-//! Rates that links keep to: one bucket for all links of a tier and way, and one for the host's bulk alone.
+//! Rate limits of links: one token bucket for all links of a scope and direction, and one for the host's bulk.
 //!
-//! An urgent frame never waits for a bulk one: a class takes from a bucket only while nothing more urgent waits for it.
-//! Without a rate none of this costs more than reading a flag.
-//! Invariant: whoever waits is counted as waiting, and stops being counted however the wait ends.
+//! A class takes from a bucket only while nothing more urgent waits for the bucket, so an urgent frame never waits for a
+//! bulk frame. A limiter without a rate costs one load of a flag.
+//!
+//! Invariant: the number of waiting frames of each class is exact, however a wait ends.
 
 mod token_bucket;
 
@@ -15,127 +16,139 @@ use token_bucket::TokenBucket;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Whoever waits looks again after this long at the latest, and lets those more urgent go first for as long.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Longest single wait: rates may change meanwhile.
+/// A class that waits behind a more urgent one looks again after this time.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
+/// The longest single wait. The rate may change meanwhile.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How far a link reaches.
+/// Which network a link passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkScope {
-    /// To a host behind the same uplink.
+    /// The link stays within the rack.
     Rack,
-    /// Through the uplink.
+    /// The link passes the rack's uplink.
     Uplink,
 }
 
-/// Rates, bytes/s; `None` limits nothing. Frames count with their headers.
+impl LinkScope {
+    /// Returns the scope of a link between two hosts. Without a locality of its own, a host counts every link as passing
+    /// the uplink.
+    pub(super) fn between(own: Option<&Locality>, other: &Locality) -> Self {
+        match own {
+            Some(own) if own.same_rack(other) => Self::Rack,
+            _ => Self::Uplink,
+        }
+    }
+}
+
+/// Rates in bytes/s. `None` is no limit. Frames count with their headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkRates {
-    /// Sent through the uplink.
+    /// What is sent through the uplink.
     pub uplink_out: Option<u64>,
-    /// Received through the uplink.
+    /// What is received through the uplink.
     pub uplink_in: Option<u64>,
-    /// Sent to rack peers.
+    /// What is sent to rack peers.
     pub rack_out: Option<u64>,
-    /// Received from rack peers.
+    /// What is received from rack peers.
     pub rack_in: Option<u64>,
-    /// Sent of class bulk, to anybody.
+    /// What is sent of class bulk, to any host.
     pub bulk_out: Option<u64>,
-    /// Received of class bulk, from anybody.
+    /// What is received of class bulk, from any host.
     pub bulk_in: Option<u64>,
 }
 
-struct State {
+struct LimiterState {
     bucket: TokenBucket,
-    /// How many wait, by class.
+    /// Waiting frames of each class.
     waiting: [usize; 4],
 }
 
-/// One bucket, and who waits for it.
+/// One token bucket with the frames that wait for it.
 struct RateLimiter {
-    limited: AtomicBool,
-    state: Mutex<State>,
-    born: Instant,
-    changed: Notify,
+    is_limited: AtomicBool,
+    state: Mutex<LimiterState>,
+    start: Instant,
+    rate_changed: Notify,
 }
 
 impl RateLimiter {
     fn new() -> Self {
-        let state = State { bucket: TokenBucket::new(u64::MAX, Duration::ZERO), waiting: [0; 4] };
-        let (limited, changed) = (AtomicBool::new(false), Notify::new());
-        Self { limited, state: Mutex::new(state), born: Instant::now(), changed }
+        let state = LimiterState { bucket: TokenBucket::new(u64::MAX, Duration::ZERO), waiting: [0; 4] };
+        let (is_limited, rate_changed) = (AtomicBool::new(false), Notify::new());
+        Self { is_limited, state: Mutex::new(state), start: Instant::now(), rate_changed }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LimiterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, rate: Option<u64>) {
-        let now = self.born.elapsed();
+    fn set_rate(&self, rate: Option<u64>) {
+        let now = self.start.elapsed();
         let mut state = self.state();
-        match (rate, self.limited.load(Ordering::Relaxed)) {
+        match (rate, self.is_limited.load(Ordering::Relaxed)) {
             (Some(rate), false) => state.bucket = TokenBucket::new(rate, now),
             (Some(rate), true) => state.bucket.set_rate(rate, now),
             (None, _) => {}
         }
-        self.limited.store(rate.is_some(), Ordering::Relaxed);
+        self.is_limited.store(rate.is_some(), Ordering::Relaxed);
         drop(state);
-        self.changed.notify_waiters();
+        self.rate_changed.notify_waiters();
     }
 
-    /// When a frame of a class may go; `None`: now.
+    /// Returns when a frame of a class may go, or `None` for now.
     fn opens_at(&self, class: Class) -> Option<Instant> {
-        if !self.limited.load(Ordering::Relaxed) {
+        if !self.is_limited.load(Ordering::Relaxed) {
             return None;
         }
-        let now = self.born.elapsed();
+        let now = self.start.elapsed();
         let mut state = self.state();
-        let behind = state.waiting[..class as usize].iter().any(|waiting| *waiting > 0);
+        let behind_urgent = state.waiting[..class as usize].iter().any(|waiting| *waiting > 0);
         let opens = state.bucket.opens_at(class, now);
         match opens {
-            _ if behind => Some(self.born + opens.unwrap_or(now).max(now + LOOK_AGAIN)),
-            Some(opens) => Some(self.born + opens),
+            _ if behind_urgent => Some(self.start + opens.unwrap_or(now).max(now + RETRY_AFTER)),
+            Some(opens) => Some(self.start + opens),
             None => None,
         }
     }
 
-    fn spend(&self, bytes: usize) {
-        if self.limited.load(Ordering::Relaxed) {
-            let now = self.born.elapsed();
-            self.state().bucket.spend(bytes as u64, now);
+    fn consume(&self, bytes: usize) {
+        if self.is_limited.load(Ordering::Relaxed) {
+            let now = self.start.elapsed();
+            self.state().bucket.consume(bytes as u64, now);
         }
     }
 
     async fn wait(&self, class: Class, until: Instant) {
-        let _counted = Waiting::new(self, class);
+        let _counted = WaitingFrame::new(self, class);
         let until = until.min(Instant::now() + WAIT_MAX);
         tokio::select! {
             () = tokio::time::sleep_until(until) => {}
-            () = self.changed.notified() => {}
+            () = self.rate_changed.notified() => {}
         }
     }
 }
 
-struct Waiting<'a> {
+/// Counts a frame as waiting until the value is dropped.
+struct WaitingFrame<'a> {
     limiter: &'a RateLimiter,
     class: Class,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingFrame<'a> {
     fn new(limiter: &'a RateLimiter, class: Class) -> Self {
         limiter.state().waiting[class as usize] += 1;
         Self { limiter, class }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingFrame<'_> {
     fn drop(&mut self) {
         self.limiter.state().waiting[self.class as usize] -= 1;
     }
 }
 
-/// One way of a host's links.
+/// The limiters of one direction of a host's links.
 struct Direction {
     rack: RateLimiter,
     uplink: RateLimiter,
@@ -147,103 +160,101 @@ impl Direction {
         Self { rack: RateLimiter::new(), uplink: RateLimiter::new(), bulk: RateLimiter::new() }
     }
 
+    /// Returns the limiters that a frame passes.
     fn limiters(&self, scope: LinkScope, class: Class) -> impl Iterator<Item = &RateLimiter> {
-        let tier = match scope {
+        let by_scope = match scope {
             LinkScope::Rack => &self.rack,
             LinkScope::Uplink => &self.uplink,
         };
-        [Some(tier), (class == Class::Bulk).then_some(&self.bulk)].into_iter().flatten()
+        [Some(by_scope), (class == Class::Bulk).then_some(&self.bulk)].into_iter().flatten()
+    }
+
+    /// Returns the wait for the first limiter that lets no frame of this class pass now.
+    fn wait(&self, scope: LinkScope, class: Class) -> Option<impl Future<Output = ()> + '_> {
+        let (limiter, until) =
+            self.limiters(scope, class).find_map(|limiter| Some((limiter, limiter.opens_at(class)?)))?;
+        Some(limiter.wait(class, until))
+    }
+
+    fn consume(&self, scope: LinkScope, class: Class, bytes: usize) {
+        self.limiters(scope, class).for_each(|limiter| limiter.consume(bytes));
     }
 }
 
-struct Inner {
+struct HostLimits {
     out: Direction,
     into: Direction,
     rates: Mutex<LinkRates>,
 }
 
-/// The rates of an endpoint's links. Clones are the same.
+/// The rate limits of an endpoint. Clones share the limits.
 #[derive(Clone)]
 pub struct RateLimits {
-    inner: Arc<Inner>,
+    host: Arc<HostLimits>,
 }
 
 impl Default for RateLimits {
     fn default() -> Self {
-        Self { inner: Arc::new(Inner { out: Direction::new(), into: Direction::new(), rates: Mutex::default() }) }
+        let host = HostLimits { out: Direction::new(), into: Direction::new(), rates: Mutex::default() };
+        Self { host: Arc::new(host) }
     }
 }
 
 impl RateLimits {
-    /// Rates from now on. What waits goes on at these.
+    /// Puts new rates in force. Waiting frames continue at the new rates.
     pub fn set(&self, rates: LinkRates) {
-        let mut held = self.inner.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        if *held == rates {
+        let mut former = self.host.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        if *former == rates {
             return;
         }
-        *held = rates;
-        let Inner { out, into, .. } = &*self.inner;
-        out.uplink.set(rates.uplink_out);
-        out.rack.set(rates.rack_out);
-        out.bulk.set(rates.bulk_out);
-        into.uplink.set(rates.uplink_in);
-        into.rack.set(rates.rack_in);
-        into.bulk.set(rates.bulk_in);
+        *former = rates;
+        let HostLimits { out, into, .. } = &*self.host;
+        out.uplink.set_rate(rates.uplink_out);
+        out.rack.set_rate(rates.rack_out);
+        out.bulk.set_rate(rates.bulk_out);
+        into.uplink.set_rate(rates.uplink_in);
+        into.rack.set_rate(rates.rack_in);
+        into.bulk.set_rate(rates.bulk_in);
     }
 
-    /// The rates in force.
+    /// Returns the rates in force.
     pub fn rates(&self) -> LinkRates {
-        *self.inner.rates.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.host.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a link with this scope keeps to.
-    pub(in crate::links) fn of_link(&self, scope: LinkScope) -> LinkRateLimiter {
-        LinkRateLimiter { inner: self.inner.clone(), scope }
-    }
-}
-
-/// How far a link between two hosts reaches.
-pub(super) fn scope(ours: Option<&Locality>, theirs: &Locality) -> LinkScope {
-    match ours {
-        Some(ours) if ours.same_rack(theirs) => LinkScope::Rack,
-        _ => LinkScope::Uplink,
+    /// Returns the limits of a link with this scope.
+    pub(super) fn limiter(&self, scope: LinkScope) -> LinkRateLimiter {
+        LinkRateLimiter { host: self.host.clone(), scope }
     }
 }
 
-/// What one link keeps to.
+/// The rate limits of one link.
 pub(super) struct LinkRateLimiter {
-    inner: Arc<Inner>,
+    host: Arc<HostLimits>,
     scope: LinkScope,
 }
 
 impl LinkRateLimiter {
-    /// Whether the link passes the uplink.
-    pub(super) fn through_uplink(&self) -> bool {
+    pub(super) fn passes_uplink(&self) -> bool {
         self.scope == LinkScope::Uplink
     }
 
-    /// Whether a slice of this class must wait before it is sent; if so, what for.
-    pub(super) fn must_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
-        let waits =
-            self.inner.out.limiters(self.scope, class).find_map(|limiter| Some((limiter, limiter.opens_at(class)?)));
-        waits.map(move |(limiter, until)| limiter.wait(class, until))
+    /// Returns the wait before a slice of this class may be sent, or `None` if the slice may go now.
+    pub(super) fn send_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
+        self.host.out.wait(self.scope, class)
     }
 
-    /// A frame was sent.
-    pub(super) fn sent(&self, class: Class, bytes: usize) {
-        self.inner.out.limiters(self.scope, class).for_each(|limiter| limiter.spend(bytes));
+    pub(super) fn note_sent(&self, class: Class, bytes: usize) {
+        self.host.out.consume(self.scope, class, bytes);
     }
 
-    /// Whether a slice of this class must wait before it is read; if so, what for.
-    pub(super) fn must_wait_in(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
-        let waits =
-            self.inner.into.limiters(self.scope, class).find_map(|limiter| Some((limiter, limiter.opens_at(class)?)));
-        waits.map(move |(limiter, until)| limiter.wait(class, until))
+    /// Returns the wait before a slice of this class may be read, or `None` if the slice may be read now.
+    pub(super) fn receive_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
+        self.host.into.wait(self.scope, class)
     }
 
-    /// A slice is being read.
-    pub(super) fn received(&self, class: Class, bytes: usize) {
-        self.inner.into.limiters(self.scope, class).for_each(|limiter| limiter.spend(bytes));
+    pub(super) fn note_received(&self, class: Class, bytes: usize) {
+        self.host.into.consume(self.scope, class, bytes);
     }
 }
 
@@ -251,46 +262,46 @@ impl LinkRateLimiter {
 mod tests {
     use super::*;
 
-    /// Sends `slices` of a class as fast as the limit lets it; gives when the last went.
-    async fn send(limit: &LinkRateLimiter, class: Class, slices: usize, bytes: usize) -> Instant {
+    /// Sends `slices` of a class as fast as the limits allow. Returns when the last slice went.
+    async fn send(limiter: &LinkRateLimiter, class: Class, slices: usize, bytes: usize) -> Instant {
         for _ in 0..slices {
-            while let Some(wait) = limit.must_wait(class) {
+            while let Some(wait) = limiter.send_wait(class) {
                 wait.await;
             }
-            limit.sent(class, bytes);
+            limiter.note_sent(class, bytes);
         }
         Instant::now()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_links_of_a_tier_share_its_rate_and_the_other_tier_is_free() {
+    async fn links_of_a_scope_divide_its_rate_and_the_other_scope_is_free() {
         let limits = RateLimits::default();
         limits.set(LinkRates { uplink_out: Some(1_000_000), ..LinkRates::default() });
-        let began = Instant::now();
-        let (a, b, near) =
-            (limits.of_link(LinkScope::Uplink), limits.of_link(LinkScope::Uplink), limits.of_link(LinkScope::Rack));
+        let start = Instant::now();
+        let [a, b] = [0, 1].map(|_| limits.limiter(LinkScope::Uplink));
+        let near = limits.limiter(LinkScope::Rack);
         let (a, b) = tokio::join!(send(&a, Class::Bulk, 50, 100_000), send(&b, Class::Bulk, 50, 100_000));
-        let took = a.max(b) - began;
+        let took = a.max(b) - start;
         assert!(took >= Duration::from_millis(9_500) && took < Duration::from_secs(11), "{took:?}");
         let before = Instant::now();
-        assert_eq!(send(&near, Class::Bulk, 1000, 100_000).await, before, "nobody waits");
+        assert_eq!(send(&near, Class::Bulk, 1000, 100_000).await, before, "links within the rack do not wait");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limited_bulk_class_delays_no_urgent_frame() {
+    async fn limited_bulk_delays_no_urgent_frame() {
         let limits = RateLimits::default();
         limits.set(LinkRates { uplink_out: Some(1_000_000), ..LinkRates::default() });
-        let (bulk, urgent) = (limits.of_link(LinkScope::Uplink), limits.of_link(LinkScope::Uplink));
-        let urgents = async {
+        let (bulk, urgent) = (limits.limiter(LinkScope::Uplink), limits.limiter(LinkScope::Uplink));
+        let urgent_frames = async {
             let mut worst = Duration::ZERO;
             for _ in 0..20 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                let asked = Instant::now();
-                worst = worst.max(send(&urgent, Class::Urgent, 1, 10_000).await - asked);
+                let start = Instant::now();
+                worst = worst.max(send(&urgent, Class::Urgent, 1, 10_000).await - start);
             }
             worst
         };
-        let (_, worst) = tokio::join!(send(&bulk, Class::Bulk, 40, 100_000), urgents);
+        let (_, worst) = tokio::join!(send(&bulk, Class::Bulk, 40, 100_000), urgent_frames);
         assert_eq!(worst, Duration::ZERO);
     }
 
@@ -298,26 +309,26 @@ mod tests {
     async fn configs_go_before_images_across_links() {
         let limits = RateLimits::default();
         limits.set(LinkRates { rack_out: Some(1_000_000), ..LinkRates::default() });
-        let (bulk, normal) = (limits.of_link(LinkScope::Rack), limits.of_link(LinkScope::Rack));
-        let began = Instant::now();
+        let (bulk, normal) = (limits.limiter(LinkScope::Rack), limits.limiter(LinkScope::Rack));
+        let start = Instant::now();
         let (images, configs) =
             tokio::join!(send(&bulk, Class::Bulk, 50, 100_000), send(&normal, Class::Normal, 20, 100_000));
-        assert!(configs - began < Duration::from_millis(2_600), "{:?}", configs - began);
-        assert!(images - began > Duration::from_secs(6), "{:?}", images - began);
+        assert!(configs - start < Duration::from_millis(2_600), "{:?}", configs - start);
+        assert!(images - start > Duration::from_secs(6), "{:?}", images - start);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_wakes_who_waits() {
+    async fn a_new_rate_wakes_waiting_frames() {
         let limits = RateLimits::default();
         limits.set(LinkRates { bulk_out: Some(1000), ..LinkRates::default() });
-        let link = limits.of_link(LinkScope::Rack);
-        let began = Instant::now();
+        let link = limits.limiter(LinkScope::Rack);
+        let start = Instant::now();
         let change = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             limits.set(LinkRates::default());
         };
         let (done, ()) = tokio::join!(send(&link, Class::Bulk, 100, 100_000), change);
-        assert!(done - began < Duration::from_millis(400), "{:?}", done - began);
+        assert!(done - start < Duration::from_millis(400), "{:?}", done - start);
         assert_eq!(limits.rates(), LinkRates::default());
     }
 }

@@ -1,12 +1,13 @@
-//! Priorities and back-pressure.
+//! Priorities and back-pressure of links.
 
 use super::*;
-use crate::links::send_queue::Queue;
+use crate::links::FeedKey;
+use crate::links::send_queue::{Outgoing, SendQueue};
 use proptest::prelude::*;
 use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header, SLICE_HEADER_BYTES, SliceHeader};
 use shoal_proto::ids::JobId;
 
-fn header(frame: &crate::links::send_queue::Outgoing) -> (Header, Option<SliceHeader>) {
+fn header(frame: &Outgoing) -> (Header, Option<SliceHeader>) {
     let head = frame.head.as_slice();
     let header = Header::from_bytes(head[..HEADER_BYTES].try_into().unwrap()).unwrap();
     assert_eq!(header.body_len as usize, head.len() - HEADER_BYTES + frame.body.len());
@@ -19,11 +20,11 @@ fn header(frame: &crate::links::send_queue::Outgoing) -> (Header, Option<SliceHe
 
 #[test]
 fn a_more_urgent_frame_goes_between_two_slices() {
-    let queue = Queue::new(8, 8);
+    let queue = SendQueue::new(8, 8);
     let three = 3 * limits::SLICE_BYTES_MAX;
     queue.push(part(1, Class::Bulk, pattern(three, 0))).unwrap();
     let mut seen = Vec::new();
-    let mut pop = |queue: &Queue| seen.push(header(&queue.pop(limits::SLICE_BYTES_MAX, 0).unwrap()));
+    let mut pop = |queue: &SendQueue| seen.push(header(&queue.pop(limits::SLICE_BYTES_MAX, 0).unwrap()));
     pop(&queue);
     queue.push(part(2, Class::Normal, pattern(three, 0))).unwrap();
     pop(&queue);
@@ -43,10 +44,10 @@ fn a_more_urgent_frame_goes_between_two_slices() {
 }
 
 #[test]
-fn of_a_feed_few_versions_wait_and_always_the_latest() {
-    let queue = Queue::new(6, 8);
+fn few_versions_of_a_feed_wait_and_always_the_newest() {
+    let queue = SendQueue::new(6, 8);
     let latest = |feed: u8, lane: u8, body: &'static [u8]| {
-        queue.push(OutFrame::Latest { key: (JobId([feed; 16]), lane), body: Bytes::from_static(body) })
+        queue.push(OutFrame::Latest { key: FeedKey { job: JobId([feed; 16]), lane }, body: Bytes::from_static(body) })
     };
     latest(1, 0, b"1").unwrap();
     latest(2, 0, b"other").unwrap();
@@ -54,7 +55,7 @@ fn of_a_feed_few_versions_wait_and_always_the_latest() {
         latest(1, 0, body).unwrap();
     }
     latest(1, 1, b"another lane").unwrap();
-    // Without room for one more, there is still room for a newer one.
+    // The queue is full, but a newer version still replaces an older one.
     latest(2, 0, b"other, newer").unwrap();
     assert_eq!(latest(3, 0, b"a third"), Err(SendError::Full));
     let bodies: Vec<Bytes> =
@@ -63,13 +64,13 @@ fn of_a_feed_few_versions_wait_and_always_the_latest() {
 }
 
 proptest! {
-    /// Whatever is queued and taken in whatever order: a class never passes a more urgent one, slices of a class are
-    /// in order and complete, and nothing is lost.
+    /// In every interleaving of pushes and pops, no class passes a more urgent one. Slices of a class leave in order and
+    /// completely, and nothing is lost.
     #[test]
     fn any_interleaving_keeps_the_order(
         steps in proptest::collection::vec((0..3usize, 1..400_000usize, 0..4usize), 1..30),
     ) {
-        let queue = Queue::new(8, 64);
+        let queue = SendQueue::new(8, 64);
         let mut waiting = [0usize; 4];
         let mut open: [Option<(u32, u32)>; 4] = [None; 4];
         let mut next: [u32; 4] = [0; 4];
@@ -111,7 +112,7 @@ proptest! {
 
 #[test]
 fn queues_are_bounded_and_closing_drops_what_waits() {
-    let queue = Queue::new(2, 2);
+    let queue = SendQueue::new(2, 2);
     for number in 0..2 {
         queue.push(OutFrame::Message(done(number))).unwrap();
         queue.push(part(1, Class::Bulk, pattern(9, 0))).unwrap();
@@ -127,14 +128,14 @@ fn queues_are_bounded_and_closing_drops_what_waits() {
     let kinds: Vec<_> = std::iter::from_fn(|| queue.pop(limits::SLICE_BYTES_MAX, 0))
         .map(|frame| (header(&frame).0.kind, frame.last))
         .collect();
-    // Shutting down, what was said still goes out; payload does not.
+    // On shutdown queued messages leave, and payload does not.
     assert_eq!(kinds, [(FrameKind::Control, false), (FrameKind::Control, false), (FrameKind::Bye, true)]);
 }
 
 #[tokio::test]
 async fn an_urgent_part_overtakes_bulk_on_the_wire() {
     let mut slow = config(2);
-    // The receiver holds one bulk part at a time, so the sender's bulk queue cannot run empty before the urgent part
+    // The receiver has memory for one bulk part at a time. So the sender's bulk queue is not empty when the urgent part
     // is sent.
     slow.receive_bytes = limits::PIECE_BYTES_MAX as usize;
     let (mut a, mut b) = (Node::start(config(1)).await, Node::start(slow).await);
@@ -152,12 +153,12 @@ async fn an_urgent_part_overtakes_bulk_on_the_wire() {
     while let LinkEvent::Part { class: Class::Bulk, .. } = b.next().await {
         before += 1;
     }
-    // Socket buffers may hold a few megabytes, never the 312 that are queued.
+    // Socket buffers may hold a few MiB, but never the 312 MiB that are queued.
     assert!(before <= 3, "{before} bulk parts came first");
 }
 
 #[tokio::test]
-async fn a_slow_driver_stops_the_link_not_the_memory() {
+async fn a_slow_driver_stops_the_link_and_memory_stays_bounded() {
     let mut narrow = config(2);
     narrow.receive_bytes = limits::PIECE_BYTES_MAX as usize;
     narrow.events_max = 4;
@@ -171,19 +172,19 @@ async fn a_slow_driver_stops_the_link_not_the_memory() {
     for number in 0..64 {
         a.endpoint.send(b.id, part(number, Class::Bulk, payload.clone())).unwrap();
     }
-    // Take until the budget is used up: eight parts of 1 MiB, held on to.
+    // Eight parts of 1 MiB use up the budget.
     for _ in 0..8 {
         match b.next().await {
             LinkEvent::Part { payload, .. } => held.push(payload),
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(b.endpoint.stats().held, 8 << 20);
-    // Nothing more comes while they are held...
+    assert_eq!(b.endpoint.stats().payload_held, 8 << 20);
+    // No more parts arrive while the eight are held.
     assert!(tokio::time::timeout(Duration::from_millis(50), b.events.recv()).await.is_err());
-    assert_eq!(b.endpoint.stats().held, 8 << 20);
+    assert_eq!(b.endpoint.stats().payload_held, 8 << 20);
     assert_eq!(b.endpoint.link_stats(a.id).unwrap().payload_in, 8 << 20);
-    // ... but what is more urgent has a budget of its own: it is only behind the slice that waits.
+    // Urgent parts have a budget of their own. They wait only for the slice that is being read.
     a.endpoint.send(b.id, part(99, Class::Urgent, payload.clone())).unwrap();
     held.clear();
     let mut rest = 0;
@@ -199,7 +200,7 @@ async fn a_slow_driver_stops_the_link_not_the_memory() {
             }
         }
     }
-    assert!(b.endpoint.stats().held <= 16 << 20);
+    assert!(b.endpoint.stats().payload_held <= 16 << 20);
     while sent < 65 {
         assert!(matches!(a.next().await, LinkEvent::Sent { .. }));
         sent += 1;
@@ -207,9 +208,9 @@ async fn a_slow_driver_stops_the_link_not_the_memory() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_said_so() {
+async fn a_full_queue_refuses_frames() {
     let (a, b) = linked().await;
-    // `b`'s driver takes nothing. Its link ends up unread, and `a`'s queue full.
+    // The driver of `b` takes no events. So `b` stops to read the link, and the queue of `a` fills up.
     let payload = pattern(1 << 20, 1);
     let mut queued = 0;
     let refused = loop {
@@ -221,6 +222,6 @@ async fn a_full_queue_is_said_so() {
         tokio::task::yield_now().await;
     };
     assert_eq!(refused, SendError::Full);
-    // The way for messages is still free.
+    // Messages have a queue of their own.
     a.endpoint.send(b.id, OutFrame::Message(done(1))).unwrap();
 }

@@ -1,8 +1,9 @@
-//! Silence, on connections in memory and a clock that stands still until everybody waits.
+//! Silent links, on connections in memory and with paused time.
 
 use super::hostile::{frame, hello, slice};
 use super::*;
-use crate::links::connect::start;
+use crate::links::connect::start_session;
+use crate::links::error::Refusal;
 use crate::links::hello::{HelloError, exchange_hello};
 use crate::testing::keys;
 use shoal_proto::frame::{FrameKind, HEADER_BYTES, Header};
@@ -11,17 +12,17 @@ use tokio::time::Instant;
 
 const WIRE: usize = 256 * 1024;
 
-async fn deaf_node(number: u8) -> Node {
+async fn node_without_listener(number: u8) -> Node {
     let mut config = config(number);
     config.listen = vec![];
     Node::start(config).await
 }
 
-/// Greets whoever is at the other end as node `other`, and makes it a link.
+/// Exchanges `Hello` with node `other` at the far end of `io`, and makes the connection a link.
 async fn adopt(node: &Node, other: u8, mut io: DuplexStream) -> Result<(), HelloError> {
     let other = keys(other).node();
     let hello = exchange_hello(&node.endpoint.context, &mut io, other).await?;
-    start(&node.endpoint.context, io, other, hello, "192.0.2.1:1".parse().unwrap(), false);
+    start_session(&node.endpoint.context, io, other, hello, "192.0.2.1:1".parse().unwrap(), false);
     Ok(())
 }
 
@@ -34,8 +35,8 @@ async fn read_frame(io: &mut DuplexStream) -> std::io::Result<(FrameKind, Vec<u8
     Ok((header.kind, body))
 }
 
-/// The greeting of node `number`, done by hand.
-async fn greet_by_hand(io: &mut DuplexStream, number: u8, node: &Node) {
+/// Exchanges `Hello` as node `number`, frame by frame.
+async fn hello_by_hand(io: &mut DuplexStream, number: u8, node: &Node) {
     io.write_all(&hello(number)).await.unwrap();
     if keys(number).node() > node.id {
         assert_eq!(read_frame(io).await.unwrap().0, FrameKind::Hello);
@@ -46,10 +47,10 @@ async fn greet_by_hand(io: &mut DuplexStream, number: u8, node: &Node) {
     }
 }
 
-/// A link whose other end is in the test's hand.
-async fn by_hand(node: &mut Node, number: u8) -> DuplexStream {
+/// Returns the far end of a link that the test serves itself.
+async fn link_by_hand(node: &mut Node, number: u8) -> DuplexStream {
     let (near, mut far) = duplex(WIRE);
-    let (adopted, ()) = tokio::join!(adopt(node, number, near), greet_by_hand(&mut far, number, node));
+    let (adopted, ()) = tokio::join!(adopt(node, number, near), hello_by_hand(&mut far, number, node));
     adopted.unwrap();
     node.expect_up(keys(number).node()).await;
     far
@@ -57,14 +58,14 @@ async fn by_hand(node: &mut Node, number: u8) -> DuplexStream {
 
 fn error_of(event: LinkEvent) -> String {
     match event {
-        LinkEvent::LinkDown { reason: None, error: Some(error), .. } => error,
+        LinkEvent::LinkDown { reason: None, error: Some(error), .. } => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
 
 /// Two nodes with a link between them.
 async fn linked_in_memory() -> (Node, Node) {
-    let (mut a, mut b) = (deaf_node(1).await, deaf_node(2).await);
+    let (mut a, mut b) = (node_without_listener(1).await, node_without_listener(2).await);
     let (near, far) = duplex(WIRE);
     let (one, two) = tokio::join!(adopt(&a, 2, near), adopt(&b, 1, far));
     one.unwrap();
@@ -74,7 +75,7 @@ async fn linked_in_memory() -> (Node, Node) {
     (a, b)
 }
 
-/// Says nothing until the link is dead; gives the pings it was asked with, and how long that took.
+/// Sends nothing until the link is dead. Returns the number of pings that arrived, and the time.
 async fn dies_silent(node: &mut Node, far: &mut DuplexStream) -> (u32, Duration) {
     let begin = Instant::now();
     let listening = async {
@@ -101,14 +102,14 @@ async fn an_idle_link_lives_on_pings() {
     a.endpoint.send(b.id, OutFrame::Message(done(1))).unwrap();
     assert!(matches!(b.next().await, LinkEvent::Message { .. }));
     let frames = a.endpoint.link_stats(b.id).unwrap().bytes_in / HEADER_BYTES as u64;
-    // One ping or pong about every ten seconds, not more than both ways.
+    // About one ping or pong every 10 s, at most in both directions.
     assert!((55..=125).contains(&frames), "{frames}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_link_is_asked_then_dead() {
-    let mut node = deaf_node(1).await;
-    let mut far = by_hand(&mut node, 2).await;
+    let mut node = node_without_listener(1).await;
+    let mut far = link_by_hand(&mut node, 2).await;
     let (pings, after) = dies_silent(&mut node, &mut far).await;
     assert!((Duration::from_secs(30)..Duration::from_secs(41)).contains(&after), "{after:?}");
     assert!((2..=4).contains(&pings), "{pings}");
@@ -116,9 +117,9 @@ async fn a_silent_link_is_asked_then_dead() {
 
 #[tokio::test(start_paused = true)]
 async fn a_busy_link_that_falls_silent_is_dead_soon() {
-    let mut node = deaf_node(1).await;
-    let mut far = by_hand(&mut node, 2).await;
-    // It has been quiet for longer than a busy link may be; that is not held against it.
+    let mut node = node_without_listener(1).await;
+    let mut far = link_by_hand(&mut node, 2).await;
+    // The link was quiet for longer than a busy link may be. That does not count against it.
     tokio::time::sleep(Duration::from_secs(8)).await;
     far.write_all(&slice(Class::Bulk, 1, 0, 1 << 20, 1000)).await.unwrap();
     let (pings, after) = dies_silent(&mut node, &mut far).await;
@@ -127,7 +128,7 @@ async fn a_busy_link_that_falls_silent_is_dead_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn both_ends_of_a_busy_link_say_each_second_that_they_live() {
+async fn both_ends_of_a_busy_link_send_something_each_second() {
     let (a, b) = linked_in_memory().await;
     a.endpoint.send(b.id, part(1, Class::Bulk, pattern(1000, 1))).unwrap();
     tokio::time::sleep(Duration::from_secs(9)).await;
@@ -135,7 +136,7 @@ async fn both_ends_of_a_busy_link_say_each_second_that_they_live() {
         let frames = node.endpoint.link_stats(other).unwrap().bytes_in / HEADER_BYTES as u64;
         assert!(frames >= 8, "{frames}");
     }
-    // Then it is idle.
+    // Then the link is idle.
     let before = a.endpoint.link_stats(b.id).unwrap().bytes_in;
     tokio::time::sleep(Duration::from_secs(60)).await;
     let frames = (a.endpoint.link_stats(b.id).unwrap().bytes_in - before) / HEADER_BYTES as u64;
@@ -143,30 +144,30 @@ async fn both_ends_of_a_busy_link_say_each_second_that_they_live() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn our_own_slowness_is_not_the_other_ends_silence() {
+async fn a_slow_driver_is_not_counted_as_the_other_ends_silence() {
     let mut narrow = config(1);
     narrow.listen = vec![];
     narrow.events_max = 1;
     let mut node = Node::start(narrow).await;
-    let mut far = by_hand(&mut node, 2).await;
+    let mut far = link_by_hand(&mut node, 2).await;
     let said = frame(FrameKind::Control, Class::Control, &shoal_proto::codec::encode(&done(1)));
     for _ in 0..5 {
         far.write_all(&said).await.unwrap();
     }
-    // The driver sleeps; meanwhile the link shows the other end that it lives.
+    // The driver sleeps. Meanwhile the pings show the other end that this end lives.
     let mut pings = 0;
-    let _elapsed = tokio::time::timeout(Duration::from_secs(300), async {
+    let count_pings = async {
         while let Ok((kind, _)) = read_frame(&mut far).await {
             assert_eq!(kind, FrameKind::Ping);
             pings += 1;
         }
-    })
-    .await;
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(300), count_pings).await; // the link does not end by itself
     assert!((25..=31).contains(&pings), "{pings}");
     for _ in 0..5 {
         assert!(matches!(node.next().await, LinkEvent::Message { .. }));
     }
-    // Now it is the other end that is silent.
+    // Now the other end is silent.
     let begin = Instant::now();
     let event = node.events.recv().await.unwrap();
     assert!(error_of(event).contains("nothing heard"));
@@ -174,9 +175,9 @@ async fn our_own_slowness_is_not_the_other_ends_silence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_part_may_not_stall_half_received() {
-    let mut node = deaf_node(1).await;
-    let mut far = by_hand(&mut node, 2).await;
+async fn a_part_that_stalls_ends_the_link() {
+    let mut node = node_without_listener(1).await;
+    let mut far = link_by_hand(&mut node, 2).await;
     far.write_all(&slice(Class::Bulk, 1, 0, 1 << 20, 1000)).await.unwrap();
     let answering = async {
         while let Ok((kind, _)) = read_frame(&mut far).await {
@@ -188,22 +189,22 @@ async fn a_part_may_not_stall_half_received() {
     let dying = async { error_of(node.events.recv().await.unwrap()) };
     let ((), error) = tokio::join!(answering, dying);
     assert!(error.contains("stalled"), "{error}");
-    assert_eq!(node.endpoint.stats().held, 0);
+    assert_eq!(node.endpoint.stats().payload_held, 0);
 }
 
-/// A key whose id is greater than that of key 1, so that node 1 picks.
+/// Returns a key whose id is greater than that of key 1, so that node 1 picks the connection.
 fn greater() -> u8 {
     (2..100).find(|number| keys(*number).node() > keys(1).node()).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_corpse_makes_way_for_a_host_that_comes_back() {
-    let mut node = deaf_node(1).await;
+async fn a_dead_link_makes_way_for_a_restarted_host() {
+    let mut node = node_without_listener(1).await;
     let other = greater();
-    let _corpse = by_hand(&mut node, other).await;
+    let _dead = link_by_hand(&mut node, other).await;
     let (near, mut far) = duplex(WIRE);
     let begin = Instant::now();
-    let (adopted, ()) = tokio::join!(adopt(&node, other, near), greet_by_hand(&mut far, other, &node));
+    let (adopted, ()) = tokio::join!(adopt(&node, other, near), hello_by_hand(&mut far, other, &node));
     adopted.unwrap();
     assert!(begin.elapsed() < Duration::from_secs(5));
     assert!(error_of(node.next().await).contains("dialled anew"));
@@ -211,10 +212,10 @@ async fn a_corpse_makes_way_for_a_host_that_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_living_link_does_not() {
-    let mut node = deaf_node(1).await;
+async fn a_living_link_does_not_make_way() {
+    let mut node = node_without_listener(1).await;
     let other = greater();
-    let mut living = by_hand(&mut node, other).await;
+    let mut living = link_by_hand(&mut node, other).await;
     let (near, mut far) = duplex(WIRE);
     let second = async {
         far.write_all(&hello(other)).await.unwrap();
@@ -226,32 +227,32 @@ async fn a_living_link_does_not() {
         living.write_all(&frame(FrameKind::Pong, Class::Control, &[])).await.unwrap();
     };
     let (refused, (), ()) = tokio::join!(adopt(&node, other, near), second, first);
-    assert!(matches!(refused, Err(HelloError::Refuse { reason: CloseReason::Duplicate, .. })));
+    assert!(matches!(refused, Err(HelloError::Refused(Refusal::LinkExists))));
     assert_eq!(node.endpoint.stats().links, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_greater_id_believes_the_smaller_ones_choice() {
+async fn the_greater_id_follows_the_choice_of_the_smaller_one() {
     let other = (2..100).find(|number| keys(*number).node() < keys(1).node()).unwrap();
-    let mut node = deaf_node(1).await;
-    let _old = by_hand(&mut node, other).await;
+    let mut node = node_without_listener(1).await;
+    let _old = link_by_hand(&mut node, other).await;
     let (near, mut far) = duplex(WIRE);
-    let (adopted, ()) = tokio::join!(adopt(&node, other, near), greet_by_hand(&mut far, other, &node));
+    let (adopted, ()) = tokio::join!(adopt(&node, other, near), hello_by_hand(&mut far, other, &node));
     adopted.unwrap();
     assert!(error_of(node.next().await).contains("replaced"));
     node.expect_up(keys(other).node()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn closing_does_not_wait_for_the_deaf() {
-    let mut node = deaf_node(1).await;
-    let far = by_hand(&mut node, 2).await;
-    // More than the wire takes, and nobody reads: the writer is stuck in the middle of a slice.
+async fn closing_does_not_wait_for_an_end_that_does_not_read() {
+    let mut node = node_without_listener(1).await;
+    let far = link_by_hand(&mut node, 2).await;
+    // The wire takes less than this and the far end does not read. So the writer stalls in the middle of a slice.
     let other = keys(2).node();
     node.endpoint.send(other, part(1, Class::Bulk, pattern(4 << 20, 1))).unwrap();
     node.endpoint.close(other, CloseReason::Idle);
     assert!(matches!(node.next().await, LinkEvent::LinkDown { reason: None, error: None, .. }));
     node.endpoint.shutdown(Duration::from_secs(5)).await;
-    assert!(node.endpoint.context.tasks.is_empty());
+    assert!(node.endpoint.context.tasks().is_empty());
     drop(far);
 }

@@ -1,0 +1,87 @@
+//! The state that the handles and the event loop of a control plane share.
+//!
+//! Invariant: an order of a handle is kept once, however often it is repeated. So orders never outgrow the number of
+//! nodes.
+
+use super::byte_counter::ByteCounter;
+use shoal_proto::ids::NodeId;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The state that handles and event loop share.
+pub(super) struct ControlContext {
+    pub(super) byte_counter: Arc<ByteCounter>,
+    pub(super) node_orders: NodeOrders,
+    pub(super) tasks: TaskTracker,
+    /// Set when the event loop must close every connection and end.
+    pub(super) closing: CancellationToken,
+    /// Set when every task must end at once.
+    pub(super) stop: CancellationToken,
+    pub(super) timeout: Duration,
+}
+
+impl ControlContext {
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self {
+            byte_counter: Arc::default(),
+            node_orders: NodeOrders::default(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            timeout,
+        }
+    }
+}
+
+/// The nodes to disconnect and to block.
+#[derive(Default)]
+pub(super) struct PendingOrders {
+    disconnect: BTreeSet<NodeId>,
+    block: BTreeSet<NodeId>,
+}
+
+impl PendingOrders {
+    pub(super) fn disconnect(&self) -> impl Iterator<Item = &NodeId> {
+        self.disconnect.iter()
+    }
+
+    pub(super) fn block(&self) -> impl Iterator<Item = &NodeId> {
+        self.block.iter()
+    }
+}
+
+/// Orders of handles that need no answer and must not wait.
+#[derive(Default)]
+pub(super) struct NodeOrders {
+    pending: Mutex<PendingOrders>,
+    changed: Notify,
+}
+
+impl NodeOrders {
+    fn pending(&self) -> MutexGuard<'_, PendingOrders> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn disconnect(&self, node: NodeId) {
+        self.pending().disconnect.insert(node);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn block(&self, node: NodeId) {
+        self.pending().block.insert(node);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn take(&self) -> PendingOrders {
+        std::mem::take(&mut *self.pending())
+    }
+
+    /// Returns once an order may have come.
+    pub(super) async fn until_changed(&self) {
+        self.changed.notified().await;
+    }
+}
