@@ -11,7 +11,7 @@ use shoal_proto::trust::{Trust, TrustError};
 use shoal_service::config::ConfigError;
 use shoal_service::http_server::{Server, bind};
 use shoal_service::metrics::Metrics;
-use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ pub enum RunError {
     Http(#[source] io::Error),
     /// A task ended that runs as long as the hub.
     #[error("{0}")]
-    Task(String),
+    Task(#[from] TaskError),
 }
 
 /// A running hub.
@@ -93,5 +93,5 @@ pub async fn run(config: &HubConfig, token: CancellationToken) -> Result<(), Run
     let mut started = start(config, token).await?;
     let ended = started.tasks.run().await;
     started.tasks.stop(STOP_DEADLINE).await;
-    ended.map_err(RunError::Task)
+    Ok(ended?)
 }

@@ -7,6 +7,7 @@ use crate::mirror::MirrorConfig;
 use crate::prewarm::ContainerdConfig;
 use crate::rate_limits::RateLimitSettings;
 use serde::{Deserialize, Serialize};
+use shoal_net::links::RecordLayer;
 use shoal_proto::limits;
 use shoal_proto::locality::{Labels, validate_labels};
 use shoal_service::config::ConfigError;
@@ -18,6 +19,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeSettings {
+    /// The connections to other hosts.
+    pub net: NetSettings,
     /// Addresses on which links are accepted. Default `[::]:7700` and `0.0.0.0:7700`.
     pub listen: Vec<SocketAddr>,
     /// Addresses that other hosts use. Default: the ports of `listen` at the address from which the tracker sees this
@@ -60,6 +63,7 @@ pub struct NodeSettings {
 impl Default for NodeSettings {
     fn default() -> Self {
         Self {
+            net: NetSettings::default(),
             listen: vec![(Ipv6Addr::UNSPECIFIED, 7700).into(), (Ipv4Addr::UNSPECIFIED, 7700).into()],
             advertise: Vec::new(),
             trackers: Vec::new(),
@@ -104,6 +108,34 @@ impl NodeSettings {
         check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "use at least 16 MiB")?;
         self.limits.validate()?;
         validate_labels(&self.labels).map_err(|error| ConfigError::invalid("node.labels", error))
+    }
+}
+
+/// How a node connects to other hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetSettings {
+    /// The implementation that seals and opens the TLS records of links. Default `own`.
+    pub records: Records,
+}
+
+/// The implementations of TLS records. Hosts with different choices interoperate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Records {
+    /// The crate `shoal-tls-records`: fewer copies, less processor time.
+    #[default]
+    Own,
+    /// rustls itself.
+    Rustls,
+}
+
+impl From<Records> for RecordLayer {
+    fn from(records: Records) -> Self {
+        match records {
+            Records::Own => Self::Own,
+            Records::Rustls => Self::Rustls,
+        }
     }
 }
 

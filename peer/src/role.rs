@@ -11,7 +11,7 @@ use crate::prewarm::{PrewarmRequests, PrewarmTask};
 use shoal_proto::trust::Role;
 use shoal_service::http_server::{AdminToken, Server, TokenError, bind};
 use shoal_service::metrics::Metrics;
-use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub enum RunError {
     Listen(#[from] std::io::Error),
     /// A task ended before the role stopped.
     #[error("{0}")]
-    Task(String),
+    Task(#[from] TaskError),
 }
 
 /// A running peer.
@@ -103,5 +103,5 @@ pub async fn run(config: &PeerConfig, token: CancellationToken) -> Result<(), Ru
     let mut started = start(config, token).await?;
     let ended = started.tasks.run().await;
     started.tasks.stop(STOP_DEADLINE).await;
-    ended.map_err(RunError::Task)
+    Ok(ended?)
 }

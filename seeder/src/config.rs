@@ -2,12 +2,12 @@
 //!
 //! Invariant: a seeder can run with a configuration that passed [`SeederConfig::validate`].
 
-use crate::url::HttpUrl;
 use serde::{Deserialize, Serialize};
 use shoal_peer::config::NodeSettings;
 use shoal_proto::image::{is_host, is_repository_prefix};
 use shoal_proto::limits;
 use shoal_service::config::ConfigError;
+use shoal_service::http_client::transport::HttpUrl;
 use shoal_service::units::Span;
 use shoal_store::ingest::IngestOptions;
 use std::collections::BTreeMap;

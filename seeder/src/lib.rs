@@ -28,7 +28,6 @@ mod registry;
 mod role;
 mod rollout;
 mod tracker;
-mod url;
 
 pub use config::SeederConfig;
 pub use role::{RunError, Started, run, start};

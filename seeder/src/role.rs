@@ -22,7 +22,7 @@ use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Keypair, Role, Trust};
 use shoal_service::http_server::{AdminToken, Server, TokenError, bind};
 use shoal_service::metrics::Metrics;
-use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub enum RunError {
     Listen(#[from] std::io::Error),
     /// A task ended that runs until the seeder stops.
     #[error("{0}")]
-    Task(String),
+    Task(#[from] TaskError),
 }
 
 /// A running seeder.
@@ -155,5 +155,5 @@ pub async fn run(config: &SeederConfig, token: CancellationToken) -> Result<(), 
     let mut started = start(config, token).await?;
     let ended = started.tasks.run().await;
     started.tasks.stop(STOP_DEADLINE).await;
-    ended.map_err(RunError::Task)
+    Ok(ended?)
 }

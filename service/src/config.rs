@@ -1,64 +1,58 @@
-//! Layered configuration: a TOML file, the environment over it, flags over both.
+//! Layered configuration: a TOML file, then environment variables, then command-line options. Later layers win.
 //!
-//! Invariant: a key nobody knows is an error that names it, never silently ignored.
+//! Invariant: an unknown key is an error that names the key.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// Why there is no usable configuration.
+/// The reason for which a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields carry their types' names")]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read {}: {source}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     /// The file is not TOML.
     #[error("{}: {message}", .path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The place and the fault, over several lines.
         message: String,
     },
-    /// An override is not `key=value`, or goes through a key that is not a table.
-    #[error("`{0}` is not key=value with a key that can be set")]
+    /// An override has another form than `key=value`, or its key leads through a value that is not a table.
+    #[error("invalid override `{0}`: use key=value with a key of the configuration")]
     Override(String),
-    /// A key is unknown or missing, or a value is of the wrong kind.
+    /// A key is unknown or missing, or a value has the wrong type or range.
     #[error("{origin}: {message}")]
     Invalid {
-        /// Which layers were read.
+        /// The file or the key at fault.
         origin: String,
-        /// What is wrong.
         message: String,
     },
 }
 
 impl ConfigError {
-    /// A value that parses but cannot be.
+    /// Returns the error of a value that can be parsed and is out of range.
     pub fn invalid(key: &str, why: impl std::fmt::Display) -> Self {
         Self::Invalid { origin: format!("`{key}`"), message: why.to_string() }
     }
 }
 
-/// What to read, in rising precedence.
+/// The layers to read, in rising precedence.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// The TOML file, if any.
+    /// The TOML file, if there is one.
     pub file: Option<PathBuf>,
-    /// Prefix of environment variables, e.g. `SHOAL_PEER_`: `SHOAL_PEER_HTTP` sets `http`, `__` goes into a table.
+    /// The prefix of environment variables. With `SHOAL_PEER_`, the variable `SHOAL_PEER_HTTP` sets `http`. Two underscores
+    /// lead into a table.
     pub env_prefix: String,
-    /// `key=value` pairs; dots in the key go into tables.
+    /// Pairs `key=value`. Dots in the key lead into tables.
     pub overrides: Vec<String>,
 }
 
-/// A value as TOML if it is that, else as the text itself.
+/// Returns the TOML value in `text`, or `text` as a string if it is not TOML.
 fn value_of(text: &str) -> Value {
     let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
     parsed.unwrap_or_else(|| Value::String(text.to_string()))
@@ -83,7 +77,11 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
     })
 }
 
-/// Reads and merges all layers. `env` is the environment, passed in so that it can be tested.
+/// Reads and merges all layers. Tests pass an environment of their own.
+///
+/// # Errors
+///
+/// Fails if the file cannot be read or parsed, an override is invalid, or a key or value is invalid.
 pub fn load<T: DeserializeOwned>(
     sources: &Sources,
     env: impl IntoIterator<Item = (String, String)>,
@@ -113,7 +111,11 @@ pub fn load<T: DeserializeOwned>(
     })
 }
 
-/// The configuration as TOML, every default filled in.
+/// Returns the configuration as TOML with every default.
+///
+/// # Errors
+///
+/// Fails if a value cannot be written as TOML.
 pub fn render<T: Serialize>(config: &T) -> Result<String, ConfigError> {
     toml::to_string_pretty(config)
         .map_err(|error| ConfigError::Invalid { origin: "configuration".into(), message: error.to_string() })

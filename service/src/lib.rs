@@ -1,9 +1,14 @@
-//! What every long-running role shares: configuration, logs, health, metrics, tasks and shutdown.
+//! The parts that every long-running role needs: configuration, logs, HTTP, metrics, tasks and shutdown.
 //!
-//! Owns: the process, not what it does. Invariant: nothing here knows a role, a content or a host.
+//! Owns: the process, not its work.
+//! Invariant: nothing here knows a role, a content or a host.
 //!
-//! Where to look: layered configuration in [`config`] and its human units in [`units`]; the HTTP server every role opens
-//! in [`http_server`], its [`routes`], and refusals of requests in [`extract`]; its client in [`http_client`]; counters in [`metrics`]; stopping in [`shutdown`]; state in and out in [`backup`], a database's in [`tables`]; logs in [`logs`].
+//! Where to look: layered configuration in [`config`] and its units in [`units`]; the HTTP server of each role in
+//! [`http_server`], its [`routes`], and the refusal of malformed requests in [`extract`]; the one HTTP transport and the
+//! client of the roles' APIs in [`http_client`]; metrics in [`metrics`]; tasks and stopping in [`shutdown`]; state in and
+//! out in [`backup`], tables of a database in [`tables`]; logs in [`logs`].
+//!
+//! Terms are in `docs/GLOSSARY.md`.
 
 pub mod backup;
 pub mod config;

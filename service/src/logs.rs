@@ -1,38 +1,65 @@
 //! Structured logs on standard error.
+//!
+//! Invariant: a process starts its logs once.
 
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::TryInitError;
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object in each line.
     Json,
 }
 
+/// The reason for which logs cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The format has an unknown name.
+    #[error("unknown log format `{0}`: use `text` or `json`")]
+    Format(String),
+    /// The filter cannot be parsed.
+    #[error("invalid log filter `{filter}`: {source}")]
+    #[allow(missing_docs, reason = "the names say it")]
+    Filter { filter: String, source: tracing_subscriber::filter::ParseError },
+    /// Logs were started before.
+    #[error("logs cannot start: {0}")]
+    Start(#[from] TryInitError),
+}
+
 impl FromStr for LogFormat {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = LogError;
+
+    fn from_str(text: &str) -> Result<Self, LogError> {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(format!("`{text}` is not a log format: text or json")),
+            _ => Err(LogError::Format(text.to_string())),
         }
     }
 }
 
-/// Starts logging. `filter` is a level or a list such as `info,shoal_net=debug`.
-pub fn init(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter `{filter}`: {error}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    started.map_err(|error| error.to_string())
+/// Starts the logs. `filter` is a level or a list such as `info,shoal_net=debug`.
+///
+/// # Errors
+///
+/// Fails if the filter cannot be parsed or logs were started before.
+pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
+    let parsed =
+        EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_string(), source })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => init_with(builder),
+        LogFormat::Json => init_with(builder.json().flatten_event(true)),
+    }
+}
+
+fn init_with(subscriber: impl tracing_subscriber::util::SubscriberInitExt) -> Result<(), LogError> {
+    Ok(subscriber.try_init()?)
 }

@@ -1,22 +1,26 @@
-//! Stopping: a level-triggered token, the signals that set it, and tasks that are waited for.
+//! Stopping: a token, the signals that cancel it, and tasks that are waited for.
 //!
-//! Invariant: no task outlives [`Tasks::stop`]; what does not end by the deadline is aborted.
+//! Invariant: no task outlives [`Tasks::stop`]. Tasks that still run at the deadline are aborted.
 
 use std::future::Future;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 pub use tokio_util::sync::CancellationToken;
 
-/// How long a role may take to stop.
+/// The time that a role may take to stop.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
+/// Returns a token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
+///
+/// # Errors
+///
+/// Fails if the operating system refuses a signal handler.
 pub fn on_signals() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let cancelled = token.clone();
-    // Lives as long as the process: there is nothing to wait for.
+    // The task lives as long as the process, so it is not waited for.
     tokio::spawn(async move {
         for turn in 0.. {
             let code = tokio::select! {
@@ -33,7 +37,18 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Named tasks of a role. A task that panics, or ends while the role runs, stops the role.
+/// A task that ended while its role runs.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The task returned.
+    #[error("task `{0}` ended while the role runs")]
+    Ended(&'static str),
+    /// The task panicked.
+    #[error("a task failed: {0}")]
+    Failed(#[from] JoinError),
+}
+
+/// The named tasks of a role. A task that panics, or ends while the role runs, stops the role.
 #[derive(Debug)]
 pub struct Tasks {
     set: JoinSet<&'static str>,
@@ -41,12 +56,12 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Tasks that end when `token` is cancelled.
+    /// Returns an empty set of tasks that end when `token` is cancelled.
     pub fn new(token: CancellationToken) -> Self {
         Self { set: JoinSet::new(), token }
     }
 
-    /// The token tasks watch.
+    /// Returns the token that the tasks watch.
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
@@ -59,8 +74,12 @@ impl Tasks {
         });
     }
 
-    /// Waits until the token is cancelled or a task ends before that, which is a fault; gives its name.
-    pub async fn run(&mut self) -> Result<(), String> {
+    /// Waits until the token is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a task ends before that. The token is cancelled then.
+    pub async fn run(&mut self) -> Result<(), TaskError> {
         let ended = tokio::select! {
             biased;
             () = self.token.cancelled() => return Ok(()),
@@ -69,17 +88,17 @@ impl Tasks {
         self.token.cancel();
         match ended {
             None => Ok(()),
-            Some(Ok(name)) => Err(format!("task `{name}` ended")),
-            Some(Err(error)) => Err(format!("a task failed: {error}")),
+            Some(Ok(name)) => Err(TaskError::Ended(name)),
+            Some(Err(error)) => Err(error.into()),
         }
     }
 
-    /// Cancels, waits for all tasks, aborts what is left at the deadline.
+    /// Cancels the token, waits for all tasks, and aborts the tasks that still run after `deadline`.
     pub async fn stop(mut self, deadline: Duration) {
         self.token.cancel();
         let drained = tokio::time::timeout(deadline, async { while self.set.join_next().await.is_some() {} }).await;
         if drained.is_err() {
-            tracing::warn!(left = self.set.len(), "tasks did not end in time");
+            tracing::warn!(left = self.set.len(), "tasks did not end in time and are aborted");
             self.set.shutdown().await;
         }
     }

@@ -4,7 +4,9 @@ use super::config::{Role, read};
 use super::{Outcome, output};
 use anyhow::{Context, bail};
 use serde_json::json;
-use shoal_service::backup::{BackupError, Rows, Writing, ask, offline, restore as restore_state, save};
+use shoal_service::backup::{
+    BackupError, Restored, Rows, SavedArchive, SecretFile, Writing, ask, offline, restore as restore_state, save,
+};
 use shoal_service::units::ByteSize;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -138,12 +140,13 @@ pub(crate) fn backup(args: &Backup) -> anyhow::Result<Outcome> {
     let secrets = if args.secrets { place.secrets } else { Vec::new() };
     let (stream, writing) = args.target.state(args.contents)?;
     let running = writing.is_none();
+    let secrets: Vec<_> = secrets.into_iter().map(|(name, path)| SecretFile { name, path }).collect();
     let saved = save(stream, &args.out, &secrets);
     if let Some(Ok(Err(error))) = writing.map(std::thread::JoinHandle::join) {
         // The reason why the stream ended early.
         return Err(error).context("cannot read the state");
     }
-    let (head, bytes) = saved.with_context(|| format!("cannot write {}", args.out.display()))?;
+    let SavedArchive { head, bytes } = saved.with_context(|| format!("cannot write {}", args.out.display()))?;
     if args.target.json {
         output::json(&json!({ "role": head.role, "bytes": bytes, "contents": head.contents, "running": running,
             "secrets": args.secrets, "out": args.out }))?;
@@ -164,12 +167,12 @@ pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
     }
     let role = args.target.role.name();
     let open = |dir: &Path| args.target.tables(dir);
-    let (head, secrets) = restore_state(&args.from, role, &place.dir, args.force, open)
+    let Restored { head, secrets } = restore_state(&args.from, role, &place.dir, args.force, open)
         .with_context(|| format!("cannot restore {}", args.from.display()))?;
     let mut written = Vec::new();
     for (name, path) in place.secrets.iter().filter(|_| args.secrets) {
-        if let Some((_, bytes)) = secrets.iter().find(|(secret, _)| secret == name) {
-            write_secret(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        if let Some(secret) = secrets.iter().find(|secret| secret.name == *name) {
+            write_secret(path, &secret.body).with_context(|| format!("cannot write {}", path.display()))?;
             written.push(*name);
         }
     }

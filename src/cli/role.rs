@@ -35,7 +35,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
-    logs::init(args.log_format, &args.log).map_err(anyhow::Error::msg)?;
+    logs::init(args.log_format, &args.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // Half of the machine: the rest is for hashing, for the disk, and for what the host is there for.
@@ -65,7 +65,7 @@ fn until_stopped(mut tasks: Tasks) -> Ended {
     Box::pin(async move {
         let ended = tasks.run().await;
         tasks.stop(STOP_DEADLINE).await;
-        ended.map_err(anyhow::Error::msg)
+        Ok(ended?)
     })
 }
 

@@ -14,7 +14,7 @@ use shoal_proto::trust::{Credential, Keypair, Role, Trust, TrustError};
 use shoal_service::config::ConfigError;
 use shoal_service::http_client::{Client, ClientError};
 use shoal_service::http_server::{Server, bind};
-use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks};
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,7 @@ pub enum RunError {
     Hub(#[from] ClientError),
     /// A task ended that runs as long as the tracker.
     #[error("{0}")]
-    Task(String),
+    Task(#[from] TaskError),
 }
 
 /// A running tracker.
@@ -164,7 +164,7 @@ impl Started {
     pub async fn wait(mut self) -> Result<(), RunError> {
         let ended = self.tasks.run().await;
         self.tasks.stop(STOP_DEADLINE).await;
-        ended.map_err(RunError::Task)
+        Ok(ended?)
     }
 }
 

@@ -7,7 +7,7 @@ use super::contents::Contents;
 use super::{Context, Driver};
 use crate::handle::SmallContent;
 use bytes::Bytes;
-use shoal_net::links::{OutFrame, encode_announce};
+use shoal_net::links::{FeedKey, OutFrame, encode_announce};
 use shoal_proto::announcement::Announcement;
 use shoal_proto::codec::Document;
 use shoal_proto::frame::AnnounceFrame;
@@ -282,7 +282,7 @@ impl Driver {
         let key = FrameKey { job, sequence, lane, has_data: small.is_some() };
         let frame = self.announcements.encode(key, envelope, small);
         let frame =
-            if is_feed { OutFrame::Latest { key: (job, lane), body: frame } } else { OutFrame::Announce(frame) };
+            if is_feed { OutFrame::Latest { key: FeedKey { job, lane }, body: frame } } else { OutFrame::Announce(frame) };
         // Without a link or with a full queue, anti-entropy brings the announcement later.
         if cx.endpoint.send(node, frame).is_ok() {
             if is_feed {

@@ -4,7 +4,7 @@ use super::accounting::Event;
 use super::blocking_pool::WorkKind;
 use super::completions::Completion;
 use super::{Driver, payload};
-use shoal_net::links::{FeedKey, OutFrame, SendError};
+use shoal_net::links::{OutFrame, SendError};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::{ContentId, HostIndex};

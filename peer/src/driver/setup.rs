@@ -156,6 +156,7 @@ async fn bind_links(
     let admission = Admission::new(checked.trust.clone(), checked.credential_bytes.clone(), system_clock);
     let mut config = LinkConfig::new(settings.listen.clone(), checked.identity.clone(), admission);
     config.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
+    config.records = settings.net.records.into();
     // Received payload begins at the same offset in its block as on disk, so direct IO needs no copy.
     let store = store.clone();
     config.block_offset = Some(Arc::new(move |content, shard| store.block_offset(content, shard)));

@@ -3,8 +3,8 @@
 //! Invariant: only a failure that may pass is repeated, and repeating ends after the configured patience.
 
 use super::auth::DockerConfigError;
-use super::http::{HttpError, TlsSettingsError};
 use shoal_proto::image::Digest;
+use shoal_service::http_client::transport::{HttpError, TlsSettingsError};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;

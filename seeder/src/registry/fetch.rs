@@ -3,11 +3,11 @@
 //! Invariant: a finished file has the bytes of its digest. A partial file is a beginning of these bytes, or is discarded.
 
 use super::error::{Patience, RegistryError};
-use super::http::HttpResponse;
 use super::repository::Repository;
 use aws_lc_rs::digest::{Context, SHA256};
 use hyper::StatusCode;
 use shoal_proto::image::{Digest, ImageBlob};
+use shoal_service::http_client::transport::HttpResponse;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -4,19 +4,16 @@
 
 use super::auth::{self, Challenge, Credentials, TokenAnswer};
 use super::error::{Patience, RegistryError};
-use super::http::{self, HttpRequest, HttpResponse};
 use crate::config::{RegistrySettings, SeederConfig};
 use crate::oci_documents::{DOCUMENT_BYTES_MAX, Descriptor, digest_of};
-use crate::url::HttpUrl;
 use bytes::Bytes;
-use hyper::StatusCode;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use hyper::header::{InvalidHeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use rustls::ClientConfig;
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use shoal_proto::image::{DOCKER_INDEX, DOCKER_MANIFEST, Digest, OCI_INDEX, OCI_MANIFEST, Reference};
+use shoal_service::http_client::transport::{HttpRequest, HttpResponse, HttpUrl, Transport};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -50,7 +47,7 @@ pub(crate) struct Repository {
     path: String,
     /// The registry's address, or that of its mirror.
     base: HttpUrl,
-    tls: Arc<ClientConfig>,
+    transport: Transport,
     credentials: Option<Credentials>,
     /// How long a failing request is repeated.
     pub(super) patience: Duration,
@@ -76,10 +73,10 @@ impl Repository {
                 .map_err(|source| RegistryError::Credentials { registry: registry.clone(), source })?,
             None => None,
         };
-        let tls = http::tls(settings.ca.as_deref())
+        let transport = Transport::with_tls(settings.ca.as_deref())
             .map_err(|source| RegistryError::TlsSettings { registry: registry.clone(), source })?;
         let (path, patience) = (reference.path.clone(), config.pull_patience.0);
-        Ok(Self { registry, path, patience, base, tls, credentials, accepted: Mutex::default() })
+        Ok(Self { registry, path, patience, base, transport, credentials, accepted: Mutex::default() })
     }
 
     pub(super) fn malformed(&self, why: impl Into<String>) -> RegistryError {
@@ -197,7 +194,8 @@ impl Repository {
             if let Some(authorization) = authorization.filter(|_| is_registry) {
                 headers.insert(AUTHORIZATION, authorization.clone());
             }
-            let answer = http::send(HttpRequest { url: &url, headers, form: None }, &self.tls).await?;
+            let request = HttpRequest { url: &url, method: Method::GET, headers, body: Bytes::new() };
+            let answer = self.transport.send(request).await?;
             if !answer.status.is_redirection() {
                 return Ok(answer);
             }
@@ -263,7 +261,9 @@ impl Repository {
                 }
             }
         }
-        let answer = http::send(HttpRequest { url: &url, headers, form }, &self.tls).await?;
+        let method = if form.is_some() { Method::POST } else { Method::GET };
+        let body = Bytes::from(form.unwrap_or_default());
+        let answer = self.transport.send(HttpRequest { url: &url, method, headers, body }).await?;
         self.read_token(realm, answer).await
     }
 

@@ -1,210 +1,234 @@
-//! A small HTTP/1 client for the roles' own APIs: JSON or bytes in, JSON or lines out.
+//! HTTP/1 out of this process: one transport, and a client of the roles' own APIs on top of it.
 //!
-//! Invariant: every exchange has a deadline and an upper size.
+//! Invariant: each exchange has deadlines and a largest body.
+//!
+//! Where to look: URLs, TLS and one exchange in [`transport`]; JSON requests and streams of lines here.
+
+pub mod transport;
 
 use crate::http_server::ApiError;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, InvalidHeaderValue};
+use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use transport::{HttpError, HttpRequest, HttpResponse, HttpUrl, Transport};
 
-/// Largest answer read whole, bytes.
-const ANSWER_MAX: usize = 64 * 1024 * 1024;
-/// Largest answer taken from a service that is not ours, bytes.
-const FOREIGN_MAX: usize = 1024 * 1024;
-/// Longest line of a stream, bytes.
-const LINE_MAX: usize = 4 * 1024 * 1024;
-/// How long a whole exchange, or the wait for a stream's next bytes, may take.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// The largest answer of a role, in bytes.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The largest answer of a service that is not ours, in bytes.
+const FOREIGN_ANSWER_BYTES_MAX: u64 = 1024 * 1024;
+/// The longest line of a stream, in bytes.
+const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The time for a whole exchange.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why there is no answer, or not the wanted one.
+/// The reason for which a request has no useful answer.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields carry their types' names")]
 pub enum ClientError {
-    /// Not `http://host:port`.
+    /// The server's URL has another form.
     #[error("`{0}` is not a URL of the form http://host:port")]
     Url(String),
-    /// Nobody is there.
-    #[error("cannot reach {url}: {why}")]
-    Unreachable {
-        /// The server.
-        url: String,
-        /// Why.
-        why: String,
-    },
-    /// The server said no.
+    /// The token cannot stand in a header.
+    #[error("the admin token holds characters that no HTTP header may hold: {0}")]
+    Token(#[from] InvalidHeaderValue),
+    /// The exchange failed.
+    #[error("{0}")]
+    Http(#[from] HttpError),
+    /// The server did not answer in time.
+    #[error("{url} did not answer in time")]
+    Timeout { url: String },
+    /// The server answered with an error.
     #[error("{0}")]
     Refused(ApiError),
+    /// The request cannot be written as JSON.
+    #[error("the request cannot be written as JSON: {0}")]
+    Request(#[source] serde_json::Error),
     /// The answer is not what the API promises.
-    #[error("{url} gave an answer that cannot be read: {why}")]
-    Malformed {
-        /// The server.
-        url: String,
-        /// What is wrong with it.
-        why: String,
-    },
+    #[error("{url} gave an answer that cannot be read: {source}")]
+    Malformed { url: String, source: serde_json::Error },
+    /// The answer is not UTF-8.
+    #[error("{url} gave an answer that is not UTF-8")]
+    NotText { url: String },
+    /// The answer, or a line of it, is longer than the client reads.
+    #[error("{url} gave an answer that is too long")]
+    TooLong { url: String },
 }
 
-/// A server to talk to.
+/// A server with its admin token.
 #[derive(Clone, Debug)]
 pub struct Client {
+    /// Without the path.
     url: String,
-    authority: String,
-    token: Option<String>,
+    base: HttpUrl,
+    authorization: Option<HeaderValue>,
+    transport: Transport,
 }
 
 impl Client {
-    /// For `http://host:port`, showing `token` if given.
+    /// Returns a client of `http://host:port` that shows `token`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the URL has another form or the token cannot stand in a header.
     pub fn new(url: &str, token: Option<String>) -> Result<Self, ClientError> {
         let bad = || ClientError::Url(url.to_string());
-        let url = url.trim_end_matches('/');
-        let authority = url.strip_prefix("http://").ok_or_else(bad)?;
-        if authority.is_empty() || authority.contains(['/', '@', ' ']) || !authority.contains(':') {
-            return Err(bad());
-        }
-        Ok(Self { url: url.to_string(), authority: authority.to_string(), token })
+        let trimmed = url.trim_end_matches('/');
+        let base = HttpUrl::parse(trimmed).filter(|base| !base.https && base.path == "/" && base.has_port());
+        let base = base.ok_or_else(bad)?;
+        let authorization = token.map(|token| HeaderValue::from_str(&format!("Bearer {token}"))).transpose()?;
+        Ok(Self { url: trimmed.to_string(), base, authorization, transport: Transport::plain() })
     }
 
-    /// The server's URL.
+    /// Returns the server's URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    fn unreachable(&self, why: impl std::fmt::Display) -> ClientError {
-        ClientError::Unreachable { url: self.url.clone(), why: why.to_string() }
-    }
-
-    fn malformed(&self, why: impl std::fmt::Display) -> ClientError {
-        ClientError::Malformed { url: self.url.clone(), why: why.to_string() }
-    }
-
-    /// Sends a request on a connection of its own; gives the answer once its head is here.
-    async fn send(&self, method: Method, path: &str, body: Option<(&str, Bytes)>) -> Result<Answer, ClientError> {
-        let stream = TcpStream::connect(&self.authority).await.map_err(|error| self.unreachable(error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.unreachable(e))?;
-        let driver = tokio::spawn(async move {
-            let _ = connection.await;
-        });
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, &self.authority);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    /// Sends a request and returns the answer once its head has arrived.
+    async fn send(&self, method: Method, path: &str, body: Body) -> Result<HttpResponse, ClientError> {
+        // The path never names another server, so the token goes only to this one.
+        let url = HttpUrl { path: path.to_string(), ..self.base.clone() };
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(body.content_type));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let (kind, bytes) = body.unwrap_or(("application/json", Bytes::new()));
-        let request = request.header(header::CONTENT_TYPE, kind).body(Full::new(bytes));
-        let request = request.map_err(|error| ClientError::Url(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(|error| self.unreachable(error))?;
-        Ok(Answer { response, driver: AbortOnDrop(driver) })
+        Ok(self.transport.send(HttpRequest { url: &url, method, headers, body: body.bytes }).await?)
     }
 
-    async fn whole(&self, method: Method, path: &str, body: Option<(&str, Bytes)>) -> Result<Bytes, ClientError> {
-        let exchange = async {
-            let answer = self.send(method, path, body).await?;
-            let status = answer.response.status();
-            let body = Limited::new(answer.response.into_body(), ANSWER_MAX);
-            let bytes = body.collect().await.map_err(|error| self.malformed(error))?.to_bytes();
-            if status.is_success() { Ok(bytes) } else { Err(self.refusal(status, &bytes)) }
-        };
-        tokio::time::timeout(DEADLINE, exchange).await.map_err(|_| self.unreachable("no answer in time"))?
+    async fn in_time<T>(&self, exchange: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+        let timed_out = |_| ClientError::Timeout { url: self.url.clone() };
+        tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(timed_out)?
+    }
+
+    async fn read_whole(&self, answer: &mut HttpResponse, max: u64) -> Result<Bytes, ClientError> {
+        answer.whole(max).await?.ok_or_else(|| ClientError::TooLong { url: self.url.clone() })
+    }
+
+    /// Returns the body of a successful answer.
+    async fn exchange(&self, method: Method, path: &str, body: Body) -> Result<Bytes, ClientError> {
+        self.in_time(async {
+            let mut answer = self.send(method, path, body).await?;
+            let bytes = self.read_whole(&mut answer, ANSWER_BYTES_MAX).await?;
+            if answer.status.is_success() { Ok(bytes) } else { Err(self.refusal(answer.status, &bytes)) }
+        })
+        .await
     }
 
     fn refusal(&self, status: StatusCode, bytes: &[u8]) -> ClientError {
         #[derive(serde::Deserialize)]
-        struct Wrapped {
+        struct ErrorBody {
             error: ApiError,
         }
-        match serde_json::from_slice::<Wrapped>(bytes) {
-            Ok(Wrapped { error }) => ClientError::Refused(ApiError { status: status.as_u16(), ..error }),
+        match serde_json::from_slice::<ErrorBody>(bytes) {
+            Ok(ErrorBody { error }) => ClientError::Refused(ApiError { status: status.as_u16(), ..error }),
             Err(_) => ClientError::Refused(ApiError::new(status, format!("{} answered {status}", self.url), "", "")),
         }
     }
 
     fn parse<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, ClientError> {
-        serde_json::from_slice(bytes).map_err(|error| self.malformed(error))
+        serde_json::from_slice(bytes).map_err(|source| ClientError::Malformed { url: self.url.clone(), source })
     }
 
-    /// GET, JSON out.
+    /// Sends a GET and returns the JSON answer.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the exchange fails, the server answers with an error, or the answer cannot be read.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.parse(&self.whole(Method::GET, path, None).await?)
+        self.parse(&self.exchange(Method::GET, path, Body::NONE).await?)
     }
 
-    /// GET; status and body, whatever they are. For asking services that are not ours.
+    /// Sends a GET to a service that is not ours. Returns status and body, whatever they are.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the exchange fails or the answer is longer than 1 MiB.
     pub async fn answer(&self, path: &str) -> Result<(u16, Bytes), ClientError> {
-        let exchange = async {
-            let answer = self.send(Method::GET, path, None).await?;
-            let status = answer.response.status().as_u16();
-            let body = Limited::new(answer.response.into_body(), FOREIGN_MAX);
-            Ok((status, body.collect().await.map_err(|error| self.malformed(error))?.to_bytes()))
-        };
-        tokio::time::timeout(DEADLINE, exchange).await.map_err(|_| self.unreachable("no answer in time"))?
-    }
-
-    /// GET, text out.
-    pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
-        let bytes = self.whole(Method::GET, path, None).await?;
-        String::from_utf8(bytes.into()).map_err(|error| self.malformed(error))
-    }
-
-    /// POST, JSON in and out.
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        let bytes = serde_json::to_vec(body).map_err(|error| self.malformed(error))?;
-        self.parse(&self.whole(Method::POST, path, Some(("application/json", bytes.into()))).await?)
-    }
-
-    /// POST, bytes in, JSON out.
-    pub async fn post_bytes<T: DeserializeOwned>(&self, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
-        self.parse(&self.whole(Method::POST, path, Some(("application/octet-stream", body.into()))).await?)
-    }
-
-    /// GET, a stream of JSON lines out.
-    pub async fn lines(&self, path: &str) -> Result<Lines, ClientError> {
-        let sent = tokio::time::timeout(DEADLINE, self.send(Method::GET, path, None)).await;
-        let answer = sent.map_err(|_| self.unreachable("no answer in time"))??;
-        let status = answer.response.status();
-        if !status.is_success() {
-            let body = Limited::new(answer.response.into_body(), ANSWER_MAX).collect();
-            let bytes =
-                tokio::time::timeout(DEADLINE, body).await.map_err(|_| self.unreachable("no answer in time"))?;
-            let bytes = bytes.map_err(|error| self.malformed(error))?.to_bytes();
-            return Err(self.refusal(status, &bytes));
-        }
-        Ok(Lines {
-            client: self.clone(),
-            body: answer.response.into_body(),
-            buffer: Vec::new(),
-            _driver: answer.driver,
+        self.in_time(async {
+            let mut answer = self.send(Method::GET, path, Body::NONE).await?;
+            Ok((answer.status.as_u16(), self.read_whole(&mut answer, FOREIGN_ANSWER_BYTES_MAX).await?))
         })
+        .await
+    }
+
+    /// Sends a GET and returns the answer as text.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the exchange fails, the server answers with an error, or the answer is not UTF-8.
+    pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let bytes = self.exchange(Method::GET, path, Body::NONE).await?;
+        String::from_utf8(bytes.into()).map_err(|_| ClientError::NotText { url: self.url.clone() })
+    }
+
+    /// Sends a POST with a JSON body and returns the JSON answer.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the exchange fails, the server answers with an error, or the answer cannot be read.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let bytes = serde_json::to_vec(body).map_err(ClientError::Request)?;
+        let body = Body { content_type: "application/json", bytes: bytes.into() };
+        self.parse(&self.exchange(Method::POST, path, body).await?)
+    }
+
+    /// Sends a POST with a binary body and returns the JSON answer.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the exchange fails, the server answers with an error, or the answer cannot be read.
+    pub async fn post_bytes<T: DeserializeOwned>(&self, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
+        let body = Body { content_type: "application/octet-stream", bytes: body.into() };
+        self.parse(&self.exchange(Method::POST, path, body).await?)
+    }
+
+    /// Sends a GET and returns the answer as a stream of JSON lines.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the server does not answer in time or answers with an error.
+    pub async fn lines(&self, path: &str) -> Result<Lines, ClientError> {
+        let answer = self
+            .in_time(async {
+                let mut answer = self.send(Method::GET, path, Body::NONE).await?;
+                if answer.status.is_success() {
+                    return Ok(answer);
+                }
+                let bytes = self.read_whole(&mut answer, ANSWER_BYTES_MAX).await?;
+                Err(self.refusal(answer.status, &bytes))
+            })
+            .await?;
+        Ok(Lines { client: self.clone(), answer, buffer: Vec::new() })
     }
 }
 
-struct Answer {
-    response: Response<Incoming>,
-    driver: AbortOnDrop,
+/// The body of a request.
+struct Body {
+    content_type: &'static str,
+    bytes: Bytes,
 }
 
-/// The connection's task ends with the answer it serves.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+impl Body {
+    const NONE: Self = Self { content_type: "application/json", bytes: Bytes::new() };
 }
 
 /// A stream of JSON lines.
 pub struct Lines {
     client: Client,
-    body: Incoming,
+    answer: HttpResponse,
     buffer: Vec<u8>,
-    _driver: AbortOnDrop,
 }
 
 impl Lines {
-    /// The next value; `None` when the server has ended the stream.
+    /// Returns the next value, or `None` when the server has ended the stream.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the stream is silent for 30 s, a line is too long, or a line cannot be read.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -214,18 +238,12 @@ impl Lines {
                 }
                 return self.client.parse(&line).map(Some);
             }
-            if self.buffer.len() > LINE_MAX {
-                return Err(self.client.malformed("a line is too long"));
+            if self.buffer.len() > LINE_BYTES_MAX {
+                return Err(ClientError::TooLong { url: self.client.url.clone() });
             }
-            let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await;
-            match frame.map_err(|_| self.client.unreachable("the stream fell silent"))? {
+            match self.answer.next().await? {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(self.client.unreachable(error)),
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.buffer.extend_from_slice(data);
-                    }
-                }
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
             }
         }
     }

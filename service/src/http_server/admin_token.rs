@@ -1,0 +1,85 @@
+//! The admin token: the secret that lets a request change something.
+//!
+//! Invariant: the token is read only from a file that only its owner can read, and the comparison takes the same time for
+//! every wrong token.
+
+use super::api_error::ApiError;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The secret that requests must show as `Authorization: Bearer ...`.
+#[derive(Clone)]
+pub struct AdminToken {
+    token: Arc<str>,
+}
+
+/// The reason for which an admin token cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields carry their types' names")]
+pub enum TokenError {
+    /// The file cannot be read.
+    #[error("cannot read the admin token {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// The group or others can read the file.
+    #[error("the admin token {path} has mode {mode:o}, so others can read it; run `chmod 600 {path}`", path = path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+    /// The file holds no usable secret.
+    #[error("the admin token {} is shorter than 16 characters; `shoal cluster` makes a longer one", path.display())]
+    Short { path: PathBuf },
+}
+
+impl AdminToken {
+    /// Reads the token from a file of mode 0600.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the file cannot be read, others can read it, or the token is too short.
+    pub fn load(path: &Path) -> Result<Self, TokenError> {
+        let name = path.to_path_buf();
+        let read = |source| TokenError::Read { path: name.clone(), source };
+        let mode = std::fs::metadata(path).map_err(read)?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(TokenError::Exposed { path: name, mode });
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let token = text.trim();
+        if token.len() < 16 {
+            return Err(TokenError::Short { path: name });
+        }
+        Ok(Self { token: token.into() })
+    }
+
+    /// Returns the secret, for a client to show.
+    pub fn secret(&self) -> &str {
+        &self.token
+    }
+
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+        let Some(shown) = shown.and_then(|value| value.strip_prefix(b"Bearer ")) else { return false };
+        // Every byte is compared, so the time does not reveal where the tokens differ.
+        let ours = self.token.as_bytes();
+        let differ = shown.iter().zip(ours).fold(shown.len() ^ ours.len(), |acc, (a, b)| acc | usize::from(a ^ b));
+        differ == 0
+    }
+}
+
+/// Middleware that refuses requests without the admin token.
+pub async fn require_token(State(token): State<AdminToken>, request: Request, next: Next) -> Response {
+    if token.admits(request.headers()) {
+        return next.run(request).await;
+    }
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        "not allowed",
+        "the request shows no valid admin token",
+        "pass the cluster's admin.token with --token-file",
+    )
+    .into_response()
+}
