@@ -281,8 +281,11 @@ impl Driver {
         let bytes = small.map_or(0, |small| small.data.len() as u64);
         let key = FrameKey { job, sequence, lane, has_data: small.is_some() };
         let frame = self.announcements.encode(key, envelope, small);
-        let frame =
-            if is_feed { OutFrame::Latest { key: FeedKey { job, lane }, body: frame } } else { OutFrame::Announce(frame) };
+        let frame = if is_feed {
+            OutFrame::Latest { key: FeedKey { job, lane }, body: frame }
+        } else {
+            OutFrame::Announce(frame)
+        };
         // Without a link or with a full queue, anti-entropy brings the announcement later.
         if cx.endpoint.send(node, frame).is_ok() {
             if is_feed {
