@@ -6,7 +6,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shoal_proto::ids::{ContentId, Hash, PieceIndex, ShardIndex};
 use shoal_store::cdc::Cutter;
-use shoal_store::erasure::{ErasureCode, ReedSolomonCode};
+use shoal_store::erasure::{ErasureCode, ParityRow, ReedSolomonCode};
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{Store, StoreConfig, StoreEvent};
 use std::hint::black_box;
@@ -66,7 +66,10 @@ fn coding(c: &mut Criterion) {
     let parity = code.parity(0, &stripe);
     let held: Vec<Option<&[u8]>> = stripe.iter().enumerate().map(|(at, piece)| (at != 5).then_some(*piece)).collect();
     group.bench_function("repair_one_of_16", |b| {
-        b.iter(|| code.rebuild(&[PIECE; DATA], &held, &[(0, &parity)]).expect("one parity shard is enough"));
+        b.iter(|| {
+            code.rebuild(&[PIECE; DATA], &held, &[ParityRow { row: 0, bytes: &parity }])
+                .expect("one parity shard is enough")
+        });
     });
     group.finish();
 }

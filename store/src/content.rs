@@ -58,6 +58,12 @@ pub(crate) struct Age {
     id: ContentId,
 }
 
+/// A parity shard in memory.
+pub(crate) struct CachedParity {
+    pub(crate) row: usize,
+    pub(crate) bytes: Bytes,
+}
+
 /// An open content.
 pub(crate) struct Content {
     pub(crate) id: ContentId,
@@ -231,10 +237,10 @@ impl Content {
     }
 
     /// Removes the cached parity rows of a stripe from memory and returns them.
-    pub(crate) fn take_cached_parity(&self, stripe: StripeIndex) -> Vec<(usize, Bytes)> {
+    pub(crate) fn take_cached_parity(&self, stripe: StripeIndex) -> Vec<CachedParity> {
         let mut parity = lock(&self.cached_parity);
         let rows: Vec<usize> = parity.range((stripe, 0)..=(stripe, usize::MAX)).map(|((_, row), _)| *row).collect();
-        rows.into_iter().filter_map(|row| Some((row, parity.remove(&(stripe, row))?))).collect()
+        rows.into_iter().filter_map(|row| Some(CachedParity { row, bytes: parity.remove(&(stripe, row))? })).collect()
     }
 
     /// Returns the stripe and the parity row of a parity shard.

@@ -25,13 +25,30 @@ pub enum ErasureError {
     TooFew { have: usize, need: usize },
 }
 
+/// A parity shard that is there.
+#[derive(Clone, Copy, Debug)]
+pub struct ParityRow<'a> {
+    /// Which of the stripe's parity shards it is.
+    pub row: usize,
+    #[allow(missing_docs, reason = "the name says it")]
+    pub bytes: &'a [u8],
+}
+
+/// A piece that was missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RebuiltPiece {
+    /// The piece's place in the stripe.
+    pub place: usize,
+    #[allow(missing_docs, reason = "the name says it")]
+    pub bytes: Vec<u8>,
+}
+
 /// An erasure code for stripes.
 pub trait ErasureCode: Send + Sync {
     /// Returns one parity shard of a stripe of these pieces.
     fn parity(&self, row: usize, pieces: &[&[u8]]) -> Vec<u8>;
 
-    /// Returns the missing pieces of a stripe, with their places in the stripe. `pieces[i]` is `None` if piece `i`, of
-    /// `lens[i]` bytes, is missing. `parity` has rows with their bytes.
+    /// Returns the missing pieces of a stripe. `pieces[i]` is `None` if piece `i`, of `lens[i]` bytes, is missing.
     ///
     /// # Errors
     /// [`ErasureError::TooFew`] if the shards do not determine the missing pieces.
@@ -39,8 +56,8 @@ pub trait ErasureCode: Send + Sync {
         &self,
         lens: &[usize],
         pieces: &[Option<&[u8]>],
-        parity: &[(usize, &[u8])],
-    ) -> Result<Vec<(usize, Vec<u8>)>, ErasureError>;
+        parity: &[ParityRow<'_>],
+    ) -> Result<Vec<RebuiltPiece>, ErasureError>;
 }
 
 /// The code of the `reed-solomon-erasure` crate.
@@ -105,11 +122,11 @@ impl ErasureCode for ReedSolomonCode {
         &self,
         lens: &[usize],
         pieces: &[Option<&[u8]>],
-        parity: &[(usize, &[u8])],
-    ) -> Result<Vec<(usize, Vec<u8>)>, ErasureError> {
+        parity: &[ParityRow<'_>],
+    ) -> Result<Vec<RebuiltPiece>, ErasureError> {
         let missing: Vec<usize> = (0..lens.len()).filter(|place| pieces[*place].is_none()).collect();
-        let usable: Vec<&(usize, &[u8])> =
-            parity.iter().filter(|(row, _)| *row < self.rows.len()).take(missing.len()).collect();
+        let usable: Vec<&ParityRow<'_>> =
+            parity.iter().filter(|parity| parity.row < self.rows.len()).take(missing.len()).collect();
         if usable.len() < missing.len() {
             let have = lens.len() - missing.len() + usable.len();
             return Err(ErasureError::TooFew { have, need: lens.len() });
@@ -117,7 +134,7 @@ impl ErasureCode for ReedSolomonCode {
         let longest = missing.iter().map(|place| lens[*place]).max().unwrap_or(0);
         // Subtract the known pieces from each parity row. What is left comes from the missing pieces alone.
         let mut residues: Vec<Vec<u8>> = Vec::with_capacity(usable.len());
-        for (row, bytes) in &usable {
+        for ParityRow { row, bytes } in &usable {
             let mut residue = vec![0u8; longest];
             let len = bytes.len().min(longest);
             residue[..len].copy_from_slice(&bytes[..len]);
@@ -129,7 +146,7 @@ impl ErasureCode for ReedSolomonCode {
             residues.push(residue);
         }
         let square: Vec<Vec<u8>> =
-            usable.iter().map(|(row, _)| missing.iter().map(|place| self.rows[*row][*place]).collect()).collect();
+            usable.iter().map(|parity| missing.iter().map(|place| self.rows[parity.row][*place]).collect()).collect();
         let inverse = invert(square).ok_or(ErasureError::TooFew { have: 0, need: lens.len() })?;
         Ok(missing
             .iter()
@@ -139,7 +156,7 @@ impl ErasureCode for ReedSolomonCode {
                 for (coefficient, residue) in coefficients.iter().zip(&residues) {
                     add_scaled(*coefficient, residue, &mut piece);
                 }
-                (*place, piece)
+                RebuiltPiece { place: *place, bytes: piece }
             })
             .collect())
     }
@@ -207,18 +224,18 @@ mod tests {
             let rows: Vec<Vec<u8>> = (0..parity).map(|row| code.parity(row, &refs)).collect();
             let held: Vec<Option<&[u8]>> =
                 refs.iter().enumerate().map(|(place, piece)| (!lost.contains(&place)).then_some(*piece)).collect();
-            let kept: Vec<(usize, &[u8])> = rows
+            let kept: Vec<ParityRow<'_>> = rows
                 .iter()
                 .enumerate()
                 .filter(|(row, _)| !lost.contains(&(data + row)))
-                .map(|(row, bytes)| (row, bytes.as_slice()))
+                .map(|(row, bytes)| ParityRow { row, bytes })
                 .collect();
             let missing = held.iter().filter(|piece| piece.is_none()).count();
             match code.rebuild(&lens, &held, &kept) {
                 Ok(rebuilt) => {
                     prop_assert_eq!(rebuilt.len(), missing);
-                    for (place, piece) in rebuilt {
-                        prop_assert_eq!(&piece, &pieces[place]);
+                    for piece in rebuilt {
+                        prop_assert_eq!(&piece.bytes, &pieces[piece.place]);
                     }
                 }
                 Err(error) => {

@@ -5,7 +5,8 @@
 //! Invariant: a piece that was reported and is not yet written is in the shard cache.
 
 use crate::config::StoreEvent;
-use crate::content::Content;
+use crate::content::{CachedParity, Content};
+use crate::erasure::{ParityRow, RebuiltPiece};
 use crate::inner::Inner;
 use crate::writer::WriteJob;
 use bytes::Bytes;
@@ -87,18 +88,19 @@ impl Verifier<'_> {
         // The table's lock ends here, because `read_parity` takes it again.
         let stored_rows = content.stored_parity().rows_of(stripe);
         for row in stored_rows {
-            if parity.iter().all(|(other, _)| *other != row)
+            if parity.iter().all(|other| other.row != row)
                 && let Some(Ok(bytes)) = content.read_parity(stripe, row)
             {
-                parity.push((row, bytes.into()));
+                parity.push(CachedParity { row, bytes: bytes.into() });
             }
         }
-        let rows: Vec<(usize, &[u8])> = parity.iter().map(|(row, bytes)| (*row, &bytes[..])).collect();
+        let rows: Vec<ParityRow<'_>> =
+            parity.iter().map(|parity| ParityRow { row: parity.row, bytes: &parity.bytes }).collect();
         let mut shards = Vec::new();
         match content.code.rebuild(&lens, &pieces, &rows) {
             Ok(rebuilt) => {
                 let first = stripe.0 * u32::from(geometry.data());
-                for (place, bytes) in rebuilt {
+                for RebuiltPiece { place, bytes } in rebuilt {
                     let piece = PieceIndex(first + place as u32);
                     // All inputs were verified, so this differs only if a piece on the disk changed afterwards.
                     if content.manifest.piece_hash(piece) == Hash::of(&bytes) {

@@ -64,7 +64,7 @@ pub(crate) async fn serve(
                             reply.send(answer.unwrap_or_else(|_| refused("the seeder does not answer")));
                         });
                     }
-                    Err(why) => reply.send(refused(why)),
+                    Err(error) => reply.send(refused(&error.to_string())),
                 }
             }
             Some(ControlEvent::Request { from, remote, request, reply }) => {

@@ -59,6 +59,15 @@ pub(crate) struct DueUpdate {
     pub(crate) update: MembershipUpdate,
 }
 
+/// Why a request for an image is not forwarded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageRequestError {
+    #[error("join first")]
+    NotJoined,
+    #[error("no seeder is connected")]
+    NoSeeder,
+}
+
 /// Who must answer a host's request for an image.
 #[derive(Debug)]
 pub(crate) struct ImageRequest {
@@ -211,10 +220,11 @@ impl TrackerState {
 
     /// Returns the seeder that answers requests for images, and the index of the asking host. All requests go to the
     /// seeder with the lowest key, so that one seeder sees all requests for one image.
-    pub(crate) fn image_request(&self, from: &NodeId) -> Result<ImageRequest, &'static str> {
-        let asker = self.sessions.get(from).filter(|session| session.role == Role::Peer).ok_or("join first")?;
+    pub(crate) fn image_request(&self, from: &NodeId) -> Result<ImageRequest, ImageRequestError> {
+        let asker = self.sessions.get(from).filter(|session| session.role == Role::Peer);
+        let asker = asker.ok_or(ImageRequestError::NotJoined)?;
         let seeders = self.sessions.iter().filter(|(_, session)| session.role == Role::Seeder);
-        let seeder = seeders.map(|(node, _)| *node).min().ok_or("no seeder is connected")?;
+        let seeder = seeders.map(|(node, _)| *node).min().ok_or(ImageRequestError::NoSeeder)?;
         Ok(ImageRequest { seeder, asker: asker.index })
     }
 
