@@ -68,7 +68,7 @@ impl NodeMetrics {
             feed_received_bytes: metrics.counters("shoal_feed_received_bytes", "Bytes of small feed versions, by tier"),
             sent_bytes: metrics.counter("shoal_payload_sent_bytes", "Payload bytes sent"),
             duplicate_bytes: metrics.counter("shoal_payload_duplicate_bytes", "Payload bytes received a second time"),
-            shards_unwanted: metrics.counter("shoal_shards_surplus", "Received shards of contents not in the store"),
+            shards_unwanted: metrics.counter("shoal_shards_unwanted", "Received shards of contents not in the store"),
             shards_corrupt: metrics.counter("shoal_shards_corrupt", "Received shards with a wrong hash"),
             shards_verified: metrics.counter("shoal_shards_verified", "Received shards with the right hash"),
             announcements_refused: metrics.counter("shoal_announcements_refused", "Announcements refused"),

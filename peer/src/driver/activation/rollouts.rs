@@ -390,3 +390,64 @@ impl Activations {
         feeds.filter(|announcement| name_of(&announcement.name).is_some()).cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_proto::desired::Hosts;
+    use shoal_proto::ids::JobId;
+
+    fn version(label: u8) -> InstalledVersion {
+        let content = ContentId([label; 32]);
+        InstalledVersion { version: label.to_string(), content, sequence: label.into() }
+    }
+
+    fn target(label: u8) -> Target {
+        Target { version: label.to_string(), content: ContentId([label; 32]), sequence: label.into() }
+    }
+
+    fn desired(back: bool) -> Desired {
+        let rollout = JobId([1; 16]);
+        let (name, rules, open) = ("name".into(), Vec::new(), Hosts::All);
+        Desired { name, rollout, attempt: 1, paused: false, back, watch: false, rules, open }
+    }
+
+    /// The record of an attempt that brought version 2 in the place of version 1.
+    fn attempted(state: HostState) -> SwitchRecord {
+        let mut record = next_attempt(&desired(false), &target(2), Some(version(1)), None, true, true).unwrap();
+        record.end(state, "");
+        record
+    }
+
+    #[test]
+    fn a_host_switches_once_it_may_and_the_version_is_stored() {
+        let next = |may_switch, is_stored| {
+            next_attempt(&desired(false), &target(2), Some(version(1)), None, may_switch, is_stored)
+        };
+        assert!(next(false, true).is_none() && next(true, false).is_none());
+        let attempt = next(true, true).unwrap();
+        assert_eq!((attempt.step, attempt.from, attempt.to), (SwitchStep::Prepare, Some(version(1)), Some(version(2))));
+    }
+
+    #[test]
+    fn an_active_version_needs_no_switch() {
+        let attempt = next_attempt(&desired(false), &target(2), Some(version(2)), None, false, false).unwrap();
+        assert_eq!((attempt.step, attempt.state), (SwitchStep::Done, HostState::Active));
+    }
+
+    #[test]
+    fn an_unhealthy_version_is_tried_again_and_its_failure_leads_to_the_version_before() {
+        let last = attempted(HostState::Failed(Reason::Unhealthy));
+        let attempt = next_attempt(&desired(false), &target(2), Some(version(2)), Some(last), true, true).unwrap();
+        assert_eq!((attempt.step, attempt.from), (SwitchStep::Prepare, Some(version(1))));
+    }
+
+    #[test]
+    fn a_rollback_returns_to_the_version_before_or_changes_nothing() {
+        let last = attempted(HostState::Active);
+        let attempt = next_attempt(&desired(true), &target(2), Some(version(2)), Some(last), true, true).unwrap();
+        assert_eq!((attempt.step, attempt.to), (SwitchStep::Prepare, Some(version(1))));
+        let untouched = next_attempt(&desired(true), &target(2), Some(version(1)), None, true, true).unwrap();
+        assert_eq!((untouched.step, untouched.state), (SwitchStep::Done, HostState::Failed(Reason::RolledBack)));
+    }
+}
