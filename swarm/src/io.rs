@@ -61,7 +61,7 @@ pub enum Input {
     /// An announcement whose signature, publisher and expiry the driver has checked.
     ///
     /// `from` is `None` for our own publication and for what was on disk at start. With `inline`, manifest and data
-    /// came with it and are verified: a `ContentReady` with every piece follows, and children on lane 0 may get them.
+    /// came with it and are verified. A `ContentReady` with every piece follows. Children on lane 0 may get them.
     Announced { from: Option<HostIndex>, via: Via, announcement: Arc<Announcement>, inline: bool },
     /// The content's manifest is checked, its space is reserved, and `have` are the pieces that the disk has.
     ContentReady { content: ContentId, geometry: Geometry, have: Bitmap },

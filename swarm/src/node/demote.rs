@@ -5,8 +5,8 @@
 //! every share of one placement that all its hosts promised to keep. A change of membership before that leads to a new
 //! placement, and what was promised under an earlier one is kept too. One host that has dropped the whole settles the
 //! placement for the others, because it cannot have done so without their promises.
-//! Invariant: `DropWhole` is asked for only when all hosts of a placement have said that they hold their shares of it,
-//! or one of them has dropped the whole.
+//! Invariant: `DropWhole` goes out only when all hosts of a placement hold their rack shares of it, or one of them has
+//! dropped the whole.
 
 use super::bounds;
 use super::cx::Cx;
@@ -371,7 +371,7 @@ impl Transfer {
     fn tell_rack_peers(&mut self, cx: &mut Cx, links: &mut Links, ask: bool) {
         let Some(message) = self.demotion_message(ask) else { return };
         if let Some(demotion) = self.demotion.as_mut() {
-            demotion.ask_at = cx.now + cx.tuning.demotion_ask_every;
+            demotion.ask_at = cx.now + bounds::DEMOTION_ASK_EVERY;
         }
         for host in cx.membership.rack_peers(cx.me) {
             if links.is_linked(host) {

@@ -58,9 +58,9 @@ impl ManifestSearch {
     /// Whether the latest source takes so long that another one is asked as well.
     fn is_late(&self, cx: &Cx, manifest_bytes: u64) -> bool {
         let tuning = &cx.tuning;
-        let patience = tuning.manifest_patience + Duration::from_millis(manifest_bytes / tuning.manifest_bytes_per_ms);
+        let patience = tuning.manifest_patience + Duration::from_millis(manifest_bytes / bounds::MANIFEST_BYTES_PER_MS);
         self.asked.len() <= tuning.manifest_extra_sources
-            && self.request.is_some_and(|request| cx.now + tuning.manifest_timeout >= request.until + patience)
+            && self.request.is_some_and(|request| cx.now + bounds::MANIFEST_TIMEOUT >= request.until + patience)
     }
 }
 
@@ -117,7 +117,7 @@ impl Transfer {
             Some(host) => {
                 search.sources.retain(|source| *source != host);
                 search.asked.insert(host);
-                search.request = Some(Request { to: host, until: now + cx.tuning.manifest_timeout });
+                search.request = Some(Request { to: host, until: now + bounds::MANIFEST_TIMEOUT });
                 search.ask_at = None;
                 links.send(cx, host, Message::WantManifest { content: self.facts.id });
             }

@@ -392,7 +392,7 @@ impl Node {
             self.check();
         }
         if self.check_at.is_none() && self.is_busy() {
-            self.check_at = Some(now + self.cx.tuning.check_every);
+            self.check_at = Some(now + bounds::CHECK_EVERY);
         }
     }
 

@@ -180,7 +180,7 @@ impl Transfer {
         promotion.slow_holders.update(&body.wants, &cx.tuning, cx.now);
         let ask_all = promotion.ask_at <= cx.now;
         if ask_all {
-            promotion.ask_at = cx.now + cx.tuning.demotion_ask_every;
+            promotion.ask_at = cx.now + bounds::DEMOTION_ASK_EVERY;
         }
         let Selection { requests, decodable } = select(body, promotion, &peers, cx.me);
         let nothing_to_do = requests.is_empty() && decodable.is_empty();
@@ -225,7 +225,7 @@ impl Transfer {
         let (Some(promotion), Some(body)) = (&mut self.promotion, self.body.as_mut()) else { return };
         promotion.silent.retain(|_, until| *until > cx.now);
         for want in body.wants.take_late(&cx.tuning, cx.now) {
-            promotion.silent.insert(want.from, cx.now + cx.tuning.avoid_useless);
+            promotion.silent.insert(want.from, cx.now + cx.tuning.avoid);
         }
     }
 

@@ -1,10 +1,11 @@
 //! Repair: single shards are requested where the lanes will not bring them.
 //!
-//! A piece is wanted when its lane has no parent, when nothing at all arrived for a while, or when a rack peer has it
+//! A piece is wanted in three cases. Its lane has no parent, nothing at all arrived for a while, or a rack peer has it
 //! and the far parent must not send it. Rack peers are asked first. Then the lane's owner, and only the owner, asks
 //! other racks, so that the rack imports the piece once. The origin is last.
 //! Invariant: at most one want per missing piece is under way.
 
+use super::bounds;
 use super::cx::Cx;
 use super::links::Links;
 use super::transfer::{Transfer, Want};
@@ -47,7 +48,7 @@ impl Transfer {
         if now < body.wants.next_round() {
             return;
         }
-        body.wants.set_next_round(now + cx.tuning.check_every);
+        body.wants.set_next_round(now + bounds::CHECK_EVERY);
         let mut requests = Requests::new();
         for piece in self.pieces_to_want(cx) {
             self.want(cx, links, piece, &mut requests);

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 /// Longer than any run. Small enough to be multiplied.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// All tuning constants of a node. Each field says at which value its rule is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +34,6 @@ pub struct Tuning {
     /// The span over which the guard measures a rate.
     /// Rule off at `NEVER`: the guard never suspends fairness.
     pub guard_span: Duration,
-    /// After this many spans without a measurement the guard forgets the former rate.
-    /// Rule off at `u32::MAX`: the guard never forgets it.
-    pub guard_forget_spans: u32,
     /// After this many spans in a row with pauses the guard resumes everything for one span, to see what passes then.
     /// It waits twice as long after a probe that showed no gain.
     /// Rule off at `u32::MAX`: the guard never probes.
@@ -62,22 +58,14 @@ pub struct Tuning {
     pub lane_lead_time: Duration,
 
     // Jobs, manifests and feeds.
-    /// How long a host waits for the manifest's own lane when another lane was faster, and for a manifest it
-    /// requested, beyond the time it takes to send. A lost packet costs 250 ms. A manifest that comes twice is a few
-    /// parts in 10,000 of its content.
-    /// Rule off at `Duration::ZERO`: it does not wait.
+    /// How long a host waits for the manifest's own lane when another lane was faster. It also waits so for a requested
+    /// manifest, beyond the time to send it. A lost packet costs 250 ms. A manifest that comes twice is a few parts in
+    /// 10,000 of its content. Rule off at `Duration::ZERO`: it does not wait.
     pub manifest_patience: Duration,
     /// How long a host waits for a small version's data on its own lane, when another lane announced the version
     /// first. A link of 10 Mbit/s carries 64 KiB, the largest small version, in this time.
     /// Rule off at `Duration::from_millis(1)`: it requests the data after 1 ms.
     pub feed_patience: Duration,
-    /// When a host gives up on the source of a manifest.
-    /// Rule off at `HOUR`: it waits for an hour.
-    pub manifest_timeout: Duration,
-    /// A source that sends a manifest slower than this is not the only one asked (10 Mbit/s, beyond
-    /// `manifest_patience`).
-    /// Rule off at `u64::MAX`: large manifests get no more time than small ones.
-    pub manifest_bytes_per_ms: u64,
     /// How many further hosts are asked for a late manifest. With one slow host in four, as many as there are
     /// announcement lanes.
     /// Rule off at `0`: one source at a time.
@@ -90,9 +78,6 @@ pub struct Tuning {
     pub parked_time: Duration,
 
     // Detection of slow parents (`stragglers::detect`).
-    /// How often running contents are checked for stragglers and missing pieces.
-    /// No rule: it is the core's clock.
-    pub check_every: Duration,
     /// Shortest span over which a parent's deliveries are compared.
     /// Rule off at `NEVER`: no parent is compared and no lane rerouted.
     pub detect_span: Duration,
@@ -118,16 +103,10 @@ pub struct Tuning {
     /// with it.
     /// Rule off at `1`: any delivery below what is expected.
     pub suspected_factor: u64,
-    /// How long no parent is compared after a lost host has come back, because others still look for their parents.
-    /// Rule off at `Duration::ZERO`: comparison goes on.
-    pub detect_grace: Duration,
 
     // Reroutes of silent lanes (`stragglers::reroute`).
-    /// An imported lane is silent when it brought nothing for this long. A disk that writes back takes 1 to 2 s.
-    /// Rule off at `NEVER`: no lane is silent.
-    pub silence: Duration,
     /// A silent lane has also brought nothing for as long as this many pieces usually take.
-    /// Rule off at `0`: `silence` alone decides.
+    /// Rule off at `0`: `stall` alone decides.
     pub silence_pieces: u64,
     /// The deeper in a lane's tree its parent is, the longer the silence must last, up to this many times as long.
     /// Rule off at `1`: depth does not matter.
@@ -165,9 +144,6 @@ pub struct Tuning {
     /// failures.
     /// Rule off at `u32::MAX`: no want ever waits.
     pub tries_without_wait: u32,
-    /// How often that wait doubles, from `check_every`.
-    /// Rule off at `0`: no want ever waits.
-    pub tries_doublings: u32,
     /// Wants under way per content at first, and at least. Each arrival allows one more, and each timeout halves the
     /// number.
     /// Rule off at `bounds::WANTS_MAX`: the number is always the maximum.
@@ -180,21 +156,15 @@ pub struct Tuning {
     // Avoidance.
     /// How long a lost host is avoided. Doubles with each strike.
     /// Rule off at `Duration::from_millis(100)`: until about the next check.
-    pub avoid_unreachable: Duration,
+    pub avoid: Duration,
     /// How long a slow host is avoided. Doubles with each strike.
     /// Rule off at `Duration::from_millis(100)`: until about the next check.
     pub avoid_slow: Duration,
-    /// How long a host that does not serve a content, or was silent for it, is not used as its parent.
-    /// Rule off at `Duration::from_millis(100)`: until about the next check.
-    pub avoid_useless: Duration,
     /// How often parents hear which pieces came from elsewhere.
     /// Rule off at `Duration::ZERO`: each piece at once.
     pub received_every: Duration,
 
     // Demotion and promotion.
-    /// How often rack peers that have not answered are asked about a demotion or a promotion.
-    /// Rule off at `NEVER`: they are asked once.
-    pub demotion_ask_every: Duration,
     /// How long the rack may bring nothing of a content whose rack shares it holds, before other racks are asked.
     /// Rule off at `Duration::ZERO`: other racks are asked at once.
     pub promote_patience: Duration,
@@ -213,9 +183,6 @@ pub struct Tuning {
     /// How often job lists are compared with a neighbour.
     /// Rule off at `NEVER`: lists are never compared.
     pub anti_entropy_every: Duration,
-    /// A link that carried nothing for this long is closed.
-    /// Rule off at `NEVER`: idle links stay open.
-    pub idle: Duration,
     /// Shortest wait before a host is dialled again.
     /// Rule off at `Duration::from_millis(10)`: 10 ms.
     pub redial_first: Duration,
@@ -225,9 +192,6 @@ pub struct Tuning {
     /// Hosts that were lost within this time of each other were lost to one cause and come back together.
     /// Rule off at `Duration::ZERO`: each comes back alone.
     pub lost_together: Duration,
-    /// Longest wait before a host is dialled again.
-    /// Rule off at `NEVER`: the wait grows without limit.
-    pub redial_max: Duration,
 }
 
 impl Default for Tuning {
@@ -239,7 +203,6 @@ impl Default for Tuning {
             send_stuck: Duration::from_secs(2),
             send_stuck_factor: 4,
             guard_span: Duration::from_millis(500),
-            guard_forget_spans: 4,
             guard_probe_spans: 4,
             guard_doublings: 3,
             guard_suspend: Duration::from_secs(2),
@@ -248,12 +211,9 @@ impl Default for Tuning {
             lane_lead_time: Duration::from_millis(300),
             manifest_patience: Duration::from_millis(100),
             feed_patience: Duration::from_millis(50),
-            manifest_timeout: Duration::from_secs(10),
-            manifest_bytes_per_ms: 1250,
             manifest_extra_sources: bounds::ANNOUNCE_LANES as usize,
             rack_peers_patience: Duration::from_millis(250),
             parked_time: Duration::from_secs(15),
-            check_every: Duration::from_millis(100),
             detect_span: Duration::from_millis(600),
             detect_pieces_min: 8,
             slow_factor: 6,
@@ -261,8 +221,6 @@ impl Default for Tuning {
             slow_strikes: 4,
             suspected_strikes: 3,
             suspected_factor: 3,
-            detect_grace: Duration::from_secs(3),
-            silence: Duration::from_millis(2000),
             silence_pieces: 3,
             silence_depth: 3,
             silence_single_lane: 4,
@@ -274,24 +232,19 @@ impl Default for Tuning {
             stall: Duration::from_millis(2000),
             want_timeout: Duration::from_secs(2),
             tries_without_wait: 8,
-            tries_doublings: 5,
             wants_first: 8,
             owner_tries: 40,
-            avoid_unreachable: Duration::from_secs(10),
+            avoid: Duration::from_secs(10),
             avoid_slow: Duration::from_secs(30),
-            avoid_useless: Duration::from_secs(10),
             received_every: Duration::from_millis(50),
-            demotion_ask_every: Duration::from_secs(1),
             promote_patience: Duration::from_secs(3),
             slow_holder_factor: 4,
             slow_holder_min: Duration::from_millis(200),
             slow_holder_time: Duration::from_secs(1),
             anti_entropy_every: Duration::from_secs(5),
-            idle: Duration::from_secs(120),
             redial_first: Duration::from_millis(500),
             redial_one_in: 4,
             lost_together: Duration::from_secs(5),
-            redial_max: Duration::from_secs(30),
         }
     }
 }
@@ -326,7 +279,6 @@ const RULES: &[Rule] = &[
     Rule { name: "send_stuck", switch_off: |tuning| tuning.send_stuck = NEVER },
     Rule { name: "send_stuck_factor", switch_off: |tuning| tuning.send_stuck_factor = 0 },
     Rule { name: "guard_span", switch_off: |tuning| tuning.guard_span = NEVER },
-    Rule { name: "guard_forget_spans", switch_off: |tuning| tuning.guard_forget_spans = u32::MAX },
     Rule { name: "guard_probe_spans", switch_off: |tuning| tuning.guard_probe_spans = u32::MAX },
     Rule { name: "guard_doublings", switch_off: |tuning| tuning.guard_doublings = 0 },
     Rule { name: "guard_suspend", switch_off: |tuning| tuning.guard_suspend = Duration::ZERO },
@@ -335,8 +287,6 @@ const RULES: &[Rule] = &[
     Rule { name: "lane_lead_time", switch_off: |tuning| tuning.lane_lead_time = Duration::ZERO },
     Rule { name: "manifest_patience", switch_off: |tuning| tuning.manifest_patience = Duration::ZERO },
     Rule { name: "feed_patience", switch_off: |tuning| tuning.feed_patience = Duration::from_millis(1) },
-    Rule { name: "manifest_timeout", switch_off: |tuning| tuning.manifest_timeout = HOUR },
-    Rule { name: "manifest_bytes_per_ms", switch_off: |tuning| tuning.manifest_bytes_per_ms = u64::MAX },
     Rule { name: "manifest_extra_sources", switch_off: |tuning| tuning.manifest_extra_sources = 0 },
     Rule { name: "rack_peers_patience", switch_off: |tuning| tuning.rack_peers_patience = Duration::ZERO },
     Rule { name: "parked_time", switch_off: |tuning| tuning.parked_time = Duration::ZERO },
@@ -347,8 +297,6 @@ const RULES: &[Rule] = &[
     Rule { name: "slow_strikes", switch_off: |tuning| tuning.slow_strikes = 1 },
     Rule { name: "suspected_strikes", switch_off: |tuning| tuning.suspected_strikes = 4 },
     Rule { name: "suspected_factor", switch_off: |tuning| tuning.suspected_factor = 1 },
-    Rule { name: "detect_grace", switch_off: |tuning| tuning.detect_grace = Duration::ZERO },
-    Rule { name: "silence", switch_off: |tuning| tuning.silence = NEVER },
     Rule { name: "silence_pieces", switch_off: |tuning| tuning.silence_pieces = 0 },
     Rule { name: "silence_depth", switch_off: |tuning| tuning.silence_depth = 1 },
     Rule { name: "silence_single_lane", switch_off: |tuning| tuning.silence_single_lane = 1 },
@@ -360,22 +308,17 @@ const RULES: &[Rule] = &[
     Rule { name: "stall", switch_off: |tuning| tuning.stall = NEVER },
     Rule { name: "want_timeout", switch_off: |tuning| tuning.want_timeout = Duration::from_secs(60) },
     Rule { name: "tries_without_wait", switch_off: |tuning| tuning.tries_without_wait = u32::MAX },
-    Rule { name: "tries_doublings", switch_off: |tuning| tuning.tries_doublings = 0 },
     Rule { name: "wants_first", switch_off: |tuning| tuning.wants_first = bounds::WANTS_MAX },
     Rule { name: "owner_tries", switch_off: |tuning| tuning.owner_tries = 8 },
-    Rule { name: "avoid_unreachable", switch_off: |tuning| tuning.avoid_unreachable = Duration::from_millis(100) },
+    Rule { name: "avoid", switch_off: |tuning| tuning.avoid = Duration::from_millis(100) },
     Rule { name: "avoid_slow", switch_off: |tuning| tuning.avoid_slow = Duration::from_millis(100) },
-    Rule { name: "avoid_useless", switch_off: |tuning| tuning.avoid_useless = Duration::from_millis(100) },
     Rule { name: "received_every", switch_off: |tuning| tuning.received_every = Duration::ZERO },
-    Rule { name: "demotion_ask_every", switch_off: |tuning| tuning.demotion_ask_every = NEVER },
     Rule { name: "promote_patience", switch_off: |tuning| tuning.promote_patience = Duration::ZERO },
     Rule { name: "slow_holder_factor", switch_off: |tuning| tuning.slow_holder_factor = u32::MAX },
     Rule { name: "slow_holder_min", switch_off: |tuning| tuning.slow_holder_min = Duration::ZERO },
     Rule { name: "slow_holder_time", switch_off: |tuning| tuning.slow_holder_time = Duration::ZERO },
     Rule { name: "anti_entropy_every", switch_off: |tuning| tuning.anti_entropy_every = NEVER },
-    Rule { name: "idle", switch_off: |tuning| tuning.idle = NEVER },
     Rule { name: "redial_first", switch_off: |tuning| tuning.redial_first = Duration::from_millis(10) },
     Rule { name: "redial_one_in", switch_off: |tuning| tuning.redial_one_in = u32::MAX },
     Rule { name: "lost_together", switch_off: |tuning| tuning.lost_together = Duration::ZERO },
-    Rule { name: "redial_max", switch_off: |tuning| tuning.redial_max = NEVER },
 ];

@@ -1,8 +1,7 @@
 //! The lane plan: a pure function from membership to L distribution trees, which every host computes for itself.
 //!
-//! Owns: [`Plan`] and what it is asked. [`forest`] groups the targeted hosts, [`rack_ring`] orders sites and racks in
-//! each lane, [`lane_owners`] says which host of a rack imports a lane, and [`rack_tree`] how its rack peers get it
-//! from there.
+//! Owns: [`Plan`] and what it is asked. [`forest`] groups the targeted hosts. [`rack_ring`] orders sites and racks in
+//! each lane. [`lane_owners`] says which host of a rack imports a lane. [`rack_tree`] says how its rack peers get it.
 //! Invariant: equal inputs lead to equal trees on every host. Each tree reaches every live targeted host, with one
 //! import for each rack and each site.
 //!

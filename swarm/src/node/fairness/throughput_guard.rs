@@ -41,7 +41,7 @@ impl ThroughputGuard {
         }
         let rate = self.passed * 1000 / span.as_millis() as u64;
         // After a long gap the former rate says nothing about this one.
-        let forget = span >= tuning.guard_span * tuning.guard_forget_spans && !self.paused;
+        let forget = span >= tuning.guard_span * tuning.guard_probe_spans && !self.paused;
         self.best = match self.best {
             _ if forget => None,
             None => Some(0),

@@ -1,7 +1,7 @@
 //! The announcement lanes: which trees an announcement takes, and which hosts hear of it on each.
 //!
-//! Invariant: an announcement is passed on by the same rule on every host, so that each host hears of it on each of its
-//! lanes while no host on the way is lost.
+//! Invariant: every host passes an announcement on by the same rule. So each host hears of it on each lane, unless a
+//! host on the way is lost.
 
 use crate::io::Via;
 use crate::node::bounds::ANNOUNCE_LANES;
@@ -62,7 +62,7 @@ pub struct Announced {
 ///
 /// Hosts may differ on who is live. An announcement from another rack makes this host the lane's owner here, because
 /// its sender told no other host of the rack. Where this host owns the lane and a rack peer brought the announcement,
-/// that rack peer owned it before and has told the whole rack.
+/// that rack peer was the owner before. It has told the whole rack.
 pub fn hearers(cx: &Cx, links: &Links, plan: &Plan, lane: AnnounceLane, arrival: Arrival) -> Vec<HostIndex> {
     let me = cx.me;
     let owner = plan.owner(lane.tree, me) == Some(me);

@@ -58,9 +58,9 @@ impl Avoidance {
         }
         let strikes = former.map_or(0, |avoided| avoided.strikes) + 1;
         let span = match why {
-            AvoidReason::Unreachable => tuning.avoid_unreachable,
+            AvoidReason::Unreachable => tuning.avoid,
             AvoidReason::Slow => tuning.avoid_slow,
-            AvoidReason::Useless => tuning.avoid_useless,
+            AvoidReason::Useless => tuning.avoid,
         } * 2u32.pow((strikes - 1).min(DOUBLINGS_MAX));
         let until = now + span;
         // A slow host often loses its links too, and is no faster when they are back: it stays slow.
@@ -91,5 +91,45 @@ impl Avoidance {
         let before = self.by_host.len();
         self.by_host.retain(|_, avoided| avoided.until > now);
         self.by_host.len() != before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const HOST: HostIndex = HostIndex(1);
+
+    fn at(seconds: u64) -> Instant {
+        Instant::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn each_strike_doubles_the_time() {
+        let (mut avoidance, tuning) = (Avoidance::default(), Tuning::default());
+        let first = tuning.avoid.as_secs();
+        avoidance.avoid(HOST, AvoidReason::Unreachable, at(0), &tuning);
+        avoidance.avoid(HOST, AvoidReason::Unreachable, at(1), &tuning);
+        assert!(!avoidance.expire(at(first * 2)) && avoidance.contains(HOST));
+        assert!(avoidance.expire(at(first * 2 + 1)) && avoidance.is_empty());
+    }
+
+    #[test]
+    fn a_slow_host_stays_slow_when_its_link_is_lost_and_back() {
+        let (mut avoidance, tuning) = (Avoidance::default(), Tuning::default());
+        avoidance.avoid(HOST, AvoidReason::Slow, at(0), &tuning);
+        avoidance.avoid(HOST, AvoidReason::Unreachable, at(1), &tuning);
+        assert!(!avoidance.forgive_unreachable(HOST));
+        assert_eq!(avoidance.slow_hosts().collect::<Vec<_>>(), [HOST]);
+    }
+
+    #[test]
+    fn a_ban_is_not_replaced_by_a_milder_avoidance() {
+        let (mut avoidance, tuning) = (Avoidance::default(), Tuning::default());
+        avoidance.ban(HOST, at(600));
+        assert!(!avoidance.avoid(HOST, AvoidReason::Unreachable, at(1), &tuning));
+        assert!(!avoidance.forgive_unreachable(HOST));
+        assert!(avoidance.is_banned(HOST, at(599)) && !avoidance.is_banned(HOST, at(600)));
     }
 }

@@ -260,3 +260,44 @@ impl Link {
         Some(content)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(number: u8) -> ContentId {
+        ContentId([number; 32])
+    }
+
+    #[test]
+    fn contents_of_the_most_urgent_class_take_turns() {
+        let mut link = Link::new(Instant::ZERO);
+        let [urgent, .., bulk] = Class::ALL;
+        link.mark_ready(bulk, content(0));
+        for number in 1..4 {
+            link.mark_ready(urgent, content(number));
+        }
+        let mut served = Vec::new();
+        for _ in 0..4 {
+            let (class, next) = link.next_ready().unwrap();
+            assert_eq!(class, urgent);
+            served.push(next.0[0]);
+            link.hand_over(next, ShardIndex(0), 1, class, Instant::ZERO);
+        }
+        assert_eq!(served, [1, 2, 3, 1]);
+    }
+
+    #[test]
+    fn less_urgent_shards_take_no_room() {
+        let mut link = Link::new(Instant::ZERO);
+        let [urgent, .., bulk] = Class::ALL;
+        let len = bounds::LINK_WINDOW_BYTES as u32;
+        for shard in 0..2 {
+            assert!(link.has_room(bulk, len), "two shards may always be outstanding");
+            link.hand_over(content(0), ShardIndex(shard), len, bulk, Instant::ZERO);
+        }
+        assert!(!link.has_room(bulk, 1) && link.has_room(urgent, len));
+        assert_eq!(link.on_sent(content(0), Some(ShardIndex(0)), Instant::ZERO), Some(len));
+        assert!(link.has_room(bulk, len) && link.keeps_window());
+    }
+}

@@ -169,8 +169,8 @@ impl Links {
         let Some(lost_at) = link.on_dial_failed(cx.now) else { return false };
         let tuning = &cx.tuning;
         let wait = cx.now.since(lost_at) / tuning.redial_one_in;
-        let wait = wait.clamp(tuning.redial_first, tuning.redial_max);
-        // Hosts that lost the same neighbour must not all dial it at once: up to 255 ms apart, by Knuth's
+        let wait = wait.clamp(tuning.redial_first, bounds::REDIAL_MAX);
+        // Hosts that lost the same neighbour must not all dial it at once. They are up to 255 ms apart, by Knuth's
         // multiplicative hash of the index.
         let jitter = Duration::from_millis(u64::from(cx.me.0.wrapping_mul(2_654_435_761) >> 24));
         link.dial_after(cx.now + wait + jitter);
@@ -254,7 +254,7 @@ impl Links {
 
     /// Closes links that carried nothing for a while, and forgets links that are down for good.
     pub fn close_idle(&mut self, cx: &mut Cx, is_needed: impl Fn(&Self, HostIndex) -> bool) {
-        let (now, span) = (cx.now, cx.tuning.idle);
+        let (now, span) = (cx.now, bounds::IDLE);
         let is_idle = |link: &Link| link.is_up() && now.since(link.last_used()) > span && link.is_idle();
         let idle = self.by_host.iter().filter(|(host, link)| is_idle(link) && !is_needed(self, **host));
         let idle: Vec<HostIndex> = idle.map(|(host, _)| *host).collect();

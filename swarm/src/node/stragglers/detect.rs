@@ -113,7 +113,7 @@ impl Deliveries {
 impl Body {
     /// How long an imported lane may bring nothing.
     pub fn silence(&self, tuning: &Tuning) -> Duration {
-        tuning.silence.max(self.deliveries.usual_time(tuning.silence_pieces))
+        tuning.stall.max(self.deliveries.usual_time(tuning.silence_pieces))
     }
 
     /// What each rack peer is to bring, and how far its lanes are behind.

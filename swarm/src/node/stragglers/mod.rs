@@ -10,7 +10,7 @@
 //! A fixed time-out calls a parent slow when it delivers too little. It fails twice. A slow uplink makes every parent
 //! behind it look slow, although no other parent would be faster. And a verdict moves lanes: the rack imports them a
 //! second time, the new parent has more to send, and looks slow next. A comparison over 400 ms at a factor of four
-//! moved lanes back and forth until every host imported for itself, at 3.75 copies into each rack (ADR 4).
+//! moved lanes back and forth, until every host imported for itself. Each rack imported 3.75 copies (ADR 4).
 //!
 //! # Answer
 //!
@@ -28,8 +28,8 @@
 //!
 //! Silent lanes do not count as usual, or silence would become usual. At most a quarter of a rack is avoided as slow at
 //! the same time: when more seem slow, the cause lies elsewhere. This leaves a healthy push alone (1.00 copies).
-//! Without `lags`, owners at 20 % of an uplink took 3.8 times the bound; with it 1.10 (ADR 17). Suspicion and the
-//! comparison with the best quarter find slow hosts at 3.6 s instead of 4.2 s (ADR 21).
+//! Without `lags`, owners at 20 % of an uplink took 3.8 times the bound. With `lags` they take 1.10 (ADR 17). Suspicion
+//! and the comparison with the best quarter find slow hosts at 3.6 s instead of 4.2 s (ADR 21).
 //!
 //! **Imports are watched for silence** (`reroute`). One or two lanes come from a far host, too few for a rate. A lane
 //! is rerouted when its parent brought nothing on any lane for 2 s, and for 3 times the usual time of a piece. Three
@@ -37,7 +37,7 @@
 //!
 //! - The silence must last longer the deeper the parent is in the lane's tree. So the host nearest to the fault
 //!   reroutes, and those below it then receive as before. Without depth, a healthy 4 x 4 lab moved 376 lanes in 14 s
-//!   and imported 1.17 copies; with it 1.01 to 1.03 (ADR 4).
+//!   and imported 1.17 copies. With depth it imports 1.01 to 1.03 (ADR 4).
 //! - When all that comes from a rack is silent, and two hosts or more of it should bring something, the rack is
 //!   bypassed as a whole. With one host only, the seeder's egress was 1.054 instead of 1.020 (ADR 21).
 //! - Only importers reroute. Their rack peers see the same silence and wait, because otherwise the rack would import
@@ -51,7 +51,7 @@
 //!
 //! # What is left
 //!
-//! The time until slow hosts are found is not what costs now: half the spans and half the silence change the simulated
+//! The time until slow hosts are found is not what costs now. Half the spans and half the silence change the simulated
 //! mean by less than 0.002 (ADR 21). With slow owners a push takes 1.07 of the bound in the simulator.
 //!
 //! Invariant: a straggler is found only by comparison with others. Where all are slow alike, none is.

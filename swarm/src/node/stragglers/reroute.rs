@@ -113,7 +113,7 @@ impl Transfer {
     /// Reroutes imported lanes that are silent.
     pub fn reroute_silent_lanes(&mut self, cx: &mut Cx, links: &mut Links) {
         let Some(silence) = self.body.as_ref().and_then(|body| body.look_for_silence(cx)) else { return };
-        let until = cx.now + cx.tuning.avoid_useless;
+        let until = cx.now + cx.tuning.avoid;
         // Hosts that other lanes bypass are suspects: a reroute must not lead to them.
         let suspects: BTreeMap<HostIndex, Instant> =
             self.bypass.by_lane.values().flatten().map(|(host, until)| (*host, *until)).collect();

@@ -239,7 +239,7 @@ impl Transfers {
     /// Hosts are back that one cause took away. Requests that failed meanwhile say nothing about which host has what,
     /// and deliveries that did not come say nothing about which host is slow.
     pub fn forget_failures(&mut self, cx: &mut Cx) {
-        let restart = cx.now + cx.tuning.detect_grace;
+        let restart = cx.now + cx.tuning.slow_lag;
         self.for_active(cx, |transfer, _| {
             if let Some(body) = &mut transfer.body {
                 body.wants.forget_failures();
@@ -296,7 +296,7 @@ impl Transfers {
         if transfer.promotion.is_some() {
             transfer.on_share_lost(from);
         } else if body.lanes.drop_parent(from) {
-            transfer.bypass.add_useless(from, cx.now + cx.tuning.avoid_useless);
+            transfer.bypass.add_useless(from, cx.now + cx.tuning.avoid);
             transfer.replan(cx, links);
         }
     }

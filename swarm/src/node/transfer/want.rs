@@ -153,8 +153,8 @@ impl Wants {
     pub fn note_failed(&mut self, piece: PieceIndex, tuning: &Tuning, now: Instant) {
         let tries = self.tries.entry(piece).or_default();
         tries.count = tries.count.saturating_add(1);
-        let doublings = (tries.count / tuning.tries_without_wait).min(tuning.tries_doublings);
-        let wait = if doublings == 0 { Duration::ZERO } else { tuning.check_every * 2u32.pow(doublings) };
+        let doublings = (tries.count / tuning.tries_without_wait).min(bounds::FAILED_WANT_DOUBLINGS);
+        let wait = if doublings == 0 { Duration::ZERO } else { bounds::CHECK_EVERY * 2u32.pow(doublings) };
         tries.not_before = now + wait;
     }
 
@@ -182,5 +182,64 @@ impl Wants {
 
     pub fn set_next_round(&mut self, at: Instant) {
         self.next_round = at;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: PieceIndex = PieceIndex(7);
+
+    fn at(ms: u64) -> Instant {
+        Instant::ZERO + Duration::from_millis(ms)
+    }
+
+    fn want(from: u32, until: u64) -> Want {
+        Want { piece: PIECE, from: HostIndex(from), asked: at(0), until: at(until) }
+    }
+
+    #[test]
+    fn arrivals_add_room_and_time_outs_halve_it() {
+        let tuning = Tuning::default();
+        let mut wants = Wants::new(&tuning, at(0));
+        let first = tuning.wants_first;
+        for number in 0..first as u32 * 3 {
+            wants.add(ShardIndex(number), want(1, 100));
+            wants.on_arrival(ShardIndex(number));
+        }
+        assert_eq!((wants.room(), wants.free()), (first * 4, first * 4));
+        wants.add(ShardIndex(0), want(1, 100));
+        assert!(wants.take_late(&tuning, at(99)).is_empty());
+        assert_eq!(wants.take_late(&tuning, at(100)).len(), 1);
+        assert_eq!(wants.room(), first * 2);
+        wants.add(ShardIndex(0), want(1, 100));
+        wants.add(ShardIndex(1), want(1, 100));
+        for _ in 0..9 {
+            let _ = wants.take_late(&tuning, at(100)); // nothing is left to fail
+        }
+        assert!(wants.room() >= first, "never below the first room");
+    }
+
+    #[test]
+    fn the_wait_grows_with_failures_and_ends_with_the_piece() {
+        let tuning = Tuning::default();
+        let mut wants = Wants::new(&tuning, at(0));
+        (1..tuning.tries_without_wait).for_each(|_| wants.note_failed(PIECE, &tuning, at(0)));
+        assert!(!wants.must_wait(PIECE, at(0)));
+        wants.note_failed(PIECE, &tuning, at(0));
+        assert!(wants.must_wait(PIECE, at(0)));
+        wants.forget_failures_of(PIECE);
+        assert!(!wants.must_wait(PIECE, at(0)) && wants.failures(PIECE) == 0);
+    }
+
+    #[test]
+    fn only_the_host_that_was_asked_takes_a_want_back() {
+        let mut wants = Wants::new(&Tuning::default(), at(0));
+        wants.add(ShardIndex(3), want(1, 100));
+        assert!(wants.take_from(ShardIndex(3), HostIndex(2)).is_none());
+        assert!(wants.take_from(ShardIndex(3), HostIndex(1)).is_some());
+        assert!(wants.is_empty());
+        assert_eq!(wants.finish(), BTreeSet::from([HostIndex(1)]), "it hears when nothing more is needed");
     }
 }
