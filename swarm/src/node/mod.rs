@@ -371,7 +371,7 @@ impl Node {
         let now = self.cx.now;
         if let Some(bytes) = self.links.get_mut(to).and_then(|link| link.on_sent(content, shard, now)) {
             self.links.mark_dirty(to);
-            self.with(&content, |transfer, cx, _, _| transfer.on_sent(cx, to, bytes));
+            self.with(&content, |transfer, cx, _, _| transfer.on_sent(cx, bytes));
         }
     }
 

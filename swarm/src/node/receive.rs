@@ -18,7 +18,7 @@ impl Transfer {
     /// Computes the content's trees again and moves the lanes whose parent changed.
     pub fn replan(&mut self, cx: &mut Cx, links: &mut Links) {
         let (me, now) = (cx.me, cx.now);
-        self.expire_bypasses(&cx.tuning, now);
+        self.expire_bypasses(now);
         let mut avoid = links.avoidance.to_set();
         avoid.extend(self.bypass.useless_hosts());
         // A host that avoided itself would be in no tree and would have no children.

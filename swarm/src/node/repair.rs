@@ -27,10 +27,10 @@ const ROUND_DOUBLINGS: u32 = 5;
 type Requests = BTreeMap<HostIndex, Vec<ShardIndex>>;
 
 impl Transfer {
-    /// Requests single shards, at most every `check_every`.
+    /// Requests single shards, at most every `bounds::CHECK_EVERY`.
     pub fn repair(&mut self, cx: &mut Cx, links: &mut Links) {
         let now = cx.now;
-        if self.has_expired_bypass(cx) {
+        if self.has_expired_bypass(now) {
             self.replan(cx, links);
         }
         let late_start = self.body.as_ref().is_some_and(|body| {

@@ -128,11 +128,11 @@ impl Transfer {
         let Subscription { from, lanes, have } = subscription;
         let (Some(body), Some(link)) = (self.body.as_mut(), links.up_mut(from)) else { return };
         let (pieces, geometry) = (&body.pieces, body.pieces.geometry());
-        let child = body.children.get_or_add(from, geometry.piece_count(), cx.now);
+        let child = body.children.get_or_add(from, geometry.piece_count());
         // What the link carries already is not sent again: a child may subscribe again while pieces are under way to
         // it.
         let under_way = link.under_way(id).filter_map(|shard| geometry.piece_of(shard));
-        child.start(have, under_way, cx.now);
+        child.start(have, under_way);
         let lanes = LaneSet(lanes.0 & LaneSet::first(geometry.lanes()).0);
         if let Some(plan) = self.plan.as_ref().filter(|_| !near) {
             // In our plan a rack peer owns these lanes. The child, in another rack, found that rack peer silent.
@@ -181,7 +181,7 @@ impl Transfer {
     pub fn on_received(&mut self, cx: &mut Cx, links: &mut Links, from: HostIndex, pieces: &Bitmap) {
         let Some(body) = self.body.as_mut() else { return };
         let count = body.geometry().piece_count();
-        body.children.get_or_add(from, count, cx.now).note_received(pieces);
+        body.children.get_or_add(from, count).note_received(pieces);
         self.prefer_rack_peers(cx, links);
     }
 
@@ -189,13 +189,13 @@ impl Transfer {
     pub fn on_done(&mut self, cx: &mut Cx, links: &mut Links, from: HostIndex) {
         let Some(body) = self.body.as_mut() else { return };
         let count = body.geometry().piece_count();
-        body.children.get_or_add(from, count, cx.now).note_whole(count);
+        body.children.get_or_add(from, count).note_whole(count);
         body.children.leave_lanes(from);
         self.prefer_rack_peers(cx, links);
     }
 
     /// Queues wanted shards for a neighbour. Returns the shards that cannot be sent from here.
-    pub fn on_want(&mut self, cx: &Cx, links: &mut Links, from: HostIndex, shards: Vec<ShardIndex>) -> Vec<ShardIndex> {
+    pub fn on_want(&mut self, links: &mut Links, from: HostIndex, shards: Vec<ShardIndex>) -> Vec<ShardIndex> {
         let id = self.id();
         let (Some(body), Some(link)) = (self.body.as_mut(), links.get(from)) else { return shards };
         let count = body.geometry().piece_count();
@@ -206,7 +206,7 @@ impl Transfer {
                 unavailable.push(shard);
                 continue;
             }
-            let child = body.children.get_or_add(from, count, cx.now);
+            let child = body.children.get_or_add(from, count);
             // It may have crossed the want on its way.
             if !link.is_under_way(id, shard) {
                 child.want(shard);

@@ -28,13 +28,14 @@
 //! - `sender`, at a content's origin, pauses a child's queue. Its position is the place of the child's next piece. The
 //!   reference is the lower quartile of the children, and the lead is 8 of the child's own pieces.
 //! - `receiver`, at every importer, pauses a lane's subscription. Its position is the number of the lane's pieces that
-//!   are here. The reference is the slowest lane within a lead of the median. The lead is 2 pieces, what a lane usually
-//!   brings in 300 ms, or the height of the trees in racks, whichever is most.
+//!   are here. The reference is the slowest lane within a lead of the median. The lead is 2 pieces, or the
+//!   height of the trees in racks, whichever is more.
 //!
 //! What a paused link leaves goes to the others. Hosts that are slow by themselves must not hold the rest up. So the
-//! reference ignores the slowest quarter of the children, lanes further behind than a lead, and what has not moved for
-//! 1 to 2 s. Each step down a tree takes the time of a piece, so lanes of high trees lie apart by nature. With a lead
-//! of 2 pieces everywhere, 10,000 hosts took 1.093 of the bound. With the trees' height as the lead they took 1.053.
+//! reference ignores the slowest quarter of the children, lanes further behind than a lead, and lanes that have not
+//! moved for 1 s. Each step down a tree takes the time of a piece, so lanes of high trees lie apart by nature. With a
+//! lead of 2 pieces everywhere, 10,000 hosts took 1.093 of the bound. With the trees' height as the lead they took
+//! 1.053.
 //!
 //! # Why a guard
 //!

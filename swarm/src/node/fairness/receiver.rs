@@ -18,10 +18,8 @@ impl Body {
     /// positions count down from `u32::MAX`.
     fn receive_limit(&self, cx: &Cx, plan: &Plan) -> SkewLimit {
         let (now, tuning) = (cx.now, &cx.tuning);
-        let usual_milli = self.deliveries.usual_rate_milli() * tuning.lane_lead_time.as_millis() as u64;
-        let usual = (usual_milli / 1_000_000) as u32;
         // Each step down a tree takes the time of a piece: lanes that come from further down are behind by nature.
-        let lead = usual.max(tuning.lane_lead_pieces).max(plan.height());
+        let lead = tuning.lane_lead_pieces.max(plan.height());
         let moves = |lane: &&Lane| {
             lane.missing() == 0 || lane.is_paused() || now.since(lane.last_progress()) < tuning.lane_idle
         };

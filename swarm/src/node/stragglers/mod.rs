@@ -43,8 +43,7 @@
 //! - Only importers reroute. Their rack peers see the same silence and wait, because otherwise the rack would import
 //!   the lane twice.
 //!
-//! Near the end, when three lanes in four are whole, links have room. Then a lane that lacks half is judged by itself,
-//! and no host that was silent is tried again.
+//! Near the end, when three lanes in four are whole, links have room. Then a lane that lacks half is judged by itself.
 //!
 //! **Holders of rack shares** (`slow_holders`) are compared by how long they take to answer while a content is
 //! promoted. A restore from rack shares with slow holders takes 5.15 s so, and 7.24 s without this rule.

@@ -74,12 +74,6 @@ impl Silence {
 }
 
 impl Body {
-    /// Whether too little is left to use hosts again that were silent. If they are silent again, the rest comes later.
-    fn is_late_for_retry(&self, tuning: &Tuning) -> bool {
-        let rest = self.deliveries.usual_time(u64::from(self.lanes.missing_quantile(2)));
-        self.deliveries.usual_rate_milli() > 0 && rest < self.silence(tuning) * tuning.late_for_retry
-    }
-
     /// Whether a lane lacks much when the others lack little. See [`Tuning::ending_behind`].
     fn is_behind(&self, lane: &Lane, tuning: &Tuning) -> bool {
         lane.missing() * self.lanes.len() as u32 * tuning.ending_behind >= self.geometry().piece_count()
@@ -172,22 +166,15 @@ impl Transfer {
     }
 
     /// Whether a bypassed host may be used again.
-    pub fn has_expired_bypass(&self, cx: &Cx) -> bool {
-        self.bypass.useless.values().any(|until| *until <= cx.now) && !self.is_late_for_retry(&cx.tuning)
+    pub fn has_expired_bypass(&self, now: Instant) -> bool {
+        self.bypass.useless.values().any(|until| *until <= now)
     }
 
-    /// Uses bypassed hosts again whose time is over, but none near the end.
-    pub fn expire_bypasses(&mut self, tuning: &Tuning, now: Instant) {
-        if self.is_late_for_retry(tuning) {
-            return;
-        }
+    /// Uses bypassed hosts again whose time is over.
+    pub fn expire_bypasses(&mut self, now: Instant) {
         let bypass = &mut self.bypass;
         bypass.useless.retain(|_, until| *until > now);
         bypass.by_lane.values_mut().for_each(|hosts| hosts.retain(|_, until| *until > now));
         bypass.by_lane.retain(|_, hosts| !hosts.is_empty());
-    }
-
-    fn is_late_for_retry(&self, tuning: &Tuning) -> bool {
-        self.body.as_ref().is_some_and(|body| body.is_late_for_retry(tuning))
     }
 }

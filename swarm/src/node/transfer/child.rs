@@ -5,7 +5,6 @@
 
 use super::Pieces;
 use crate::node::bounds;
-use crate::time::Instant;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{HostIndex, LaneIndex, PieceIndex, ShardIndex};
@@ -23,19 +22,16 @@ pub struct Child {
     cursor: u32,
     /// Shards it wants outside its lanes, which go first.
     wants: VecDeque<ShardIndex>,
-    /// When it last took something or asked for it.
-    last_progress: Instant,
 }
 
 impl Child {
-    fn new(pieces: u32, now: Instant) -> Self {
+    fn new(pieces: u32) -> Self {
         Self {
             lanes: LaneSet::NONE,
             has: Bitmap::new(pieces),
             pending: Bitmap::new(pieces),
             cursor: 0,
             wants: VecDeque::new(),
-            last_progress: now,
         }
     }
 
@@ -47,17 +43,8 @@ impl Child {
         !self.lanes.is_empty()
     }
 
-    pub fn last_progress(&self) -> Instant {
-        self.last_progress
-    }
-
-    pub fn note_progress(&mut self, now: Instant) {
-        self.last_progress = now;
-    }
-
     /// The child says what it has. Pieces on their way to it count as its own.
-    pub fn start(&mut self, has: Bitmap, under_way: impl Iterator<Item = PieceIndex>, now: Instant) {
-        self.last_progress = now;
+    pub fn start(&mut self, has: Bitmap, under_way: impl Iterator<Item = PieceIndex>) {
         self.has = has;
         for piece in under_way {
             self.has.set(piece.0);
@@ -170,8 +157,8 @@ impl Children {
         self.by_host.get_mut(&host)
     }
 
-    pub fn get_or_add(&mut self, host: HostIndex, pieces: u32, now: Instant) -> &mut Child {
-        self.by_host.entry(host).or_insert_with(|| Child::new(pieces, now))
+    pub fn get_or_add(&mut self, host: HostIndex, pieces: u32) -> &mut Child {
+        self.by_host.entry(host).or_insert_with(|| Child::new(pieces))
     }
 
     pub fn contains(&self, host: HostIndex) -> bool {

@@ -277,7 +277,7 @@ impl Transfers {
         shards: Vec<ShardIndex>,
     ) {
         let shards = match self.get_mut(&content) {
-            Some(transfer) => transfer.on_want(cx, links, from, shards),
+            Some(transfer) => transfer.on_want(links, from, shards),
             None => shards,
         };
         if !shards.is_empty() {
