@@ -13,6 +13,7 @@ use shoal_service::shutdown::{CancellationToken, Tasks};
 use shoal_service::units::Span;
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{BlobSource, Store, StoreConfig};
+use shoal_testkit::noise;
 use std::fs;
 use std::io::{Cursor, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -31,12 +32,6 @@ fn open(dir: &Path) -> Store {
 
 fn open_with(dir: &Path, arrivals: Arrivals) -> Store {
     Store::open(StoreConfig::new(dir), Box::new(move |event| arrivals.on_store_event(&event))).unwrap()
-}
-
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

@@ -100,17 +100,21 @@ fn main() {
 /// A Markdown table of all rules, and one line for each scenario that a rule moves.
 fn table(rows: &[Row]) -> String {
     let mut lines = vec![
-        "| rule | greatest mean change | worst seed | measure | scenario | newly incomplete |".to_string(),
-        "|---|---:|---:|---|---|---:|".to_string(),
+        "| rule | greatest mean change | median | worst seed | measure | scenario | newly incomplete |".to_string(),
+        "|---|---:|---:|---:|---|---|---:|".to_string(),
     ];
     for row in rows {
         let Some((case, change)) = row.greatest() else { continue };
         let incomplete = row.newly_incomplete();
         lines.push(if row.is_worth_something() {
-            let (mean, worst, measure) = (change.mean_percent, change.worst_percent, change.measure.name());
-            format!("| `{}` | {mean:+.1} % | {worst:+.1} % | {measure} | {case} | {incomplete} |", row.rule)
+            let Change { mean_percent, median_percent, worst_percent, measure } = change;
+            let measure = measure.name();
+            format!(
+                "| `{}` | {mean_percent:+.1} % | {median_percent:+.1} % | {worst_percent:+.1} % | {measure} | {case} | {incomplete} |",
+                row.rule
+            )
         } else {
-            format!("| `{}` | below {WORTH_PERCENT} % | | | | 0 |", row.rule)
+            format!("| `{}` | below {WORTH_PERCENT} % | | | | | 0 |", row.rule)
         });
     }
     lines.push(String::new());
@@ -120,7 +124,11 @@ fn table(rows: &[Row]) -> String {
                 .changes
                 .iter()
                 .filter(|change| change.mean_percent.abs() > WORTH_PERCENT)
-                .map(|c| format!("{} {:+.2} % (worst {:+.1} %)", c.measure.name(), c.mean_percent, c.worst_percent))
+                .map(|change| {
+                    let Change { mean_percent, median_percent, worst_percent, measure } = change;
+                    let measure = measure.name();
+                    format!("{measure} {mean_percent:+.2} % (median {median_percent:+.2}, worst {worst_percent:+.1})")
+                })
                 .collect();
             let Comparison { case, seeds, affected, newly_incomplete, .. } = comparison;
             if !moved.is_empty() || *newly_incomplete > 0 {

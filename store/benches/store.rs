@@ -9,6 +9,7 @@ use shoal_store::cdc::Cutter;
 use shoal_store::erasure::{ErasureCode, ParityRow, ReedSolomonCode};
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{Store, StoreConfig, StoreEvent};
+use shoal_testkit::noise;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,14 +24,8 @@ const DATA: usize = 16;
 const PARITY: usize = 4;
 const PIECE: usize = 256 << 10;
 
-fn noise(len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(b"bench").finalize_xof().fill(&mut bytes);
-    bytes
-}
-
 fn cutting(c: &mut Criterion) {
-    let payload = noise(SIZE);
+    let payload = noise(SIZE, 1);
     let mut group = c.benchmark_group("cut");
     group.sample_size(10).throughput(Throughput::Bytes(SIZE as u64));
     group.bench_function("cut", |b| b.iter(|| pieces(&payload, |_| {})));
@@ -55,7 +50,7 @@ fn pieces(payload: &[u8], mut each: impl FnMut(Bytes)) {
 }
 
 fn coding(c: &mut Criterion) {
-    let payload = noise(DATA * PIECE);
+    let payload = noise(DATA * PIECE, 1);
     let stripe: Vec<&[u8]> = payload.chunks(PIECE).collect();
     let code = ReedSolomonCode::new(DATA, PARITY).expect("a sensible code");
     let mut group = c.benchmark_group("code");
@@ -85,7 +80,7 @@ fn open(dir: &Path) -> (Store, Receiver<StoreEvent>) {
 fn disk(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let source = dir.path().join("source");
-    std::fs::write(&source, noise(SIZE)).expect("room for the source");
+    std::fs::write(&source, noise(SIZE, 1)).expect("room for the source");
     let mut group = c.benchmark_group("disk");
     group.sample_size(10).throughput(Throughput::Bytes(SIZE as u64));
     let options = IngestOptions { average: Some(AVERAGE), ..IngestOptions::default() };

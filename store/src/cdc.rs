@@ -107,13 +107,7 @@ impl<R: Read> Cutter<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(len: usize, seed: u64) -> Vec<u8> {
-        let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-        let mut bytes = vec![0; len];
-        reader.fill(&mut bytes);
-        bytes
-    }
+    use shoal_testkit::noise;
 
     fn cut(bytes: &[u8], average: u32) -> Vec<Bytes> {
         let mut cutter = Cutter::new(bytes, average);

@@ -9,6 +9,7 @@ use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
 use shoal_proto::manifest::Manifest;
 use shoal_store::ingest::{IngestError, IngestOptions, IngestProgress};
 use shoal_store::{BlobSource, Store, StoreConfig, StoreEvent};
+use shoal_testkit::noise;
 use std::fs;
 use std::io::Cursor;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -20,12 +21,6 @@ fn open(dir: &Path, quota: Option<u64>) -> (Store, Receiver<StoreEvent>) {
     let (sender, receiver) = sync_channel(10_000);
     let config = StoreConfig { quota, ..StoreConfig::new(dir) };
     (Store::open(config, Box::new(move |event| sender.send(event).unwrap())).unwrap(), receiver)
-}
-
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
 }
 
 fn sha256(bytes: &[u8]) -> Digest {

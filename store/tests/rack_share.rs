@@ -7,6 +7,7 @@ use shoal_proto::ids::{ContentId, HostIndex, PieceIndex, ShardIndex, StripeIndex
 use shoal_proto::rack_placement::RackPlacement;
 use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{RackShareError, ReadError, Store, StoreConfig, StoreEvent};
+use shoal_testkit::noise;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -26,17 +27,11 @@ fn open(dir: &Path) -> Store {
     open_with(dir, None).0
 }
 
-fn noise(seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; SIZE];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
 /// Returns a store with one whole content.
 fn whole(dir: &Path, seed: u64) -> (Store, ContentId, Geometry) {
     let store = open(dir);
     let file = dir.join("file");
-    fs::write(&file, noise(seed)).unwrap();
+    fs::write(&file, noise(SIZE, seed)).unwrap();
     let options = IngestOptions { data: 4, parity: 2, ..IngestOptions::default() };
     let id = store.ingest(&file, &options, &Arc::new(IngestProgress::default())).unwrap().content;
     fs::remove_file(file).unwrap();
@@ -142,7 +137,7 @@ fn a_content_is_restored_from_other_shares() {
         assert!(matches!(events.recv().unwrap(), StoreEvent::Rebuilt { .. }));
     }
     store.finish(&id).unwrap();
-    assert_eq!(fs::read(store.stream_path(&id, 0)).unwrap(), noise(3));
+    assert_eq!(fs::read(store.stream_path(&id, 0)).unwrap(), noise(SIZE, 3));
     assert_eq!(store.usage().used, SIZE as u64);
     assert!(store.rack_share(&id).is_none() && !path.join("contents").join(id.to_string()).join("parity").exists());
 }
@@ -156,7 +151,7 @@ fn hard_links_of_a_stream_keep_their_bytes() {
     fs::hard_link(store.stream_path(&id, 0), &link).unwrap();
     store.make_share(&id, HostIndex(0), &placement(6)).unwrap();
     store.drop_whole(&id).unwrap();
-    assert_eq!(fs::read(link).unwrap(), noise(4));
+    assert_eq!(fs::read(link).unwrap(), noise(SIZE, 4));
 }
 
 #[test]
@@ -177,7 +172,7 @@ fn an_exchange_that_was_interrupted_is_finished_or_undone() {
     drop(store);
     // After a stop between the database and the exchange, the copy lies beside the stream.
     fs::rename(&stream, &copy).unwrap();
-    fs::write(&stream, noise(5)).unwrap();
+    fs::write(&stream, noise(SIZE, 5)).unwrap();
     let store = open(&path);
     assert!(!store.is_complete(&id) && !copy.exists());
     assert_share(&store, &id, &[placement(6)], HostIndex(0), &right);

@@ -5,6 +5,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, PieceIndex, ShardIndex, StripeIndex};
 use shoal_store::ingest::{IngestError, IngestOptions, IngestProgress, WalkError};
 use shoal_store::{BeginError, ReadError, Store, StoreConfig, StoreEvent, SubmitError};
+use shoal_testkit::noise;
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
@@ -20,12 +21,6 @@ fn open_with(dir: &Path, quota: Option<u64>) -> (Store, Receiver<StoreEvent>) {
 
 fn open(dir: &Path) -> (Store, Receiver<StoreEvent>) {
     open_with(dir, None)
-}
-
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
 }
 
 fn ingest(store: &Store, path: &Path) -> Result<ContentId, IngestError> {
