@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use shoal_api::openapi::{Role, document};
 use shoal_testkit::region::ADMIN_TOKEN;
-use shoal_testkit::{Process, Program, Region, Setup, noise, until};
+use shoal_testkit::{Process, Program, Setup, noise, until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
