@@ -1,7 +1,7 @@
-//! What a bulk link costs beside plain TCP, both ends in this process, over loopback.
+//! The cost of a link beside plain TCP, with both ends in this process, over loopback.
 //!
 //! `cargo bench -p shoal-net --bench link [-- GIB]` prints GiB/s and CPU seconds per GiB of both ends together, from
-//! `/proc/self/stat` (10 ms steps). Without `--bench` it moves a few megabytes only, to show that it still runs.
+//! `/proc/self/stat` in steps of 10 ms. Without `--bench` it moves only a few megabytes, to show that it still runs.
 
 use bytes::Bytes;
 use shoal_net::admission::{Admission, system_clock};
@@ -24,12 +24,12 @@ use tokio::sync::mpsc;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Parts on their way at a time.
+/// Parts under way at a time.
 const WINDOW: usize = 16;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// CPU time of this process so far.
+/// Returns the processor time of this process so far.
 fn cpu() -> Outcome<Duration> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit(')').next().ok_or("no stat")?.split_whitespace();

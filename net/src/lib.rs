@@ -1,11 +1,11 @@
 //! Connections between hosts: links for payload and announcements, and the libp2p control plane, under one identity.
 //!
 //! Owns: key files, TLS configurations, admission, the framing of links, and the transport of the control plane.
-//! Invariant: a driver gets nothing from a connection whose other end has not proven its key. It gets nothing from a link
-//! whose other end has not shown a valid credential for that key.
+//! Invariant: a driver gets nothing from a connection whose other end has not proven its key. It gets nothing from a
+//! link whose other end has not shown a valid credential for that key.
 //!
-//! Where to look: keys and peer ids in [`identity`]; who is admitted in [`admission`]; host to host in [`links`]; host to
-//! tracker in [`control`]. The TLS record layer is the crate `shoal-tls-records`.
+//! Where to look: keys and peer ids in [`identity`]; who is admitted in [`admission`]; host to host in [`links`]; host
+//! to tracker in [`control`]. The TLS record layer is the crate `shoal-tls-records`.
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 

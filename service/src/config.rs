@@ -45,8 +45,8 @@ impl ConfigError {
 pub struct Sources {
     /// The TOML file, if there is one.
     pub file: Option<PathBuf>,
-    /// The prefix of environment variables. With `SHOAL_PEER_`, the variable `SHOAL_PEER_HTTP` sets `http`. Two underscores
-    /// lead into a table.
+    /// The prefix of environment variables. With `SHOAL_PEER_`, the variable `SHOAL_PEER_HTTP` sets `http`. Two
+    /// underscores lead into a table.
     pub env_prefix: String,
     /// Pairs `key=value`. Dots in the key lead into tables.
     pub overrides: Vec<String>,

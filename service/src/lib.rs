@@ -4,9 +4,9 @@
 //! Invariant: nothing here knows a role, a content or a host.
 //!
 //! Where to look: layered configuration in [`config`] and its units in [`units`]; the HTTP server of each role in
-//! [`http_server`], its [`routes`], and the refusal of malformed requests in [`extract`]; the one HTTP transport and the
-//! client of the roles' APIs in [`http_client`]; metrics in [`metrics`]; tasks and stopping in [`shutdown`]; state in and
-//! out in [`backup`], tables of a database in [`tables`]; logs in [`logs`].
+//! [`http_server`], its [`routes`], and the refusal of malformed requests in [`extract`]; the one HTTP transport and
+//! the client of the roles' APIs in [`http_client`]; metrics in [`metrics`]; tasks and stopping in [`shutdown`]; state
+//! in and out in [`backup`], tables of a database in [`tables`]; logs in [`logs`].
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 

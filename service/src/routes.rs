@@ -55,7 +55,7 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         self
     }
 
-    /// Gives the handlers their state.
+    /// Sets the state of the handlers.
     pub fn with_state(self, state: S) -> Routes {
         Routes { router: self.router.with_state(state), table: self.table }
     }

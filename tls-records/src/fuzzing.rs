@@ -60,7 +60,7 @@ impl AsyncRead for Wire<'_> {
 ///
 /// # Panics
 ///
-/// Panics if the stream returns plaintext that nobody sealed, skips sealed plaintext, or works after an error.
+/// Panics if the stream returns plaintext that was not sealed, skips sealed plaintext, or works after an error.
 pub fn open_untrusted(data: &[u8]) {
     let [choice, step, rest @ ..] = data else { return };
     let cipher = CIPHERS[usize::from(choice >> 1) % CIPHERS.len()];

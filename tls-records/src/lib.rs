@@ -13,8 +13,9 @@
 //! Where to look: one record under one key in [`RecordKey`]; a connection in [`TlsStream`]; the handshake before it in
 //! [`handshake`]; key updates in [`Rekey`]; errors in [`RecordError`]; the entry of the fuzz target in [`fuzzing`].
 //!
-//! Evidence, in `tests/records/`: `rfc8448.rs` compares keys and records with RFC 8448 bit for bit. `openssl_interop.rs`
-//! and `rustls_interop.rs` talk to OpenSSL and to rustls. `hostile.rs` and the fuzz target in `fuzz/` feed hostile bytes.
+//! Evidence, in `tests/records/`: `rfc8448.rs` compares keys and records with RFC 8448 bit for bit.
+//! `openssl_interop.rs` and `rustls_interop.rs` talk to OpenSSL and to rustls. `hostile.rs` and the fuzz target in
+//! `fuzz/` feed hostile bytes.
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 

@@ -157,8 +157,8 @@ impl RecordKey {
     ///
     /// # Errors
     ///
-    /// Fails if the header is invalid, the tag is wrong, the content type is missing or unknown, or the plaintext is too
-    /// long. `record` holds no meaningful bytes after an error.
+    /// Fails if the header is invalid, the tag is wrong, the content type is missing or unknown, or the plaintext is
+    /// too long. `record` holds no meaningful bytes after an error.
     pub fn open(&mut self, record: &mut [u8]) -> Result<OpenedRecord, RecordError> {
         if check_header(record)? != Some(record.len()) {
             return Err(RecordError::InvalidHeader);

@@ -24,8 +24,8 @@ pub struct ControlConfig {
     pub requests_max: usize,
     /// Requests at a time on one connection, in both directions together. More fail at the requester. Default 16.
     pub requests_per_connection_max: usize,
-    /// The longest request that is accepted, in bytes. A tracker should lower it, because it reads requests of nodes that
-    /// are not admitted yet.
+    /// The longest request that is accepted, in bytes. A tracker should lower it, because it reads requests of nodes
+    /// that are not admitted yet.
     pub request_bytes_max: usize,
     /// The longest response that is accepted, in bytes.
     pub response_bytes_max: usize,

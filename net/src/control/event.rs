@@ -1,6 +1,7 @@
 //! What a driver gets from its control plane.
 //!
-//! Invariant: the bounds of every request are checked. The key of its sender is proven, and its credential is not known.
+//! Invariant: the bounds of every request are checked. The key of its sender is proven, and its credential is not
+//! known.
 
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;

@@ -4,11 +4,11 @@
 //! Invariant: every request is answered or fails within the timeout. At most [`ControlConfig::requests_max`] inbound
 //! requests wait for an answer.
 //!
-//! The other end of a connection has proven its key and nothing else. The tracker decides whether the other end may send
-//! other requests than `Join`.
+//! The other end of a connection has proven its key and nothing else. The tracker decides whether the other end may
+//! send other requests than `Join`.
 //!
-//! Where to look: settings in `config.rs`, the task in `event_loop.rs`, libp2p's assembly in `setup.rs`, the encoding of
-//! requests in `codec.rs`.
+//! Where to look: settings in `config.rs`, the task in `event_loop.rs`, libp2p's assembly in `setup.rs`, the encoding
+//! of requests in `codec.rs`.
 
 mod address;
 mod byte_counter;
@@ -48,7 +48,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct ControlPlane;
 
 impl ControlPlane {
-    /// Starts a control plane. The driver must take the events, because the control plane stops while its queue is full.
+    /// Starts a control plane. The driver must take the events, because the control plane stops while its queue is
+    /// full.
     ///
     /// # Errors
     ///
@@ -101,8 +102,8 @@ impl ControlHandle {
     ///
     /// # Errors
     ///
-    /// Fails if the node is not connected or does not answer within [`ControlConfig::timeout`], the request is too long,
-    /// or the control plane is busy or shut down.
+    /// Fails if the node is not connected or does not answer within [`ControlConfig::timeout`], the request is too
+    /// long, or the control plane is busy or shut down.
     pub async fn request(&self, node: NodeId, request: Request) -> Result<Response, RequestError> {
         let (reply, answer) = oneshot::channel();
         let answered = async {

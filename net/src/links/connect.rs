@@ -231,7 +231,7 @@ async fn introduce(
         }
         Err(HelloError::RefusedByPeer(CloseReason::Duplicate)) => Err(FailedAttempt::Duplicate),
         Err(HelloError::RefusedByPeer(reason)) => Err(FailedAttempt::Final(DialError::RefusedByPeer(reason))),
-        // This node picks and has a link already. That is no failure.
+        // This node picks and has a link already. The dial does not fail then.
         Err(HelloError::Refused(Refusal::LinkExists)) => Err(FailedAttempt::Duplicate),
         Err(HelloError::Refused(refusal)) => Err(FailedAttempt::Final(refusal.into())),
         Err(HelloError::Io(error)) => Err(AddressError::Io(error).into()),

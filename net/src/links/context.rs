@@ -113,7 +113,7 @@ impl EndpointContext {
         self.link_permits.clone().try_acquire_owned().ok()
     }
 
-    /// Gives announcements a queue of their own from now on. `None` if they have one.
+    /// Puts announcements into a queue of their own from now on. `None` if they have one.
     pub(super) fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
         let (sender, receiver) = mpsc::channel(self.config.events_max);
         self.announcements.set(sender).ok().map(|()| receiver)

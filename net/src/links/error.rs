@@ -86,7 +86,7 @@ pub enum AbortReason {
     #[error("peer has replaced the link by a newer connection")]
     Replaced,
     /// The other end dialled again and the link answered no ping.
-    #[error("link was silent while its peer dialled anew")]
+    #[error("link was silent while its peer dialled again")]
     SilentWhileDialled,
 }
 

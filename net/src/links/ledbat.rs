@@ -21,9 +21,9 @@
 //! ```
 //!
 //! Growth by the root of the rate and decrease by a share of it bring links of unequal rates together: by its own
-//! measure the slower link gains more. Links of a rack need not know of each other, because all of them measure the same
-//! queue. The clocks of both ends need not agree, because only the excess over the base delay counts. One-way times are
-//! needed because both directions of an uplink are busy during a push.
+//! measure the slower link gains more. Links of a rack need not know of each other, because all of them measure the
+//! same queue. The clocks of both ends need not agree, because only the excess over the base delay counts. One-way
+//! times are needed because both directions of an uplink are busy during a push.
 //!
 //! A link that has met no queue yet grows faster (slow start). A link that pauses loses half of its rate each 200 ms,
 //! because other links grow into its place. In a packet capture the late versions stood in a queue that five links had

@@ -1,16 +1,16 @@
 //! Links: one TLS connection for each pair of hosts, with the frames of [`shoal_proto::frame`] on it.
 //!
 //! Owns the listeners, the dials, the registry of links, and every byte that is queued or buffered for links.
-//! Invariant: the driver gets the events of one node as `LinkUp`, then what the link brought, then `LinkDown`. The events
-//! of two links to one node never overlap.
+//! Invariant: the driver gets the events of one node as `LinkUp`, then what the link brought, then `LinkDown`. The
+//! events of two links to one node never overlap.
 //!
 //! Two hosts agree on one link as follows, whichever host dials. The node with the *greater* id sends `Hello` first on
 //! every connection. The node with the smaller id answers with its own `Hello` on one connection, and with
 //! `Bye(Duplicate)` on every other. The greater id then admits the other end and confirms with a `Pong`. From then on
 //! both ends may send (`hello.rs`).
 //!
-//! Where to look: settings in `config.rs`, events and frames in `event.rs`, one link's life in `session.rs`, priorities in
-//! `send_queue.rs`, memory in `receive_memory.rs`, pacing of bulk in `ledbat.rs`, rates in `rate_limit/`.
+//! Where to look: settings in `config.rs`, events and frames in `event.rs`, one link's life in `session.rs`, priorities
+//! in `send_queue.rs`, memory in `receive_memory.rs`, pacing of bulk in `ledbat.rs`, rates in `rate_limit/`.
 
 mod activity;
 mod config;
@@ -84,8 +84,8 @@ impl LinkEndpoint {
         Ok((Self { context, local_addrs, _stop: stop }, events))
     }
 
-    /// Gives announcements a queue of their own from now on, so they do not wait for the payload before them. They may
-    /// then arrive before the `LinkUp` of their link or after its `LinkDown`. `None` on a second call.
+    /// Puts announcements into a queue of their own from now on, so they do not wait for the payload before them. They
+    /// may then arrive before the `LinkUp` of their link or after its `LinkDown`. `None` on a second call.
     pub fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
         self.context.split_announcements()
     }

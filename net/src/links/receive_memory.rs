@@ -3,9 +3,9 @@
 //! A shard starts in memory at the offset that it will have in a block of the disk ([`BlockOffset`]). So the store can
 //! write the shard with direct I/O from where it lies.
 //!
-//! Links cannot wait for each other's memory in a circle. Each class has a budget of its own, and a link opens a part of
-//! a class only while no part of a more urgent class is open on the link. So a link that waits for a budget holds memory
-//! of less urgent classes only.
+//! Links cannot wait for each other's memory in a circle. Each class has a budget of its own, and a link opens a part
+//! of a class only while no part of a more urgent class is open on the link. So a link that waits for a budget holds
+//! memory of less urgent classes only.
 //!
 //! Invariant: the permits of a payload return only when its last `Bytes` is dropped.
 
@@ -41,8 +41,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Keeps up to `idle_bytes_max` bytes of idle buffers. With less than the peak use, the kernel would have to map the
-    /// difference again and again.
+    /// Keeps up to `idle_bytes_max` bytes of idle buffers. With less than the peak use, the kernel would have to map
+    /// the difference again and again.
     pub(super) fn new(idle_bytes_max: usize) -> Self {
         Self { idle: Mutex::default(), idle_bytes_max, held: AtomicU64::new(0) }
     }
@@ -61,7 +61,8 @@ impl Pool {
 
     fn take_empty(&self, len: usize) -> Vec<u8> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // The smallest buffer that fits, but none of more than twice the size. Memory in use must stay near the permits.
+        // The smallest buffer that fits, but none of more than twice the size. Memory in use must stay near the
+        // permits.
         let fits = |buffer: &Vec<u8>| (len..=2 * len).contains(&buffer.capacity());
         let best =
             (0..idle.buffers.len()).filter(|at| fits(&idle.buffers[*at])).min_by_key(|at| idle.buffers[*at].capacity());
@@ -148,7 +149,7 @@ pub(super) struct Budgets {
 }
 
 impl Budgets {
-    /// Gives bulk `bulk` bytes, and each other class a quarter of that, but at least one largest piece.
+    /// Bulk has `bulk` bytes. Each other class has a quarter of that, but at least one largest piece.
     pub(super) fn new(bulk: usize, manifests: usize) -> Self {
         let other = (bulk / 4).max(shoal_proto::limits::PIECE_BYTES_MAX as usize);
         let classes = Class::ALL.map(|class| Arc::new(Semaphore::new(if class == Class::Bulk { bulk } else { other })));

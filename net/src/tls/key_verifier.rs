@@ -1,7 +1,7 @@
 //! The check of certificates: any node that proves its key is accepted.
 //!
-//! Invariant: a certificate passes only if it is the single one and the signature of a node key covers it. Which node may
-//! have a link is decided by the exchange of `Hello`.
+//! Invariant: a certificate passes only if it is the single one and the signature of a node key covers it. Which node
+//! may have a link is decided by the exchange of `Hello`.
 
 use super::node_in;
 use libp2p_tls::certificate;

@@ -1,8 +1,8 @@
 //! TLS of links: version 1.3 only, both ends prove their key, AES before ChaCha20.
 //!
 //! Owns the two rustls configurations of an identity and the choice of the record layer ([`RecordLayer`]).
-//! Invariant: a finished handshake proves that the other end holds the Ed25519 key of the [`NodeId`] that [`connect`] and
-//! [`accept`] return.
+//! Invariant: a finished handshake proves that the other end holds the Ed25519 key of the [`NodeId`] that [`connect`]
+//! and [`accept`] return.
 //!
 //! The certificate is libp2p's (<https://github.com/libp2p/specs/blob/master/tls/tls.md>): self-signed, with the node
 //! key's signature in an extension. The order of ciphers is our own. libp2p puts ChaCha20 first, which costs more than

@@ -111,13 +111,13 @@ pub struct Restored {
     pub secrets: Vec<Secret>,
 }
 
-/// Makes a state folder from an archive. `open` makes the tables in the folder that it gets. With `force`, a folder that
-/// is not empty is moved aside.
+/// Makes a state folder from an archive. `open` makes the tables in the folder that it gets. With `force`, a folder
+/// that is not empty is moved aside.
 ///
 /// # Errors
 ///
-/// Fails if the archive is malformed, damaged or of another role, the role runs on the folder, or the folder is not empty
-/// and `force` is not set. `folder` is unchanged then.
+/// Fails if the archive is malformed, damaged or of another role, the role runs on the folder, or the folder is not
+/// empty and `force` is not set. `folder` is unchanged then.
 pub fn restore(
     archive: &Path,
     role: &str,

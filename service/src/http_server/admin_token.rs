@@ -1,7 +1,7 @@
 //! The admin token: the secret that lets a request change something.
 //!
-//! Invariant: the token is read only from a file that only its owner can read, and the comparison takes the same time for
-//! every wrong token.
+//! Invariant: the token is read only from a file that only its owner can read, and the comparison takes the same time
+//! for every wrong token.
 
 use super::api_error::ApiError;
 use axum::extract::{Request, State};
@@ -27,7 +27,7 @@ pub enum TokenError {
     #[error("cannot read the admin token {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     /// The group or others can read the file.
-    #[error("the admin token {path} has mode {mode:o}, so others can read it; run `chmod 600 {path}`", path = path.display())]
+    #[error("others can read the admin token {} (mode {mode:o}): run `chmod 600` on it", path.display())]
     Exposed { path: PathBuf, mode: u32 },
     /// The file holds no usable secret.
     #[error("the admin token {} is shorter than 16 characters; `shoal cluster` makes a longer one", path.display())]

@@ -82,7 +82,7 @@ impl http_body::Body for BodyWithDeadline {
     }
 }
 
-/// Gives the body of a request its deadline.
+/// Adds the deadline to the body of a request.
 pub(super) async fn with_body_deadline(request: Request) -> Request {
     request.map(|body| Body::new(BodyWithDeadline { body, deadline: Box::pin(tokio::time::sleep(BODY_TIMEOUT)) }))
 }

@@ -1,7 +1,7 @@
 //! Rate limits of links: one token bucket for all links of a scope and direction, and one for the host's bulk.
 //!
-//! A class takes from a bucket only while nothing more urgent waits for the bucket, so an urgent frame never waits for a
-//! bulk frame. A limiter without a rate costs one load of a flag.
+//! A class takes from a bucket only while nothing more urgent waits for the bucket, so an urgent frame never waits for
+//! a bulk frame. A limiter without a rate costs one load of a flag.
 //!
 //! Invariant: the number of waiting frames of each class is exact, however a wait ends.
 
@@ -31,8 +31,8 @@ pub enum LinkScope {
 }
 
 impl LinkScope {
-    /// Returns the scope of a link between two hosts. Without a locality of its own, a host counts every link as passing
-    /// the uplink.
+    /// Returns the scope of a link between two hosts. Without a locality of its own, a host counts every link as
+    /// passing the uplink.
     pub(super) fn between(own: Option<&Locality>, other: &Locality) -> Self {
         match own {
             Some(own) if own.same_rack(other) => Self::Rack,
@@ -41,7 +41,7 @@ impl LinkScope {
     }
 }
 
-/// Rates in bytes/s. `None` is no limit. Frames count with their headers.
+/// Rates in bytes/s. `None` means unlimited. Frames count with their headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkRates {
     /// What is sent through the uplink.

@@ -1,8 +1,9 @@
 //! A token bucket with the time as an argument.
 //!
-//! A frame may go while the level is above the floor of its class, and then takes its whole length, so the level may end
-//! below the floor. The floor of normal and bulk frames is 0. Control and urgent frames may borrow the tokens of 1 s, and
-//! the others then wait for those. Over any span the bytes are at most rate * span plus burst, loan and one frame.
+//! A frame may go while the level is above the floor of its class, and then takes its whole length, so the level may
+//! end below the floor. The floor of normal and bulk frames is 0. Control and urgent frames may borrow the tokens of 1
+//! s, and the others then wait for those. Over any span the bytes are at most rate * span plus burst, loan and one
+//! frame.
 //!
 //! Invariant: the level never exceeds the burst.
 

@@ -64,8 +64,8 @@ fn few_versions_of_a_feed_wait_and_always_the_newest() {
 }
 
 proptest! {
-    /// In every interleaving of pushes and pops, no class passes a more urgent one. Slices of a class leave in order and
-    /// completely, and nothing is lost.
+    /// In every interleaving of pushes and pops, no class passes a more urgent one. Slices of a class leave in order
+    /// and completely, and nothing is lost.
     #[test]
     fn any_interleaving_keeps_the_order(
         steps in proptest::collection::vec((0..3usize, 1..400_000usize, 0..4usize), 1..30),
@@ -76,7 +76,9 @@ proptest! {
         let mut next: [u32; 4] = [0; 4];
         let mut number = [0u32; 4];
         let mut take = |waiting: &mut [usize; 4]| {
-            let Some(frame) = queue.pop(limits::SLICE_BYTES_MAX, 0) else { return waiting.iter().all(|left| *left == 0) };
+            let Some(frame) = queue.pop(limits::SLICE_BYTES_MAX, 0) else {
+                return waiting.iter().all(|left| *left == 0);
+            };
             let (header, slice) = header(&frame);
             let (class, slice) = (header.class as usize, slice.unwrap());
             if waiting[..class].iter().any(|left| *left > 0) {

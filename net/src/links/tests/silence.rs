@@ -207,7 +207,7 @@ async fn a_dead_link_makes_way_for_a_restarted_host() {
     let (adopted, ()) = tokio::join!(adopt(&node, other, near), hello_by_hand(&mut far, other, &node));
     adopted.unwrap();
     assert!(begin.elapsed() < Duration::from_secs(5));
-    assert!(error_of(node.next().await).contains("dialled anew"));
+    assert!(error_of(node.next().await).contains("dialled again"));
     node.expect_up(keys(other).node()).await;
 }
 
