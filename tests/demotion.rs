@@ -101,7 +101,7 @@ fn an_active_version_is_not_demoted() {
     let (region, _) = with_two_versions();
     let (code, _, text) = order(&region, "demote", "app@2");
     assert_eq!(code, 1);
-    assert!(text.contains("latest version"), "{text}");
+    assert!(text.contains("newest version"), "{text}");
     let (code, _, text) = order(&region, "demote", "app@3");
     assert_eq!(code, 1);
     assert!(text.contains("app@3"), "{text}");

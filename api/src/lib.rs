@@ -1,14 +1,15 @@
 //! The request and answer types of the HTTP APIs of all four roles.
 //!
-//! Owns: the JSON of the APIs, and the units in which people write sizes, rates and spans. The roles serve these types
-//! and the command line reads them, so neither needs the other.
+//! Owns: the JSON of the APIs, and the units in which people write sizes, rates and spans. The roles serve these
+//! types and the command line reads them, so neither needs the other.
 //! Invariant: the types only hold data. What a request means and whether it is allowed is decided by the role.
 //!
 //! Terms are those of `docs/GLOSSARY.md`.
 //!
-//! Where to look: [`jobs`], [`images`], [`rollouts`] and [`hosts`] are the seeder's; [`contents`] is served by peers and
-//! seeders, and so are [`feeds`] and [`limits`]; [`tracker`] and [`hub`] are those roles' own; [`service`] is the same on
-//! every role; [`units`] is how numbers are written. With the feature `schema`, `openapi` makes the OpenAPI documents.
+//! Where to look: [`jobs`], [`images`], [`rollouts`] and [`hosts`] are the seeder's; [`contents`] is served by peers
+//! and seeders, and so are [`feeds`] and [`limits`]; [`tracker`] and [`hub`] are those roles' own; [`service`] is the
+//! same on every role; [`units`] is how numbers are written. With the feature `schema`, `openapi` makes the OpenAPI
+//! documents.
 
 pub mod contents;
 pub mod feeds;

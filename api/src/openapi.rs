@@ -1,7 +1,8 @@
 //! The OpenAPI 3.1 documents of the four roles.
 //!
-//! Roles serve different answers at the same path, e.g. `/v1/jobs`, so each role has a document of its own. The documents
-//! are in `api/openapi/`. `tests/openapi.rs` writes them with `SHOAL_BLESS=1` and compares them with what servers answer.
+//! Roles serve different answers at the same path, e.g. `/v1/jobs`, so each role has a document of its own. The
+//! documents are in `api/openapi/`. `tests/openapi.rs` writes them with `SHOAL_BLESS=1` and compares them with what
+//! servers answer.
 //! Invariant: a document lists each route of its role once, with every status that the route can answer.
 
 use crate::contents::{ContentStatus, PeerStatus};

@@ -89,6 +89,23 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Amount {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Amount".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A number of hosts, or a percentage of the hosts.",
+            "anyOf": [
+                { "type": "string", "pattern": "^[0-9.]+%?$" },
+                { "type": "integer", "minimum": 0 },
+            ],
+            "examples": ["25%"],
+        })
+    }
+}
+
 /// A text that is not a [`RollbackMode`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid rollback mode `{0}`: write `auto` or `manual`")]

@@ -56,22 +56,6 @@ impl JsonSchema for crate::units::Rate {
     }
 }
 
-impl JsonSchema for crate::rollouts::Amount {
-    fn schema_name() -> Cow<'static, str> {
-        "Amount".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "A number of hosts, or a percentage of the hosts.",
-            "anyOf": [
-                { "type": "string", "pattern": "^[0-9.]+%?$" },
-                { "type": "integer", "minimum": 0 },
-            ],
-            "examples": ["25%"],
-        })
-    }
-}
-
 /// How hosts treat a content. The kind also sets the priority class.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]

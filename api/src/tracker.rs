@@ -1,6 +1,7 @@
 //! The tracker's hosts and jobs.
 //!
-//! Invariant: the tracker folds reports per rack before it answers, so an answer grows with racks, not with hosts' reports.
+//! Invariant: the tracker folds reports per rack before it answers, so an answer grows with racks, not with hosts'
+//! reports.
 
 use serde::{Deserialize, Serialize};
 use shoal_proto::control::RackRollup;

@@ -1,6 +1,6 @@
-//! Sizes, spans and rates as people write them: `256 MiB`, `1GB`, `500ms`, `7d`, `200 Mbit/s`.
+//! Sizes, spans and rates as people write them, e.g. `256 MiB`, `1GB`, `500ms`, `7d` or `200 Mbit/s`.
 //!
-//! Invariant: what is printed reads back as the same value.
+//! Invariant: the printed form of a value parses back to the same value.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 /// A text that is not a number with a known unit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not {what}")]
+#[error("invalid value `{text}`: write {what}")]
 pub struct ParseUnitError {
     text: String,
     what: &'static str,
 }
 
-/// Splits `12.5 MiB` into number and unit.
+/// Splits a text such as `12.5 MiB` into its number and its unit.
 fn split<'a>(text: &'a str, what: &'static str) -> Result<(f64, &'a str), ParseUnitError> {
     let error = || ParseUnitError { text: text.into(), what };
     let trimmed = text.trim();
@@ -26,7 +26,7 @@ fn split<'a>(text: &'a str, what: &'static str) -> Result<(f64, &'a str), ParseU
 
 fn scaled(number: f64, factor: u64) -> Option<u64> {
     let value = number * factor as f64;
-    // 2^53: beyond it a float no longer counts single units.
+    // 2^53. Above it a float cannot represent every integer.
     (0.0..=9_007_199_254_740_992.0).contains(&value).then_some(value.round() as u64)
 }
 
@@ -62,7 +62,7 @@ macro_rules! unit_type {
     };
 }
 
-/// A number of bytes. A bare number is bytes; `k`, `M`, `G`, `T` are powers of 1000, with `i` of 1024.
+/// A number of bytes. A bare number means bytes. `k`, `M`, `G` and `T` are powers of 1000, and with `i` powers of 1024.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
@@ -109,7 +109,7 @@ impl ByteSize {
         Some(Self(number))
     }
 
-    /// Rounded for people: `1.4 GiB`.
+    /// Returns the size rounded for people, e.g. `1.4 GiB`.
     pub fn rounded(self) -> String {
         let found = SIZES[..4].iter().find(|(_, factor)| self.0 >= *factor);
         found.map_or_else(
@@ -121,8 +121,8 @@ impl ByteSize {
 
 unit_type!(ByteSize, "a size such as `256 MiB` or `1GB`", from_number);
 
-/// A rate in bytes/s, written in bits as networks are: `200 Mbit/s`, `10Gbit`; a bare number is Mbit/s. `25 MB/s` is bytes;
-/// `unlimited` limits nothing.
+/// A rate in bytes/s. People write it in bits, e.g. `200 Mbit/s` or `10Gbit`, in bytes, e.g. `25 MB/s`, or as
+/// `unlimited`. A bare number means Mbit/s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(pub u64);
 
@@ -139,7 +139,7 @@ const RATES: [(&str, f64); 9] = [
 ];
 
 impl Rate {
-    /// Limits nothing.
+    /// No limit.
     pub const UNLIMITED: Self = Self(u64::MAX);
 
     fn from_number(number: u64) -> Option<Self> {
@@ -177,11 +177,11 @@ impl fmt::Display for Rate {
 
 unit_type!(Rate, "a rate such as `200 Mbit/s`, `10Gbit`, `25 MB/s` or `unlimited`", from_number);
 
-/// A span of time: `250ms`, `2s`, `5m`, `12h`, `7d`.
+/// A span of time, e.g. `250ms`, `2s`, `5m`, `12h` or `7d`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-/// In microseconds.
+/// Units in microseconds.
 const SPANS: [(&str, u64); 6] =
     [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)];
 
@@ -210,7 +210,7 @@ impl Span {
         None
     }
 
-    /// Of whole seconds.
+    /// Returns a span of whole seconds.
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }

@@ -10,7 +10,7 @@ use shoal_store::{Store, StoreConfig};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Writes a seeder's state: its records, the feeds kept in its folder, and with `contents` their payload.
+/// Writes a seeder's state: its records, the versions of feeds in its folder, and with `contents` the payload.
 pub(crate) fn write(
     store: &Store,
     dir: &Path,
@@ -30,21 +30,28 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// Writes the state of a seeder that does not run.
+/// Writes the state of a seeder that is not running.
+///
+/// # Errors
+/// Returns an error if the store cannot be opened or read, or the backup cannot be written.
 pub fn write_offline(config: &SeederConfig, contents: bool, out: &mut Writer<impl Write>) -> Result<(), BackupError> {
     let store = Store::open(StoreConfig::new(&config.dir), Box::new(|_| ()))
         .map_err(|error| BackupError::State(error.to_string()))?;
     write(&store, &config.dir, contents, out)
 }
 
-struct Restoring(RestoringStore);
+/// Rows on their way into a new store.
+struct RestoredRows(RestoringStore);
 
-/// Makes a state folder's records.
+/// Returns where the rows of a backup go, to restore the records of a state folder.
+///
+/// # Errors
+/// Returns an error if the folder cannot be created or is in use.
 pub fn restoring(dir: &Path) -> Result<Box<dyn Rows>, BackupError> {
-    Ok(Box::new(Restoring(RestoringStore::open(dir)?)))
+    Ok(Box::new(RestoredRows(RestoringStore::open(dir)?)))
 }
 
-impl Rows for Restoring {
+impl Rows for RestoredRows {
     fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), BackupError> {
         Ok(self.0.row(table, key, value)?)
     }

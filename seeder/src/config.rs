@@ -36,14 +36,14 @@ pub struct SeederConfig {
     pub lanes: u8,
     /// How long hosts remember a job. Default `7d`.
     pub job_lifetime: Span,
-    /// Images that hosts' mirrors may fetch through this seeder. An entry is a registry, or a registry and the beginning of
-    /// its repositories, e.g. `registry.example:5000/lab`. Default: none.
+    /// Images that hosts' mirrors may fetch through this seeder. An entry is a registry, or a registry and the
+    /// beginning of its repositories, e.g. `registry.example:5000/lab`. Default: none.
     pub fetch_through: Vec<String>,
     /// File of credentials for registries, a docker-style `config.json` with `auths`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
-    /// How long a pull repeats requests to a registry that does not answer, before the pull fails. The next pull continues
-    /// with the bytes that arrived. Default `2m`.
+    /// How long a pull repeats requests to a registry that does not answer, before the pull fails. The next pull
+    /// continues with the bytes that arrived. Default `2m`.
     pub pull_patience: Span,
     /// How to reach registries that do not serve `https` at their own name, by the name in references, e.g.
     /// `registry.example:5000`.

@@ -6,10 +6,11 @@
 //!
 //! Terms are those of `docs/GLOSSARY.md`.
 //!
-//! Where to look: configuration in [`config`]; the table of jobs in `jobs`; a push from path to announcement in `ingest`
-//! and `publisher`; images in `images`, their documents in `oci_documents`, registries in `registry`; images that hosts'
-//! mirrors lack in `fetch_through`; demotion and promotion in `demotion`; the hosts' progress in `progress` and `tracker`;
-//! feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`; state for backups in [`backup`].
+//! Where to look: configuration in [`config`]; the table of jobs in `jobs`; a push from path to announcement in
+//! `ingest` and `publisher`; images in `images`, their documents in `oci_documents`, registries in `registry`; images
+//! that hosts' mirrors lack in `fetch_through`; demotion and promotion in `demotion`; the hosts' progress in
+//! `progress` and `tracker`; feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`; state for
+//! backups in [`backup`].
 
 mod api;
 pub mod backup;

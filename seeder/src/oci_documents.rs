@@ -287,7 +287,8 @@ impl Gather {
     pub(crate) fn finish(self, reference: &Reference) -> Gathered {
         let mut blobs: Vec<ImageBlob> = self.documents.iter().map(|read| read.blob.clone()).collect();
         blobs.extend(self.others);
-        // An empty blob has no stream, and the streams of a manifest are numbered without gaps, so empty blobs come last.
+        // An empty blob has no stream, and the streams of a manifest are numbered without gaps, so empty blobs come
+        // last.
         blobs.sort_by_key(|blob| blob.size == 0);
         let documents = self.documents.into_iter().map(|read| (read.blob.digest, read.bytes)).collect();
         Gathered { index: ImageIndex { reference: reference.to_string(), root: self.root, blobs }, documents }

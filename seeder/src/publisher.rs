@@ -1,7 +1,8 @@
 //! Signing announcements and handing them to the driver.
 //!
 //! Owns: the publisher key.
-//! Invariant: an announcement leaves only after it is durable here, so a restarted seeder knows every job that hosts know.
+//! Invariant: an announcement leaves only after it is durable here, so a restarted seeder knows every job that hosts
+//! know.
 
 use crate::errors::StateError;
 use crate::jobs::Jobs;

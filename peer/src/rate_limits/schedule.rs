@@ -15,7 +15,7 @@ const DAY_MINUTES: u64 = 24 * 60;
 
 /// A rate below [`RATE_MIN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the rate {rate} is too low; use at least {min}", min = Rate(RATE_MIN))]
+#[error("the rate {rate} is less than {min}, the lowest that links can use", min = Rate(RATE_MIN))]
 pub struct RateTooLow {
     rate: Rate,
 }

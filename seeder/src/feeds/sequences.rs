@@ -1,8 +1,8 @@
 //! Sequences of feeds.
 //!
-//! A sequence must never be used twice, not even by a seeder that was killed. Writing each one to the disk first would cost
-//! a sync per version. So the disk holds a ceiling ahead of use: sequences up to it may have been used. A restarted
-//! seeder begins above the ceiling.
+//! A sequence must never be used twice, not even by a seeder that was killed. Writing each one to the disk first
+//! would cost a sync per version. So the disk holds a ceiling ahead of use: sequences up to it may have been used. A
+//! restarted seeder begins above the ceiling.
 //! Invariant: no sequence above the ceiling on disk is drawn.
 
 use crate::errors::StateError;

@@ -1,7 +1,7 @@
 //! The order of images that share layers.
 //!
-//! A host links a layer that it has whole. Two images that share layers and are on their way at the same time would each
-//! bring these layers. So the second image waits until the first one has reached the hosts.
+//! A host links a layer that it has whole. Two images that share layers and are on their way at the same time would
+//! each bring these layers. So the second image waits until the first one has reached the hosts.
 //! Invariant: the wait ends after [`WAIT_MAX`], whatever happens to the other job.
 
 use crate::jobs::{Job, Jobs};

@@ -1,7 +1,7 @@
 //! Images on their way in: from a folder, an archive or a registry to one content whose blobs are its streams.
 //!
-//! Owns: images in files ([`archive`]), pulls from registries (`pull`), names of jobs (`names`), and the order of images
-//! that share layers (`layer_dependencies`).
+//! Owns: images in files ([`archive`]), pulls from registries (`pull`), names of jobs (`names`), and the order of
+//! images that share layers (`layer_dependencies`).
 //! Invariant: the reference by which hosts know an image is written out in full before its job begins.
 
 mod archive;

@@ -1,7 +1,7 @@
 //! Names of images' jobs.
 //!
-//! Invariant: two images of different references never get the same job name. Hosts would take one for a new version of the
-//! other.
+//! Invariant: two images of different references never get the same job name. Hosts would take one for a new version
+//! of the other.
 
 use shoal_proto::announcement::{is_content_name, is_version};
 use shoal_proto::ids::Hash;
@@ -17,8 +17,8 @@ pub(super) struct JobNames {
 
 /// Returns the name and version of the job for an image.
 ///
-/// Each tag is a name of its own, so that two tags of a repository can be on their way at the same time. A tag that moves
-/// is a new version of that name.
+/// Each tag is a name of its own, so that two tags of a repository can be on their way at the same time. A tag that
+/// moves is a new version of that name.
 pub(super) fn job_names(reference: &Reference) -> JobNames {
     let version = match (&reference.tag, &reference.digest) {
         (Some(tag), _) => tag.clone(),

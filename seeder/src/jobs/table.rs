@@ -2,8 +2,7 @@
 //!
 //! Invariant: at most [`JOBS_MAX`] jobs are in the table.
 
-use super::job::{Job, new_status};
-use super::{JOBS_MAX, PushError, QueuedPush, new_id};
+use super::{JOBS_MAX, Job, PushError, QueuedPush, new_id, new_status};
 use crate::errors::{StateError, with_sources};
 use shoal_api::jobs::{JobPhase, JobStatus, PushRequest};
 use shoal_net::admission::system_clock;

@@ -2,8 +2,7 @@
 //!
 //! Invariant: every change that a restart must not lose is stored here, and every visible change wakes the watchers.
 
-use super::job::{EnvelopeForTracker, Job, new_status};
-use super::table::Jobs;
+use super::{EnvelopeForTracker, Job, Jobs, new_status};
 use crate::errors::StateError;
 use shoal_api::jobs::{JobPhase, PushRequest};
 use shoal_net::admission::system_clock;
@@ -127,7 +126,7 @@ impl Jobs {
         let before = row.status.clone();
         let elapsed = row.announced.elapsed();
         row.fold(rollup, seeder_sent, elapsed.as_secs_f64());
-        // Ask at most every twentieth of the time that the job has taken: nobody watches a long job every 100 ms.
+        // Ask at most every twentieth of the time that the job has taken: no operator needs a long job every 100 ms.
         let longest = if row.status.is_final() { ASK_AWAY } else { ASK_MAX };
         row.ask_at = Instant::now() + (elapsed / 20).clamp(ASK_MIN, longest);
         let has_changed = row.status != before;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the newest content of a name and every content that hosts still fetch are pinned.
 
-use super::table::Jobs;
+use super::Jobs;
 use crate::errors::StateError;
 use shoal_api::jobs::JobPhase;
 use shoal_proto::announcement::Kind;
@@ -20,8 +20,8 @@ pub(crate) struct VersionedName {
 impl Jobs {
     /// Returns the newest content of each name.
     ///
-    /// Each tag of an image is a name of its own. Of a repository only the newest push counts here, because otherwise the
-    /// seeder would keep every tag for ever.
+    /// Each tag of an image is a name of its own. Of a repository only the newest push counts here, because otherwise
+    /// the seeder would keep every tag for ever.
     pub(crate) fn newest_contents(&self) -> BTreeMap<VersionedName, ContentId> {
         /// Compared by sequence first.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,6 +1,7 @@
 //! A blob from a registry to a file: hashed while it arrives, and continued where it broke off, also after a restart.
 //!
-//! Invariant: a finished file has the bytes of its digest. A partial file is a beginning of these bytes, or is discarded.
+//! Invariant: a finished file has the bytes of its digest. A partial file is a beginning of these bytes, or is
+//! discarded.
 
 use super::error::{Patience, RegistryError};
 use super::repository::Repository;

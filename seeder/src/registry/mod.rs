@@ -2,7 +2,8 @@
 //!
 //! Owns: the connection to one repository of one registry. `repository` asks for documents and blobs, `auth` knows
 //! credentials and challenges, `fetch` brings a blob to the disk, `error` says what went wrong.
-//! Invariant: bytes are returned only if their digest is right, and every failure ends with an error that says what to do.
+//! Invariant: bytes are returned only if their digest is right, and every failure ends with an error that says what
+//! to do.
 
 mod auth;
 mod error;

@@ -4,10 +4,9 @@
 
 use super::gate;
 use super::machine::{Gate, HostReport, Input, ObservedHost};
-use super::record::{HostOrder, HostPlace, VersionPush};
 use super::spec::rules;
 use super::targets::{in_order, targets};
-use super::{Rollouts, now_ms};
+use super::{HostOrder, HostPlace, Rollouts, VersionPush, now_ms};
 use crate::errors::with_sources;
 use crate::jobs::JobError;
 use shoal_api::jobs::{JobPhase, JobStatus, PushRequest};
@@ -100,7 +99,7 @@ impl Rollouts {
         }
     }
 
-    /// Gives the machine an input and stores the new state.
+    /// Feeds the machine an input and stores the new state.
     fn tell(&self, id: JobId, input: Input<'_>) {
         {
             let mut rows = self.rows();
@@ -298,7 +297,8 @@ impl Rollouts {
         let bytes = desired.to_bytes();
         if bytes.len() > Desired::BYTES_MAX {
             let (bytes, bytes_max) = (bytes.len(), Desired::BYTES_MAX);
-            tracing::error!(rollout = %id, bytes, bytes_max, "the desired state is too large: use fewer or shorter rules");
+            let remedy = "use fewer or shorter rules";
+            tracing::error!(rollout = %id, bytes, bytes_max, remedy, "the desired state is too large");
             return;
         }
         let (Some(feed), Ok(to)) = (feed_of(&desired.name), Selector::parse(&to)) else { return };

@@ -2,9 +2,9 @@
 //!
 //! Owns: the rollouts of this seeder, their states on disk, and the loop that feeds each machine.
 //!
-//! Split by meaning: `spec` checks what is asked for, `batches` and `targets` compute sizes, hosts and order, `machine`
-//! decides, `driver` asks trackers and gates and publishes desired states, `gate` asks Prometheus, `record` is one rollout
-//! in memory and on disk, `view` and `versions` are what the API shows.
+//! Split by meaning: `spec` checks what is asked for, `batches` and `targets` compute sizes, hosts and order,
+//! `machine` decides, `driver` asks trackers and gates and publishes desired states, `gate` asks Prometheus, `record`
+//! is one rollout on disk, `view` and `versions` are what the API shows.
 //! Invariant: a machine's state is on disk before a host can learn of it, so a killed seeder continues where it was.
 
 pub(crate) mod api;
@@ -24,12 +24,12 @@ use crate::jobs::{Jobs, PushError, QueuedPush, new_id};
 use crate::publisher::Publisher;
 use crate::tracker::Tracker;
 use machine::{Input, Machine, Refusal};
-use record::{Rollout, VersionPush};
 use shoal_api::jobs::{JobPhase, JobStatus, PushRequest};
 use shoal_api::rollouts::{DryRun, RolloutCommand, RolloutPhase, RolloutSpec, RolloutView};
 use shoal_peer::handle::NodeHandle;
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::ids::{HostIndex, JobId};
+use shoal_proto::desired::Desired;
+use shoal_proto::ids::{Epoch, HostIndex, JobId};
 use shoal_proto::locality::Selector;
 use shoal_swarm::membership::Membership;
 use spec::SpecError;
@@ -65,6 +65,59 @@ pub(crate) enum RolloutError {
     Superseded { command: RolloutCommand },
     #[error("cannot store the rollout")]
     Store(#[from] StateError),
+}
+
+/// The push of one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct VersionPush {
+    version: String,
+    job: JobId,
+}
+
+/// A host in the order of a rollout.
+#[derive(Clone, Copy, Debug)]
+struct HostPlace {
+    /// A number that hosts of one rack share.
+    rack: u32,
+    /// Roster index.
+    index: u32,
+}
+
+/// The order of a rollout's hosts at an epoch of the membership.
+#[derive(Clone, Debug)]
+struct HostOrder {
+    epoch: Epoch,
+    hosts: Arc<Vec<HostPlace>>,
+}
+
+/// A rollout in memory.
+struct Rollout {
+    machine: Machine,
+    pushes: Vec<VersionPush>,
+    /// A newer rollout or a plain push of the name replaced this one.
+    superseded: bool,
+    /// The desired state that this process published last.
+    published: Option<Desired>,
+    /// The state has changed and is not on disk yet, so hosts must not learn of it.
+    is_dirty: bool,
+    /// A cache, computed again when the membership changes.
+    order: Option<HostOrder>,
+    /// When to look at the rollout again.
+    ask_at: Instant,
+    /// When to ask the gates again.
+    gate_at: Instant,
+}
+
+impl Rollout {
+    fn new(machine: Machine, pushes: Vec<VersionPush>, superseded: bool) -> Self {
+        let now = Instant::now();
+        Self { machine, pushes, superseded, published: None, is_dirty: false, order: None, ask_at: now, gate_at: now }
+    }
+
+    /// Whether the rollout is of this name and not superseded.
+    fn is_current_of(&self, name: &str) -> bool {
+        self.machine.spec().name == name && !self.superseded
+    }
 }
 
 /// A checked rollout: its hosts and the pushes that it needs.

@@ -1,7 +1,7 @@
 //! An image in files: an OCI layout, as a folder or a tar archive, or an archive of `docker save`.
 //!
-//! Invariant: nothing outside the folder or archive is opened, whatever names it contains. Blobs are found by digest, and
-//! other names by the archive's own list.
+//! Invariant: nothing outside the folder or archive is opened, whatever names it contains. Blobs are found by digest,
+//! and other names by the archive's own list.
 
 mod error;
 mod files;
@@ -206,7 +206,8 @@ struct RootFs {
 
 /// Returns a layer of `docker save`.
 ///
-/// The digest of an uncompressed layer is in the configuration, and the ingest checks it. A compressed layer is hashed here.
+/// The digest of an uncompressed layer is in the configuration, and the ingest checks it. A compressed layer is
+/// hashed here.
 fn docker_layer(files: &Files, name: &str, diff_id: Digest) -> Result<ImageBlob, ArchiveError> {
     let (mut reader, size) = files.reader(name).map_err(io_error(name))?;
     let mut magic = Vec::new();

@@ -1,12 +1,13 @@
 //! A rollout's controller, as a pure state machine.
 //!
-//! Observed hosts, gate results, commands and the time go in. The set of hosts that may switch comes out, as a [`State`]
-//! that the caller stores before any host learns of it. Nothing here has IO, so the tests reach every order of events.
+//! Observed hosts, gate results, commands and the time go in. The set of hosts that may switch comes out, as a
+//! [`State`] that the caller stores before any host learns of it. Nothing here has IO, so the tests reach every order
+//! of events.
 //!
 //! Split by meaning: `state` is what is stored, `host_status` classifies one host, `steps` moves forward and back as
 //! hosts report, `commands` obeys operators.
-//! Invariant: at most `per_rack` hosts of a rack are open without a report, in every attempt. A host that reported in an
-//! attempt is not opened in it again. A rollback opens only hosts that were open before.
+//! Invariant: at most `per_rack` hosts of a rack are open without a report, in every attempt. A host that reported in
+//! an attempt is not opened in it again. A rollback opens only hosts that were open before.
 
 mod commands;
 mod host_status;

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 pub(crate) struct State {
     #[n(0)]
     pub(crate) phase: RolloutPhase,
-    /// The attempt that hosts are asked for. Always odd: the even number after it is a host's own, for a failure after its
-    /// switch.
+    /// The attempt that hosts are asked for. Always odd: the even number after it is a host's own, for a failure
+    /// after its switch.
     #[n(1)]
     pub(crate) attempt: u16,
     /// Hosts that may switch in the present attempt.

@@ -56,7 +56,8 @@ impl Machine {
                     self.enter(now, RolloutPhase::RolledBack, &format!("rolled back: {why}"));
                 }
             }
-            // Hosts that were away return, and new hosts appear. They follow after the end, with the same bound per rack.
+            // Hosts that were away return, and new hosts appear. They follow after the end, with the same bound per
+            // rack.
             RolloutPhase::Done if failures <= tolerated => drop(self.open_hosts(now, hosts, &statuses, u32::MAX)),
             RolloutPhase::RolledBack => drop(self.open_hosts(now, hosts, &statuses, u32::MAX)),
             _ => {}
@@ -79,7 +80,7 @@ impl Machine {
         };
     }
 
-    /// Notes which hosts have failed, and returns how many of these failures nobody accepted.
+    /// Notes which hosts have failed, and returns how many of these failures no operator accepted.
     fn untolerated_failures(&mut self, hosts: &[ObservedHost], statuses: &[HostStatus]) -> u32 {
         let failed = hosts.iter().zip(statuses).filter(|(_, status)| status.is_failure());
         self.state.failed = failed.map(|(host, _)| host.index).collect();

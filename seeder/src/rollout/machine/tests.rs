@@ -1,4 +1,4 @@
-//! The machine against hosts that hear late, answer late, fail, vanish and come back, in any order.
+//! The machine against hosts that learn late, report late, fail, vanish and return, in any order.
 
 use super::*;
 use crate::rollout::spec;
@@ -10,12 +10,12 @@ use shoal_proto::report::Reason;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// What hosts are told.
+/// The part of a desired state that a host acts on.
 #[derive(Clone, Debug, PartialEq)]
-struct Doc {
+struct DesiredState {
     attempt: u16,
     paused: bool,
-    back: bool,
+    rolls_back: bool,
     open: Bitmap,
 }
 
@@ -23,23 +23,23 @@ struct Doc {
 struct Host {
     rack: u32,
     up: bool,
-    doc: Option<Doc>,
-    /// The attempt it did last.
+    desired: Option<DesiredState>,
+    /// The last attempt in which the host acted.
     did: u16,
-    /// Under way: attempt and whether it goes back.
+    /// A switch under way: its attempt, and whether it is a rollback.
     switching: Option<(u16, bool)>,
     on_new: bool,
-    says: (u16, HostState),
-    heard: Option<(u16, HostState)>,
+    reports: (u16, HostState),
+    observed: Option<(u16, HostState)>,
 }
 
 struct World {
     machine: Machine,
     hosts: Vec<Host>,
-    doc: Doc,
+    desired: DesiredState,
     now: u64,
     per_rack: u32,
-    /// Hosts that began, by attempt.
+    /// Hosts that began to switch, by attempt.
     begun: BTreeSet<(usize, u16)>,
 }
 
@@ -52,99 +52,99 @@ fn spec(batch: &str, per_rack: u32, failures: u32, rollback: RollbackMode) -> Ro
 }
 
 impl World {
-    fn new(racks: u32, mates: u32, spec: RolloutSpec) -> Self {
+    fn new(racks: u32, hosts_per_rack: u32, spec: RolloutSpec) -> Self {
         let per_rack = spec.per_rack;
         let mut machine = Machine::new(spec, 0);
         machine.handle(0, Input::Ready).unwrap();
         let host = |rack| Host {
             rack,
             up: true,
-            doc: None,
+            desired: None,
             did: 0,
             switching: None,
             on_new: false,
-            says: (0, HostState::Has),
-            heard: None,
+            reports: (0, HostState::Has),
+            observed: None,
         };
-        let hosts = (0..racks * mates).map(|number| host(number % racks)).collect();
-        let doc = Self::doc(&machine);
-        Self { machine, hosts, doc, now: 0, per_rack, begun: BTreeSet::new() }
+        let hosts = (0..racks * hosts_per_rack).map(|number| host(number % racks)).collect();
+        let desired = Self::desired(&machine);
+        Self { machine, hosts, desired, now: 0, per_rack, begun: BTreeSet::new() }
     }
 
-    fn doc(machine: &Machine) -> Doc {
+    fn desired(machine: &Machine) -> DesiredState {
         let state = machine.state();
-        let (paused, back) = (machine.is_paused(), machine.is_rolling_back());
-        Doc { attempt: state.attempt, paused, back, open: state.open.clone() }
+        let (paused, rolls_back) = (machine.is_paused(), machine.is_rolling_back());
+        DesiredState { attempt: state.attempt, paused, rolls_back, open: state.open.clone() }
     }
 
     fn tell(&mut self, input: Input<'_>) {
         let before = self.machine.state().clone();
         let _ = self.machine.handle(self.now, input); // a refusal changes nothing, which is checked below
-        // What is written down is all there is.
+        // Only the stored state survives, as after a restart.
         let state: State = decode_exact(&encode(self.machine.state())).unwrap();
         let spec = self.machine.spec().clone();
         self.machine = Machine::resume(spec, state);
-        self.doc = Self::doc(&self.machine);
+        self.desired = Self::desired(&self.machine);
         let state = self.machine.state();
         assert!(state.attempt >= before.attempt && state.attempt % 2 == 1);
         for host in state.open.iter() {
             let fresh = state.attempt == before.attempt && !before.open.get(host);
-            let heard = self.hosts[host as usize].heard;
+            let observed = self.hosts[host as usize].observed;
             if fresh {
-                assert!(heard.is_some_and(|(attempt, state)| state == HostState::Has
-                    || attempt < self.doc.attempt
-                    || self.doc.back));
-                let again = heard.is_some_and(|(attempt, found)| attempt >= state.attempt && found.is_final());
-                assert!(!again, "{host} was heard of in attempt {}", state.attempt);
+                assert!(observed.is_some_and(|(attempt, state)| state == HostState::Has
+                    || attempt < self.desired.attempt
+                    || self.desired.rolls_back));
+                let again = observed.is_some_and(|(attempt, found)| attempt >= state.attempt && found.is_final());
+                assert!(!again, "{host} reported in attempt {} before", state.attempt);
             }
-            if self.doc.back {
-                assert!(before.ever_opened.get(host), "{host} never was open");
+            if self.desired.rolls_back {
+                assert!(before.ever_opened.get(host), "{host} was never open");
             }
         }
     }
 
-    fn facts(&mut self) {
-        let facts: Vec<ObservedHost> = (0..)
+    fn observe(&mut self) {
+        let hosts: Vec<ObservedHost> = (0..)
             .zip(&self.hosts)
             .map(|(index, host)| ObservedHost {
                 index,
                 rack: host.rack,
                 up: host.up,
-                report: host.heard.map(|(attempt, state)| HostReport { attempt, state }),
+                report: host.observed.map(|(attempt, state)| HostReport { attempt, state }),
                 blocked: false,
             })
             .collect();
-        self.tell(Input::Hosts(&facts));
+        self.tell(Input::Hosts(&hosts));
     }
 
-    /// The host hears of the newest document.
-    fn hear(&mut self, at: usize) {
+    /// The host learns the newest desired state.
+    fn learn(&mut self, at: usize) {
         if self.hosts[at].up {
-            self.hosts[at].doc = Some(self.doc.clone());
+            self.hosts[at].desired = Some(self.desired.clone());
         }
     }
 
-    /// The host begins, as a host does, if its document lets it.
+    /// The host begins to switch if its desired state allows that, by the rules of a real host.
     fn begin(&mut self, at: usize) {
         let host = &mut self.hosts[at];
-        let Some(doc) = host.doc.clone() else { return };
-        if host.switching.is_some() || host.did >= doc.attempt {
+        let Some(desired) = host.desired.clone() else { return };
+        if host.switching.is_some() || host.did >= desired.attempt {
             return;
         }
-        if host.on_new && !doc.back && !matches!(host.says.1, HostState::Failed(_)) {
-            (host.did, host.says) = (doc.attempt, (doc.attempt, HostState::Active));
+        if host.on_new && !desired.rolls_back && !matches!(host.reports.1, HostState::Failed(_)) {
+            (host.did, host.reports) = (desired.attempt, (desired.attempt, HostState::Active));
             return;
         }
-        if doc.paused || !doc.open.get(at as u32) {
+        if desired.paused || !desired.open.get(at as u32) {
             return;
         }
-        host.did = doc.attempt;
-        if doc.back && !host.on_new {
-            host.says = (doc.attempt, HostState::Failed(Reason::RolledBack));
+        host.did = desired.attempt;
+        if desired.rolls_back && !host.on_new {
+            host.reports = (desired.attempt, HostState::Failed(Reason::RolledBack));
             return;
         }
-        host.switching = Some((doc.attempt, doc.back));
-        assert!(self.begun.insert((at, doc.attempt)), "{at} began attempt {} twice", doc.attempt);
+        host.switching = Some((desired.attempt, desired.rolls_back));
+        assert!(self.begun.insert((at, desired.attempt)), "{at} began attempt {} twice", desired.attempt);
         let rack = self.hosts[at].rack;
         let busy = self.hosts.iter().filter(|host| host.rack == rack && host.switching.is_some()).count();
         assert!(busy as u32 <= self.per_rack, "{busy} hosts of rack {rack} are switching");
@@ -153,7 +153,7 @@ impl World {
     fn end(&mut self, at: usize, well: bool) {
         let host = &mut self.hosts[at];
         let Some((attempt, back)) = host.switching.take() else { return };
-        host.says = match (back, well) {
+        host.reports = match (back, well) {
             (true, true) => {
                 host.on_new = false;
                 (attempt, HostState::Failed(Reason::RolledBack))
@@ -166,35 +166,35 @@ impl World {
         };
     }
 
-    /// It is found ill after it had switched.
-    fn sicken(&mut self, at: usize) {
+    /// The host fails after its switch.
+    fn fail_after_switch(&mut self, at: usize) {
         let host = &mut self.hosts[at];
-        if host.switching.is_none() && host.says.1 == HostState::Active {
-            host.says = (host.says.0 + 1, HostState::Failed(Reason::Unhealthy));
-            host.did = host.says.0;
+        if host.switching.is_none() && host.reports.1 == HostState::Active {
+            host.reports = (host.reports.0 + 1, HostState::Failed(Reason::Unhealthy));
+            host.did = host.reports.0;
         }
     }
 
     fn report(&mut self, at: usize) {
         let host = &mut self.hosts[at];
-        if host.up && host.heard.is_none_or(|heard| host.says >= heard) {
-            host.heard = Some(host.says);
+        if host.up && host.observed.is_none_or(|observed| host.reports >= observed) {
+            host.observed = Some(host.reports);
         }
     }
 
-    /// Everything arrives and ends, `well` says how; until the machine is final.
+    /// Lets everything arrive and end until the rollout ends or stops. `well` says which switches succeed.
     fn settle(&mut self, well: impl Fn(usize) -> bool) -> RolloutPhase {
         for _ in 0..1000 {
             self.now += 20_000;
             for at in 0..self.hosts.len() {
                 self.hosts[at].up = true;
-                self.hear(at);
+                self.learn(at);
                 self.begin(at);
                 let well = well(at) || self.hosts[at].switching.is_some_and(|(_, back)| back);
                 self.end(at, well);
                 self.report(at);
             }
-            self.facts();
+            self.observe();
             if self.machine.wants_gates() {
                 self.tell(Input::Gate(Gate::Passed));
             }
@@ -203,12 +203,12 @@ impl World {
                 return phase;
             }
         }
-        panic!("it never ends: {:?}", self.machine);
+        panic!("the rollout does not end: {:?}", self.machine);
     }
 }
 
 #[test]
-fn every_small_case_ends_as_it_should() {
+fn every_small_case_ends_in_the_right_phase() {
     for outcomes in 0u32..64 {
         for (per_rack, failures) in [(1, 0), (1, 2), (2, 1), (3, 6)] {
             for batch in ["1,100%", "50%", "6"] {
@@ -239,17 +239,17 @@ fn a_host_that_fails_in_the_soak_time_stops_the_rollout() {
     let mut world = World::new(1, 3, spec("1,100%", 1, 0, RollbackMode::Manual));
     while world.machine.state().phase != RolloutPhase::Soaking {
         (0..3).for_each(|at| {
-            world.hear(at);
+            world.learn(at);
             world.begin(at);
             world.end(at, true);
             world.report(at);
         });
-        world.facts();
+        world.observe();
     }
-    let ill = world.hosts.iter().position(|host| host.on_new).unwrap();
-    world.sicken(ill);
-    world.report(ill);
-    world.facts();
+    let failing = world.hosts.iter().position(|host| host.on_new).unwrap();
+    world.fail_after_switch(failing);
+    world.report(failing);
+    world.observe();
     assert_eq!(world.machine.state().phase, RolloutPhase::Stopped);
     world.tell(Input::Command(RolloutCommand::RetryFailed));
     assert_eq!(world.settle(|_| true), RolloutPhase::Done);
@@ -257,23 +257,23 @@ fn a_host_that_fails_in_the_soak_time_stops_the_rollout() {
 }
 
 #[test]
-fn one_that_may_begin_again_keeps_its_place_in_the_rack() {
+fn a_host_that_may_begin_again_occupies_its_rack() {
     let mut world = World::new(1, 3, spec("50%", 1, 0, RollbackMode::Auto));
     world.hosts[1].up = false;
     (0..3).for_each(|at| world.report(at));
-    world.facts();
-    world.hear(0);
+    world.observe();
+    world.learn(0);
     world.begin(0);
     world.end(0, true);
     world.report(0);
-    // Asked for before the facts were looked at: host 0 stays open, in the new attempt.
+    // Sent before the next observation, so host 0 stays open in the new attempt.
     world.tell(Input::Command(RolloutCommand::RetryFailed));
-    world.hear(0);
-    world.facts();
-    world.hear(2);
+    world.learn(0);
+    world.observe();
+    world.learn(2);
     world.begin(2);
-    world.sicken(0);
-    // Panics when it begins while host 2 is switching.
+    world.fail_after_switch(0);
+    // `begin` panics if host 0 begins while host 2 is switching.
     world.begin(0);
     world.settle(|_| true);
 }
@@ -287,38 +287,38 @@ fn gates_must_pass_for_the_whole_soak_time() {
     let mut rounds = 0;
     while world.machine.state().phase != RolloutPhase::Soaking {
         (0..2).for_each(|at| {
-            world.hear(at);
+            world.learn(at);
             world.begin(at);
             world.end(at, true);
             world.report(at);
         });
-        world.facts();
+        world.observe();
         rounds += 1;
         assert!(rounds < 10);
     }
     for _ in 0..5 {
         world.now += 50_000;
-        world.tell(Input::Gate(Gate::Undecided("nobody answers".into())));
-        world.facts();
+        world.tell(Input::Gate(Gate::Undecided("no answer".into())));
+        world.observe();
         assert_eq!(world.machine.state().phase, RolloutPhase::Soaking, "an undecided gate restarts the soak time");
     }
     world.now += 59_000;
     world.tell(Input::Gate(Gate::Passed));
-    world.facts();
+    world.observe();
     assert_eq!(world.machine.state().phase, RolloutPhase::Soaking);
     world.now += 1_000;
-    world.facts();
+    world.observe();
     assert_eq!(world.machine.state().phase, RolloutPhase::Switching);
     world.settle(|_| true);
     let mut world2 = World::new(1, 2, world.machine.spec().clone());
     while world2.machine.state().phase != RolloutPhase::Soaking {
         (0..2).for_each(|at| {
-            world2.hear(at);
+            world2.learn(at);
             world2.begin(at);
             world2.end(at, true);
             world2.report(at);
         });
-        world2.facts();
+        world2.observe();
     }
     world2.tell(Input::Gate(Gate::Failed("`up == 1` is not met: 0".into())));
     assert_eq!(world2.machine.state().phase, RolloutPhase::RollingBack);
@@ -334,15 +334,15 @@ fn commands_do_what_they_say() {
     assert!(command(&mut world, RolloutCommand::Promote).is_err());
     command(&mut world, RolloutCommand::Pause).unwrap();
     (0..4).for_each(|at| world.report(at));
-    world.facts();
-    assert!(world.doc.paused && world.machine.state().phase == RolloutPhase::Staging);
+    world.observe();
+    assert!(world.desired.paused && world.machine.state().phase == RolloutPhase::Staging);
     command(&mut world, RolloutCommand::Resume).unwrap();
-    world.facts();
-    world.facts();
-    assert_eq!(world.doc.open.count(), 1);
+    world.observe();
+    world.observe();
+    assert_eq!(world.desired.open.count(), 1);
     command(&mut world, RolloutCommand::PromoteAll).unwrap();
-    world.facts();
-    assert_eq!(world.doc.open.count(), 2, "one a rack");
+    world.observe();
+    assert_eq!(world.desired.open.count(), 2, "one host per rack");
     assert_eq!(world.settle(|_| true), RolloutPhase::Done);
     assert!(command(&mut world, RolloutCommand::Cancel).is_err());
     command(&mut world, RolloutCommand::Rollback).unwrap();
@@ -353,42 +353,42 @@ fn commands_do_what_they_say() {
     assert!(world.hosts.iter().all(|host| host.on_new));
     let mut world = World::new(2, 2, spec("1,100%", 1, 0, RollbackMode::Auto));
     (0..4).for_each(|at| world.report(at));
-    world.facts();
+    world.observe();
     command(&mut world, RolloutCommand::Cancel).unwrap();
-    world.facts();
-    assert!(world.doc.paused);
+    world.observe();
+    assert!(world.desired.paused);
 }
 
 #[test]
-fn a_host_that_was_away_catches_up_alone() {
+fn a_host_that_was_away_follows_after_the_end() {
     let mut world = World::new(1, 3, spec("100%", 1, 0, RollbackMode::Auto));
     (0..3).for_each(|at| world.report(at));
     world.hosts[1].up = false;
     world.hosts[2].up = false;
     for _ in 0..20 {
         world.now += 20_000;
-        world.hear(0);
+        world.learn(0);
         world.begin(0);
         world.end(0, true);
         world.report(0);
-        world.facts();
+        world.observe();
     }
     assert_eq!(world.machine.state().phase, RolloutPhase::Done);
     world.hosts[1].up = true;
     world.hosts[2].up = true;
-    world.facts();
-    assert_eq!(world.machine.state().opened_at.len(), 1, "one a rack, also of those that come back");
+    world.observe();
+    assert_eq!(world.machine.state().opened_at.len(), 1, "one host per rack, also among returning hosts");
     assert_eq!(world.settle(|_| true), RolloutPhase::Done);
 }
 
 #[derive(Clone, Debug)]
 enum Act {
-    Hear(usize),
+    Learn(usize),
     Begin(usize),
     End(usize, bool),
-    Sicken(usize),
+    FailAfterSwitch(usize),
     Report(usize),
-    Facts,
+    Observe,
     Pass(u16),
     Vanish(usize),
     Return(usize),
@@ -399,12 +399,12 @@ enum Act {
 fn act() -> impl Strategy<Value = Act> {
     let host = || 0usize..9;
     prop_oneof![
-        6 => host().prop_map(Act::Hear),
+        6 => host().prop_map(Act::Learn),
         6 => host().prop_map(Act::Begin),
         6 => (host(), prop::bool::weighted(0.8)).prop_map(|(host, well)| Act::End(host, well)),
-        1 => host().prop_map(Act::Sicken),
+        1 => host().prop_map(Act::FailAfterSwitch),
         6 => host().prop_map(Act::Report),
-        8 => Just(Act::Facts),
+        8 => Just(Act::Observe),
         3 => any::<u16>().prop_map(Act::Pass),
         1 => host().prop_map(Act::Vanish),
         2 => host().prop_map(Act::Return),
@@ -425,23 +425,23 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn no_order_of_events_breaks_the_rules(
+    fn no_order_of_events_breaks_the_invariants(
         acts in prop::collection::vec(act(), 0..300),
-        (racks, mates, per_rack, failures) in (1u32..=3, 1u32..=3, 1u32..=2, 0u32..=3),
+        (racks, hosts_per_rack, per_rack, failures) in (1u32..=3, 1u32..=3, 1u32..=2, 0u32..=3),
         manual in any::<bool>(),
         batch in prop::sample::select(vec!["1,25%,100%", "50%", "100%", "2"]),
     ) {
         let rollback = if manual { RollbackMode::Manual } else { RollbackMode::Auto };
-        let mut world = World::new(racks, mates, spec(batch, per_rack, failures, rollback));
+        let mut world = World::new(racks, hosts_per_rack, spec(batch, per_rack, failures, rollback));
         let count = world.hosts.len();
         for act in acts {
             match act {
-                Act::Hear(at) => world.hear(at % count),
+                Act::Learn(at) => world.learn(at % count),
                 Act::Begin(at) => world.begin(at % count),
                 Act::End(at, well) => world.end(at % count, well),
-                Act::Sicken(at) => world.sicken(at % count),
+                Act::FailAfterSwitch(at) => world.fail_after_switch(at % count),
                 Act::Report(at) => world.report(at % count),
-                Act::Facts => world.facts(),
+                Act::Observe => world.observe(),
                 Act::Pass(ms) => world.now += u64::from(ms) * 10,
                 Act::Vanish(at) => world.hosts[at % count].up = false,
                 Act::Return(at) => world.hosts[at % count].up = true,
@@ -453,7 +453,7 @@ proptest! {
                 })),
             }
         }
-        // Then all is well again: it ends, and every host is wholly on one version, the same unless it was called off.
+        // Then every host is healthy: the rollout ends, and no host is left in the middle of a switch.
         if world.machine.state().paused {
             world.tell(Input::Command(RolloutCommand::Resume));
         }
@@ -467,13 +467,13 @@ proptest! {
         prop_assert!(phase.is_final(), "{phase:?}");
         prop_assert!(world.hosts.iter().all(|host| host.switching.is_none()));
         if phase == RolloutPhase::RolledBack {
-            // Hosts that were away at its end go back when they return.
+            // Hosts that were away at the end of the rollback roll back when they return.
             for _ in 0..20 {
                 world.settle(|_| true);
             }
-            // But for those that could not, and said so.
+            // Except for hosts that failed to roll back and reported that.
             let could_not = HostState::Failed(Reason::Activation);
-            prop_assert!(world.hosts.iter().all(|host| !host.on_new || host.says.1 == could_not));
+            prop_assert!(world.hosts.iter().all(|host| !host.on_new || host.reports.1 == could_not));
         }
     }
 }
