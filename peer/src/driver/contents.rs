@@ -105,7 +105,9 @@ impl Contents {
         is_here
     }
 
-    /// Stores a small content that came inside its announcement. Returns true if its data is correct and will be stored.
+    /// Stores a small content that came inside its announcement.
+    ///
+    /// Returns true if the data is correct and will be in the store.
     pub fn take_inline(&mut self, cx: &mut Context, announcement: &Announcement, small: SmallContent) -> bool {
         let content = announcement.content;
         if cx.store.manifest(&content).is_some() && self.small.get(&content).is_some() {

@@ -69,7 +69,8 @@ impl Driver {
                 }
                 match part {
                     Part::Manifest => {
-                        tracing::debug!(content = %content.short(), %from, bytes = payload.len(), "received a manifest");
+                        let bytes = payload.len();
+                        tracing::debug!(content = %content.short(), %from, bytes, "received a manifest");
                         self.contents.on_manifest(&mut self.cx, content, payload, from);
                     }
                     Part::Shard(shard) => self.payload.submit(&self.cx, from, content, shard, payload),

@@ -3,15 +3,16 @@
 //! [`Driver`] only waits for events and dispatches them. Parts with private state do the work:
 //! - [`region`] holds the membership and this host's place in it. [`rack_recovery`] finds the rack without a tracker.
 //! - [`job_table`] holds the signed announcements. [`announcements`] checks, keeps and sends them.
-//! - [`contents`] brings a content from its manifest to the store, [`payload`] moves shards between links and the store,
-//!   [`demotion`] replaces a content by a rack share.
+//! - [`contents`] brings a content from its manifest to the store.
+//! - [`payload`] moves shards between links and the store.
+//! - [`demotion`] replaces a content by a rack share.
 //! - [`feeds`] follows the newest versions of feeds.
 //! - [`activation`] switches versions after a push, as desired states ask, and has images unpacked.
 //! - [`reporting`] says how far this host is in each job, [`accounting`] counts bytes.
 //!
 //! Every part works with the [`Context`]. [`blocking_pool`] runs what blocks, and its results return to the driver as a
-//! [`Completion`]. Events enter in [`link_events`], [`membership_events`] and [`completions`]. The core's outputs leave in
-//! [`outputs`].
+//! [`Completion`]. Events enter in [`link_events`], [`membership_events`] and [`completions`]. The core's outputs leave
+//! in [`outputs`].
 //!
 //! Invariant: the core receives the result of every output that asks for one, also after a failure.
 

@@ -55,7 +55,7 @@ impl Region {
             && let Ok(update) = shoal_proto::codec::decode_exact::<MembershipUpdate>(&bytes)
             && update.validate().is_ok()
         {
-            let _ = membership.apply(update); // a damaged row leaves the membership empty, and the tracker sends it again
+            let _ = membership.apply(update); // the tracker replaces a membership that does not apply
         }
         let index = store.get_state(INDEX_KEY).ok().flatten();
         let me = index.and_then(|bytes| bytes.try_into().ok()).map(|bytes| HostIndex(u32::from_be_bytes(bytes)));
@@ -146,7 +146,9 @@ impl Region {
         Ok(self.replace(next))
     }
 
-    /// Takes over a rack peer's list of members, while no other membership is known. Returns false if it does not count.
+    /// Takes over a rack peer's list of members, while no other membership is known.
+    ///
+    /// Returns false if the list does not count.
     ///
     /// # Errors
     /// Fails if the list is no valid membership with this host.

@@ -182,6 +182,13 @@ fn join_request(settings: &NodeSettings, credential: Vec<u8>, listening: &[Socke
     }
 }
 
+fn spawn_all(tasks: &mut Tasks, client: TrackerClient, limits: RateLimits, driver: Driver) {
+    let token = tasks.token().clone();
+    tasks.spawn("tracker client", client.run(token.clone()));
+    tasks.spawn("rate limits", limits.run(token.clone()));
+    tasks.spawn("driver", driver.run(token));
+}
+
 /// Starts a node's tasks. `prewarm` takes the prewarm task's requests, where there is a containerd.
 ///
 /// # Errors
@@ -242,9 +249,6 @@ pub async fn start(
         feed_writer,
         prewarm,
     });
-    let token = tasks.token().clone();
-    tasks.spawn("tracker client", client.run(token.clone()));
-    tasks.spawn("rate limits", limits.clone().run(token.clone()));
-    tasks.spawn("driver", driver.run(token));
+    spawn_all(tasks, client, limits.clone(), driver);
     Ok(RunningNode { handle, credential, bulk_addrs, control, tracker, wanted, limits })
 }

@@ -1,8 +1,8 @@
 //! Feeds in the driver: checks a version, passes it on, and gives it to readers from memory. The disk is last.
 //!
 //! A small version travels inside its announcement. A large version is a content in the store, see [`large`].
-//! Invariant: readers have every version that the disk has. After a restart they have it at once, and anti-entropy brings
-//! what came later.
+//! Invariant: readers have every version that the disk has. After a restart they have it at once, and anti-entropy
+//! brings what came later.
 
 mod large;
 
