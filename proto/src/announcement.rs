@@ -1,7 +1,7 @@
-//! What a publisher signs: this content, under this name and version, is for these hosts.
+//! The announcement: the document in which a publisher assigns a content, under a name and version, to hosts.
 //!
-//! Invariant: a decoded announcement names a checked path component as its name and version, so neither can leave the
-//! folder it is activated in.
+//! Invariant: the name and version of a decoded announcement are checked path components. Neither can leave the folder of
+//! activated contents.
 
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::feed::{FeedMark, feed_id, is_feed_name};
@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// What a content is for. Sets its priority on every link.
+/// How hosts treat a content. The kind sets the priority class on every link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
 #[cbor(index_only)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// GSLB decision data: small, urgent, the latest wins.
+    /// GSLB decision data: small and urgent. Only the newest version counts.
     #[n(0)]
     Gslb,
     /// A service's configuration.
@@ -37,7 +37,7 @@ impl Kind {
     pub const ALL: [Self; 4] = [Self::Gslb, Self::Config, Self::Image, Self::Blob];
 }
 
-/// Order of urgency on a link: a lower class always goes first.
+/// Priority class on a link. A frame of a lower class always leaves first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Class {
@@ -55,7 +55,7 @@ impl Class {
     /// All classes, most urgent first.
     pub const ALL: [Self; 4] = [Self::Control, Self::Urgent, Self::Normal, Self::Bulk];
 
-    /// From its number on the wire.
+    /// Returns the class with this number on the wire.
     pub fn from_wire(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
     }
@@ -82,41 +82,43 @@ impl fmt::Display for Kind {
     }
 }
 
+/// A text that is not a kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid kind `{0}`: use gslb, config, image or blob")]
+pub struct ParseKindError(String);
+
 impl FromStr for Kind {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not a kind: gslb, config, image or blob"))
+    type Err = ParseKindError;
+    fn from_str(text: &str) -> Result<Self, ParseKindError> {
+        Self::ALL.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| ParseKindError(text.to_string()))
     }
 }
 
-/// One push of one content. Travels down the tree in an [`crate::trust::Envelope`] signed by a publisher.
+/// One job. The announcement travels down the lanes in a [`crate::trust::Envelope`] that a publisher signed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Announcement {
-    /// Names this push.
+    /// The job that this announcement starts.
     #[n(0)]
     pub job: JobId,
-    /// The content's manifest by hash.
+    /// The hash of the manifest.
     #[n(1)]
     pub content: ContentId,
-    /// What it is for.
+    /// Sets the priority class and the activation.
     #[n(2)]
     pub kind: Kind,
-    /// Its name, e.g. `edge-config` or `gslb/main`: components joined by `/`, each a checked name.
+    /// The name, for example `edge-config` or `gslb/main`: checked components joined by `/`.
     #[n(3)]
     pub name: String,
-    /// The publisher's label for this version; a single path component.
+    /// The publisher's label for this version, a single path component.
     #[n(4)]
     pub version: String,
-    /// Grows with every push of this name; the latest wins.
+    /// Orders the versions of the name. It grows with every announcement of the name.
     #[n(5)]
     pub sequence: u64,
     /// The hosts it is for.
     #[n(6)]
     pub selector: Selector,
-    /// The seeder that roots the lanes.
+    /// The seeder that is the root of the lanes.
     #[n(7)]
     pub origin: NodeId,
     /// Length of the encoded manifest, bytes.
@@ -125,45 +127,45 @@ pub struct Announcement {
     /// Payload bytes.
     #[n(9)]
     pub size: u64,
-    /// When it was signed, Unix seconds.
+    /// Time of the signature, Unix seconds.
     #[n(10)]
     pub created_at: u64,
-    /// When hosts may forget it, Unix seconds.
+    /// Hosts may forget the announcement after this time, Unix seconds.
     #[n(11)]
     pub expires_at: u64,
-    /// Set on a version of a feed; then `job` is the feed's id.
+    /// Present in a version of a feed. Then `job` is the id of the feed.
     #[n(12)]
     pub feed: Option<FeedMark>,
-    /// Only stored: what switches it in is a desired state ([`crate::desired`]), not its arrival.
+    /// Hosts store the version and do not switch to it. A desired state ([`crate::desired`]) switches it later.
     #[n(13)]
     #[cbor(default, skip_if = "std::ops::Not::not")]
     pub staged: bool,
-    /// What to do with a content that hosts have already; absent in a push.
+    /// What hosts do with a content that they have. Absent in a push.
     #[n(14)]
     pub order: Option<Order>,
 }
 
-/// What becomes of a content that hosts have already. Of all announcements of a content the one with the greatest
-/// sequence counts.
+/// What hosts do with a content that they have. Of all announcements of a content, the one with the greatest sequence
+/// counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 #[cbor(index_only)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// Each host keeps its share of the rack's shards.
+    /// Each host keeps its rack share only.
     #[n(0)]
     Demote,
-    /// Every host has it whole again: a push whose content is looked for in the rack first.
+    /// Every host restores the whole content, from rack shares first.
     #[n(1)]
     Promote,
 }
 
 impl Announcement {
-    /// Whether hosts are to keep only their shares of the content.
+    /// Whether hosts keep only their rack shares of the content.
     pub fn demotes(&self) -> bool {
         self.order == Some(Order::Demote)
     }
 
-    /// Whether manifest and data may travel in the announcement.
+    /// Whether the manifest and the data may travel inline.
     pub fn is_small(&self) -> bool {
         self.size <= limits::INLINE_DATA_BYTES_MAX && self.manifest_bytes <= limits::INLINE_MANIFEST_BYTES_MAX as u64
     }
@@ -174,7 +176,7 @@ pub fn is_content_name(name: &str) -> bool {
     name.len() <= limits::NAME_BYTES_MAX && name.split('/').all(is_component)
 }
 
-/// Whether a name is in the folder that hosts keep feeds in: no pushed content may be.
+/// Whether a name lies in the folder of feeds. A pushed content must not have such a name.
 pub fn is_reserved(name: &str) -> bool {
     name.split('/').next() == Some("feeds")
 }
@@ -185,7 +187,7 @@ pub fn is_version(text: &str) -> bool {
 }
 
 fn is_component(text: &str) -> bool {
-    // `current` is the link the activation switches.
+    // `current` is the link that an activation switches.
     crate::locality::is_name(text) && text != "current"
 }
 
@@ -211,17 +213,17 @@ impl Document for Announcement {
             return Err(DecodeError::invalid("size", self.size.to_string()));
         }
         if self.expires_at < self.created_at {
-            return Err(DecodeError::invalid("expires_at", "before it was made"));
+            return Err(DecodeError::invalid("expires_at", "before created_at"));
         }
         if self.feed.is_none() && is_reserved(&self.name) {
-            return Err(DecodeError::invalid("name", format!("`{}` is where feeds are", self.name)));
+            return Err(DecodeError::invalid("name", format!("`{}` lies in the folder of feeds", self.name)));
         }
         if self.feed.is_some() {
             if !is_feed_name(&self.name) {
-                return Err(DecodeError::invalid("name", format!("`{}` is no feed", self.name)));
+                return Err(DecodeError::invalid("name", format!("`{}` is not a valid name of a feed", self.name)));
             }
             if self.job != feed_id(&self.name) {
-                return Err(DecodeError::invalid("job", "not the id of the feed named"));
+                return Err(DecodeError::invalid("job", "not the id of the named feed"));
             }
             if self.size > limits::FEED_BYTES_MAX {
                 return Err(DecodeError::invalid("size", format!("{} bytes in a feed", self.size)));

@@ -1,6 +1,6 @@
-//! A fixed-length set of small numbers: pieces had, hosts done, shards of a lane.
+//! A fixed-length set of small numbers: verified pieces, complete hosts, shards of a lane.
 //!
-//! Invariant: bits at or past `len` are zero, so counting and comparing need no masks.
+//! Invariant: bits at or past `len` are zero, so counts and comparisons need no masks.
 
 use crate::codec::DecodeError;
 use crate::limits;
@@ -49,12 +49,12 @@ impl Bitmap {
         self.len == 0
     }
 
-    /// Whether `bit` is in the set. Out of range is never in.
+    /// Whether `bit` is in the set. A bit out of range never is.
     pub fn get(&self, bit: u32) -> bool {
         bit < self.len && self.words[(bit / 64) as usize] >> (bit % 64) & 1 == 1
     }
 
-    /// Adds `bit`; true when it was not there. Out of range is ignored.
+    /// Adds `bit`. Returns whether the bit is new. A bit out of range is ignored.
     pub fn set(&mut self, bit: u32) -> bool {
         if bit >= self.len {
             return false;
@@ -66,7 +66,7 @@ impl Bitmap {
         fresh
     }
 
-    /// Removes `bit`; true when it was there.
+    /// Removes `bit`. Returns whether the bit was set.
     pub fn unset(&mut self, bit: u32) -> bool {
         if !self.get(bit) {
             return false;
@@ -75,7 +75,7 @@ impl Bitmap {
         true
     }
 
-    /// Grows the universe to `len`, keeping the set. Never shrinks.
+    /// Grows the universe to `len` and keeps the set. A smaller `len` changes nothing.
     pub fn grow(&mut self, len: u32) {
         if len > self.len {
             self.len = len;
@@ -83,22 +83,22 @@ impl Bitmap {
         }
     }
 
-    /// Members in the set.
+    /// Returns the number of members.
     pub fn count(&self) -> u32 {
         self.words.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// Whether every number of the universe is in.
+    /// Whether every number of the universe is a member.
     pub fn is_full(&self) -> bool {
         self.count() == self.len
     }
 
-    /// Whether nothing is in.
+    /// Whether the set is empty.
     pub fn none(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// Adds every member of `other` (numbers past our universe are dropped).
+    /// Adds every member of `other`. Numbers past the universe are ignored.
     pub fn union(&mut self, other: &Self) {
         for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
             *mine |= theirs;
@@ -113,7 +113,7 @@ impl Bitmap {
         }
     }
 
-    /// Members in ascending order.
+    /// Iterates over the members in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().enumerate().flat_map(|(index, word)| {
             let mut rest = *word;
@@ -128,12 +128,12 @@ impl Bitmap {
         })
     }
 
-    /// The lowest member at or after `from`.
+    /// Returns the lowest member at or after `from`.
     pub fn next_set(&self, from: u32) -> Option<u32> {
         self.next_where(from, |word| word)
     }
 
-    /// The lowest non-member at or after `from`.
+    /// Returns the lowest non-member at or after `from`.
     pub fn next_unset(&self, from: u32) -> Option<u32> {
         self.next_where(from, |word| !word).filter(|bit| *bit < self.len)
     }
@@ -153,7 +153,7 @@ impl Bitmap {
         }
     }
 
-    /// Maximal runs of members, as half-open ranges in ascending order.
+    /// Iterates over maximal runs of members, as half-open ranges in ascending order.
     pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<u32>> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -172,7 +172,7 @@ impl std::fmt::Debug for Bitmap {
 }
 
 impl FromIterator<u32> for Bitmap {
-    /// The smallest bitmap that holds the given numbers. `u32::MAX`, which no universe has, is ignored.
+    /// Returns the smallest bitmap with the given members. `u32::MAX` is in no universe and is ignored.
     fn from_iter<I: IntoIterator<Item = u32>>(numbers: I) -> Self {
         let mut map = Self::default();
         for number in numbers {
@@ -205,7 +205,7 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u32> {
 }
 
 impl Bitmap {
-    /// Runs as (gap, length) varints; given up once they are not shorter than `limit` bytes.
+    /// Encodes runs as (gap, length) varints. Returns `None` where the result would have `limit` bytes or more.
     fn to_runs(&self, limit: usize) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let mut at = 0;
@@ -225,8 +225,8 @@ impl Bitmap {
         let mut map = Self::new(len);
         let mut at = 0u32;
         while !runs.is_empty() {
-            let gap = take_varint(&mut runs).ok_or_else(|| bad("cut short"))?;
-            let run = take_varint(&mut runs).ok_or_else(|| bad("cut short"))?;
+            let gap = take_varint(&mut runs).ok_or_else(|| bad("truncated run"))?;
+            let run = take_varint(&mut runs).ok_or_else(|| bad("truncated run"))?;
             let start = at.checked_add(gap).ok_or_else(|| bad("run out of range"))?;
             let end = start.checked_add(run).filter(|end| *end <= len).ok_or_else(|| bad("run out of range"))?;
             if run == 0 {
@@ -249,7 +249,7 @@ impl Bitmap {
     }
 }
 
-// On the wire: [len, bytes]. Bytes of exactly ceil(len/8) are the raw bits, little end first; any other length is runs.
+// On the wire: [len, bytes]. Exactly ceil(len/8) bytes are the raw bits, lowest bit first. Fewer bytes are runs.
 impl<C> Encode<C> for Bitmap {
     fn encode<W: minicbor::encode::Write>(
         &self,
@@ -275,8 +275,8 @@ impl<'b, C> Decode<'b, C> for Bitmap {
     }
 }
 
-/// Decodes a set of hosts, for `#[cbor(decode_with)]`: no larger than a region, so that a message of many of them
-/// cannot ask for much memory.
+/// Decodes a set of hosts, for `#[cbor(decode_with)]`. The bound is the size of a region, so that a message with many sets
+/// takes little memory.
 pub(crate) fn decode_hosts<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Bitmap, minicbor::decode::Error> {
     Bitmap::decode_within(d, limits::HOSTS_MAX)
 }

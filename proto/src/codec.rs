@@ -1,7 +1,7 @@
-//! Documents: a kind byte, a format version byte, then CBOR. One way to encode, one to decode.
+//! Documents: a kind byte, a format version byte, then CBOR.
 //!
-//! Invariant: a decoder refuses a document over its limit, of another kind or version, or with trailing bytes, before
-//! any of it is used.
+//! Invariant: a decoder refuses a document over its limit, of another kind or version, or with trailing bytes. The
+//! refusal comes before any use of a value.
 
 use minicbor::{Decode, Encode};
 
@@ -23,16 +23,16 @@ pub enum DocKind {
     Control = 6,
     /// A [`crate::report::HubFlush`].
     HubFlush = 7,
-    /// A record in a role's own store.
+    /// A record in the store of a role.
     Record = 8,
     /// A [`crate::desired::Desired`].
     Desired = 9,
 }
 
-/// Why bytes are not the document they should be.
+/// Why bytes are not the expected document.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Longer than this kind of document may be.
+    /// Longer than the limit of this kind of document.
     #[error("{len} bytes, the limit is {max}")]
     TooLong {
         /// Length seen.
@@ -43,10 +43,10 @@ pub enum DecodeError {
     /// Too short for its header, or of another kind.
     #[error("not a {expected:?} document")]
     WrongKind {
-        /// The kind that was asked for.
+        /// The requested kind.
         expected: DocKind,
     },
-    /// Written by another format version.
+    /// Written in another format version.
     #[error("format version {found} of {kind:?} is not supported (this build reads {supported})")]
     UnsupportedVersion {
         /// The kind of the document.
@@ -73,7 +73,7 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// A value out of its range.
+    /// Returns the error for a value out of its range.
     pub fn invalid(what: &'static str, why: impl Into<String>) -> Self {
         Self::Invalid { what, why: why.into() }
     }
@@ -87,29 +87,37 @@ impl From<minicbor::decode::Error> for DecodeError {
 
 /// A type with a document form.
 pub trait Document: Encode<()> + for<'b> Decode<'b, ()> {
-    /// First byte of the encoding.
+    /// The first byte of the encoding.
     const KIND: DocKind;
-    /// Second byte of the encoding; a reader accepts exactly this one.
+    /// The second byte of the encoding. A reader accepts exactly this version.
     const VERSION: u8;
     /// Longest encoding accepted, bytes.
     const BYTES_MAX: usize;
 
-    /// Checks what the type system cannot. Called on every decode.
+    /// Checks what the type system cannot. [`Document::from_bytes`] calls it.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::Invalid`] or [`DecodeError::TooLong`] for the first bad field.
     fn validate(&self) -> Result<(), DecodeError> {
         Ok(())
     }
 
-    /// The document's bytes.
+    /// Returns the encoding.
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![Self::KIND as u8, Self::VERSION];
         minicbor::encode(self, &mut out).unwrap_or_else(|error| match error.into_write() {
             Some(never) => match never {},
-            None => unreachable!("our own types always encode"),
+            None => unreachable!("every document type encodes"),
         });
         out
     }
 
-    /// Reads a document, refusing anything that is not exactly one valid `Self`.
+    /// Decodes one document that fills `bytes` exactly.
+    ///
+    /// # Errors
+    ///
+    /// Any [`DecodeError`]: wrong kind, version, length or shape, trailing bytes, or an invalid value.
     fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
         if bytes.len() > Self::BYTES_MAX {
             return Err(DecodeError::TooLong { len: bytes.len(), max: Self::BYTES_MAX });
@@ -134,6 +142,10 @@ pub trait Document: Encode<()> + for<'b> Decode<'b, ()> {
 }
 
 /// Decodes one CBOR value that fills `bytes` exactly.
+///
+/// # Errors
+///
+/// [`DecodeError::Malformed`] for another shape, [`DecodeError::Trailing`] for more bytes.
 pub fn decode_exact<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, DecodeError> {
     let mut decoder = minicbor::Decoder::new(bytes);
     let value = decoder.decode()?;
@@ -143,8 +155,8 @@ pub fn decode_exact<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, DecodeE
     }
 }
 
-/// Decodes an array of at most `MAX` values: a longer one is refused before more than `MAX` are made. For
-/// `#[cbor(decode_with)]` on fields whose values are larger in memory than on the wire.
+/// Decodes an array of at most `MAX` values, for `#[cbor(decode_with)]`. A longer array is refused after `MAX` values.
+/// It serves fields whose values are larger in memory than on the wire.
 pub(crate) fn at_most<'b, const MAX: usize, C, T: Decode<'b, C>>(
     d: &mut minicbor::Decoder<'b>,
     ctx: &mut C,
@@ -164,7 +176,7 @@ pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();
     minicbor::encode(value, &mut out).unwrap_or_else(|error| match error.into_write() {
         Some(never) => match never {},
-        None => unreachable!("our own types always encode"),
+        None => unreachable!("every document type encodes"),
     });
     out
 }

@@ -1,6 +1,6 @@
-//! What a host and its tracker tell each other, over the libp2p control plane.
+//! Requests and responses between a host and its tracker, on the libp2p control plane.
 //!
-//! Invariant: until a `Join` with a valid credential was accepted on a connection, every other request on it is refused.
+//! Invariant: every request on a connection is refused until the tracker accepted a `Join` with a valid credential.
 
 use crate::announcement::{is_content_name, is_version};
 use crate::bitmap::Bitmap;
@@ -22,10 +22,10 @@ pub struct Join {
     #[n(0)]
     #[cbor(with = "minicbor::bytes")]
     pub credential: Vec<u8>,
-    /// Where it listens for bulk links. An unspecified address means "the address you see me from".
+    /// Addresses for links. An unspecified address stands for the address that the tracker sees.
     #[n(1)]
     pub addrs: Vec<SocketAddr>,
-    /// What its operator calls it.
+    /// Labels that the operator configured.
     #[n(2)]
     pub labels: Labels,
     /// See [`crate::membership::Member::weight`].
@@ -42,10 +42,10 @@ pub struct Join {
 /// A request on the control plane.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Request {
-    /// Host to tracker: let me in.
+    /// Host to tracker: the first request of a connection.
     #[n(0)]
     Join(#[n(0)] Join),
-    /// Host to tracker, every few seconds and when there is something to say.
+    /// Host to tracker: every few seconds, and when a report changed.
     #[n(1)]
     Beat {
         /// The membership epoch the host has.
@@ -61,7 +61,7 @@ pub enum Request {
         #[cbor(decode_with = "crate::codec::at_most::<{ limits::BEAT_ROWS_MAX }, _, _>")]
         versions: Vec<CurrentVersion>,
     },
-    /// Seeder to tracker: this job is open; here is its signed announcement.
+    /// Seeder to tracker: a new job with its signed announcement.
     #[n(2)]
     OpenJob {
         /// The announcement's envelope.
@@ -69,52 +69,53 @@ pub enum Request {
         #[cbor(with = "minicbor::bytes")]
         envelope: Vec<u8>,
     },
-    /// Seeder to tracker: how far is this job?
+    /// Seeder to tracker: the question for the progress of a job.
     #[n(3)]
     JobStatus {
         /// The job.
         #[n(0)]
         job: JobId,
     },
-    /// Tracker to host: membership changed.
+    /// Tracker to host: a change of membership.
     #[n(4)]
     Membership(#[n(0)] MembershipUpdate),
-    /// Host to tracker: I am going down on purpose.
+    /// Host to tracker: the host stops on purpose.
     #[n(5)]
     Leave,
-    /// Seeder to tracker: which hosts are in which state of this job, by attempt?
+    /// Seeder to tracker: the question for the states of all hosts in a job, by attempt.
     #[n(8)]
     HostStates {
         /// The job.
         #[n(0)]
         job: JobId,
     },
-    /// Seeder to tracker: which hosts are on which version of this name?
+    /// Seeder to tracker: the question for the current versions of a name on all hosts.
     #[n(9)]
     Versions {
         /// The name.
         #[n(0)]
         name: String,
     },
-    /// Host to tracker, and from there to a seeder: an image was asked for here and is not here. `Done` means that it may come.
+    /// Host to tracker, forwarded to a seeder: a client requested an image that the host lacks. `Done` means that the
+    /// seeder accepted the request.
     #[n(12)]
     WantImage {
-        /// Its name, written out in full.
+        /// The full name of the image.
         #[n(0)]
         reference: String,
-        /// Who asked first; the tracker fills it in.
+        /// The host that asked first. The tracker sets it.
         #[n(1)]
         host: Option<HostIndex>,
     },
 }
 
-/// The version of a name that is switched in on a host.
+/// The current version of a name on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct CurrentVersion {
     /// The name.
     #[n(0)]
     pub name: String,
-    /// The version; empty when none is.
+    /// The version, empty where the host has none.
     #[n(1)]
     pub version: String,
 }
@@ -146,10 +147,10 @@ pub struct AttemptSet {
     pub hosts: Bitmap,
 }
 
-/// Which hosts of a job are in which state. Each host is in one set at most; those of which nothing was heard are in none.
+/// The states of the hosts of a job. Each host is in at most one set. A host without a report is in no set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct JobStates {
-    /// The sets, highest attempt first; at most [`limits::STATE_SETS_MAX`].
+    /// The sets, highest attempt first, at most [`limits::STATE_SETS_MAX`].
     #[n(0)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::STATE_SETS_MAX }, _, _>")]
     pub sets: Vec<AttemptSet>,
@@ -158,7 +159,7 @@ pub struct JobStates {
 /// Hosts on one version of a name.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct VersionSet {
-    /// The version; empty when the host has none switched in.
+    /// The version, empty where the hosts have none.
     #[n(0)]
     pub version: String,
     /// The hosts, by roster index.
@@ -170,23 +171,23 @@ pub struct VersionSet {
 /// The answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Response {
-    /// To `Join`: welcome.
+    /// To `Join`: the host is a member.
     #[n(0)]
     Joined {
         /// The host's place in the roster.
         #[n(0)]
         index: HostIndex,
-        /// What the host does not know yet of the membership.
+        /// The changes of membership that the host lacks.
         #[n(1)]
         update: Option<MembershipUpdate>,
-        /// How often to beat, milliseconds.
+        /// The interval between beats, milliseconds.
         #[n(2)]
         beat_ms: u32,
     },
-    /// To `Beat`: heard, and here is what you missed.
+    /// To `Beat`: the reports are stored.
     #[n(1)]
     Heard {
-        /// What the host does not know yet of the membership.
+        /// The changes of membership that the host lacks.
         #[n(0)]
         update: Option<MembershipUpdate>,
     },
@@ -196,17 +197,17 @@ pub enum Response {
     /// To `OpenJob`, `Membership` and `Leave`.
     #[n(3)]
     Done,
-    /// No, and why, in words for a person.
+    /// The tracker refuses the request.
     #[n(4)]
     Refused {
-        /// What is wrong.
+        /// The reason, for a person.
         #[n(0)]
         why: String,
     },
     /// To `HostStates`.
     #[n(8)]
     States(#[n(0)] JobStates),
-    /// To `Versions`: the versions most hosts are on; at most [`limits::VERSION_SETS_MAX`].
+    /// To `Versions`: the versions with the most hosts, at most [`limits::VERSION_SETS_MAX`].
     #[n(9)]
     Versions {
         /// The versions.
@@ -216,7 +217,7 @@ pub enum Response {
     },
 }
 
-/// A job folded per rack.
+/// The reports of one rack on one job, added up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct RackRollup {
     /// `region/site/rack`.
@@ -225,25 +226,25 @@ pub struct RackRollup {
     /// Hosts targeted.
     #[n(1)]
     pub hosts: u32,
-    /// Hosts that hold every piece, active or not.
+    /// Hosts with every piece, active or not.
     #[n(2)]
     pub has: u32,
-    /// Hosts that switched it in.
+    /// Hosts on which the version is active.
     #[n(3)]
     pub active: u32,
     /// Hosts that failed.
     #[n(4)]
     pub failed: u32,
-    /// Hosts not heard of: away since the job began.
+    /// Hosts without a report: away since the job began.
     #[n(5)]
     pub away: u32,
-    /// Pieces verified, over its hosts.
+    /// Verified pieces, added over the hosts.
     #[n(6)]
     pub pieces: u64,
-    /// Payload bytes by source, over its hosts.
+    /// Payload bytes by tier, added over the hosts.
     #[n(7)]
     pub tiers: TierBytes,
-    /// Hosts that hold every piece and will do no more, of those in `has`.
+    /// Hosts of `has` that have every piece and do nothing more: images without a container runtime.
     #[n(8)]
     #[cbor(default, skip_if = "is_zero")]
     #[serde(default)]
@@ -254,36 +255,36 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// A host worth a line of its own: failed, away or slowest.
+/// A host that is failed, away or among the slowest.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct HostLine {
-    /// Its locality, printed.
+    /// The locality as text.
     #[n(0)]
     pub host: String,
-    /// How far it is.
+    /// The state in the job.
     #[n(1)]
     pub state: HostState,
-    /// Pieces verified.
+    /// Verified pieces.
     #[n(2)]
     pub pieces_have: u32,
-    /// Whether the tracker sees it.
+    /// Whether the tracker has lost the host.
     #[n(3)]
     pub away: bool,
-    /// Why, in words.
+    /// The reason, for a person.
     #[n(4)]
     pub detail: String,
 }
 
-/// A job as the tracker sees it.
+/// The state of a job at the tracker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct JobRollup {
     /// Racks in order of name.
     #[n(0)]
     pub racks: Vec<RackRollup>,
-    /// Pieces of the content; 0 while no host knows the manifest.
+    /// Pieces of the content, 0 while no host has the manifest.
     #[n(1)]
     pub pieces_total: u32,
-    /// Hosts that failed, are away, or are behind; at most [`limits::ROLLUP_LINES_MAX`], failed first.
+    /// Hosts that failed, are away, or are behind, at most [`limits::ROLLUP_LINES_MAX`]. Failed hosts come first.
     #[n(2)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::ROLLUP_LINES_MAX }, _, _>")]
     pub lines: Vec<HostLine>,
@@ -320,7 +321,7 @@ impl Document for Request {
             }
             Self::WantImage { reference, .. } => match reference.parse::<Reference>() {
                 Ok(name) if name.to_string() == *reference => Ok(()),
-                _ => Err(DecodeError::invalid("reference", "no image's full name")),
+                _ => Err(DecodeError::invalid("reference", "not the full name of an image")),
             },
             Self::OpenJob { .. }
             | Self::JobStatus { .. }

@@ -1,8 +1,8 @@
-//! Desired state: which version of a name each host should have, and which hosts may switch now. One small signed document a
-//! name, of which the latest counts; every host judges it for itself.
+//! Desired state: the version of a name that each host must have, and the hosts that may switch now. It is one small
+//! signed document per name. The newest counts, and every host evaluates it for itself.
 //!
-//! Invariant: what a document asks of a host depends on the document and that host's own membership row alone, so it is the
-//! same whoever comes or goes.
+//! Invariant: what a document asks of a host depends only on the document and on the membership row of that host. Hosts
+//! that join or leave change nothing for the others.
 
 use crate::announcement::{is_content_name, is_version};
 use crate::bitmap::Bitmap;
@@ -14,12 +14,12 @@ use crate::locality::Selector;
 use crate::membership::Member;
 use minicbor::{Decode, Encode};
 
-/// What shares are counted in.
+/// Number of hash buckets: a bucket is a millionth of the hosts.
 pub const HASH_BUCKETS: u32 = 1_000_000;
 /// Feeds below this name carry desired states.
 const FEEDS: &str = "desired/";
 
-/// A set of hosts, as a document names it.
+/// A set of hosts in a document.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Hosts {
     /// Every host.
@@ -28,13 +28,13 @@ pub enum Hosts {
     /// By labels and locality.
     #[n(1)]
     Selector(#[n(0)] Selector),
-    /// Hosts whose share of the name, out of [`HASH_BUCKETS`], is at least `from` and less than `to`.
+    /// Hosts whose bucket for the name, out of [`HASH_BUCKETS`], is at least `from` and less than `to`.
     #[n(2)]
     HashRange {
-        /// The first that is in.
+        /// The first bucket of the range.
         #[n(0)]
         from: u32,
-        /// The first that is not.
+        /// The first bucket after the range.
         #[n(1)]
         to: u32,
     },
@@ -47,7 +47,7 @@ pub enum Hosts {
     ),
 }
 
-/// A host's share of a name, below [`HASH_BUCKETS`]: a hash, so that it stays as hosts come and go.
+/// Returns the bucket of a host for a name, below [`HASH_BUCKETS`]. It is a hash, so it stays when hosts join or leave.
 pub fn hash_bucket(node: &NodeId, name: &str) -> u32 {
     let hash = blake3::Hasher::new().update(b"shoal share ").update(node.as_bytes()).update(name.as_bytes()).finalize();
     let mut first = [0; 8];
@@ -56,7 +56,7 @@ pub fn hash_bucket(node: &NodeId, name: &str) -> u32 {
 }
 
 impl Hosts {
-    /// Whether a host is in, where `name` is the content's.
+    /// Whether a host is in the set, for the contents of this name.
     pub fn has(&self, name: &str, member: &Member) -> bool {
         match self {
             Self::All => true,
@@ -72,28 +72,28 @@ impl Hosts {
                 Err(DecodeError::invalid("hosts", selector.to_string()))
             }
             Self::HashRange { from, to } if from > to || *to > HASH_BUCKETS => {
-                Err(DecodeError::invalid("hosts", format!("the share from {from} to {to}")))
+                Err(DecodeError::invalid("hosts", format!("the range from {from} to {to}")))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// A version to be on.
+/// The version that a rule asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Target {
-    /// Its label.
+    /// The label of the version.
     #[n(0)]
     pub version: String,
-    /// Its content.
+    /// The content of the version.
     #[n(1)]
     pub content: ContentId,
-    /// Its place among the versions of the name.
+    /// The sequence of the version in the order of the name.
     #[n(2)]
     pub sequence: u64,
 }
 
-/// These hosts should be on this version.
+/// Asks some hosts for one version.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Rule {
     /// The hosts.
@@ -110,50 +110,50 @@ pub struct Desired {
     /// The name.
     #[n(0)]
     pub name: String,
-    /// The rollout that asks for it; hosts report on it as on a job.
+    /// The rollout. Hosts report on it as on a job.
     #[n(1)]
     pub rollout: JobId,
-    /// Grows within a rollout. A host switches at most once an attempt. The number after it is the host's own, for what goes
-    /// wrong once it has switched: so attempts are odd.
+    /// Grows within a rollout and is odd. A host switches at most once per attempt. The next even number belongs to the
+    /// host, for a failure after its switch.
     #[n(2)]
     pub attempt: u16,
-    /// Nobody begins to switch.
+    /// No further host starts to switch.
     #[n(3)]
     pub paused: bool,
-    /// Hosts that switched in this rollout go back to what they were on before it.
+    /// Hosts that switched in this rollout return to their former version.
     #[n(4)]
     pub back: bool,
-    /// Hosts that have switched keep an eye on their probes.
+    /// Hosts that have switched keep running their probes.
     #[n(5)]
     pub watch: bool,
-    /// The first rule that has a host says what it should be on. At most [`limits::DESIRED_RULES_MAX`].
+    /// The first rule that contains a host applies to it. At most [`limits::DESIRED_RULES_MAX`].
     #[n(6)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::DESIRED_RULES_MAX }, _, _>")]
     pub rules: Vec<Rule>,
-    /// Who may switch now.
+    /// Hosts that may switch now.
     #[n(7)]
     pub open: Hosts,
 }
 
 impl Desired {
-    /// The version a host should be on.
+    /// Returns the version that a host must have.
     pub fn target(&self, member: &Member) -> Option<&Target> {
         self.rules.iter().find(|rule| rule.hosts.has(&self.name, member)).map(|rule| &rule.target)
     }
 
-    /// Whether a host may begin to switch.
+    /// Whether a host may start to switch.
     pub fn may_switch(&self, member: &Member) -> bool {
         !self.paused && self.open.has(&self.name, member)
     }
 }
 
-/// The feed that carries the desired states of a name; `None` when the name is too long to have one.
+/// Returns the feed of the desired states of a name. `None` means that the name is too long.
 pub fn feed_of(name: &str) -> Option<String> {
     let feed = format!("{FEEDS}{name}");
     is_feed_name(&feed).then_some(feed)
 }
 
-/// The name whose desired states a feed carries; `None` when it is a feed like any other.
+/// Returns the name whose desired states a feed carries. `None` means that it is another feed.
 pub fn name_of(feed: &str) -> Option<&str> {
     feed.strip_prefix(FEEDS)
 }

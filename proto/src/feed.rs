@@ -1,15 +1,15 @@
-//! Feeds: named sequences of versions of small content, of which only the latest counts.
+//! Feeds: named series of small versions. Only the newest version counts.
 //!
-//! Invariant: a feed's id follows from its name, so whoever knows the name knows the id and none can take another's.
+//! Invariant: the id of a feed is a hash of its name. No feed can take the id of another.
 
 use crate::announcement::is_content_name;
 use crate::ids::JobId;
 use minicbor::{Decode, Encode};
 
-/// What makes an announcement one of a feed's versions: it has no job, no reports and no end but the next version.
+/// Marks an announcement as a version of a feed. Such a version has no job and no reports. The next version ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct FeedMark {
-    /// When it was published, Unix milliseconds.
+    /// Time of publication, Unix milliseconds.
     #[n(0)]
     pub published_at_ms: u64,
 }
@@ -25,7 +25,7 @@ pub struct FeedRow {
     pub sequence: u64,
 }
 
-/// The id of the feed with this name. It stands where an announcement names its job.
+/// Returns the id of the feed with this name. An announcement carries it in place of a job.
 pub fn feed_id(name: &str) -> JobId {
     let hash = blake3::Hasher::new().update(b"shoal feed ").update(name.as_bytes()).finalize();
     let mut id = [0; 16];
@@ -33,7 +33,7 @@ pub fn feed_id(name: &str) -> JobId {
     JobId(id)
 }
 
-/// Whether `name` may name a feed. The last component `events` is where its event stream is read.
+/// Whether `name` is a valid name of a feed. The last component `events` is reserved for the event stream.
 pub fn is_feed_name(name: &str) -> bool {
     is_content_name(name) && name.split('/').all(|part| !part.starts_with('.')) && !name.ends_with("/events")
 }

@@ -1,6 +1,6 @@
-//! The frames of a bulk link: a 16-byte header, then the body.
+//! The frames of a link: a 16-byte header, then the body.
 //!
-//! Invariant: a header is refused by its kind's own limit before a body is read.
+//! Invariant: a body over the limit of its kind is refused before a byte of the body is read.
 //!
 //! ```text
 //! header  kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | stamp u64 LE, 0 but for Ping and Pong
@@ -22,16 +22,16 @@ use minicbor::{Decode, Encode};
 pub const PROTOCOL_VERSION: u8 = 1;
 /// Length of a frame header, bytes.
 pub const HEADER_BYTES: usize = 16;
-/// Length of what precedes the payload in a slice frame's body, bytes.
+/// Length of the slice header before the payload, bytes.
 pub const SLICE_HEADER_BYTES: usize = 44;
-/// The index that stands for "the manifest" in a slice.
+/// The index of a slice that carries part of the manifest.
 pub const MANIFEST_INDEX: u32 = u32::MAX;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// First frame each way: version and credential.
+    /// The first frame in each direction: version and credential.
     Hello = 1,
     /// A [`crate::message::Message`].
     Control = 2,
@@ -39,11 +39,11 @@ pub enum FrameKind {
     Announce = 3,
     /// Part of a shard or manifest.
     Slice = 4,
-    /// "Are you there?"
+    /// Asks for a `Pong`.
     Ping = 5,
-    /// "Yes."
+    /// Answers a `Ping`.
     Pong = 6,
-    /// Last frame: why the link closes.
+    /// The last frame: the reason for the end of the link.
     Bye = 7,
 }
 
@@ -53,7 +53,7 @@ impl FrameKind {
         [Hello, Control, Announce, Slice, Ping, Pong, Bye].into_iter().find(|kind| *kind as u8 == number)
     }
 
-    /// Longest body, bytes.
+    /// Returns the longest body of this kind, bytes.
     pub fn body_max(self) -> usize {
         match self {
             Self::Hello => limits::CREDENTIAL_BYTES_MAX + 1,
@@ -70,24 +70,24 @@ impl FrameKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CloseReason {
-    /// The host is going down.
+    /// The host stops.
     Shutdown = 1,
-    /// Nothing to say for a while.
+    /// No traffic for a while.
     Idle = 2,
-    /// Both sides dialled; this one is surplus.
+    /// Both sides dialled. This connection is redundant.
     Duplicate = 3,
-    /// No valid credential.
+    /// The credential is missing or invalid.
     NotAdmitted = 4,
     /// A frame broke the protocol.
     Protocol = 5,
-    /// Too many bad shards.
+    /// Too many corrupt shards.
     Banned = 6,
     /// Too many links.
     Busy = 7,
 }
 
 impl CloseReason {
-    /// From its byte on the wire.
+    /// Returns the reason with this byte on the wire.
     pub fn from_wire(number: u8) -> Option<Self> {
         use CloseReason::*;
         [Shutdown, Idle, Duplicate, NotAdmitted, Protocol, Banned, Busy]
@@ -113,14 +113,14 @@ impl std::fmt::Display for CloseReason {
 /// A frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What follows.
+    /// The kind of the body.
     pub kind: FrameKind,
-    /// Its urgency. A receiver assembles one shard per class at a time.
+    /// The priority class. A receiver assembles one shard per class at a time.
     pub class: Class,
     /// Length of the body, bytes.
     pub body_len: u32,
-    /// Of a `Ping` the sender's clock, microseconds since some moment; of the `Pong` that answers it the receiver's
-    /// clock less that, modulo 2^64: the time it took, plus what the clocks differ. Of others 0.
+    /// In a `Ping`, the clock of the sender, microseconds since an arbitrary moment. In its `Pong`, the clock of the
+    /// receiver minus that value, modulo 2^64: the one-way delay plus the difference of the clocks. Else 0.
     pub stamp: u64,
 }
 
@@ -163,14 +163,14 @@ pub enum Part {
     Manifest,
 }
 
-/// What precedes the payload of a slice.
+/// The header before the payload of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceHeader {
     /// The content.
     pub content: ContentId,
-    /// What of it.
+    /// The part of the content that the slice belongs to.
     pub part: Part,
-    /// Where in the part this slice begins, bytes.
+    /// Offset of the slice in the part, bytes.
     pub offset: u32,
     /// Length of the whole part, bytes.
     pub total: u32,
@@ -218,14 +218,14 @@ pub struct AnnounceFrame {
     #[n(0)]
     #[cbor(with = "minicbor::bytes")]
     pub envelope: Vec<u8>,
-    /// Which of the announcement lanes (0, 1, ...) this came down; the manifest and inlined data follow lane 0.
+    /// The announcement lane (0, 1, ...). Inline manifest and data follow lane 0.
     #[n(1)]
     pub lane: u8,
-    /// The encoded manifest, when small.
+    /// The encoded manifest, where it travels inline.
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     pub manifest: Option<Vec<u8>>,
-    /// All pieces end to end, when small.
+    /// All pieces end to end, where they travel inline.
     #[n(3)]
     #[cbor(with = "minicbor::bytes")]
     pub data: Option<Vec<u8>>,

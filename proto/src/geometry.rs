@@ -1,6 +1,6 @@
-//! Piece, stripe, shard and lane arithmetic of one content, in one place.
+//! The arithmetic of pieces, stripes, shards and lanes of one content.
 //!
-//! Invariant: a [`Geometry`] is checked when made, so every index derived from it is in range.
+//! Invariant: the constructor of [`Geometry`] checks all values, so every derived index is in range.
 
 use crate::bitmap::Bitmap;
 use crate::codec::DecodeError;
@@ -9,7 +9,7 @@ use crate::limits;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The shape of a content: how many pieces of which length, coded how, spread over how many lanes.
+/// The shape of a content: piece lengths, the code (k, m) and the number of lanes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
     data: u8,
@@ -21,7 +21,11 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Checks and builds. `data` and `parity` are k and m of the code; `lens` the pieces' lengths in bytes, in order.
+    /// Returns the checked geometry. `data` is k, `parity` is m, and `lens` has the piece lengths in bytes, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::Invalid`] for the first value out of its range.
     pub fn new(data: u8, parity: u8, lanes: u8, content: &ContentId, lens: Arc<[u32]>) -> Result<Self, DecodeError> {
         let check = |ok: bool, what, why: &str| if ok { Ok(()) } else { Err(DecodeError::invalid(what, why)) };
         check((1..=limits::STRIPE_DATA_MAX).contains(&data), "stripe", "k out of range")?;
@@ -30,7 +34,7 @@ impl Geometry {
         check(lens.len() <= limits::PIECES_MAX as usize, "pieces", "too many")?;
         check(lens.iter().all(|len| (1..=limits::PIECE_BYTES_MAX).contains(len)), "pieces", "length out of range")?;
         let bytes = lens.iter().map(|len| u64::from(*len)).sum();
-        // Small contents would otherwise all ride lane 0 and load its owners alone.
+        // Without an offset all small contents would use lane 0 and load its owners alone.
         let lane_offset = (content.prefix() % u64::from(lanes)) as u8;
         Ok(Self { data, parity, lanes, lane_offset, lens, bytes })
     }
@@ -65,22 +69,22 @@ impl Geometry {
         self.piece_count().div_ceil(u32::from(self.data))
     }
 
-    /// Width of the shard index space of one stripe: k + m, also for a short last stripe.
+    /// Width of the shard index space of one stripe: k + m, even for a short last stripe.
     pub fn width(&self) -> u32 {
         u32::from(self.data) + u32::from(self.parity)
     }
 
-    /// Size of the shard index space. Not every index in it is a shard: a short last stripe leaves a gap.
+    /// Size of the shard index space. A short last stripe leaves a gap of indices without shards.
     pub fn shard_space(&self) -> u32 {
         self.stripe_count() * self.width()
     }
 
-    /// The piece that `stripe` begins with; past the last piece when there is no such stripe.
+    /// The first piece of `stripe`. The result is past the last piece where the stripe does not exist.
     fn first_piece(&self, stripe: StripeIndex) -> u32 {
         stripe.0.saturating_mul(u32::from(self.data))
     }
 
-    /// Data shards that `stripe` really has.
+    /// Number of data shards that exist in `stripe`.
     pub fn stripe_data(&self, stripe: StripeIndex) -> u32 {
         self.piece_count().saturating_sub(self.first_piece(stripe)).min(u32::from(self.data))
     }
@@ -101,24 +105,24 @@ impl Geometry {
         &self.lens
     }
 
-    /// Length of the stripe's parity shards: its longest piece, bytes.
+    /// Length of the parity shards of a stripe, bytes. It is the length of the longest piece.
     pub fn parity_len(&self, stripe: StripeIndex) -> u32 {
         self.stripe_pieces(stripe).map(|piece| self.lens[piece as usize]).max().unwrap_or(0)
     }
 
-    /// The data shard that is `piece`.
+    /// Returns the data shard of `piece`.
     pub fn shard_of(&self, piece: PieceIndex) -> ShardIndex {
         let data = u32::from(self.data);
         ShardIndex(piece.0 / data * self.width() + piece.0 % data)
     }
 
-    /// The piece that `shard` is, if it is a data shard of this content.
+    /// Returns the piece of `shard`, if it is a data shard of this content.
     pub fn piece_of(&self, shard: ShardIndex) -> Option<PieceIndex> {
         let (stripe, place) = self.split(shard)?;
         (place < self.stripe_data(stripe)).then(|| PieceIndex(stripe.0 * u32::from(self.data) + place))
     }
 
-    /// Stripe and place within it, if `shard` exists in this content.
+    /// Returns the stripe and the place in it, if `shard` exists in this content.
     pub fn split(&self, shard: ShardIndex) -> Option<(StripeIndex, u32)> {
         let stripe = StripeIndex(shard.0 / self.width());
         let place = shard.0 % self.width();
@@ -127,12 +131,12 @@ impl Geometry {
         exists.then_some((stripe, place))
     }
 
-    /// The shard at `place` of `stripe` (`place < k` data, else parity), both of which must exist.
+    /// Returns the shard at `place` of `stripe`. Both must exist. Places below k are data, the others parity.
     pub fn shard_at(&self, stripe: StripeIndex, place: u32) -> ShardIndex {
         ShardIndex(stripe.0 * self.width() + place)
     }
 
-    /// The stripe's shards, data first. There must be such a stripe.
+    /// Iterates over the shards of a stripe, data first. The stripe must exist.
     pub fn stripe_shards(&self, stripe: StripeIndex) -> impl Iterator<Item = ShardIndex> + use<> {
         let (first, data, width) = (stripe.0 * self.width(), u32::from(self.data), self.width());
         (0..self.stripe_data(stripe)).chain(data..width).map(move |place| ShardIndex(first + place))
@@ -143,7 +147,7 @@ impl Geometry {
         shard.0 % self.width() >= u32::from(self.data)
     }
 
-    /// Length of a shard, bytes; `None` if there is no such shard.
+    /// Returns the length of a shard, bytes, or `None` if the shard does not exist.
     pub fn shard_len(&self, shard: ShardIndex) -> Option<u32> {
         let (stripe, _) = self.split(shard)?;
         Some(match self.piece_of(shard) {
@@ -152,8 +156,8 @@ impl Geometry {
         })
     }
 
-    /// The lane a shard rides. Consecutive data shards take consecutive lanes, so lanes carry equally many pieces and
-    /// the shards of one stripe are on different lanes while k + m <= L.
+    /// Returns the lane of a shard. Consecutive data shards have consecutive lanes, so all lanes carry the same number of
+    /// pieces. The shards of one stripe are on different lanes while k + m <= L.
     pub fn lane_of(&self, shard: ShardIndex) -> LaneIndex {
         let stripe = u64::from(shard.0 / self.width());
         let place = u64::from(shard.0 % self.width());
@@ -161,12 +165,12 @@ impl Geometry {
         LaneIndex(lane as u8)
     }
 
-    /// The lane a piece rides.
+    /// Returns the lane of a piece.
     pub fn lane_of_piece(&self, piece: PieceIndex) -> LaneIndex {
         self.lane_of(self.shard_of(piece))
     }
 
-    /// Pieces that ride `lane`, ascending: every L-th piece. None when there is no such lane.
+    /// Iterates over the pieces of `lane`, ascending: every L-th piece. A lane that does not exist has none.
     pub fn pieces_of_lane(&self, lane: LaneIndex) -> impl Iterator<Item = PieceIndex> + use<> {
         let lanes = u32::from(self.lanes);
         let first = (u32::from(lane.0) + lanes - u32::from(self.lane_offset)) % lanes;

@@ -1,11 +1,13 @@
-//! Identifiers. Fixed-size values with a short printable form; none can be confused with another.
+//! Identifiers: fixed-size values with a short printable form.
+//!
+//! Invariant: each identifier has a type of its own, so the compiler refuses one in place of another.
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A textual id was not the expected number of hexadecimal digits.
+/// A text that is not an id, because it has another number of hexadecimal digits.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("expected {expected} hexadecimal digits")]
 pub struct ParseIdError {
@@ -43,13 +45,13 @@ macro_rules! byte_id {
                 &self.0
             }
 
-            /// The first eight bytes as a big-endian number: a cheap, well-mixed key for hashing and ordering.
+            /// Returns the first eight bytes as a big-endian number, a well-mixed key for hashes and order.
             pub const fn prefix(&self) -> u64 {
                 let b = &self.0;
                 u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
             }
 
-            /// The first ten hexadecimal digits, for logs and tables.
+            /// Returns the first ten hexadecimal digits, for logs and tables.
             pub fn short(&self) -> String {
                 self.to_string()[..10].to_string()
             }
@@ -94,7 +96,7 @@ byte_id! {
     NodeId, 32
 }
 byte_id! {
-    /// BLAKE3 of a content's encoded manifest: names the content and fixes every byte of it.
+    /// BLAKE3 of the encoded manifest of a content. It fixes every byte of the content.
     ContentId, 32
 }
 byte_id! {
@@ -102,7 +104,7 @@ byte_id! {
     Hash, 32
 }
 byte_id! {
-    /// A job: one push of one content to one selector.
+    /// A job: one order for one content to one selector.
     JobId, 16
 }
 byte_id! {
@@ -128,7 +130,7 @@ macro_rules! index_id {
         pub struct $name(#[n(0)] pub $int);
 
         impl $name {
-            /// As an array index.
+            /// Returns the number as an array index.
             pub const fn index(self) -> usize {
                 self.0 as usize
             }
@@ -143,19 +145,19 @@ macro_rules! index_id {
 }
 
 index_id! {
-    /// A host's place in its region's roster: given by the tracker at first admission, stable, never reused.
+    /// A host's position in the roster of its region. The tracker assigns it at first admission and never reuses it.
     HostIndex, u32
 }
 index_id! {
-    /// A piece's place in its content, counted over all streams in order.
+    /// A piece's position in its content, counted over all streams in order.
     PieceIndex, u32
 }
 index_id! {
-    /// A stripe's place in its content.
+    /// A stripe's position in its content.
     StripeIndex, u32
 }
 index_id! {
-    /// A shard's place in its content: `stripe * (k + m) + j`; `j < k` is a data shard (a piece), the rest parity.
+    /// A shard's position in its content: `stripe * (k + m) + j`. Shards with `j < k` are data (pieces), the rest parity.
     ShardIndex, u32
 }
 index_id! {
@@ -163,6 +165,6 @@ index_id! {
     LaneIndex, u8
 }
 index_id! {
-    /// Version of the region's membership, growing by one with each change.
+    /// The version of the region's membership. It grows by one with each change.
     Epoch, u64
 }

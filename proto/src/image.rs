@@ -1,7 +1,7 @@
-//! Container images in a manifest: digests, references as people write them, and the blobs an image is made of.
+//! Container images in a manifest: digests, references, and the blobs of an image.
 //!
-//! Invariant: a decoded [`ImageIndex`] has its root among its blobs, names no blob twice, and blob i is stream i of the
-//! content it belongs to (an empty blob has no stream, so it comes last).
+//! Invariant: a decoded [`ImageIndex`] has its root among its blobs and names no blob twice. Blob i is stream i of the
+//! content. An empty blob has no stream, so it comes last.
 
 use crate::codec::DecodeError;
 use crate::ids::parse_hex;
@@ -26,28 +26,28 @@ pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.lis
 /// An image manifest, Docker.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// Whether a media type is an index's, OCI or Docker.
+/// Whether a media type belongs to an index, OCI or Docker.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
 }
 
-/// Whether a media type is a manifest's or an index's: what a registry serves under `manifests/`.
+/// Whether a media type belongs to a manifest or an index. A registry serves these under `manifests/`.
 pub fn is_manifest(media_type: &str) -> bool {
     is_index(media_type) || matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
-/// A blob's SHA-256. Written `sha256:` and 64 lower-case digits.
+/// The SHA-256 of a blob. Its text is `sha256:` and 64 lower-case digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub struct Digest(#[cbor(with = "minicbor::bytes")] pub [u8; 32]);
 
 impl Digest {
-    /// The 64 digits alone.
+    /// Returns the 64 digits without `sha256:`.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The first twelve digits, for people.
+    /// Returns the first twelve digits, for people.
     pub fn short(&self) -> String {
         self.hex()[..12].to_string()
     }
@@ -98,27 +98,27 @@ pub fn is_repository_prefix(text: &str) -> bool {
     is_host(host) && path.is_none_or(is_repository)
 }
 
-/// What an error may repeat of a text from outside.
+/// Bounds what an error repeats of a text from outside.
 fn shorten(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-/// An image's name: `host[:port]/path[:tag][@digest]`. Docker's short forms are written out in full when parsed.
+/// The name of an image: `host[:port]/path[:tag][@digest]`. The parser expands Docker's short forms.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
-    /// The registry as the name says it, e.g. `docker.io` or `registry.example:5000`. Containerd's `ns`.
+    /// The registry, for example `docker.io` or `registry.example:5000`. containerd calls it `ns`.
     pub host: String,
-    /// The repository in it, e.g. `library/nginx`.
+    /// The repository, for example `library/nginx`.
     pub path: String,
-    /// The tag; `latest` when the name gives neither tag nor digest.
+    /// The tag. It is `latest` where the name has neither tag nor digest.
     pub tag: Option<String>,
-    /// The digest, when the name gives one.
+    /// The digest, where the name has one.
     pub digest: Option<Digest>,
 }
 
-/// A text that is no image's name.
+/// A text that is not a valid name of an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not an image's name: {why}")]
+#[error("invalid image name `{text}`: {why}")]
 pub struct ParseReferenceError {
     text: String,
     why: &'static str,
@@ -133,10 +133,10 @@ impl FromStr for Reference {
             return Err(bad("too long"));
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_| bad("only sha256 digests are known"))?)),
+            Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_| bad("only sha256 digests are supported"))?)),
             None => (text, None),
         };
-        // A colon after the last slash is a tag's, before it a port's.
+        // A colon after the last slash begins a tag. A colon before it begins a port.
         let name_from = rest.rfind('/').map_or(0, |slash| slash + 1);
         let (name, tag) = match rest[name_from..].find(':') {
             Some(colon) => (&rest[..name_from + colon], Some(&rest[name_from + colon + 1..])),
@@ -175,14 +175,14 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Whether a text may be a tag.
+/// Whether a text is a valid tag.
 pub fn is_tag(text: &str) -> bool {
     text.len() <= 128
         && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Whether a text may be a repository: components that begin and end with a letter or digit.
+/// Whether a text is a valid repository: components that begin and end with a letter or digit.
 pub fn is_repository(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     text.len() <= 255
@@ -193,7 +193,7 @@ pub fn is_repository(text: &str) -> bool {
         })
 }
 
-/// Whether a text may be a registry: a host name or IPv4 address, and a port.
+/// Whether a text is a valid registry: a host name or IPv4 address, with an optional port.
 pub fn is_host(text: &str) -> bool {
     let (host, port) = match text.split_once(':') {
         Some((host, port)) => (host, port.parse::<u16>().is_ok_and(|port| port > 0) && !port.starts_with('+')),
@@ -214,7 +214,7 @@ pub struct ImageBlob {
     /// SHA-256 of its bytes.
     #[n(0)]
     pub digest: Digest,
-    /// What its referrer calls it, e.g. `application/vnd.oci.image.layer.v1.tar+gzip`.
+    /// The media type in the referring document, for example `application/vnd.oci.image.layer.v1.tar+gzip`.
     #[n(1)]
     pub media_type: String,
     /// Length, bytes.
@@ -222,39 +222,39 @@ pub struct ImageBlob {
     pub size: u64,
 }
 
-/// An image, for every platform it was taken in for.
+/// An image with the platforms that the seeder ingested.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ImageIndex {
-    /// Its name, written out in full: a [`Reference`].
+    /// The full name, a [`Reference`].
     #[n(0)]
     pub reference: String,
-    /// What the name leads to: a manifest or an index among the blobs.
+    /// The digest behind the name: a manifest or an index among the blobs.
     #[n(1)]
     pub root: Digest,
-    /// What it is made of. An index may name manifests of platforms that were not taken in.
+    /// All blobs. An index may name manifests of platforms that the seeder did not ingest.
     #[n(2)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::BLOBS_MAX }, _, _>")]
     pub blobs: Vec<ImageBlob>,
 }
 
 impl ImageIndex {
-    /// A blob and its stream's number; `None` if it is not of this image.
+    /// Returns a blob and the number of its stream, or `None` if it is not part of this image.
     pub fn find(&self, digest: &Digest) -> Option<(usize, &ImageBlob)> {
         self.blobs.iter().enumerate().find(|(_, blob)| blob.digest == *digest)
     }
 
-    /// The parsed name. Always there in what was decoded.
+    /// Returns the parsed name. It is always `Some` in a decoded index.
     pub fn name(&self) -> Option<Reference> {
         self.reference.parse().ok()
     }
 
-    /// Checks it against the lengths of its content's streams.
+    /// Checks the index against the stream lengths of its content.
     pub(crate) fn validate(&self, streams: &[u64]) -> Result<(), DecodeError> {
         let bad = |what, why: String| Err(DecodeError::invalid(what, why));
         match self.reference.parse::<Reference>() {
             Err(error) => return bad("image.reference", error.to_string()),
             Ok(name) if name.to_string() != self.reference => {
-                return bad("image.reference", "not written out in full".into());
+                return bad("image.reference", "not the full form".into());
             }
             Ok(_) => {}
         }
@@ -291,8 +291,8 @@ impl ImageIndex {
     }
 }
 
-/// Whether a text may be a media type: `type/subtype`, printable ASCII without spaces or quotes, so that it can be put in a
-/// header as it is.
+/// Whether a text is a valid media type: `type/subtype` in printable ASCII without spaces or quotes. A header can carry
+/// it unchanged.
 pub fn is_media_type(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b',' | b'(' | b')' | b'<' | b'>' | b'@');
     let halves = text.split_once('/').is_some_and(|(kind, sub)| !kind.is_empty() && !sub.is_empty());

@@ -1,16 +1,20 @@
-//! Shoal's vocabulary: the types every other crate speaks, and their bytes.
+//! The vocabulary of Shoal: the types that every other crate uses, and their encoding.
 //!
 //! Owns: ids, locality and selectors, content geometry, the manifest, announcements, trust documents and
 //! credentials, the messages between hosts and with the tracker, reports, the codec and every limit.
-//! Invariant: nothing here does IO, reads a clock or draws randomness, and no decoder allocates for a length it has
-//! not seen the bytes of.
+//! Invariant: nothing here does IO, reads a clock or draws randomness. No decoder allocates memory for bytes that have
+//! not arrived. The terms are those of `docs/GLOSSARY.md`, the formats those of `docs/PROTOCOL.md`.
 //!
-//! Where to look: an id in [`ids`]; "which host is where" in [`locality`]; piece and stripe arithmetic in
-//! [`geometry`]; what a content is made of in [`manifest`], an image in [`mod@image`]; what a publisher signs in
-//! [`announcement`], what makes it a feed's in [`feed`]; which version a host should have, and when it may switch, in
-//! [`desired`]; who may speak in [`trust`]; peer to peer in [`message`] and [`frame`]; host to tracker in [`control`];
-//! completion facts in
-//! [`report`].
+//! Where to look:
+//! - identifiers in [`ids`], places of hosts and selectors in [`locality`], the hosts of a region in [`membership`];
+//! - piece, stripe and lane arithmetic in [`geometry`], the shards that hosts keep after a demotion in
+//!   [`rack_placement`];
+//! - the description of a content in [`manifest`], of an image in [`mod@image`];
+//! - what a publisher signs in [`announcement`], versions of feeds in [`feed`], the versions that a rollout wants in
+//!   [`desired`];
+//! - keys, credentials and signatures in [`trust`];
+//! - host to host in [`message`] and [`frame`], host to tracker in [`control`], completion in [`report`];
+//! - encoding in [`codec`] and [`bitmap`], bounds in [`limits`].
 
 pub mod announcement;
 pub mod bitmap;

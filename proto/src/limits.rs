@@ -1,6 +1,6 @@
-//! Every bound a decoder or a queue obeys, in one place.
+//! Every bound of a decoder or a queue.
 //!
-//! Invariant: whatever arrives from outside is measured against one of these before memory is set aside for it.
+//! Invariant: bytes from outside are compared with one of these bounds before memory is allocated for them.
 
 /// Largest control frame on a link, bytes of body. A `Subscribe` for the largest content (2^20 pieces) is 128 KiB.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -8,11 +8,11 @@ pub const CONTROL_FRAME_BYTES_MAX: usize = 256 * 1024;
 pub const ANNOUNCE_FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Contents up to this many payload bytes travel inside their announcement.
 pub const INLINE_DATA_BYTES_MAX: u64 = 64 * 1024;
-/// An inlined manifest is at most this long; a longer one is fetched apart.
+/// Longest inline manifest, bytes. A longer manifest travels apart.
 pub const INLINE_MANIFEST_BYTES_MAX: usize = 64 * 1024;
-/// A piece, and so a shard, is at most this long.
+/// Longest piece and longest shard, bytes.
 pub const PIECE_BYTES_MAX: u32 = 8 * 1024 * 1024;
-/// Payload bytes in one slice frame. Between two slices of a shard a more urgent frame may pass.
+/// Payload bytes in one slice frame. A more urgent frame may pass between two slices of a shard.
 pub const SLICE_BYTES_MAX: usize = 128 * 1024;
 /// Pieces in one content.
 pub const PIECES_MAX: u32 = 1 << 20;
@@ -24,7 +24,7 @@ pub const ENTRIES_MAX: usize = 2_000_000;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Longest single component of a path, bytes (what Linux file systems take).
 pub const PATH_COMPONENT_BYTES_MAX: usize = 255;
-/// Blobs in one image. With a thousand layers an image is at the limit of what runtimes take.
+/// Blobs in one image. Container runtimes accept at most about a thousand layers.
 pub const BLOBS_MAX: usize = 4096;
 /// Longest media type, bytes.
 pub const MEDIA_TYPE_BYTES_MAX: usize = 255;
@@ -48,13 +48,13 @@ pub const TRUST_BYTES_MAX: usize = 64 * 1024;
 pub const PUBLISHERS_MAX: usize = 64;
 /// Largest signed announcement, bytes.
 pub const ANNOUNCEMENT_BYTES_MAX: usize = 16 * 1024;
-/// Shards named in one `Want` or `Lack`.
+/// Shards in one `Want` or `Unavailable`.
 pub const WANT_SHARDS_MAX: usize = 64;
-/// Jobs named in one `Digest` or `WantAnnounce`.
+/// Jobs in one `Digest` or `WantAnnounce`.
 pub const DIGEST_JOBS_MAX: usize = 1024;
-/// Rows of a rack told to a mate that lost everything.
+/// Rows in one `RackPeers`.
 pub const RACK_PEERS_MAX: usize = 1024;
-/// Hosts among which a rack's shares of a content are dealt.
+/// Hosts in one rack placement.
 pub const PLACEMENT_HOSTS_MAX: usize = 1024;
 /// Largest control-plane message (host to tracker and back), bytes. A full membership of 50,000 hosts is about 10 MiB.
 pub const CONTROL_PLANE_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -64,13 +64,13 @@ pub const HOSTS_MAX: u32 = 200_000;
 pub const DETAIL_BYTES_MAX: usize = 256;
 /// Reports or progress rows in one beat.
 pub const BEAT_ROWS_MAX: usize = 256;
-/// Hosts named one by one in a job's rollup.
+/// Hosts with a line of their own in the rollup of a job.
 pub const ROLLUP_LINES_MAX: usize = 256;
-/// Sets of hosts in the answer to "which hosts are in which state": one for each attempt and state there is.
+/// Sets of hosts in an answer to `HostStates`: one per attempt and state.
 pub const STATE_SETS_MAX: usize = 64;
-/// Versions of one name told apart, over all hosts.
+/// Distinct versions of one name over all hosts in one answer.
 pub const VERSION_SETS_MAX: usize = 64;
-/// Largest encoded desired state, bytes: it travels inside its announcement.
+/// Largest encoded desired state, bytes. It travels inline.
 pub const DESIRED_BYTES_MAX: usize = INLINE_DATA_BYTES_MAX as usize;
 /// Rules of one desired state.
 pub const DESIRED_RULES_MAX: usize = 32;
@@ -80,18 +80,18 @@ pub const FLUSH_JOBS_MAX: usize = 64;
 pub const FLUSH_STATES_MAX: usize = 32;
 /// Roster rows in one flush to the hub.
 pub const FLUSH_ROSTER_MAX: usize = 20_000;
-/// Largest body the hub takes in one request.
+/// Largest body of a request to the hub, bytes.
 pub const HUB_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Lanes: distribution trees per content. One bit each in a `u64`.
 pub const LANES_MAX: u8 = 64;
-/// Data shards in a stripe, and parity shards in a stripe.
+/// Data shards in a stripe.
 pub const STRIPE_DATA_MAX: u8 = 64;
 /// Parity shards in a stripe.
 pub const STRIPE_PARITY_MAX: u8 = 32;
-/// Feeds a host knows; those that come later are refused.
+/// Feeds that a host keeps. It refuses further feeds.
 pub const FEEDS_MAX: usize = 256;
 /// Payload bytes in one version of a feed.
 pub const FEED_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// A feed's version of up to this many payload bytes goes down every announcement lane, not just the first: what it costs
-/// is less than a lost host would.
+/// A feed version of at most this many payload bytes travels inline on every announcement lane, not only on the first.
+/// The copies cost less than the loss of one host on the first lane.
 pub const FEED_EVERY_LANE_BYTES_MAX: u64 = 4 * 1024;

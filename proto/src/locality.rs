@@ -1,6 +1,6 @@
-//! Where a host is, and how a job names the hosts it is for.
+//! Localities of hosts, and the selectors with which a job chooses hosts.
 //!
-//! Invariant: a [`Locality`] and a [`Selector`] hold only checked names, so they print and parse back unchanged.
+//! Invariant: a [`Locality`] and a [`Selector`] hold only checked names, so their text parses back unchanged.
 
 use crate::codec::DecodeError;
 use crate::limits;
@@ -10,27 +10,27 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-/// Labels of a host, e.g. `gpu=yes`. Keys `region`, `site`, `rack` and `host` are taken by the locality.
+/// Labels of a host, for example `gpu=yes`. The keys `region`, `site`, `rack` and `host` are reserved for the locality.
 pub type Labels = BTreeMap<String, String>;
 
 /// A host's place: `region/site/rack/host`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct Locality {
-    /// Region: what one set of seeders and trackers serves.
+    /// The region: the hosts of one set of seeders and trackers.
     #[n(0)]
     pub region: String,
-    /// Site (IDC) within the region.
+    /// The site (IDC) within the region.
     #[n(1)]
     pub site: String,
-    /// Rack within the site: hosts behind one uplink.
+    /// The rack within the site: the hosts behind one uplink.
     #[n(2)]
     pub rack: String,
-    /// Host within the rack.
+    /// The host within the rack.
     #[n(3)]
     pub host: String,
 }
 
-/// Whether `name` may stand in a locality or label: 1 to 63 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit.
+/// Whether `name` is valid in a locality or label: 1 to 63 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
 pub fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= limits::LABEL_BYTES_MAX
@@ -38,14 +38,14 @@ pub fn is_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// A locality or selector that cannot be read.
+/// A text that is not a locality or a selector.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseLocalityError {
     /// Not four names joined by slashes.
-    #[error("`{0}` is not region/site/rack/host (names of letters, digits, `.`, `_`, `-`)")]
+    #[error("invalid locality `{0}`: use region/site/rack/host with letters, digits, `.`, `_`, `-`")]
     Locality(String),
     /// A selector term without `=`, or with a bad name.
-    #[error("`{0}` is not a selector term: use all, region=R, site=S, rack=R, host=H or label=value")]
+    #[error("invalid selector term `{0}`: use all, region=R, site=S, rack=R, host=H or label=value")]
     Term(String),
     /// No terms, or too many.
     #[error("a selector takes 1 to {} terms", limits::SELECTOR_TERMS_MAX)]
@@ -63,7 +63,7 @@ impl Locality {
         [&self.region, &self.site, &self.rack, &self.host].into_iter().all(|name| is_name(name))
     }
 
-    /// `region/site/rack`: what shares an uplink.
+    /// Returns `region/site/rack`. Hosts with the same value share an uplink.
     pub fn rack_path(&self) -> String {
         format!("{}/{}/{}", self.region, self.site, self.rack)
     }
@@ -108,10 +108,10 @@ impl<'de> Deserialize<'de> for Locality {
     }
 }
 
-/// One condition: a locality level or a label must have this value.
+/// One condition: a level of the locality or a label has this value.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Term {
-    /// `region`, `site`, `rack`, `host` or a label's key.
+    /// `region`, `site`, `rack`, `host` or the key of a label.
     #[n(0)]
     pub key: String,
     /// The value it must have.
@@ -119,28 +119,32 @@ pub struct Term {
     pub value: String,
 }
 
-/// Which hosts a job is for: any of the alternatives, each of which asks for all of its terms.
+/// Chooses hosts: a host matches if all terms of at least one alternative hold.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(transparent)]
 pub struct Selector {
-    /// Alternatives; an empty one selects every host.
+    /// The alternatives. An empty alternative selects every host.
     #[n(0)]
     pub any: Vec<Vec<Term>>,
 }
 
 impl Selector {
-    /// Every host.
+    /// Returns the selector of every host.
     pub fn all() -> Self {
         Self { any: vec![Vec::new()] }
     }
 
-    /// Whether it asks nothing of a host.
+    /// Whether the selector matches every host.
     pub fn is_everyone(&self) -> bool {
         self.any.iter().any(Vec::is_empty)
     }
 
-    /// Reads one selector per flag; the flags are alternatives, commas within one mean "and". ` or ` within a flag does
-    /// what two flags do, so that a printed selector reads back.
+    /// Parses one selector per flag. Flags are alternatives, and commas within a flag mean "and". ` or ` within a flag
+    /// separates alternatives too, so that the text of a selector parses back.
+    ///
+    /// # Errors
+    ///
+    /// A term without `=`, an invalid name, or a number of terms out of bounds.
     pub fn parse<S: AsRef<str>>(flags: &[S]) -> Result<Self, ParseLocalityError> {
         let alternatives = flags.iter().flat_map(|flag| flag.as_ref().split(" or "));
         let any = alternatives.map(parse_terms).collect::<Result<Vec<_>, _>>()?;
@@ -148,7 +152,7 @@ impl Selector {
         if selector.is_valid() { Ok(selector) } else { Err(ParseLocalityError::Count) }
     }
 
-    /// Whether it is within bounds, and names what can be.
+    /// Whether the selector is within bounds and all names are valid.
     pub fn is_valid(&self) -> bool {
         (1..=limits::SELECTOR_TERMS_MAX).contains(&self.any.len())
             && self.any.iter().all(|terms| {
@@ -206,7 +210,11 @@ impl fmt::Display for Selector {
     }
 }
 
-/// Checks labels that came from outside.
+/// Checks labels from outside.
+///
+/// # Errors
+///
+/// [`DecodeError::Invalid`] for too many labels, an invalid name, or a reserved key.
 pub fn validate_labels(labels: &Labels) -> Result<(), DecodeError> {
     let taken = ["region", "site", "rack", "host"];
     if labels.len() > limits::LABELS_MAX {

@@ -1,7 +1,7 @@
-//! A content's description: its entries or blobs, its pieces with their hashes, and how it is coded.
+//! The manifest: entries or blobs of a content, its pieces with their hashes, and its code.
 //!
-//! Invariant: a decoded [`Manifest`] is self-consistent and safe to materialise: lengths add up, no path is absolute,
-//! has `..`, repeats, passes through a link or file, and no link leads out of the content.
+//! Invariant: a decoded [`Manifest`] is consistent and safe to materialise. Lengths add up. No path is absolute, has `..`,
+//! repeats, or passes through a link or file. No link leaves the content.
 
 use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
@@ -12,7 +12,7 @@ use crate::limits;
 use minicbor::{Decode, Encode};
 use std::sync::Arc;
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum EntryKind {
     /// A directory.
@@ -28,7 +28,7 @@ pub enum EntryKind {
     /// A symbolic link.
     #[n(2)]
     Link {
-        /// Where it points, relative, inside the content.
+        /// The target, relative and inside the content.
         #[n(0)]
         #[cbor(with = "minicbor::bytes")]
         target: Vec<u8>,
@@ -45,30 +45,30 @@ pub struct Entry {
     /// Permission bits (`07777`).
     #[n(1)]
     pub mode: u32,
-    /// What it is.
+    /// The type, with the size of a file or the target of a link.
     #[n(2)]
     pub kind: EntryKind,
 }
 
-/// What the whole is.
+/// The form of a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Root {
-    /// One file; the manifest has that single entry.
+    /// One file. The manifest has that single entry.
     #[n(0)]
     File,
-    /// A directory with these permission bits; the entries are what is in it.
+    /// A directory with these permission bits. The entries lie in it.
     #[n(1)]
     Directory {
         /// Permission bits of the directory itself.
         #[n(0)]
         mode: u32,
     },
-    /// A container image: [`Manifest::image`] says of what, and there are no entries.
+    /// A container image. [`Manifest::image`] describes it, and the manifest has no entries.
     #[n(2)]
     Image,
 }
 
-/// A content's description. Its BLAKE3 is the [`ContentId`].
+/// The description of a content. The BLAKE3 of its encoding is the [`ContentId`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Manifest {
     /// File, directory or image.
@@ -78,11 +78,11 @@ pub struct Manifest {
     #[n(1)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::ENTRIES_MAX }, _, _>")]
     pub entries: Vec<Entry>,
-    /// Byte lengths of the streams the pieces cut, in order. A directory or file is one stream (none when empty); each
-    /// blob of an image is one.
+    /// Lengths of the streams in order, bytes. A directory or file is one stream, or none where it is empty. Each blob of
+    /// an image is one stream.
     #[n(2)]
     pub streams: Vec<u64>,
-    /// Average piece length the cutter aimed at, bytes; 0 for an image, whose blobs are cut each in its own way.
+    /// Target of the average piece length, bytes. It is 0 for an image, where it differs by blob.
     #[n(3)]
     pub piece_bytes_avg: u32,
     /// Data shards in a stripe (k).
@@ -102,11 +102,11 @@ pub struct Manifest {
     #[n(8)]
     #[cbor(with = "minicbor::bytes")]
     pub piece_hashes: Vec<u8>,
-    /// Parity hashes, 32 bytes each, stripe by stripe, m a stripe.
+    /// Parity hashes, 32 bytes each, m per stripe, in the order of stripes.
     #[n(9)]
     #[cbor(with = "minicbor::bytes")]
     pub parity_hashes: Vec<u8>,
-    /// What an image is made of.
+    /// The blobs of an image. Absent for files and directories.
     #[n(10)]
     pub image: Option<ImageIndex>,
 }
@@ -129,7 +129,7 @@ impl Document for Manifest {
 }
 
 impl Manifest {
-    /// The id of a content with these manifest bytes.
+    /// Returns the id of the content with these manifest bytes.
     pub fn id(bytes: &[u8]) -> ContentId {
         ContentId(*blake3::hash(bytes).as_bytes())
     }
@@ -155,12 +155,12 @@ impl Manifest {
         Geometry::new(self.data, self.parity, self.lanes, id, lens)
     }
 
-    /// A piece's hash. Panics when out of range.
+    /// Returns the hash of a piece. It panics where the piece does not exist.
     pub fn piece_hash(&self, piece: PieceIndex) -> Hash {
         hash_at(&self.piece_hashes, piece.index())
     }
 
-    /// A shard's hash, data or parity; `None` if there is no such shard.
+    /// Returns the hash of a shard, data or parity, or `None` if the shard does not exist.
     pub fn shard_hash(&self, geometry: &Geometry, shard: ShardIndex) -> Option<Hash> {
         if let Some(piece) = geometry.piece_of(shard) {
             return Some(self.piece_hash(piece));
@@ -179,7 +179,7 @@ impl Manifest {
         let geometry = self.geometry(&ContentId([0; 32]))?;
         let parity = geometry.stripe_count() as usize * usize::from(self.parity) * 32;
         check(self.parity_hashes.len() == parity, "parity_hashes", "not m a stripe")?;
-        // Every stream must end where a piece ends.
+        // No piece crosses the end of a stream.
         let mut lens = self.lens();
         for stream in &self.streams {
             check(*stream > 0, "streams", "empty stream")?;
@@ -193,7 +193,7 @@ impl Manifest {
         check(lens.next().is_none(), "streams", "pieces beyond the last stream")
     }
 
-    /// Whether one of the first `count` entries, which are in order, is this directory.
+    /// Whether one of the first `count` entries is this directory. The entries are sorted.
     fn has_directory(&self, count: usize, path: &[u8]) -> bool {
         let before = &self.entries[..count];
         before
@@ -258,7 +258,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// The set of this content's pieces, empty.
+    /// Returns an empty set of pieces of this content.
     pub fn no_pieces(&self) -> Bitmap {
         Bitmap::new(self.piece_count())
     }
@@ -270,7 +270,7 @@ fn hash_at(hashes: &[u8], index: usize) -> Hash {
     Hash(out)
 }
 
-/// Whether a path is relative, normal and within limits.
+/// Whether a path is relative, normalised and within limits.
 pub fn is_safe_path(path: &[u8]) -> bool {
     path.len() <= limits::PATH_BYTES_MAX
         && !path.contains(&0)
@@ -279,10 +279,10 @@ pub fn is_safe_path(path: &[u8]) -> bool {
         })
 }
 
-/// Whether a link at `path` to `target` stays inside the content, judged by the text of both. `..` may climb at most to
-/// the content's root, and only at the front: `a/../..` through a link could climb further than it reads.
+/// Whether a link at `path` to `target` stays inside the content, by the text of both. `..` may reach at most the root of
+/// the content and stands only at the front. Behind another link, `a/../..` could reach further than its text says.
 pub fn link_stays_inside(path: &[u8], target: &[u8]) -> bool {
-    // The kernel takes targets of 4095 bytes.
+    // The kernel accepts targets of at most 4095 bytes.
     if target.is_empty() || target.len() >= limits::PATH_BYTES_MAX || target[0] == b'/' || target.contains(&0) {
         return false;
     }

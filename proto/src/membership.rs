@@ -1,6 +1,6 @@
-//! Who is in the region: one row a host, and the updates that carry changes.
+//! The membership of a region: one row per host, and the updates that carry changes.
 //!
-//! Invariant: an update applies only on top of the epoch it names, so two hosts at one epoch hold the same rows.
+//! Invariant: an update applies only to the epoch that it names. Two hosts at the same epoch hold the same rows.
 
 use crate::codec::DecodeError;
 use crate::ids::{Epoch, HostIndex, NodeId};
@@ -11,7 +11,7 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
-/// How the tracker sees a host.
+/// The liveness of a host at the tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 #[cbor(index_only)]
 #[serde(rename_all = "lowercase")]
@@ -19,7 +19,7 @@ pub enum Presence {
     /// Connected and beating.
     #[n(0)]
     Up,
-    /// Lost from sight: routed around at once, forgotten only after the grace period.
+    /// Without beats. Plans leave the host out at once, and the tracker removes it only after a grace period.
     #[n(1)]
     Away,
 }
@@ -27,32 +27,32 @@ pub enum Presence {
 /// One host of the region.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Member {
-    /// Its place in the roster.
+    /// Position in the roster.
     #[n(0)]
     pub index: HostIndex,
-    /// Its key.
+    /// Public key.
     #[n(1)]
     pub node: NodeId,
     /// Peer or seeder.
     #[n(2)]
     pub role: Role,
-    /// Where it is.
+    /// Locality, from the credential.
     #[n(3)]
     pub locality: Locality,
-    /// What its operator calls it.
+    /// Labels that the operator configured.
     #[n(4)]
     pub labels: Labels,
-    /// Where it listens for bulk links.
+    /// Addresses for links.
     #[n(5)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::ADDRS_MAX }, _, _>")]
     pub addrs: Vec<SocketAddr>,
-    /// Its share of the rack's relaying, relative to its mates; 100 is ordinary, 0 owns nothing.
+    /// Weight among its rack peers. 100 is the default. A host of weight 0 owns no lane.
     #[n(6)]
     pub weight: u16,
-    /// Declared rate of its rack's uplink (a seeder's own link), Mbit/s; 0 when not declared.
+    /// Declared rate of the rack's uplink, or of a seeder's own link, Mbit/s. 0 means not declared.
     #[n(7)]
     pub uplink_mbit: u32,
-    /// How the tracker sees it.
+    /// Liveness at the tracker.
     #[n(8)]
     pub presence: Presence,
 }
@@ -60,17 +60,17 @@ pub struct Member {
 /// A change of membership.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MembershipUpdate {
-    /// The epoch this leads to.
+    /// The epoch after the update.
     #[n(0)]
     pub epoch: Epoch,
-    /// The epoch it applies to; `None` replaces everything.
+    /// The epoch before the update. `None` means that the update replaces all rows.
     #[n(1)]
     pub base: Option<Epoch>,
-    /// Rows new or changed.
+    /// New and changed rows.
     #[n(2)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::HOSTS_MAX as usize }, _, _>")]
     pub upserts: Vec<Member>,
-    /// Rows gone.
+    /// Removed rows.
     #[n(3)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::HOSTS_MAX as usize }, _, _>")]
     pub removed: Vec<HostIndex>,

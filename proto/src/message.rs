@@ -1,6 +1,6 @@
-//! What two hosts tell each other on a bulk link, payload apart.
+//! Messages between two hosts on a link, without payload.
 //!
-//! Invariant: messages carry sets and ranges, never one fact a piece; each has a bound in [`crate::limits`].
+//! Invariant: messages carry sets and ranges, never one fact per piece. Each has a bound in [`crate::limits`].
 
 use crate::bitmap::Bitmap;
 use crate::codec::DecodeError;
@@ -29,12 +29,12 @@ impl LaneSet {
         1u64.checked_shl(u32::from(lane.0)).unwrap_or(0)
     }
 
-    /// Whether `lane` is in. A lane past the 64th never is.
+    /// Whether `lane` is in the set. A lane past the 64th never is.
     pub fn contains(self, lane: LaneIndex) -> bool {
         self.0 & Self::bit(lane) != 0
     }
 
-    /// Adds `lane`; one past the 64th is ignored.
+    /// Adds `lane`. A lane past the 64th is ignored.
     pub fn insert(&mut self, lane: LaneIndex) {
         self.0 |= Self::bit(lane);
     }
@@ -44,7 +44,7 @@ impl LaneSet {
         self.0 &= !Self::bit(lane);
     }
 
-    /// Whether no lane is in.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -56,157 +56,151 @@ impl LaneSet {
 }
 
 /// A message between two hosts. Announcements, manifests and shards travel in frames of their own
-/// ([`crate::frame::FrameKind`]) because they carry payload.
+/// ([`crate::frame::FrameKind`]), because they carry payload.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[allow(missing_docs, reason = "a field without a comment says all in its name")]
 pub enum Message {
-    /// "Push me these lanes of this content as you get them; I have these pieces." Replaces an earlier subscription of
-    /// the same lanes.
+    /// Child to parent: push the shards of these lanes as they arrive. It replaces an earlier subscription of the same
+    /// lanes.
     #[n(0)]
     Subscribe {
-        /// The content.
         #[n(0)]
         content: ContentId,
         /// The lanes wanted from this parent.
         #[n(1)]
         lanes: LaneSet,
-        /// Pieces the child has, over the whole content.
+        /// Pieces that the child has, over the whole content.
         #[n(2)]
         have: Bitmap,
     },
-    /// "Stop pushing me these lanes."
+    /// Child to parent: stop these lanes.
     #[n(1)]
     Unsubscribe {
-        /// The content.
         #[n(0)]
         content: ContentId,
         /// The lanes no longer wanted.
         #[n(1)]
         lanes: LaneSet,
     },
-    /// "I got these pieces elsewhere; do not push them." Over the whole content.
+    /// Child to parent: these pieces came from elsewhere. The parent does not push them.
     #[n(2)]
     Received {
-        /// The content.
         #[n(0)]
         content: ContentId,
-        /// The pieces.
         #[n(1)]
         pieces: Bitmap,
     },
-    /// "I have every piece."
+    /// The sender has every piece.
     #[n(3)]
     Done {
-        /// The content.
         #[n(0)]
         content: ContentId,
     },
-    /// "Send me these shards, whatever their lane": repair.
+    /// A request for single shards of any lane, for repair.
     #[n(4)]
     Want {
-        /// The content.
         #[n(0)]
         content: ContentId,
         /// Shards, data or parity; at most [`limits::WANT_SHARDS_MAX`].
         #[n(1)]
         shards: Vec<ShardIndex>,
     },
-    /// "I cannot send you these": the answer to a `Want` for what the asked host does not hold.
+    /// The answer to a `Want` for shards that the host cannot send.
     #[n(5)]
     Unavailable {
-        /// The content.
         #[n(0)]
         content: ContentId,
-        /// The shards of the `Want` that will not come.
+        /// Shards of the `Want` that the host does not send.
         #[n(1)]
         shards: Vec<ShardIndex>,
     },
-    /// "Send me this content's manifest."
+    /// A request for the manifest.
     #[n(6)]
     WantManifest {
-        /// The content.
         #[n(0)]
         content: ContentId,
     },
-    /// "I do not have that manifest", "that content is not here", or "it comes to me too slowly to be had from me":
-    /// subscriptions to it are void too.
+    /// The sender does not serve this content: the manifest or the content is missing, or it arrives too slowly. It ends
+    /// all subscriptions to the content.
     #[n(7)]
     NotServed {
-        /// The content.
         #[n(0)]
         content: ContentId,
     },
-    /// "These are the jobs I know": anti-entropy. Either only the hash of the sorted list, or the list as well.
+    /// Anti-entropy: the jobs that the sender knows, as the hash of the sorted list, or as the list too.
     #[n(8)]
     Digest {
         /// BLAKE3 (first 8 bytes, big-endian) of the sorted job ids.
         #[n(0)]
         hash: u64,
-        /// The ids, when the other's hash differed; at most [`limits::DIGEST_JOBS_MAX`], newest.
+        /// The ids, after a hash that differed. At most [`limits::DIGEST_JOBS_MAX`], the newest.
         #[n(1)]
         jobs: Option<Vec<JobId>>,
     },
-    /// "So far am I with a demotion, or with undoing one."
+    /// The progress of the sender in a demotion, or in its reversal by a promotion.
     #[n(11)]
     Demotion {
-        /// The content.
         #[n(0)]
         content: ContentId,
-        /// The demotion's job.
         #[n(1)]
         job: JobId,
-        /// How far.
+        /// The stage of the sender.
         #[n(2)]
         stage: DemotionStage,
-        /// How the shards are dealt that this is about; empty where it does not matter.
+        /// The placement of the shards, empty where it does not matter.
         #[n(3)]
         placement: RackPlacement,
-        /// "And how far are you?"
+        /// Whether the receiver answers with its own stage.
         #[n(4)]
         ask: bool,
     },
-    /// "I have lost everything: who is in our rack?"
+    /// A host that lost its state asks for the hosts of its rack.
     #[n(12)]
     WantRackPeers,
-    /// "These are, and the seeders", as the tracker told the sender.
+    /// The answer: the hosts of the rack and the seeders, from the last membership of the sender.
     #[n(13)]
     RackPeers {
-        /// The rows; at most [`limits::RACK_PEERS_MAX`].
+        /// The rows, at most [`limits::RACK_PEERS_MAX`].
         #[n(0)]
         rows: Vec<Member>,
     },
-    /// "Send me these announcements."
+    /// A request for announcements.
     #[n(9)]
     WantAnnounce {
-        /// The jobs; at most [`limits::DIGEST_JOBS_MAX`].
+        /// The jobs, at most [`limits::DIGEST_JOBS_MAX`].
         #[n(0)]
         jobs: Vec<JobId>,
     },
-    /// "These are the versions of feeds I know": anti-entropy.
+    /// Anti-entropy: the newest versions of feeds that the sender has.
     #[n(10)]
     Feeds {
-        /// The feeds; at most [`limits::FEEDS_MAX`].
+        /// The feeds, at most [`limits::FEEDS_MAX`].
         #[n(0)]
         rows: Vec<FeedRow>,
     },
 }
 
-/// How far a host is with a demotion.
+/// The stage of a host in a demotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
 pub enum DemotionStage {
-    /// It has its share durable, and still the whole.
+    /// The rack share is durable. The whole content is still there.
     #[n(0)]
     ShareReady,
-    /// It has its share only.
+    /// Only the rack share is there.
     #[n(1)]
     ShareOnly,
-    /// It takes no part: it has nothing of the content, or keeps it whole.
+    /// The host has nothing of the content, or keeps it whole.
     #[n(2)]
     NotParticipating,
 }
 
 impl Message {
-    /// Checks the bounds. Called on every message received.
+    /// Checks the bounds of a received message.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::TooLong`] for a list over its limit, or the error of an invalid row.
     pub fn validate(&self) -> Result<(), DecodeError> {
         match self {
             Self::Demotion { placement, .. } => return placement.validate(),

@@ -1,11 +1,11 @@
-//! Who of a rack keeps which shards of a content that no host keeps whole.
+//! The rack placement: the assignment of a demoted content's shards to the hosts of a rack.
 //!
-//! A stripe's shards are dealt out one by one over the rack's hosts, each stripe beginning where the former ended, so no
-//! host has more than `ceil((k + m) / h)` of a stripe. Where that is at most m, the shards of `m / ceil((k + m) / h)`
-//! hosts may be lost: m hosts in racks of k + m and more. In smaller racks one host may be lost all the same: what a host
-//! would hold beyond m shards of a stripe, the next one holds too.
+//! The shards of a stripe go to the hosts one by one. Each stripe begins where the former ended. A host therefore holds at
+//! most `ceil((k + m) / h)` shards of a stripe, with h hosts. If that is at most m, the rack may lose
+//! `m / ceil((k + m) / h)` hosts, which is m hosts in racks of k + m hosts and more. A smaller rack may still lose one
+//! host: the next host also holds what a host would hold beyond m shards of a stripe.
 //!
-//! Invariant: equal hosts and equal geometry placement alike, whoever asks; every shard has a holder.
+//! Invariant: the same hosts and the same geometry lead to the same placement on every host. Every shard has a holder.
 
 use crate::codec::DecodeError;
 use crate::geometry::Geometry;
@@ -13,13 +13,13 @@ use crate::ids::{HostIndex, ShardIndex, StripeIndex};
 use crate::limits;
 use minicbor::{Decode, Encode};
 
-/// The hosts among which a content's shards are dealt, ascending.
+/// The hosts that hold the shards of a content, ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]
 pub struct RackPlacement(#[n(0)] Vec<HostIndex>);
 
 impl RackPlacement {
-    /// A placement over these hosts, in whatever order they come.
+    /// Returns the placement over these hosts. Their order does not matter.
     pub fn new(hosts: impl IntoIterator<Item = HostIndex>) -> Self {
         let mut hosts: Vec<HostIndex> = hosts.into_iter().collect();
         hosts.sort_unstable();
@@ -37,7 +37,11 @@ impl RackPlacement {
         self.0.binary_search(&host).is_ok()
     }
 
-    /// Checks the bounds. Called on every placement received.
+    /// Checks the bounds of a received placement.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::TooLong`] for too many hosts, [`DecodeError::Invalid`] for hosts that are not in order.
     pub fn validate(&self) -> Result<(), DecodeError> {
         if self.0.len() > limits::PLACEMENT_HOSTS_MAX {
             return Err(DecodeError::TooLong { len: self.0.len(), max: limits::PLACEMENT_HOSTS_MAX });
@@ -48,7 +52,7 @@ impl RackPlacement {
         Ok(())
     }
 
-    /// How many of the hosts may be lost.
+    /// Returns the number of hosts that the rack may lose.
     pub fn survives(&self, geometry: &Geometry) -> usize {
         let hosts = self.0.len();
         if hosts < 2 {
@@ -57,7 +61,7 @@ impl RackPlacement {
         (usize::from(geometry.parity()) / (geometry.width() as usize).div_ceil(hosts)).max(1)
     }
 
-    /// Who holds a shard: one host, or two. Nobody when there is no such shard, or no host.
+    /// Iterates over the holders of a shard: one host or two. A shard that does not exist has none.
     pub fn holders(&self, geometry: &Geometry, shard: ShardIndex) -> impl Iterator<Item = HostIndex> {
         let seats = self.seats(geometry, shard);
         seats.into_iter().flatten().map(|seat| self.0[seat])
@@ -68,7 +72,7 @@ impl RackPlacement {
         self.holders(geometry, shard).any(|holder| holder == host)
     }
 
-    /// The shards that `host` holds, ascending.
+    /// Iterates over the shards of the rack share of `host`, ascending.
     pub fn share<'a>(&'a self, geometry: &'a Geometry, host: HostIndex) -> impl Iterator<Item = ShardIndex> + 'a {
         let stripes = if self.contains(host) { geometry.stripe_count() } else { 0 };
         let all = (0..stripes).map(StripeIndex).flat_map(|stripe| geometry.stripe_shards(stripe));
@@ -81,13 +85,14 @@ impl RackPlacement {
         let Some((stripe, place)) = geometry.split(shard).filter(|_| hosts > 0) else { return [None; 2] };
         let (data, parity) = (u32::from(geometry.data()), usize::from(geometry.parity()));
         if hosts == 1 {
-            // Parity beside the whole is good for nothing.
+            // One host holds all data, so parity adds nothing.
             return [(place < data).then_some(0), None];
         }
         // A short last stripe leaves a gap between data and parity.
         let order = if place < data { place } else { geometry.stripe_data(stripe) + place - data } as usize;
         let width = geometry.width() as usize;
-        // Where a stripe goes round evenly, the next begins one further, so that parity is not always the same hosts'.
+        // If the stripe width is a multiple of the hosts, the next stripe begins one host later. Else the same hosts would
+        // always hold the parity.
         let first = stripe.index() % hosts * if width.is_multiple_of(hosts) { 1 } else { width };
         let seat = (first + order) % hosts;
         let crowded = parity < width.div_ceil(hosts);
@@ -173,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_deal_is_refused() {
+    fn an_invalid_placement_is_refused() {
         assert!(RackPlacement(vec![HostIndex(2), HostIndex(2)]).validate().is_err());
         assert!(RackPlacement(vec![HostIndex(2), HostIndex(1)]).validate().is_err());
         assert!(RackPlacement::new((0..2000).map(HostIndex)).validate().is_err());

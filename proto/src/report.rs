@@ -1,7 +1,7 @@
-//! Completion facts: what a host says of a job, and what a region says to the hub.
+//! Reports: the state of a host in a job, and the flushes of a tracker to the hub.
 //!
-//! Invariant: merging reports is a maximum over (attempt, state), so order, repetition and loss-then-resend cannot
-//! change the outcome.
+//! Invariant: the merge of reports is a maximum over (attempt, state). Order, repetition and resending do not change the
+//! result.
 
 use crate::announcement::{Kind, is_content_name, is_version};
 use crate::bitmap::Bitmap;
@@ -18,25 +18,25 @@ use std::fmt;
 #[cbor(index_only)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The content would not fit the quota or the disk.
+    /// The content does not fit the quota or the disk.
     #[n(0)]
     NoSpace,
-    /// The manifest is malformed, escapes, or breaks a limit.
+    /// The manifest is malformed, leaves its folder, or exceeds a limit.
     #[n(1)]
     BadManifest,
-    /// Signed by no trusted publisher.
+    /// The signer is not a trusted publisher.
     #[n(2)]
     Untrusted,
-    /// Older than what the host has under that name.
+    /// The version is older than the active version of that name.
     #[n(3)]
     Stale,
-    /// Writing or switching failed on the host's disk.
+    /// The host's disk failed a write or a switch.
     #[n(4)]
     Disk,
-    /// The new version could not be switched in.
+    /// A hook, a probe or a check of the switch failed.
     #[n(5)]
     Activation,
-    /// A newer version of the name came first.
+    /// A newer version of the name arrived first.
     #[n(6)]
     Superseded,
     /// The job was cancelled.
@@ -45,13 +45,13 @@ pub enum Reason {
     /// The job's deadline passed.
     #[n(8)]
     Deadline,
-    /// It was switched in and is switched back again.
+    /// The host returned to its former version.
     #[n(9)]
     RolledBack,
-    /// It was switched in, and then its probe failed.
+    /// The probe failed after the switch.
     #[n(10)]
     Unhealthy,
-    /// It is in use here, so it is not demoted.
+    /// The content is in use on the host, so the host does not demote it.
     #[n(11)]
     InUse,
     /// The container runtime did not answer.
@@ -60,10 +60,10 @@ pub enum Reason {
     /// The container runtime could not pull or unpack the image.
     #[n(17)]
     PullFailed,
-    /// What the container runtime got is not what the image's digests say.
+    /// The container runtime received bytes with another digest.
     #[n(18)]
     DigestMismatch,
-    /// The container runtime did not end in time.
+    /// The container runtime did not finish in time.
     #[n(19)]
     Timeout,
 }
@@ -91,22 +91,22 @@ impl fmt::Display for Reason {
     }
 }
 
-/// How far a host is with a job. Ordered: within one attempt a later state replaces an earlier one.
+/// The state of a host in a job. Within one attempt, a later state in this order replaces an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub enum HostState {
-    /// Nothing heard, or still fetching.
+    /// No report yet, or still fetching.
     #[n(0)]
     Unknown,
     /// Every piece is verified and durable.
     #[n(1)]
     Has,
-    /// Every piece is there, and that is all this host will do: an image where no container runtime is configured.
+    /// Every piece is there, and the host does nothing more: an image where no container runtime is configured.
     #[n(4)]
     Stored,
-    /// It cannot be done, for this reason, in this attempt.
+    /// The host failed in this attempt.
     #[n(2)]
     Failed(#[n(0)] Reason),
-    /// Switched in (or, for an image, warm).
+    /// The version is active. An image is prewarmed.
     #[n(3)]
     Active,
 }
@@ -117,7 +117,7 @@ impl HostState {
         matches!(self, Self::Has | Self::Stored | Self::Active)
     }
 
-    /// Whether the host will not change its mind in this attempt.
+    /// Whether the state cannot change any more in this attempt.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Stored | Self::Failed(_) | Self::Active)
     }
@@ -128,17 +128,17 @@ impl fmt::Display for HostState {
         match self {
             Self::Unknown => f.write_str("fetching"),
             Self::Has => f.write_str("has"),
-            Self::Stored => f.write_str("held"),
+            Self::Stored => f.write_str("stored"),
             Self::Failed(reason) => write!(f, "failed: {reason}"),
             Self::Active => f.write_str("active"),
         }
     }
 }
 
-/// Payload bytes by where they came from.
+/// Payload bytes by tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 pub struct TierBytes {
-    /// Copied from pieces the host already had.
+    /// Copied from contents that the host had.
     #[n(0)]
     pub local: u64,
     /// From rack peers.
@@ -156,17 +156,17 @@ pub struct TierBytes {
 }
 
 impl TierBytes {
-    /// Bytes that crossed the rack's uplink.
+    /// Returns the bytes that crossed the rack's uplink.
     pub fn imported(&self) -> u64 {
         self.site.saturating_add(self.region).saturating_add(self.seeder)
     }
 
-    /// All bytes.
+    /// Returns the sum of all tiers.
     pub fn total(&self) -> u64 {
         self.local.saturating_add(self.rack).saturating_add(self.imported())
     }
 
-    /// Adds another count. A host may claim any number, so sums stop at the top instead of overflowing.
+    /// Adds another count. A host may claim any number, so the sums saturate.
     pub fn add(&mut self, other: &Self) {
         self.local = self.local.saturating_add(other.local);
         self.rack = self.rack.saturating_add(other.rack);
@@ -176,7 +176,7 @@ impl TierBytes {
     }
 }
 
-/// What a host says of one job: its state and its progress.
+/// The report of a host on one job: its state and its progress.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct HostReport {
     /// The job.
@@ -185,19 +185,19 @@ pub struct HostReport {
     /// Grows when a failed job is retried.
     #[n(1)]
     pub attempt: u16,
-    /// How far.
+    /// The state in this attempt.
     #[n(2)]
     pub state: HostState,
-    /// Why, in words for a person; empty when all is well.
+    /// The reason, for a person. Empty without a fault.
     #[n(3)]
     pub detail: String,
-    /// Pieces verified.
+    /// Verified pieces.
     #[n(4)]
     pub pieces_have: u32,
-    /// Pieces in all; 0 while the manifest is not known.
+    /// All pieces, 0 while the host has no manifest.
     #[n(5)]
     pub pieces_total: u32,
-    /// Payload bytes by source.
+    /// Payload bytes by tier.
     #[n(6)]
     pub tiers: TierBytes,
     /// Payload bytes sent to others for this content.
@@ -207,6 +207,10 @@ pub struct HostReport {
 
 impl HostReport {
     /// Checks the bounds.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::TooLong`] for the detail, [`DecodeError::Invalid`] for a number of pieces over the limit.
     pub fn validate(&self) -> Result<(), DecodeError> {
         if self.detail.len() > limits::DETAIL_BYTES_MAX {
             return Err(DecodeError::TooLong { len: self.detail.len(), max: limits::DETAIL_BYTES_MAX });
@@ -256,24 +260,24 @@ pub struct JobFlush {
     /// Payload bytes.
     #[n(5)]
     pub size: u64,
-    /// When it was signed, Unix seconds.
+    /// Time of the signature, Unix seconds.
     #[n(6)]
     pub created_at: u64,
-    /// The hosts it is for, by roster index.
+    /// The selected hosts, by roster index.
     #[n(7)]
     #[cbor(decode_with = "crate::bitmap::decode_hosts")]
     pub targets: Bitmap,
-    /// Who is in which state, each state and each host at most once; hosts in none are `Unknown`. At most
-    /// [`limits::FLUSH_STATES_MAX`].
+    /// Hosts by state, each state and each host at most once, at most [`limits::FLUSH_STATES_MAX`] sets. A host in no set
+    /// is `Unknown`.
     #[n(8)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::FLUSH_STATES_MAX }, _, _>")]
     pub states: Vec<StateSet>,
-    /// Payload bytes by source, over all hosts.
+    /// Payload bytes by tier, added over all hosts.
     #[n(9)]
     pub tiers: TierBytes,
 }
 
-/// A row of the roster: which host an index means.
+/// A row of the roster.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RosterRow {
     /// The index.
@@ -284,7 +288,7 @@ pub struct RosterRow {
     pub locality: Locality,
 }
 
-/// What a tracker sends the hub, in an [`crate::trust::Envelope`] signed with its node key.
+/// A flush from a tracker to the hub. It travels in a [`crate::trust::Envelope`] signed with the node key of the tracker.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct HubFlush {
     /// The tracker.
@@ -293,17 +297,17 @@ pub struct HubFlush {
     /// Its region.
     #[n(1)]
     pub region: String,
-    /// Grows by one with each flush of this tracker; the hub takes each once.
+    /// Grows by one with each flush of this tracker. The hub accepts each sequence once.
     #[n(2)]
     pub sequence: u64,
-    /// Membership epoch the indices belong to. Indices are never reused, so older rows stay right.
+    /// The membership epoch of the indices. Indices are never reused, so older rows stay valid.
     #[n(3)]
     pub epoch: Epoch,
-    /// Roster rows the hub was not told yet; at most [`limits::FLUSH_ROSTER_MAX`].
+    /// Roster rows that the hub lacks, at most [`limits::FLUSH_ROSTER_MAX`].
     #[n(4)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::FLUSH_ROSTER_MAX }, _, _>")]
     pub roster: Vec<RosterRow>,
-    /// Jobs that changed; at most [`limits::FLUSH_JOBS_MAX`].
+    /// Changed jobs, at most [`limits::FLUSH_JOBS_MAX`].
     #[n(5)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::FLUSH_JOBS_MAX }, _, _>")]
     pub jobs: Vec<JobFlush>,
@@ -354,7 +358,7 @@ impl JobFlush {
     }
 }
 
-/// The body of a tracker's request to the hub.
+/// The body of a request from a tracker to the hub.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct HubSubmission {
     /// The tracker's signed credential.

@@ -1,6 +1,6 @@
-//! Who may speak and who may publish: keys, signed envelopes, credentials, the cluster's trust document.
+//! Trust: keys, signed envelopes, credentials, and the trust document of the cluster.
 //!
-//! Invariant: the payload of an [`Envelope`] is reachable only through a check of its signature.
+//! Invariant: a caller reaches the payload of an [`Envelope`] only through a check of its signature.
 
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::ids::{ClusterId, NodeId};
@@ -12,19 +12,19 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// An Ed25519 key pair: a node's, a publisher's or the cluster root's.
+/// An Ed25519 key pair of a node, a publisher or the root of the cluster.
 #[derive(Clone)]
 pub struct Keypair {
     key: SigningKey,
 }
 
 impl Keypair {
-    /// From the 32 secret bytes.
+    /// Returns the pair of the 32 secret bytes.
     pub fn from_seed(seed: [u8; 32]) -> Self {
         Self { key: SigningKey::from_bytes(&seed) }
     }
 
-    /// The 32 secret bytes. They belong in a file of mode 0600 and nowhere else.
+    /// Returns the 32 secret bytes. They belong only in a file of mode 0600.
     pub fn seed(&self) -> [u8; 32] {
         self.key.to_bytes()
     }
@@ -41,22 +41,22 @@ impl fmt::Debug for Keypair {
     }
 }
 
-/// Why something signed is not accepted.
+/// Why a signed document is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// Not a document at all.
+    /// The bytes are not a valid document.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// The signature does not fit the bytes.
+    /// The signature does not match the bytes.
     #[error("bad signature by {}", .0.short())]
     BadSignature(NodeId),
-    /// Signed, but by a key that may not sign this.
+    /// The signer may not sign this document.
     #[error("signed by {}, which is not trusted for this", .0.short())]
     UntrustedSigner(NodeId),
-    /// Made for another cluster.
+    /// The document belongs to another cluster.
     #[error("belongs to another cluster")]
     OtherCluster,
-    /// Not yet or no longer valid.
+    /// The time of the check is outside the validity.
     #[error("valid from {not_before} to {not_after} (Unix seconds), now is {now}")]
     Expired {
         /// Start of validity, Unix seconds.
@@ -66,15 +66,15 @@ pub enum TrustError {
         /// The time of the check, Unix seconds.
         now: u64,
     },
-    /// The node's credential was withdrawn.
+    /// The trust document revokes the node.
     #[error("{} is revoked", .0.short())]
     Revoked(NodeId),
-    /// The credential is another node's.
+    /// The credential belongs to another node.
     #[error("credential of {} shown by {}", .owner.short(), .shown_by.short())]
     NotYours {
-        /// Whom the credential names.
+        /// The node of the credential.
         owner: NodeId,
-        /// Who holds the connection.
+        /// The node of the connection.
         shown_by: NodeId,
     },
     /// The role may not do this.
@@ -82,7 +82,7 @@ pub enum TrustError {
     WrongRole(Role),
 }
 
-/// A signed document. The signature covers a label of the document's kind, so it cannot pass for another kind.
+/// A signed document. The signature covers the kind of the document, so no document passes for another kind.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Envelope {
     #[n(0)]
@@ -110,21 +110,25 @@ fn signed_bytes(kind: DocKind, payload: &[u8]) -> Vec<u8> {
 }
 
 impl Envelope {
-    /// Signs `document`.
+    /// Signs `document` with `keys`.
     pub fn seal<D: Document>(document: &D, keys: &Keypair) -> Self {
         let payload = document.to_bytes();
         let signature = keys.key.sign(&signed_bytes(D::KIND, &payload)).to_bytes();
         Self { payload, signer: keys.node(), signature }
     }
 
-    /// Who claims to have signed. Means nothing until [`Envelope::open`] succeeds.
+    /// Returns the claimed signer. The claim is unverified until [`Envelope::open`] succeeds.
     pub fn signer(&self) -> NodeId {
         self.signer
     }
 
-    /// Checks the signature and reads the document. Whether `signer` may sign it is the caller's question.
+    /// Checks the signature and decodes the document. The caller checks whether the signer may sign it.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError::BadSignature`], or [`TrustError::Decode`] for a payload that is not a valid `D`.
     pub fn open<D: Document>(&self) -> Result<D, TrustError> {
-        // A stranger must not make us hash more than the document may be long.
+        // The check of the length comes first, so that a stranger cannot make the host hash more than a document.
         if self.payload.len() > D::BYTES_MAX {
             return Err(DecodeError::TooLong { len: self.payload.len(), max: D::BYTES_MAX }.into());
         }
@@ -138,7 +142,7 @@ impl Envelope {
     }
 }
 
-/// What a node is.
+/// The role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
 #[cbor(index_only)]
 #[serde(rename_all = "lowercase")]
@@ -146,10 +150,10 @@ pub enum Role {
     /// Stores, relays, verifies, activates.
     #[n(0)]
     Peer,
-    /// Takes content in and roots the lanes.
+    /// Ingests contents and is the root of the lanes.
     #[n(1)]
     Seeder,
-    /// Membership, liveness, folding of reports.
+    /// Keeps the membership and folds reports.
     #[n(2)]
     Tracker,
     /// Keeps completion reports.
@@ -168,29 +172,34 @@ impl fmt::Display for Role {
     }
 }
 
+/// A text that is not a role.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid role `{0}`: use peer, seeder, tracker or hub")]
+pub struct ParseRoleError(String);
+
 impl FromStr for Role {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = ParseRoleError;
+    fn from_str(text: &str) -> Result<Self, ParseRoleError> {
         [Self::Peer, Self::Seeder, Self::Tracker, Self::Hub]
             .into_iter()
             .find(|role| role.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not a role: peer, seeder, tracker or hub"))
+            .ok_or_else(|| ParseRoleError(text.to_string()))
     }
 }
 
-/// A node's right to take part, signed by the cluster's root key. The first thing shown on every link.
+/// The root's signed statement of a node's key, role and locality. A node shows it first on every link.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Credential {
-    /// The cluster it is for.
+    /// The cluster of the node.
     #[n(0)]
     pub cluster: ClusterId,
-    /// Whose it is.
+    /// The key of the node.
     #[n(1)]
     pub node: NodeId,
-    /// What the node is.
+    /// The only role that the node may have.
     #[n(2)]
     pub role: Role,
-    /// Where the node is.
+    /// The place of the node.
     #[n(3)]
     pub locality: Locality,
     /// Start of validity, Unix seconds.
@@ -217,19 +226,19 @@ impl Document for Credential {
     }
 }
 
-/// What the cluster trusts, signed by its root key: who may publish, who is shut out. Higher versions replace lower.
+/// The list of publishers and revoked nodes, signed by the root key. A higher version replaces a lower one.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct TrustDocument {
-    /// The cluster's root public key.
+    /// The public key of the root.
     #[n(0)]
     pub root: NodeId,
     /// Grows with every change.
     #[n(1)]
     pub version: u64,
-    /// Keys whose announcements are accepted.
+    /// Keys that may sign announcements.
     #[n(2)]
     pub publishers: Vec<NodeId>,
-    /// Nodes whose credentials are withdrawn.
+    /// Nodes whose credentials are void.
     #[n(3)]
     pub revoked: Vec<NodeId>,
 }
@@ -247,15 +256,20 @@ impl Document for TrustDocument {
     }
 }
 
-/// A checked trust document: the one place where signatures become permissions.
+/// A checked trust document. Only this type turns signatures into permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trust {
     document: TrustDocument,
 }
 
 impl Trust {
-    /// Reads a trust document's envelope. It is signed by the root key it names; the file itself is the anchor, so
-    /// `pinned` (a cluster id from the configuration) is checked when given.
+    /// Opens the envelope of a trust document. The root key in the document signs it, so the file itself is the anchor.
+    /// `pinned` is the cluster id of the configuration, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError::Decode`], [`TrustError::BadSignature`], [`TrustError::UntrustedSigner`] if another key signed, or
+    /// [`TrustError::OtherCluster`] if `pinned` differs.
     pub fn open(envelope: &[u8], pinned: Option<ClusterId>) -> Result<Self, TrustError> {
         if envelope.len() > limits::TRUST_BYTES_MAX {
             return Err(DecodeError::TooLong { len: envelope.len(), max: limits::TRUST_BYTES_MAX }.into());
@@ -272,7 +286,7 @@ impl Trust {
         }
     }
 
-    /// The cluster's id.
+    /// Returns the id of the cluster.
     pub fn cluster(&self) -> ClusterId {
         cluster_of(&self.document.root)
     }
@@ -282,7 +296,11 @@ impl Trust {
         &self.document
     }
 
-    /// Checks a credential shown by `shown_by` (the key its connection is bound to) at `now` (Unix seconds).
+    /// Checks a credential at `now` (Unix seconds). `shown_by` is the key of the connection.
+    ///
+    /// # Errors
+    ///
+    /// The [`TrustError`] of the first check that fails: signer, cluster, key, validity, revocation.
     pub fn admit(&self, credential: &[u8], shown_by: NodeId, now: u64) -> Result<Credential, TrustError> {
         if credential.len() > limits::CREDENTIAL_BYTES_MAX {
             let len = credential.len();
@@ -310,6 +328,10 @@ impl Trust {
     }
 
     /// Opens a document that only a publisher may sign.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError::UntrustedSigner`] for another key, else as [`Envelope::open`].
     pub fn open_published<D: Document>(&self, envelope: &Envelope) -> Result<D, TrustError> {
         if !self.document.publishers.contains(&envelope.signer()) {
             return Err(TrustError::UntrustedSigner(envelope.signer()));
@@ -318,7 +340,7 @@ impl Trust {
     }
 }
 
-/// The id of the cluster with this root key.
+/// Returns the id of the cluster with this root key.
 pub fn cluster_of(root: &NodeId) -> ClusterId {
     ClusterId(*blake3::hash(root.as_bytes()).as_bytes())
 }
