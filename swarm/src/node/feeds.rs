@@ -184,9 +184,9 @@ impl Feeds {
         self.by_id.insert(id, feed);
         let job = Job { announcement: announcement.clone(), ours };
         if former.is_some() {
-            jobs.replace(id, job);
-        } else if let Some((forgotten, job)) = jobs.add(id, job) {
-            transfers.forget_job(&job.announcement.content, &forgotten);
+            jobs.replace(job);
+        } else if let Some(forgotten) = jobs.add(job) {
+            transfers.forget_job(&forgotten);
         }
         if ours && small && inline {
             if arrival.from.is_none() && arrival.via == Via::AntiEntropy {

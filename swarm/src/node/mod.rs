@@ -210,7 +210,7 @@ impl Node {
             Input::Forgotten { job } => {
                 if let Some(known) = jobs.remove(&job) {
                     feeds.remove(&job);
-                    transfers.forget_job(&known.announcement.content, &job);
+                    transfers.forget_job(&known);
                 }
             }
         }
@@ -318,10 +318,10 @@ impl Node {
 
     fn on_link_up(&mut self, host: HostIndex) {
         let Self { cx, links, jobs, feeds, transfers, .. } = self;
-        let Some(lost_at) = links.on_up(cx, host) else { return };
+        let Some(accepted) = links.on_up(cx, host) else { return };
         anti_entropy::send_digest(cx, links, jobs, feeds, host);
         transfers.greet_rack_peer(cx, links, host);
-        let back = lost_at.map_or(BTreeSet::new(), |at| links.lost_together(cx, at));
+        let back = accepted.lost_at.map_or(BTreeSet::new(), |at| links.lost_together(cx, at));
         if !back.is_empty() {
             transfers.forget_failures(cx);
         }

@@ -210,7 +210,8 @@ impl Transfer {
 
     /// Asks rack peers whose placement is not known what they hold.
     fn ask_for_placements(&self, cx: &mut Cx, links: &mut Links, jobs: &Jobs) {
-        let (Some((_, job)), Some(promotion)) = (jobs.newest_of(&self.jobs), &self.promotion) else { return };
+        let (Some(job), Some(promotion)) = (jobs.newest_of(&self.jobs), &self.promotion) else { return };
+        let job = job.id();
         for peer in usable_rack_peers(cx, links) {
             if peer.linked && !promotion.placements.contains_key(&peer.host) {
                 let (stage, placement) = (DemotionStage::NotParticipating, RackPlacement::default());

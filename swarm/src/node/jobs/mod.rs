@@ -21,6 +21,12 @@ pub struct Job {
     pub ours: bool,
 }
 
+impl Job {
+    pub fn id(&self) -> JobId {
+        self.announcement.job
+    }
+}
+
 pub struct Jobs {
     by_id: BTreeMap<JobId, Job>,
     hash: u64,
@@ -55,24 +61,24 @@ impl Jobs {
         self.hash
     }
 
-    /// Adds a job that was not known. Returns the job forgotten to make room for it.
+    /// Adds a job that was not known. Returns the job that was forgotten to make room for it.
     ///
     /// Feeds are never forgotten for room: `shoal_proto::limits::FEEDS_MAX` bounds them.
-    pub fn add(&mut self, id: JobId, job: Job) -> Option<(JobId, Job)> {
+    pub fn add(&mut self, job: Job) -> Option<Job> {
         let mut forgotten = None;
         if self.by_id.len() >= bounds::JOBS_MAX {
             let jobs = self.by_id.iter().filter(|(_, job)| job.announcement.feed.is_none());
             let oldest = jobs.min_by_key(|(id, job)| (job.announcement.created_at, **id)).map(|(id, _)| *id);
-            forgotten = oldest.and_then(|id| Some((id, self.by_id.remove(&id)?)));
+            forgotten = oldest.and_then(|id| self.by_id.remove(&id));
         }
-        self.by_id.insert(id, job);
+        self.by_id.insert(job.id(), job);
         self.hash = hash_of(self.by_id.keys());
         forgotten
     }
 
     /// Puts a feed's newer version in the place of the former one. The list of ids stays the same.
-    pub fn replace(&mut self, id: JobId, job: Job) {
-        self.by_id.insert(id, job);
+    pub fn replace(&mut self, job: Job) {
+        self.by_id.insert(job.id(), job);
     }
 
     pub fn remove(&mut self, id: &JobId) -> Option<Job> {
@@ -81,15 +87,15 @@ impl Jobs {
         Some(job)
     }
 
-    /// Of these jobs the one with the newest order, with its id.
-    pub fn newest_of(&self, ids: &BTreeSet<JobId>) -> Option<(&Job, JobId)> {
-        let known = ids.iter().filter_map(|id| Some((self.by_id.get(id)?, *id)));
-        known.max_by_key(|(job, id)| (job.announcement.sequence, *id))
+    /// Of these jobs the one with the newest order.
+    pub fn newest_of(&self, ids: &BTreeSet<JobId>) -> Option<&Job> {
+        let known = ids.iter().filter_map(|id| self.by_id.get(id));
+        known.max_by_key(|job| (job.announcement.sequence, job.id()))
     }
 
     /// The job that demotes the content of these jobs, if that is the newest order.
     pub fn demotion_of(&self, ids: &BTreeSet<JobId>) -> Option<JobId> {
-        self.newest_of(ids).filter(|(job, _)| job.announcement.demotes()).map(|(_, id)| id)
+        self.newest_of(ids).filter(|job| job.announcement.demotes()).map(Job::id)
     }
 
     /// Marks jobs that a change of membership makes ours. Returns them in order of id.

@@ -113,13 +113,18 @@ impl Link {
         self.last_used = now;
     }
 
-    /// The link is up. Returns since when the host could not be reached, if it could not, and what waited for the link.
-    pub fn on_up(&mut self, now: Instant) -> (Option<Instant>, VecDeque<WaitingAnnouncement>) {
+    /// The host was reached. Returns since when it could not be, if it could not.
+    pub fn take_lost_at(&mut self) -> Option<Instant> {
+        self.lost_at.take()
+    }
+
+    /// The link is up. Returns what waited for it.
+    pub fn on_up(&mut self, now: Instant) -> VecDeque<WaitingAnnouncement> {
         let waiting = std::mem::take(&mut self.announcements);
         self.reset();
         self.state = State::Up;
         self.last_used = now;
-        (self.lost_at.take(), waiting)
+        waiting
     }
 
     pub fn on_down(&mut self, retry_at: Instant) {

@@ -21,6 +21,12 @@ use shoal_proto::message::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// A link that came up and is used.
+pub struct AcceptedLink {
+    /// Since when the host could not be reached, if it could not.
+    pub lost_at: Option<Instant>,
+}
+
 #[derive(Default)]
 pub struct Links {
     by_host: BTreeMap<HostIndex, Link>,
@@ -137,8 +143,8 @@ impl Links {
         self.by_host.values_mut().for_each(|link| link.drop_manifest(content));
     }
 
-    /// A link is up. Returns `None` if it is refused, else since when the host could not be reached, if it could not.
-    pub fn on_up(&mut self, cx: &mut Cx, host: HostIndex) -> Option<Option<Instant>> {
+    /// A link is up. Returns `None` if it is refused.
+    pub fn on_up(&mut self, cx: &mut Cx, host: HostIndex) -> Option<AcceptedLink> {
         if self.is_banned(cx, host) {
             cx.push(Output::Disconnect { host, reason: CloseReason::Banned });
             return None;
@@ -148,12 +154,13 @@ impl Links {
             return None;
         }
         let link = self.by_host.entry(host).or_insert_with(|| Link::new(cx.now));
-        let (lost_at, waiting) = link.on_up(cx.now);
+        let lost_at = link.take_lost_at();
+        let waiting = link.on_up(cx.now);
         self.redial.remove(&host);
         for WaitingAnnouncement { job, via, inline } in waiting {
             cx.push(Output::SendAnnounce { to: host, job, via, inline });
         }
-        Some(lost_at)
+        Some(AcceptedLink { lost_at })
     }
 
     /// A link is down. Returns whether it was known.

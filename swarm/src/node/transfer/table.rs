@@ -67,8 +67,8 @@ impl Transfers {
             return;
         }
         let ours = is_for_us(cx, &announcement);
-        if let Some((forgotten, job)) = jobs.add(id, Job { announcement, ours }) {
-            self.forget_job(&job.announcement.content, &forgotten);
+        if let Some(forgotten) = jobs.add(Job { announcement, ours }) {
+            self.forget_job(&forgotten);
         }
         if ours {
             self.take_job(cx, links, jobs, id, arrival, inline);
@@ -166,9 +166,9 @@ impl Transfers {
         }
     }
 
-    pub fn forget_job(&mut self, content: &ContentId, job: &JobId) {
-        if let Some(transfer) = self.get_mut(content) {
-            transfer.jobs.remove(job);
+    pub fn forget_job(&mut self, job: &Job) {
+        if let Some(transfer) = self.get_mut(&job.announcement.content) {
+            transfer.jobs.remove(&job.id());
         }
     }
 
