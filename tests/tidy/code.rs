@@ -5,7 +5,7 @@ use crate::none;
 use crate::ratchet::{FILE_LINES, FLATTENED_ERRORS, FORBIDDEN_NAMES, FUNCTION_P99, GIVES, PUB_SUPER, STRING_ERRORS};
 
 /// Names of the standard library that contain a word which we use otherwise.
-const STD_NAMES: [&str; 4] = [".chunks(", ".chunk_by(", "chunks_exact", "chunk_size"];
+const STD_NAMES: [&str; 5] = [".chunks(", ".chunk_by(", "chunks_exact", "chunk_size", "split_first_chunk"];
 
 /// Former names of ours that nobody could guess.
 const FORMER_NAMES: [&str; 6] = ["toll", "abreast", "tardy", "calm", "waves", "mates"];

@@ -129,7 +129,7 @@ impl Driver {
         }
     }
 
-    /// Gives a content up and reports why.
+    /// Abandons a content and reports why.
     fn refuse(&mut self, content: ContentId, failure: &Failure) {
         let Failure { reason, detail } = failure;
         tracing::warn!(content = %content.short(), %reason, %detail, "refused a content");
@@ -138,7 +138,7 @@ impl Driver {
         self.cx.report_pushes(&content, HostState::Failed(*reason), detail);
     }
 
-    /// Gives a content up after a failed write.
+    /// Abandons a content after a failed write.
     pub fn on_disk_failed(&mut self, content: ContentId, error: &str) {
         self.refuse(content, &Failure::new(Reason::Disk, error));
         self.cx.drop_content(content);

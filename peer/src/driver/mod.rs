@@ -165,7 +165,7 @@ impl Context {
         Instant(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// Gives the core an input, if the core runs.
+    /// Hands an input to the core, if the core runs.
     fn tell(&mut self, input: Input) {
         let now = self.now();
         if let Some(core) = &mut self.core {

@@ -64,7 +64,7 @@ impl Payload {
         self.submitted >= SUBMITTED_MAX
     }
 
-    /// Gives a received shard to the store, which checks its hash.
+    /// Hands a received shard to the store, which checks its hash.
     pub fn submit(&mut self, cx: &Context, from: HostIndex, content: ContentId, shard: ShardIndex, payload: Bytes) {
         match cx.store.submit_shard(&content, shard, payload, token_of(from)) {
             Ok(()) => self.submitted += 1,

@@ -187,8 +187,8 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
-        ("want_mates", Message::WantRackPeers),
-        ("mates", Message::RackPeers { rows: vec![member(1), member(2)] }),
+        ("want_rack_peers", Message::WantRackPeers),
+        ("rack_peers", Message::RackPeers { rows: vec![member(1), member(2)] }),
         (
             "hold",
             Message::Demotion {

@@ -342,7 +342,7 @@ impl Feeds {
         }
     }
 
-    /// Gives a version to readers and then to the disk. Returns the data of a small version from another host.
+    /// Hands a version to readers and then to the disk. Returns the data of a small version from another host.
     fn deliver(&mut self, cx: &mut Context, contents: &mut Contents, delivery: Delivery) -> Option<SmallDelivered> {
         let mut delivered = None;
         match delivery.version {
