@@ -4,7 +4,7 @@ use std::io::Write;
 
 /// Prints a line of the result.
 pub(crate) fn say(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}"); // A reader that closed the pipe is no error.
+    let _ = writeln!(std::io::stdout().lock(), "{text}"); // It fails when the reader has closed the pipe.
 }
 
 /// Prints a note beside the result.

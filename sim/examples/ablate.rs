@@ -94,7 +94,7 @@ fn main() {
     } else {
         table(&rows)
     };
-    let _ = writeln!(std::io::stdout().lock(), "{text}"); // A reader that closed the pipe is no error.
+    let _ = writeln!(std::io::stdout().lock(), "{text}"); // It fails when the reader has closed the pipe.
 }
 
 /// A Markdown table of all rules, and one line for each scenario that a rule moves.

@@ -55,8 +55,8 @@ fn push(scenario: Scenario) -> Work {
     Work::Push(Box::new(scenario))
 }
 
-/// A scenario without random hosts. Weights of links between 0.9 and 1 make its seeds differ, so that one unlucky order of
-/// events does not decide.
+/// A scenario without random hosts. Weights of links between 0.9 and 1 make its seeds differ, so that one unlucky order
+/// of events does not decide.
 fn mild(faults: &str, seed: u64) -> Scenario {
     let comma = if faults.is_empty() { "" } else { "," };
     even(&format!("uneven=90%{comma}{faults}"), seed)
