@@ -1,7 +1,7 @@
 //! The announcement: the document in which a publisher assigns a content, under a name and version, to hosts.
 //!
-//! Invariant: the name and version of a decoded announcement are checked path components. Neither can leave the folder of
-//! activated contents.
+//! Invariant: the name and version of a decoded announcement are checked path components. Neither can leave the folder
+//! of activated contents.
 
 use crate::codec::{DecodeError, DocKind, Document};
 use crate::feed::{FeedMark, feed_id, is_feed_name};

@@ -275,8 +275,8 @@ impl<'b, C> Decode<'b, C> for Bitmap {
     }
 }
 
-/// Decodes a set of hosts, for `#[cbor(decode_with)]`. The bound is the size of a region, so that a message with many sets
-/// takes little memory.
+/// Decodes a set of hosts, for `#[cbor(decode_with)]`. The bound is the size of a region, so that a message with many
+/// sets takes little memory.
 pub(crate) fn decode_hosts<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Bitmap, minicbor::decode::Error> {
     Bitmap::decode_within(d, limits::HOSTS_MAX)
 }

@@ -3,13 +3,11 @@
 //! Invariant: a body over the limit of its kind is refused before a byte of the body is read.
 //!
 //! ```text
-//! header  kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | stamp u64 LE, 0 but for Ping and Pong
-//! Hello   protocol version u8, then the sender's signed credential
-//! Control one CBOR Message
-//! Announce one CBOR AnnounceFrame
+//! header  kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | stamp u64 LE, 0 but for Ping and Pong Hello
+//! protocol version u8, then the sender's signed credential Control one CBOR Message Announce one CBOR AnnounceFrame
 //! Slice   content [32] | index u32 LE | offset u32 LE | total u32 LE | bytes     index: shard, or u32::MAX = manifest
-//! Ping, Pong: empty; stamp of a Ping: the sender's clock, of its Pong: the receiver's clock less that, both us, mod 2^64
-//! Bye     a CloseReason byte
+//! Ping, Pong: empty; stamp of a Ping: the sender's clock, of its Pong: the receiver's clock less that, both us, mod
+//! 2^64 Bye     a CloseReason byte
 //! ```
 
 use crate::announcement::Class;

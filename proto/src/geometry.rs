@@ -156,8 +156,8 @@ impl Geometry {
         })
     }
 
-    /// Returns the lane of a shard. Consecutive data shards have consecutive lanes, so all lanes carry the same number of
-    /// pieces. The shards of one stripe are on different lanes while k + m <= L.
+    /// Returns the lane of a shard. Consecutive data shards have consecutive lanes, so all lanes carry the same number
+    /// of pieces. The shards of one stripe are on different lanes while k + m <= L.
     pub fn lane_of(&self, shard: ShardIndex) -> LaneIndex {
         let stripe = u64::from(shard.0 / self.width());
         let place = u64::from(shard.0 % self.width());

@@ -157,7 +157,8 @@ index_id! {
     StripeIndex, u32
 }
 index_id! {
-    /// A shard's position in its content: `stripe * (k + m) + j`. Shards with `j < k` are data (pieces), the rest parity.
+    /// A shard's position in its content: `stripe * (k + m) + j`. Shards with `j < k` are data (pieces), the rest
+    /// parity.
     ShardIndex, u32
 }
 index_id! {

@@ -1,7 +1,7 @@
 //! The manifest: entries or blobs of a content, its pieces with their hashes, and its code.
 //!
-//! Invariant: a decoded [`Manifest`] is consistent and safe to materialise. Lengths add up. No path is absolute, has `..`,
-//! repeats, or passes through a link or file. No link leaves the content.
+//! Invariant: a decoded [`Manifest`] is consistent and safe to materialise. Lengths add up. No path is absolute, has
+//! `..`, repeats, or passes through a link or file. No link leaves the content.
 
 use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
@@ -78,8 +78,8 @@ pub struct Manifest {
     #[n(1)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::ENTRIES_MAX }, _, _>")]
     pub entries: Vec<Entry>,
-    /// Lengths of the streams in order, bytes. A directory or file is one stream, or none where it is empty. Each blob of
-    /// an image is one stream.
+    /// Lengths of the streams in order, bytes. A directory or file is one stream, or none where it is empty. Each blob
+    /// of an image is one stream.
     #[n(2)]
     pub streams: Vec<u64>,
     /// Target of the average piece length, bytes. It is 0 for an image, where it differs by blob.
@@ -279,8 +279,8 @@ pub fn is_safe_path(path: &[u8]) -> bool {
         })
 }
 
-/// Whether a link at `path` to `target` stays inside the content, by the text of both. `..` may reach at most the root of
-/// the content and stands only at the front. Behind another link, `a/../..` could reach further than its text says.
+/// Whether a link at `path` to `target` stays inside the content, by the text of both. `..` may reach at most the root
+/// of the content and stands only at the front. Behind another link, `a/../..` could reach further than its text says.
 pub fn link_stays_inside(path: &[u8], target: &[u8]) -> bool {
     // The kernel accepts targets of at most 4095 bytes.
     if target.is_empty() || target.len() >= limits::PATH_BYTES_MAX || target[0] == b'/' || target.contains(&0) {

@@ -120,8 +120,8 @@ pub enum Message {
         #[n(0)]
         content: ContentId,
     },
-    /// The sender does not serve this content: the manifest or the content is missing, or it arrives too slowly. It ends
-    /// all subscriptions to the content.
+    /// The sender does not serve this content: the manifest or the content is missing, or it arrives too slowly. It
+    /// ends all subscriptions to the content.
     #[n(7)]
     NotServed {
         #[n(0)]

@@ -1,9 +1,9 @@
 //! The rack placement: the assignment of a demoted content's shards to the hosts of a rack.
 //!
-//! The shards of a stripe go to the hosts one by one. Each stripe begins where the former ended. A host therefore holds at
-//! most `ceil((k + m) / h)` shards of a stripe, with h hosts. If that is at most m, the rack may lose
-//! `m / ceil((k + m) / h)` hosts, which is m hosts in racks of k + m hosts and more. A smaller rack may still lose one
-//! host: the next host also holds what a host would hold beyond m shards of a stripe.
+//! The shards of a stripe go to the hosts one by one. Each stripe begins where the former ended. A host therefore holds
+//! at most `ceil((k + m) / h)` shards of a stripe, with h hosts. If that is at most m, the rack may lose `m / ceil((k +
+//! m) / h)` hosts, which is m hosts in racks of k + m hosts and more. A smaller rack may still lose one host: the next
+//! host also holds what a host would hold beyond m shards of a stripe.
 //!
 //! Invariant: the same hosts and the same geometry lead to the same placement on every host. Every shard has a holder.
 
@@ -91,8 +91,8 @@ impl RackPlacement {
         // A short last stripe leaves a gap between data and parity.
         let order = if place < data { place } else { geometry.stripe_data(stripe) + place - data } as usize;
         let width = geometry.width() as usize;
-        // If the stripe width is a multiple of the hosts, the next stripe begins one host later. Else the same hosts would
-        // always hold the parity.
+        // If the stripe width is a multiple of the hosts, the next stripe begins one host later. Else the same hosts
+        // would always hold the parity.
         let first = stripe.index() % hosts * if width.is_multiple_of(hosts) { 1 } else { width };
         let seat = (first + order) % hosts;
         let crowded = parity < width.div_ceil(hosts);

@@ -1,7 +1,7 @@
 //! Reports: the state of a host in a job, and the flushes of a tracker to the hub.
 //!
-//! Invariant: the merge of reports is a maximum over (attempt, state). Order, repetition and resending do not change the
-//! result.
+//! Invariant: the merge of reports is a maximum over (attempt, state). Order, repetition and resending do not change
+//! the result.
 
 use crate::announcement::{Kind, is_content_name, is_version};
 use crate::bitmap::Bitmap;
@@ -267,8 +267,8 @@ pub struct JobFlush {
     #[n(7)]
     #[cbor(decode_with = "crate::bitmap::decode_hosts")]
     pub targets: Bitmap,
-    /// Hosts by state, each state and each host at most once, at most [`limits::FLUSH_STATES_MAX`] sets. A host in no set
-    /// is `Unknown`.
+    /// Hosts by state, each state and each host at most once, at most [`limits::FLUSH_STATES_MAX`] sets. A host in no
+    /// set is `Unknown`.
     #[n(8)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::FLUSH_STATES_MAX }, _, _>")]
     pub states: Vec<StateSet>,
@@ -288,7 +288,8 @@ pub struct RosterRow {
     pub locality: Locality,
 }
 
-/// A flush from a tracker to the hub. It travels in a [`crate::trust::Envelope`] signed with the node key of the tracker.
+/// A flush from a tracker to the hub. It travels in a [`crate::trust::Envelope`] signed with the node key of the
+/// tracker.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct HubFlush {
     /// The tracker.

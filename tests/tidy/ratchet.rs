@@ -35,6 +35,6 @@ pub(crate) const FILE_LINES: Ratchet = ratchet("Rust: longest file, lines", 700.
 pub(crate) const WIDE_COMMENTS: Ratchet = ratchet("Rust: comment lines over 120 columns", 10.0, 0.0);
 pub(crate) const WIDE_MARKDOWN: Ratchet = ratchet("Markdown: lines over 120 columns", 0.0, 0.0);
 pub(crate) const PUB_SUPER: Ratchet = ratchet("Rust: `pub(super)`", 430.0, 200.0);
-pub(crate) const STRING_ERRORS: Ratchet = ratchet("Rust: `Result<_, String>`", 2.0, 0.0);
+pub(crate) const STRING_ERRORS: Ratchet = ratchet("Rust: `Result<_, String>`", 0.0, 0.0);
 pub(crate) const FLATTENED_ERRORS: Ratchet = ratchet("Rust: `map_err(|e| e.to_string())`", 0.0, 0.0);
 pub(crate) const CIRCLES: Ratchet = ratchet("Rust: modules of a crate that import each other in a circle", 2.0, 0.0);

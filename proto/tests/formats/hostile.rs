@@ -113,8 +113,8 @@ fn valid_bytes_cut_anywhere_or_followed_by_anything_are_refused() {
     }
 }
 
-/// Lengths no memory could hold, put in place of each byte of valid documents in turn: as byte string, text, array and map.
-/// A decoder that set memory aside for one of them would end the process.
+/// Lengths no memory could hold, put in place of each byte of valid documents in turn: as byte string, text, array and
+/// map. A decoder that set memory aside for one of them would end the process.
 #[test]
 fn claims_of_length_are_not_believed() {
     for (_, decode, valid) in all() {
@@ -273,7 +273,8 @@ fn messages_over_their_bounds_do_not_validate() {
     }
 }
 
-/// What a message holds is at most this many times its length in memory. Bounds how far a stranger's bytes can be blown up.
+/// What a message holds is at most this many times its length in memory. Bounds how far a stranger's bytes can be blown
+/// up.
 #[test]
 fn a_few_bytes_never_become_many() {
     let selector = Selector { any: vec![vec![]; limits::ANNOUNCEMENT_BYTES_MAX / 2] };
