@@ -21,8 +21,8 @@ region:
     ./test region
 
 # Racks in network namespaces (root). For example: just lab healthy, just lab slow-owners.
-lab *scenarios="healthy":
-    cargo bench --locked --bench lab -- {{scenarios}}
+lab scenario="healthy" *options:
+    cargo bench --locked --bench lab -- --scenario {{scenario}} {{options}}
 
 # What each tuning rule of the scheduler is worth, over 40 seeds and all scenarios.
 ablate:

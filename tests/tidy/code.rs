@@ -8,7 +8,13 @@ use crate::ratchet::{FILE_LINES, FLATTENED_ERRORS, FORBIDDEN_NAMES, FUNCTION_P99
 const STD_NAMES: [&str; 5] = [".chunks(", ".chunk_by(", "chunks_exact", "chunk_size", "split_first_chunk"];
 
 /// Former names of ours that nobody could guess.
-const FORMER_NAMES: [&str; 6] = ["toll", "abreast", "tardy", "calm", "waves", "mates"];
+/// Each is in two parts here, so that a search of the repository finds none.
+const FORMER_NAMES: [(&str, &str); 6] =
+    [("to", "ll"), ("abr", "east"), ("tar", "dy"), ("ca", "lm"), ("wa", "ves"), ("ma", "tes")];
+
+fn former_name(word: &str) -> bool {
+    FORMER_NAMES.iter().any(|(head, tail)| word.strip_prefix(head) == Some(tail))
+}
 
 #[test]
 fn files_stay_readable() {
@@ -70,7 +76,7 @@ fn words_mean_one_thing() {
             if line.contains("Swarm") && !file.path.starts_with("net") {
                 broken.push(format!("{}:{number}: `Swarm` is libp2p's, and lives in net", file.name()));
             }
-            let found = words(line).filter(|word| FORMER_NAMES.contains(&word.to_lowercase().as_str()));
+            let found = words(line).filter(|word| former_name(&word.to_lowercase()));
             former.extend(found.map(|word| format!("{}:{number}: {word}", file.name())));
         }
     }

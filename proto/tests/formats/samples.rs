@@ -178,19 +178,19 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
     vec![
         ("subscribe", Message::Subscribe { content, lanes, have: bitmap(1000, &[1, 2, 3, 999]) }),
         ("unsubscribe", Message::Unsubscribe { content, lanes }),
-        ("got", Message::Received { content, pieces: bitmap(20, &[0, 5, 19]) }),
+        ("received", Message::Received { content, pieces: bitmap(20, &[0, 5, 19]) }),
         ("done", Message::Done { content }),
         ("want", Message::Want { content, shards: shards.clone() }),
-        ("lack", Message::Unavailable { content, shards }),
+        ("unavailable", Message::Unavailable { content, shards }),
         ("want_manifest", Message::WantManifest { content }),
-        ("unknown", Message::NotServed { content }),
+        ("not_served", Message::NotServed { content }),
         ("digest", Message::Digest { hash: 0x0123_4567_89ab_cdef, jobs: None }),
         ("digest_jobs", Message::Digest { hash: 1, jobs: Some(jobs.clone()) }),
         ("want_announce", Message::WantAnnounce { jobs }),
         ("want_rack_peers", Message::WantRackPeers),
         ("rack_peers", Message::RackPeers { rows: vec![member(1), member(2)] }),
         (
-            "hold",
+            "demotion",
             Message::Demotion {
                 content,
                 job: JobId([7; 16]),
