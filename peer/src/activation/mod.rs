@@ -1,7 +1,7 @@
 //! Activation: a complete content becomes a version in the content folder, and a switch puts it into use.
 //!
 //! Owns: the content folder, the hooks' settings, the record and the journal of switches.
-//! Invariant: the network never names a command; hooks come from this host's configuration. Each step of a switch is
+//! Invariant: the network never names a command. Hooks come from this host's configuration. Each step of a switch is
 //! durable before it begins. After a kill the host is wholly on one version, and only an interrupted hook runs again.
 //!
 //! Where to look: versions on disk in [`content_dir`]; the steps of a switch in [`switch`], with [`hooks`] and
