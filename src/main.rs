@@ -1,15 +1,16 @@
-//! `shoal`: the one binary. Parses the command line and hands over; no logic lives here.
+//! `shoal`: the one binary of all commands and roles.
+//!
+//! Invariant: no logic lives here, only the allocator and the call of `cli`.
 
 mod cli;
 
-use clap::Parser;
 use std::process::ExitCode;
 
-// The system allocator gives large buffers back to the kernel at every free and faults them in again at the next use,
-// which costs a relay a third of its time.
+// The system allocator returns large buffers to the kernel at every free. The next use faults their pages in again,
+// which costs a forwarding host a third of its time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    cli::run(cli::Cli::parse())
+    cli::run(cli::Cli::parse_or_exit())
 }

@@ -1,4 +1,6 @@
-//! `shoal backup` and `shoal restore`: a role's state out of its folder and back.
+//! `shoal backup` and `shoal restore`: writes a role's state to a file, and the reverse.
+//!
+//! Invariant: a running role writes its backup itself, so that the command never reads a state that changes.
 
 use super::config::{Role, read};
 use super::{Outcome, output};
@@ -13,56 +15,64 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Which role's state, and where its configuration says it is.
+/// The role, and the configuration that names its state folder.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// The role: seeder, tracker or hub
+    /// Role whose state is meant: seeder, tracker or hub
     #[arg(long)]
     role: Role,
-    /// Its TOML configuration file
+    /// TOML configuration file of the role
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Set a key of it, as KEY=VALUE
+    /// Set one configuration key. Dots separate tables
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// Write a role's state to a file, while it runs or while it does not
+/// Write the state of a running or stopped role to a file
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal backup --role tracker --config /etc/shoal/tracker.toml --out tracker.backup
+  shoal backup --role seeder --config /etc/shoal/seeder.toml --out seeder.backup --contents --secrets")]
 pub(crate) struct Backup {
     #[command(flatten)]
     target: Target,
-    /// The file to write, of mode 0600
+    /// File to write, with mode 0600
     #[arg(long)]
     out: PathBuf,
-    /// With the payload of a seeder's contents
+    /// Include the payload of the seeder's contents
     #[arg(long)]
     contents: bool,
-    /// With keys, credentials and the admin token
+    /// Include keys, credentials and the admin token
     #[arg(long)]
     secrets: bool,
 }
 
-/// Make a role's state from a backup
+/// Restore a role's state from a backup
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal restore --role tracker --config /etc/shoal/tracker.toml --from tracker.backup
+  shoal restore --role seeder --config /etc/shoal/seeder.toml --from seeder.backup --secrets --force")]
 pub(crate) struct Restore {
     #[command(flatten)]
     target: Target,
-    /// The backup
+    /// Backup file to read
     #[arg(long)]
     from: PathBuf,
-    /// Put aside what is in the state folder, and replace secrets that are there
+    /// Move the existing state folder aside, and replace existing secrets
     #[arg(long)]
     force: bool,
-    /// Write the keys, credentials and the admin token of the backup where the configuration has them
+    /// Write the keys, credentials and admin token of the backup to the paths in the configuration
     #[arg(long)]
     secrets: bool,
 }
 
-/// What a role's configuration says of its state.
+/// The paths of a role's state and secrets, from its configuration.
 struct Place {
     dir: PathBuf,
     secrets: Vec<(&'static str, PathBuf)>,
@@ -90,18 +100,26 @@ impl Target {
                 secrets.extend([("publisher_key", config.publisher_key), ("admin_token", config.admin_token)]);
                 Place { dir: config.dir, secrets }
             }
-            Role::Peer => bail!("a peer's state is not backed up: it has all of it again from its neighbours"),
+            Role::Peer => {
+                bail!("a peer has no backup: after a loss it receives its state from its neighbours and the seeder")
+            }
         })
     }
 
-    /// The state as a stream, from the role if it runs, else from its folder.
+    /// Returns the state as a stream: from the running role, or from its folder with the thread that reads it.
     fn state(&self, contents: bool) -> anyhow::Result<(Reader, Option<Writing>)> {
         let place = self.place()?;
-        if let Some(stream) = ask(&place.dir, contents).context("the role runs and does not answer")? {
+        if let Some(stream) =
+            ask(&place.dir, contents).context("the role runs but does not answer; stop the role and try again")?
+        {
             return Ok((Box::new(stream), None));
         }
         if !place.dir.is_dir() {
-            bail!("{} is no state folder of a {}", place.dir.display(), self.role.name());
+            bail!(
+                "{} is not the state folder of a {}; check --config and --set",
+                place.dir.display(),
+                self.role.name()
+            );
         }
         let (file, set) = (self.config.as_ref(), &self.set[..]);
         let name = self.role.name();
@@ -143,8 +161,8 @@ pub(crate) fn backup(args: &Backup) -> anyhow::Result<Outcome> {
     let secrets: Vec<_> = secrets.into_iter().map(|(name, path)| SecretFile { name, path }).collect();
     let saved = save(stream, &args.out, &secrets);
     if let Some(Ok(Err(error))) = writing.map(std::thread::JoinHandle::join) {
-        // The reason why the stream ended early.
-        return Err(error).context("cannot read the state");
+        // The thread's error is the cause. The error of `save` is only that the stream ended early.
+        return Err(error).context("cannot read the state folder");
     }
     let SavedArchive { head, bytes } = saved.with_context(|| format!("cannot write {}", args.out.display()))?;
     if args.target.json {
@@ -160,9 +178,9 @@ pub(crate) fn backup(args: &Backup) -> anyhow::Result<Outcome> {
 pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
     let place = args.target.place()?;
     if args.secrets && !args.force {
-        // Before anything is made.
+        // The check comes before the first change.
         if let Some((_, path)) = place.secrets.iter().find(|(_, path)| path.exists()) {
-            bail!("{} is there already; say --force to replace it", path.display());
+            bail!("{} already exists; add --force to replace it", path.display());
         }
     }
     let role = args.target.role.name();
@@ -177,7 +195,7 @@ pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
         }
     }
     if args.secrets && written.is_empty() {
-        bail!("the state is restored, but no secrets are in {}", args.from.display());
+        bail!("the state is restored, but {} contains no secrets; restore without --secrets", args.from.display());
     }
     if args.target.json {
         output::json(&json!({ "role": head.role, "dir": place.dir, "created_at": head.created_at,
@@ -188,13 +206,13 @@ pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
     Ok(Outcome::Ok)
 }
 
-/// In one step, for the owner's eyes.
+/// Writes the file with mode 0600 and a rename, so that no reader sees half of it.
 fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
     let temporary = path.with_extension("new");
-    let _left = std::fs::remove_file(&temporary);
+    let _ = std::fs::remove_file(&temporary); // usually there is none from an interrupted run
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;

@@ -1,4 +1,6 @@
-//! `shoal cluster`: the root key, the publisher key, the trust document, nodes' credentials.
+//! `shoal cluster`: creates the keys and the trust document of a cluster, and issues credentials.
+//!
+//! Invariant: no command replaces an existing key, token or credential.
 
 use super::{Outcome, output};
 use anyhow::{Context, bail};
@@ -16,46 +18,59 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make a new cluster: root key, publisher key, trust document, admin token
+    /// Create a cluster: root key, publisher key, trust document and admin token
+    #[command(after_help = "\
+Examples:
+  shoal cluster init --dir cluster
+
+Keep cluster/root.key offline. Only `shoal cluster issue` needs the file.")]
     Init {
-        /// Folder for the files; made if it is not there
+        /// Folder for the files. The command creates the folder
         #[arg(long)]
         dir: PathBuf,
-        /// Print JSON
+        /// Print JSON instead of text
         #[arg(long)]
         json: bool,
     },
-    /// Make a node's key and credential
     Issue(Issue),
     /// Show a cluster's trust document
+    #[command(after_help = "\
+Examples:
+  shoal cluster show --dir cluster
+  shoal cluster show --dir cluster --json")]
     Show {
-        /// The cluster's folder
+        /// Folder of the cluster
         #[arg(long)]
         dir: PathBuf,
-        /// Print JSON
+        /// Print JSON instead of text
         #[arg(long)]
         json: bool,
     },
 }
 
+/// Create a node's key and issue its credential
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal cluster issue --dir cluster --role peer --locality north/site1/rack3/host17 --out host17
+  shoal cluster issue --dir cluster --role hub --locality core/core/core/hub --out hub --valid 90d")]
 pub(crate) struct Issue {
-    /// The cluster's folder, with its root key
+    /// Folder of the cluster, which contains root.key
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// What the node is: peer, seeder, tracker or hub
+    /// Role of the node: peer, seeder, tracker or hub
     #[arg(long)]
     pub(crate) role: Role,
-    /// Where the node is: region/site/rack/host
+    /// Locality of the node as region/site/rack/host
     #[arg(long)]
     pub(crate) locality: Locality,
-    /// Folder for node.key, node.cred and a copy of the trust document; made if it is not there
+    /// Folder for node.key, node.cred and a copy of the trust document. The command creates the folder
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// How long the credential is valid
+    /// Time for which the credential is valid
     #[arg(long, default_value = "365d")]
     pub(crate) valid: Span,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -70,8 +85,8 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
                     "publishers": trust.publishers }))?;
             } else {
                 output::line(&format!("cluster {}", cluster.short()));
-                output::line(&format!("made {}: root.key publisher.key trust admin.token", dir.display()));
-                output::line("keep root.key offline; it is needed only to issue credentials");
+                output::line(&format!("created {}: root.key publisher.key trust admin.token", dir.display()));
+                output::line("keep root.key offline: only `shoal cluster issue` needs it");
             }
         }
         Command::Issue(args) => {
@@ -89,7 +104,8 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
             }
         }
         Command::Show { dir, json } => {
-            let trust = Trust::open(&read(&dir.join("trust"))?, None).context("the trust document")?;
+            let trust = Trust::open(&read(&dir.join("trust"))?, None)
+                .with_context(|| format!("{} is not a valid trust document", dir.join("trust").display()))?;
             let document = trust.document();
             if *json {
                 output::json(&json!({ "cluster": trust.cluster(), "root": document.root, "version": document.version,
@@ -111,22 +127,26 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 fn fresh_key() -> anyhow::Result<Keypair> {
     let mut seed = [0u8; 32];
-    getrandom::fill(&mut seed).context("the system gives no randomness")?;
+    getrandom::fill(&mut seed).context("the operating system returned no random bytes")?;
     Ok(Keypair::from_seed(seed))
 }
 
-/// Writes a new file; refuses to replace one.
+/// Writes a new file. An existing file is an error.
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    file.and_then(|mut file| file.write_all(bytes)).with_context(|| format!("cannot make {}", path.display()))
+    file.and_then(|mut file| file.write_all(bytes)).with_context(|| format!("cannot create {}", path.display()))
 }
 
-/// Makes a cluster's files.
+/// Creates a cluster's files.
+///
+/// # Errors
+///
+/// A file of a cluster exists in the folder, or a file cannot be written.
 pub(crate) fn init(dir: &Path) -> anyhow::Result<TrustDocument> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for name in ["root.key", "publisher.key", "trust", "admin.token"] {
         if dir.join(name).exists() {
-            bail!("{} is there already; a cluster is made once, in a folder of its own", dir.join(name).display());
+            bail!("{} already exists; name a new folder with --dir", dir.join(name).display());
         }
     }
     let (root, publisher) = (fresh_key()?, fresh_key()?);
@@ -140,11 +160,15 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<TrustDocument> {
     Ok(trust)
 }
 
-/// Makes a node's files.
+/// Creates a node's key and credential, and copies the trust document.
+///
+/// # Errors
+///
+/// The root key is unreadable, the locality does not fit the role, or a file exists or cannot be written.
 pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
     let root = load_key(&args.dir.join("root.key"))?;
     let trust = read(&args.dir.join("trust"))?;
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let keys = fresh_key()?;
     let now = system_clock();
     let credential = Credential {
@@ -152,7 +176,7 @@ pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
         node: keys.node(),
         role: args.role,
         locality: args.locality.clone(),
-        // Clocks of hosts differ a little.
+        // Clocks of hosts differ by seconds, so the credential is valid from five minutes ago.
         not_before: now.saturating_sub(300),
         not_after: now + args.valid.0.as_secs(),
     };
@@ -160,7 +184,8 @@ pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
     save_key(&args.out.join("node.key"), &keys)?;
     write_new(&args.out.join("node.cred"), &Envelope::seal(&credential, &root).to_bytes(), 0o644)?;
     if fs::canonicalize(&args.out).ok() != fs::canonicalize(&args.dir).ok() {
-        fs::write(args.out.join("trust"), trust).context("cannot copy the trust document")?;
+        fs::write(args.out.join("trust"), trust)
+            .with_context(|| format!("cannot copy the trust document to {}", args.out.display()))?;
     }
     Ok(credential)
 }

@@ -1,12 +1,18 @@
-//! `shoal completions`: a shell's completion script.
+//! `shoal completions`: the completion script of a shell.
+//!
+//! Invariant: the script is generated from the same definition that parses the command line.
 
 use super::{Cli, Outcome};
 use clap::CommandFactory;
 
-/// Print a shell's completion script
+/// Print the completion script of a shell
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal completions bash > /etc/bash_completion.d/shoal
+  shoal completions zsh > '${fpath[1]}/_shoal'")]
 pub(crate) struct Args {
-    /// The shell
+    /// Shell for which to print the script
     shell: clap_complete::Shell,
 }
 

@@ -1,4 +1,6 @@
-//! `shoal config`: checks a role's configuration, or shows it with every default filled in.
+//! `shoal config`: checks a role's configuration, or shows it with all defaults.
+//!
+//! Invariant: a configuration that `check` accepts is one that the role accepts, because both call `read`.
 
 use super::{Outcome, output};
 use serde::Serialize;
@@ -32,28 +34,36 @@ impl Role {
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Check a configuration and say what is wrong with it
+    /// Check a configuration and name the first invalid key
+    #[command(after_help = "\
+Examples:
+  shoal config check --role peer /etc/shoal/peer.toml
+  shoal config check --role seeder /etc/shoal/seeder.toml --json")]
     Check(Target),
-    /// Show a configuration with every default filled in
+    /// Show a configuration with all defaults
+    #[command(after_help = "\
+Examples:
+  shoal config show --role tracker
+  shoal config show --role peer /etc/shoal/peer.toml --set 'quota=\"50 GiB\"'")]
     Show(Target),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// The role it is for
+    /// Role of the configuration
     #[arg(long)]
     role: Role,
-    /// The TOML file; without one, defaults and the environment alone
+    /// TOML file. Without a file, only defaults, the environment and --set apply
     file: Option<PathBuf>,
-    /// Set a key, as KEY=VALUE; dots go into tables
+    /// Set one configuration key. Dots separate tables, as in node.min_free=0
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// Where a role's configuration comes from.
+/// The sources of a role's configuration, weakest first: file, environment, `--set`.
 pub(crate) fn sources(role: Role, file: Option<&PathBuf>, set: &[String]) -> Sources {
     Sources {
         file: file.cloned(),
@@ -63,8 +73,12 @@ pub(crate) fn sources(role: Role, file: Option<&PathBuf>, set: &[String]) -> Sou
 }
 
 /// Reads and checks a configuration.
+///
+/// # Errors
+///
+/// A source is unreadable, or a key is unknown or invalid.
 pub(crate) fn read<T: Checked>(role: Role, file: Option<&PathBuf>, set: &[String]) -> Result<T, ConfigError> {
-    // Others' variables may be anything; ours are text.
+    // Variables of other programs need not be UTF-8. Shoal's are.
     let vars =
         std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
     let config: T = load(&sources(role, file, set), vars)?;
@@ -118,7 +132,7 @@ fn one<T: Checked>(target: &Target, show: bool) -> anyhow::Result<Outcome> {
         (true, true) => output::json(&config)?,
         (true, false) => output::line(render(&config)?.trim_end()),
         (false, true) => output::json(&serde_json::json!({ "ok": true, "role": target.role.name() }))?,
-        (false, false) => output::line(&format!("{} configuration is fine", target.role.name())),
+        (false, false) => output::line(&format!("the {} configuration is valid", target.role.name())),
     }
     Ok(Outcome::Ok)
 }

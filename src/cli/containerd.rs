@@ -1,4 +1,6 @@
-//! `shoal containerd setup`: sends a host's containerd to the peer's mirror first.
+//! `shoal containerd setup`: writes the `hosts.toml` files that make containerd pull from the mirror first.
+//!
+//! Invariant: the command changes and removes only files that shoal wrote, unless `--force` is given.
 
 use super::{Outcome, output};
 use anyhow::bail;
@@ -10,41 +12,46 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Write the hosts.toml files that send containerd to the mirror first, or remove them
     Setup(Setup),
 }
 
-/// Write the hosts.toml files that send containerd to the mirror first, or remove them
+/// Write or remove the hosts.toml files that make containerd pull from the mirror first
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal containerd setup registry.example:5000
+  shoal containerd setup _default --dry-run
+  shoal containerd setup --undo")]
 pub(crate) struct Setup {
-    /// Registries as images name them, e.g. registry.example:5000 or docker.io; _default for all others
+    /// Registries as image references name them, such as registry.example:5000 or docker.io. `_default` means every
+    /// other registry
     #[arg(required_unless_present = "undo")]
     registry: Vec<String>,
-    /// Where containerd looks for the files: its `config_path`
+    /// Folder in which containerd reads the files: its `config_path`
     #[arg(long, default_value = "/etc/containerd/certs.d", value_name = "DIR")]
     hosts_dir: PathBuf,
-    /// Where the peer's mirror listens
+    /// Address of the peer's mirror
     #[arg(long, default_value = "127.0.0.1:7703", value_name = "ADDR")]
     mirror: SocketAddr,
-    /// Where the registry is reached when the mirror cannot help, if containerd cannot tell from its name
+    /// Registry that containerd asks when the mirror lacks an image [default: derived from the name]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
-    /// Ask the registry what a tag leads to, and the mirror only for what it leads to
+    /// Resolve tags at the registry. The mirror then serves digests only
     #[arg(long)]
     digests_only: bool,
     /// Overwrite files that shoal did not write
     #[arg(long)]
     force: bool,
-    /// Remove the files that shoal wrote: of the registries given, or all
+    /// Remove the files that shoal wrote, for the given registries or for all
     #[arg(long, conflicts_with_all = ["server", "digests_only", "force"])]
     undo: bool,
-    /// Only say what would be done
+    /// Print the changes and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// containerd's configuration, to see whether it looks there
+    /// Configuration of containerd, in which the command looks for `config_path`
     #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
     containerd_config: PathBuf,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
@@ -62,14 +69,14 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
         let word = match (change, args.dry_run) {
             (Change::Written, false) => "written",
             (Change::Written, true) => "would be written",
-            (Change::Unchanged, _) => "is so already",
+            (Change::Unchanged, _) => "is unchanged",
             (Change::Removed, false) => "removed",
             (Change::Removed, true) => "would be removed",
         };
         output::line(&format!("{} {word}", path.display()));
     }
     if changes.is_empty() {
-        output::line(&format!("no file of shoal's below {}", args.hosts_dir.display()));
+        output::line(&format!("no files of shoal in {}", args.hosts_dir.display()));
     }
     if !args.undo && looked_at != Some(true) {
         output::note(&advice(args, looked_at));
@@ -77,10 +84,10 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
     Ok(Outcome::Ok)
 }
 
-/// All files or none: what would be refused is found before the first is written.
+/// Writes all files or none: a dry pass finds every refusal before the first write.
 fn write_all(args: &Setup) -> anyhow::Result<Vec<(PathBuf, Change)>> {
     if !args.mirror.ip().is_loopback() {
-        bail!("{} is no loopback address, and the mirror listens on nothing else", args.mirror);
+        bail!("--mirror {} is not a loopback address; the mirror listens on loopback only", args.mirror);
     }
     let hosts = HostsToml {
         mirror: format!("http://{}", args.mirror),
@@ -97,7 +104,7 @@ fn write_all(args: &Setup) -> anyhow::Result<Vec<(PathBuf, Change)>> {
     Ok(changes)
 }
 
-/// Whether containerd's configuration names the folder; `None` when it cannot be read.
+/// Whether containerd's configuration names the folder. `None` if the file is unreadable.
 fn is_looked_at(config: &Path, dir: &Path) -> Option<bool> {
     let table: toml::Table = fs::read_to_string(config).ok()?.parse().ok()?;
     Some(names(&toml::Value::Table(table), dir))
@@ -115,11 +122,12 @@ fn advice(args: &Setup, looked_at: Option<bool>) -> String {
     let (config, dir) = (args.containerd_config.display(), args.hosts_dir.display());
     let seen = match looked_at {
         Some(_) => format!("{config} does not name {dir}"),
-        None => format!("{config} cannot be read"),
+        None => format!("cannot read {config}"),
     };
     format!(
-        "{seen}. For CRI (kubelet) containerd needs, and a restart after it:\n  \
+        "{seen}. The CRI plugin (kubelet) reads the files only with this setting and a restart of containerd:\n  \
          [plugins.\"io.containerd.grpc.v1.cri\".registry]\n    config_path = \"{dir}\"\n\
-         (from containerd 2 on: [plugins.\"io.containerd.cri.v1.images\".registry]). The files themselves are read at each pull."
+         containerd 2 names the section [plugins.\"io.containerd.cri.v1.images\".registry]. \
+         Changed files need no restart."
     )
 }

@@ -1,11 +1,10 @@
-//! `shoal feed`: publish versions of feeds, list them, watch them come.
+//! `shoal feed`: publishes versions of feeds, lists feeds and prints versions as they arrive.
 
 use super::seeder::{SeederArgs, block_on};
-use super::{Outcome, output};
+use super::{Outcome, help, output};
 use anyhow::{Context, bail};
 use serde_json::Value;
-use shoal_api::feeds::FeedVersion;
-use shoal_api::feeds::VersionPublished;
+use shoal_api::feeds::{FeedVersion, VersionPublished};
 use shoal_proto::announcement::Kind;
 use shoal_proto::limits::FEED_BYTES_MAX;
 use shoal_service::http_client::Client;
@@ -14,63 +13,78 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Publish the next version of a feed; the latest wins
     Publish(Publish),
-    /// List the feeds a seeder knows
     Ls(Ls),
-    /// Show a feed's newest version
     Show(Show),
-    /// Print a feed's versions as they come
     Watch(Watch),
 }
 
+/// Publish the next version of a feed
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal feed publish gslb/main decisions.json
+  generate | shoal feed publish gslb/main - --to site=lon1")]
 pub(crate) struct Publish {
-    /// Name of the feed, e.g. gslb/main
+    /// Name of the feed, such as gslb/main
     feed: String,
-    /// File with the version's bytes; - for standard input
+    /// File with the version's bytes, or - for standard input
     file: PathBuf,
-    /// For which hosts: all, or region=, site=, rack=, host= and labels joined by commas (and); repeat for or
-    #[arg(long = "to", value_name = "SELECTOR", default_value = "all")]
+    #[arg(long = "to", value_name = "SELECTOR", default_value = "all", help = help::TO)]
     to: Vec<String>,
-    /// What it is for: gslb, config, image or blob. Sets its urgency
+    /// Kind: gslb, config, image or blob. The kind sets the priority on links
     #[arg(long, default_value = "gslb")]
     kind: Kind,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     seeder: SeederArgs,
 }
 
+/// List the seeder's feeds with their newest versions
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal feed ls
+  shoal feed ls --json")]
 pub(crate) struct Ls {
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     seeder: SeederArgs,
 }
 
+/// Show the newest version of a feed
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal feed show gslb/main
+  shoal feed show gslb/main --json")]
 pub(crate) struct Show {
-    /// Name of the feed
+    /// Name of the feed, such as gslb/main
     feed: String,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     seeder: SeederArgs,
 }
 
+/// Print each version of a feed when it arrives
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal feed watch gslb/main
+  shoal feed watch gslb/main --peer http://127.0.0.1:7701 --count 1 --json")]
 pub(crate) struct Watch {
-    /// Name of the feed
+    /// Name of the feed, such as gslb/main
     feed: String,
-    /// A host's local API; the seeder's is asked when this is not given
+    /// HTTP API of a peer to watch instead of the seeder
     #[arg(long, value_name = "URL")]
     peer: Option<String>,
-    /// End after this many versions
+    /// Number of versions after which the command ends [default: unlimited]
     #[arg(long)]
     count: Option<u64>,
     /// Print a JSON line for each version
@@ -89,7 +103,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
     }
 }
 
-/// All of a file or of standard input, up to what a version may have.
+/// Reads a file or standard input, up to the largest size of a feed's version.
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
@@ -99,7 +113,10 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     };
     read.with_context(|| format!("cannot read {}", path.display()))?;
     if bytes.len() as u64 > FEED_BYTES_MAX {
-        bail!("{} has more than {FEED_BYTES_MAX} bytes: push it as a content", path.display());
+        bail!(
+            "{} has more than {FEED_BYTES_MAX} bytes, the most of a feed's version; distribute it with `shoal push`",
+            path.display()
+        );
     }
     Ok(bytes)
 }
@@ -144,7 +161,7 @@ fn show(args: &Show) -> anyhow::Result<Outcome> {
     let listing = listing(&args.seeder.client()?)?;
     let feeds = listing["feeds"].as_array().cloned().unwrap_or_default();
     let Some(row) = feeds.into_iter().find(|row| row["feed"] == args.feed) else {
-        bail!("the seeder knows no feed `{}`; see `shoal feed ls`", args.feed);
+        bail!("the seeder has no feed `{}`; `shoal feed ls` lists all feeds", args.feed);
     };
     if args.json {
         output::json(&row)?;
@@ -168,18 +185,23 @@ fn watch(args: &Watch) -> anyhow::Result<Outcome> {
     block_on(async {
         let mut lines = client.lines(&path).await?;
         let mut count = 0;
-        while let Some(told) = lines.next::<FeedVersion>().await? {
+        while let Some(version) = lines.next::<FeedVersion>().await? {
             if args.json {
-                output::json_line(&told)?;
+                output::json_line(&version)?;
             } else {
-                let text = told.text.as_deref().unwrap_or("");
-                output::line(&format!("{} {} bytes  {}", told.sequence, told.size, text.lines().next().unwrap_or("")));
+                let text = version.text.as_deref().unwrap_or("");
+                output::line(&format!(
+                    "{} {} bytes  {}",
+                    version.sequence,
+                    version.size,
+                    text.lines().next().unwrap_or("")
+                ));
             }
             count += 1;
             if args.count.is_some_and(|wanted| count >= wanted) {
                 return Ok(Outcome::Ok);
             }
         }
-        bail!("{} ended the stream", client.url())
+        bail!("{} closed the stream; run the command again", client.url())
     })
 }

@@ -1,14 +1,18 @@
-//! `shoal hosts`: the region's hosts.
+//! `shoal hosts`: the region's membership as the seeder knows it.
 
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use shoal_api::hosts::Host;
 use shoal_proto::membership::Presence;
 
-/// List the region's hosts
+/// List the region's hosts with role, state, labels and addresses
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal hosts
+  shoal hosts --json")]
 pub(crate) struct Args {
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -1,6 +1,8 @@
-//! `shoal limits`: what a node's links keep to, and other limits while it runs.
+//! `shoal limits`: shows and sets the rate limits of a running node.
+//!
+//! Invariant: `set` changes the named limits only. The other limits keep their values, unless `--reset` is given.
 
-use super::seeder::block_on;
+use super::seeder::{TOKEN_HINT, block_on};
 use super::{Outcome, output};
 use anyhow::Context;
 use serde_json::{Map, Value};
@@ -9,50 +11,59 @@ use shoal_service::http_server::AdminToken;
 use shoal_service::units::Rate;
 use std::path::PathBuf;
 
-/// Show or set a node's limits
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Show the limits of a peer or seeder, and where they come from
     Show(Show),
-    /// Set limits of a peer or seeder while it runs; a restart goes back to its configuration
     Set(Set),
 }
 
-/// Which node.
+/// The address of the node and the form of the output.
 #[derive(Debug, clap::Args)]
 struct NodeArgs {
-    /// The peer's or seeder's API
+    /// HTTP API of the peer or seeder
     #[arg(long, env = "SHOAL_NODE", default_value = "http://127.0.0.1:7701", value_name = "URL")]
     node: String,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
+/// Show the rate limits of a peer or seeder and their origin
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal limits show
+  shoal limits show --node http://10.0.0.7:7701 --json")]
 pub(crate) struct Show {
     #[command(flatten)]
     node: NodeArgs,
 }
 
+/// Set rate limits of a running peer or seeder until its restart
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal limits set --uplink-in '200 Mbit/s'
+  shoal limits set --uplink-in configured --rack-out unlimited
+  shoal limits set --reset")]
 pub(crate) struct Set {
-    /// Sent to other racks and seeders: a rate such as `200 Mbit/s`, `unlimited`, or `configured` for the configuration's
+    /// Rate sent to other racks and seeders: such as `200 Mbit/s`, `unlimited`, or `configured` for the rate of the
+    /// configuration
     #[arg(long, value_name = "RATE")]
     uplink_out: Option<String>,
-    /// Received from other racks and seeders
+    /// Rate received from other racks and seeders, with values as for --uplink-out
     #[arg(long, value_name = "RATE")]
     uplink_in: Option<String>,
-    /// Sent to rack peers
+    /// Rate sent to rack peers, with values as for --uplink-out
     #[arg(long, value_name = "RATE")]
     rack_out: Option<String>,
-    /// Received from rack peers
+    /// Rate received from rack peers, with values as for --uplink-out
     #[arg(long, value_name = "RATE")]
     rack_in: Option<String>,
-    /// Forget whatever was set before; alone, that is all
+    /// Clear every rate that was set before, then apply the given rates
     #[arg(long)]
     reset: bool,
-    /// The admin token the node checks
+    /// File with the admin token of the node
     #[arg(long, env = "SHOAL_TOKEN_FILE", default_value = "/etc/shoal/admin.token", value_name = "FILE")]
     token_file: PathBuf,
     #[command(flatten)]
@@ -77,9 +88,9 @@ fn set(args: &Set) -> anyhow::Result<Outcome> {
         ("rack_in", &args.rack_in),
     ];
     if !args.reset && changes.iter().all(|(_, rate)| rate.is_none()) {
-        anyhow::bail!("say what to set: --uplink-out, --uplink-in, --rack-out, --rack-in or --reset");
+        anyhow::bail!("no limit is given; add --uplink-out, --uplink-in, --rack-out, --rack-in or --reset");
     }
-    let token = AdminToken::load(&args.token_file).context("say which with --token-file")?;
+    let token = AdminToken::load(&args.token_file).context(TOKEN_HINT)?;
     let client = Client::new(&args.node.node, Some(token.secret().to_string()))?;
     let view: Value = block_on(async {
         let mut rates = Map::new();
@@ -117,11 +128,11 @@ fn print(view: &Value, json: bool) -> anyhow::Result<Outcome> {
         .collect();
     output::table(&["LIMIT", "NOW", "SET", "CONFIGURED"], &rows);
     if let Some(window) = view["window"].as_u64() {
-        output::line(&format!("window {} of the day is open", window + 1));
+        output::line(&format!("time window {} of the configuration is in effect", window + 1));
     }
     if let Some(yielding) = view["yield"].as_object() {
         output::line(&format!(
-            "yield: bulk out at most {}, in {}; the card sent {}, received {}",
+            "NIC yield limits bulk traffic to {} out and {} in (the network card sent {}, received {})",
             text(&yielding["bulk_out"]),
             text(&yielding["bulk_in"]),
             text(&yielding["nic_out"]),

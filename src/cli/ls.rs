@@ -1,14 +1,18 @@
-//! `shoal ls`: the contents a seeder holds.
+//! `shoal ls`: the contents in the seeder's store.
 
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use serde_json::Value;
 use shoal_service::units::ByteSize;
 
-/// List the contents a seeder holds
+/// List the contents in the seeder's store
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal ls
+  shoal ls --json")]
 pub(crate) struct Args {
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -1,7 +1,6 @@
-//! The command line: one file a command.
+//! The command line. Each command has a file or folder of its own.
 //!
-//! Exit codes: 0 done; 1 an error; 2 wrong usage; 3 the job ended and some hosts failed; 4 the job did not end in time or
-//! hosts are away; 130 interrupted.
+//! Invariant: the exit code of a command is one of those that `help` lists.
 
 mod backup;
 mod cluster;
@@ -10,6 +9,7 @@ mod config;
 mod containerd;
 mod demo;
 mod feed;
+mod help;
 mod hosts;
 mod limits;
 mod ls;
@@ -25,7 +25,7 @@ mod sim;
 mod status;
 mod versions;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Rack-aware peer-to-peer distribution of large files to CDN edges.
@@ -36,62 +36,64 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+impl Cli {
+    /// Parses the command line. Prints help or a usage error and ends the process when there is nothing to run.
+    pub(crate) fn parse_or_exit() -> Self {
+        let matches = help::command().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a whole region on this machine: push a file or directory through racks of real processes and verify it
     Demo(demo::Args),
-    /// Push a file, a directory or an image to hosts
     Push(push::Args),
-    /// Have hosts keep only their shares of an earlier version: a rack then holds it about once, not once a host
+    /// Reduce an earlier version to about one copy per rack: each host keeps a rack share
+    #[command(after_help = order::DEMOTE_EXAMPLES)]
     Demote(order::Args),
-    /// Have hosts hold a demoted version whole again, from their racks' shares, and switch it in
+    /// Restore a demoted version on every host from its rack's shares, and activate it
+    #[command(after_help = order::PROMOTE_EXAMPLES)]
     Promote(order::Args),
-    /// Switch a version in on hosts, batch by batch, and back when it is not well
     Rollout(Box<rollout::Args>),
-    /// Show which host is on which version of a name, and on which it should be
     Versions(versions::Args),
-    /// Pull images from their registry, once, and push them to hosts
     Prewarm(prewarm::Args),
-    /// Show how far jobs are
     Status(status::Args),
-    /// Publish and watch feeds: named sequences of small contents, of which the latest counts
+    /// Publish and watch feeds: named series of small versions of which only the newest counts
     #[command(subcommand)]
     Feed(feed::Command),
-    /// List the contents a seeder holds
     Ls(ls::Args),
-    /// List the region's hosts
     Hosts(hosts::Args),
-    /// Show or set what a node's links may carry
+    /// Show or set the rate limits of a node
     #[command(subcommand)]
     Limits(limits::Command),
-    /// Make a cluster's keys and its nodes' credentials
+    /// Create a cluster's keys and issue credentials to its nodes
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Send a host's containerd to the peer's registry mirror
+    /// Configure a host's containerd to pull from the mirror
     #[command(subcommand)]
     Containerd(containerd::Command),
-    /// Write a role's state to a file, while it runs or while it does not
     Backup(backup::Backup),
-    /// Make a role's state from a backup
     Restore(backup::Restore),
     /// Check or show a role's configuration
     #[command(subcommand)]
     Config(config::Command),
-    /// Run the hub: keeps completion reports
+    /// Run the hub, which stores completion reports
+    #[command(after_help = role::HUB_EXAMPLES)]
     Hub(role::Args),
-    /// Run a tracker: membership, liveness, folding of reports
+    /// Run a tracker, which keeps the membership and folds reports
+    #[command(after_help = role::TRACKER_EXAMPLES)]
     Tracker(role::Args),
-    /// Run a seeder: takes contents in and roots the lanes
+    /// Run a seeder, which ingests contents, signs announcements and runs jobs and rollouts
+    #[command(after_help = role::SEEDER_EXAMPLES)]
     Seeder(role::Args),
-    /// Run a peer: stores, relays, verifies, activates
+    /// Run a peer, which receives, verifies, forwards and activates contents
+    #[command(after_help = role::PEER_EXAMPLES)]
     Peer(role::Args),
-    /// Simulate a push to a region, of up to 100,000 hosts, with the very code the daemons run
     Sim(sim::Args),
-    /// Print a shell's completion script
     Completions(completions::Args),
 }
 
-/// What a command ends with, other than an error; of several, the greatest.
+/// How a command ends without an error. The order is by severity, so that several outcomes fold with `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     Ok,

@@ -1,22 +1,31 @@
-//! `shoal demote` and `shoal promote`: what becomes of a content that hosts have already.
+//! `shoal demote` and `shoal promote`: orders for a content that hosts already have.
+//!
+//! Invariant: both commands differ only in the order that the seeder announces.
 
-use super::Outcome;
 use super::progress::{Waiting, begun};
 use super::seeder::{SeederArgs, block_on};
+use super::{Outcome, help};
 use shoal_api::jobs::{JobAccepted, OrderRequest};
+
+pub(super) const DEMOTE_EXAMPLES: &str = "\
+Examples:
+  shoal demote edge/settings@41 --wait
+  shoal demote edge/settings@41 --to site=lon1";
+pub(super) const PROMOTE_EXAMPLES: &str = "\
+Examples:
+  shoal promote edge/settings@41 --wait
+  shoal promote edge/settings@41 --to rack=rack3 --wait --timeout 10m";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What was pushed, as NAME@VERSION or a content's id
+    /// Pushed version as NAME@VERSION, or the id of its content
     #[arg(value_name = "NAME@VERSION|CONTENT")]
     target: String,
-    /// On which hosts: all, or region=, site=, rack=, host= and labels joined by commas (and); repeat for or. Default: the
-    /// hosts it was pushed to
-    #[arg(long = "to", value_name = "SELECTOR")]
+    #[arg(long = "to", value_name = "SELECTOR", help = format!("{} [default: the hosts of the push]", help::TO))]
     to: Vec<String>,
     #[command(flatten)]
     waiting: Waiting,
-    /// Print JSON: the job, then with --wait a line at each change
+    /// Print JSON lines: the job, and with --wait the status at every change
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -1,19 +1,21 @@
-//! What commands print: tables, JSON, errors.
+//! Everything that commands print: results to standard output, notes and errors to standard error.
+//!
+//! Invariant: a closed output never fails a command.
 
 use serde::Serialize;
 use std::io::Write;
 
-/// Prints a line; a reader that went away is no error.
+/// Prints a line of the result.
 pub(crate) fn line(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    let _ = writeln!(std::io::stdout().lock(), "{text}"); // the reader may have closed the pipe
 }
 
 /// Prints a note that is not the command's result.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{text}"); // the reader may have closed the pipe
 }
 
-/// Prints an error and what led to it.
+/// Prints an error with its sources.
 pub(crate) fn error(error: &anyhow::Error) {
     note(&format!("shoal: {error:#}"));
 }
@@ -30,7 +32,7 @@ pub(crate) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints rows in columns as wide as need be.
+/// Prints rows in columns as wide as their longest cell.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -47,7 +49,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
     }
 }
 
-/// How long ago, in words.
+/// The age of a Unix time in seconds, such as `5m ago`.
 pub(crate) fn ago(unix: u64) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     match now.saturating_sub(unix) {

@@ -1,8 +1,10 @@
-//! `shoal prewarm`: has the seeder pull images once and push them to hosts before they are needed.
+//! `shoal prewarm`: the seeder pulls images once and distributes them before hosts need them.
+//!
+//! Invariant: without `--batch` an image is an ordinary push. With `--batch` it is a staged push and a rollout.
 
 use super::progress::Waiting;
 use super::seeder::{SeederArgs, block_on};
-use super::{Outcome, output, rollout};
+use super::{Outcome, help, output, rollout};
 use shoal_api::images::{ResolvedBlob, ResolvedImage};
 use shoal_api::jobs::{ImageRequest, JobAccepted, JobStatus, PushRequest};
 use shoal_api::rollouts::{Amount, RollbackMode, RolloutAccepted, RolloutSpec};
@@ -11,39 +13,43 @@ use shoal_service::http_client::Client;
 use shoal_service::units::{ByteSize, Span};
 use std::path::PathBuf;
 
-/// Pull images from their registry, once, and push them to hosts
+/// Pull images once at the seeder, distribute them, and have containerd on every host unpack them
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal prewarm registry.example:5000/lab/app:v1 --to all --wait
+  shoal prewarm registry.example:5000/lab/app:v1 --to site=lon1 --dry-run
+  shoal prewarm registry.example:5000/lab/app:v1 --to all --batch 1,25%,100% --per-rack 1 --wait")]
 pub(crate) struct Args {
-    /// Images as containerd will ask for them, e.g. registry.example:5000/lab/app:v1
+    /// References under which containerd pulls the images, such as registry.example:5000/lab/app:v1
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// For which hosts: all, or region=, site=, rack=, host= and labels joined by commas (and); repeat for or
-    #[arg(long = "to", required = true, value_name = "SELECTOR")]
+    #[arg(long = "to", required = true, value_name = "SELECTOR", help = help::TO)]
     to: Vec<String>,
-    /// Which platform: os/arch, os/arch/variant or all. Default: Linux on the seeder's processor
+    /// Platform of the images: os/arch, os/arch/variant or all [default: linux on the seeder's processor]
     #[arg(long)]
     platform: Option<String>,
-    /// Warm batch by batch once all have the data: hosts that are warm after each batch, as for rollout
+    /// Unpack batch by batch after all hosts have stored the image. Values as for `shoal rollout`
     #[arg(long, value_delimiter = ',', value_name = "N|N%,...")]
     batch: Vec<Amount>,
-    /// With --batch: hosts of a rack that may be warming at a time [default: 1]
+    /// With --batch: number of hosts of one rack that may unpack at the same time [default: 1]
     #[arg(long, requires = "batch")]
     per_rack: Option<u32>,
-    /// With --batch: number or percentage of failed hosts to tolerate; more stop it [default: 0]
+    /// With --batch: number or percentage of failed hosts at which the rollout still continues [default: 0]
     #[arg(long, requires = "batch", value_name = "N|N%")]
     max_failures: Option<Amount>,
-    /// With --batch: how long all must be well after each batch [default: 10s]
+    /// With --batch: time for which all hosts must stay healthy after each batch [default: 10s]
     #[arg(long, requires = "batch")]
     soak: Option<Span>,
-    /// With --batch: how long all of it may take [default: as long as it takes]
+    /// With --batch: time after which the rollout fails [default: none]
     #[arg(long, requires = "batch")]
     deadline: Option<Span>,
-    /// Say what would be pulled, and for how many hosts, and do nothing
+    /// Print what the seeder would pull and for how many hosts, and change nothing
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
     #[command(flatten)]
     waiting: Waiting,
-    /// Print JSON: a line for each job (or with --dry-run image), then with --wait one at each change
+    /// Print JSON lines: one for each job or dry-run image, and with --wait the status at every change
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -65,20 +71,20 @@ impl Args {
     }
 }
 
-/// Pushes the images, and has them warmed by rollouts.
+/// Pushes the images staged, and prewarms them in batches with rollouts.
 async fn in_batches(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
     let mut rollouts = Vec::new();
     for image in &args.images {
         let pushed: JobAccepted = client.post("/v1/push", &args.request(image)).await?;
         let job: JobStatus = client.get(&format!("/v1/jobs/{}", pushed.job)).await?;
         let mut spec = RolloutSpec::new(&job.name, &job.version, args.to.clone());
-        // A warm image harms nobody: what went well stays.
+        // A prewarmed image is harmless, so a failure elsewhere does not undo it.
         (spec.kind, spec.rollback, spec.batch) = (Kind::Image, RollbackMode::Manual, args.batch.clone());
         spec.per_rack = args.per_rack.unwrap_or(spec.per_rack);
         spec.max_failures = args.max_failures.unwrap_or(spec.max_failures);
         spec.soak = args.soak.unwrap_or(spec.soak);
         spec.deadline = args.deadline;
-        // Unpacking takes its time.
+        // containerd may unpack a large image for many minutes.
         spec.switch_timeout = Span::seconds(3600);
         let begun: RolloutAccepted = client.post("/v1/rollouts", &spec).await?;
         if args.json {
@@ -121,23 +127,28 @@ async fn dry_run(args: &Args, client: &Client) -> anyhow::Result<Outcome> {
             output::json_line(&resolved)?;
             continue;
         }
-        let size = |held: bool| {
-            let of = resolved.blobs.iter().filter(|blob| blob.stored == held);
+        let size = |stored: bool| {
+            let of = resolved.blobs.iter().filter(|blob| blob.stored == stored);
             ByteSize(of.map(|blob| blob.size).sum()).rounded().to_string()
         };
         output::line(&format!("{} is {}", resolved.reference, resolved.root));
-        output::line(&format!("  {} to pull, {} here already, for {} hosts", size(false), size(true), resolved.hosts));
+        output::line(&format!(
+            "  {} to pull, {} already stored, for {} hosts",
+            size(false),
+            size(true),
+            resolved.hosts
+        ));
         let row = |blob: &ResolvedBlob| {
-            let held = if blob.stored { "here" } else { "pull" };
+            let state = if blob.stored { "stored" } else { "pull" };
             vec![
                 blob.digest.to_string(),
                 ByteSize(blob.size).rounded().to_string(),
-                held.into(),
+                state.into(),
                 blob.media_type.clone(),
             ]
         };
         let rows: Vec<Vec<String>> = resolved.blobs.iter().map(row).collect();
-        output::table(&["BLOB", "SIZE", "", "TYPE"], &rows);
+        output::table(&["BLOB", "SIZE", "STATE", "TYPE"], &rows);
     }
     Ok(Outcome::Ok)
 }

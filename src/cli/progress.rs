@@ -1,4 +1,6 @@
-//! Shows a job as it goes: bars on a terminal, plain lines elsewhere, JSON lines for programs.
+//! Follows a job and shows its progress: bars on a terminal, lines elsewhere, JSON lines for programs.
+//!
+//! Invariant: progress goes to standard error. Only summaries and JSON go to standard output.
 
 use super::{Outcome, output};
 use anyhow::bail;
@@ -12,7 +14,7 @@ use shoal_service::units::{ByteSize, Span};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// How to show it.
+/// The form in which progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Display {
     Bars,
@@ -22,7 +24,7 @@ pub(crate) enum Display {
 }
 
 impl Display {
-    /// JSON where that is asked for; else bars on a terminal, lines elsewhere.
+    /// Returns JSON lines if requested, else bars on a terminal and lines elsewhere.
     pub(crate) fn new(json: bool) -> Self {
         match std::io::stderr().is_terminal() {
             _ if json => Self::JsonLines,
@@ -32,19 +34,19 @@ impl Display {
     }
 }
 
-/// Whether a command stays until what it began has ended.
+/// Whether and how long a command waits for the jobs that it started.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Waiting {
     /// Wait until every host is done or has failed
     #[arg(long)]
     wait: bool,
-    /// How long to wait
+    /// Time after which --wait ends with exit code 4
     #[arg(long, default_value = "1h", requires = "wait")]
     timeout: Span,
 }
 
 impl Waiting {
-    /// Follows what was begun, one after another, if that is asked for; gives the worst that any ended with.
+    /// With `--wait`, follows the started jobs or rollouts one after another. Returns the worst outcome.
     pub(crate) async fn for_each<T>(
         &self,
         begun: &[T],
@@ -60,14 +62,14 @@ impl Waiting {
         Ok(worst)
     }
 
-    /// The same with jobs.
+    /// Like `for_each`, for jobs.
     pub(crate) async fn for_jobs(&self, client: &Client, jobs: &[JobId], json: bool) -> anyhow::Result<Outcome> {
         let one = async |job: &JobId, left| Ok(follow(client, job, Display::new(json), left).await?.0);
         self.for_each(jobs, one).await
     }
 }
 
-/// Says which job was begun, and waits for its end if that is asked for.
+/// Prints the id of a started job. With `--wait`, follows the job to its end.
 pub(crate) async fn begun(
     client: &Client,
     pushed: &JobAccepted,
@@ -82,10 +84,16 @@ pub(crate) async fn begun(
     waiting.for_jobs(client, std::slice::from_ref(&pushed.job), json).await
 }
 
-/// Plain lines come at most this often.
+/// Racks that have a bar. A larger number does not fit on a terminal.
+const RACKS_SHOWN: usize = 32;
+/// Least interval between two lines of one phase.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
-/// Follows a job to its end; gives the outcome and the last status.
+/// Follows a job to its end or to the timeout. Returns the outcome and the last status.
+///
+/// # Errors
+///
+/// The seeder is unreachable, or the job failed before it was distributed.
 pub(crate) async fn follow(
     client: &Client,
     job: &JobId,
@@ -118,12 +126,17 @@ pub(crate) async fn follow(
         },
         _ = tokio::signal::ctrl_c() => {
             view.clear();
-            output::note("the job goes on; `shoal status` shows it");
-            return Ok((Outcome::Interrupted, last.map_or_else(|| bail!("nothing was heard of the job"), Ok)?));
+            output::note("the job continues; `shoal status` shows its progress");
+            let Some(status) = last else {
+                bail!("the seeder has sent no status of job {job} yet; `shoal status {job}` shows its progress");
+            };
+            return Ok((Outcome::Interrupted, status));
         }
     };
     view.clear();
-    let Some(status) = last else { bail!("the seeder ended the stream without a word") };
+    let Some(status) = last else {
+        bail!("the seeder sent no status of job {job}; `shoal status {job}` shows its progress")
+    };
     if status.phase == JobPhase::Failed {
         bail!("{} {}: {}", status.name, status.version, status.error);
     }
@@ -140,7 +153,7 @@ pub(crate) async fn follow(
     Ok((outcome, status))
 }
 
-/// Payload by source, in words.
+/// The bytes received by tier, without empty tiers.
 pub(crate) fn tiers(tiers: &TierBytes) -> String {
     let parts = [
         ("local", tiers.local),
@@ -157,25 +170,25 @@ pub(crate) fn tiers(tiers: &TierBytes) -> String {
     shown.join(", ")
 }
 
-/// What hosts are that have done all a job asks of them.
-fn done_word(status: &JobStatus) -> &'static str {
-    if status.kind == Kind::Image { "warm" } else { "active" }
+/// The state of a host that has completed a push.
+fn done_state(status: &JobStatus) -> &'static str {
+    if status.kind == Kind::Image { "prewarmed" } else { "active" }
 }
 
-/// What is left to say when a job has ended.
+/// Prints a job's totals, its racks, and the hosts that failed or are away.
 pub(crate) fn summary(status: &JobStatus) {
     let HostTotals { hosts, has, active, failed, away, .. } = status.totals();
     let (done, what) = match status.order {
         Some(Order::Demote) => (active, "demoted"),
-        _ if status.staged => (has, "hold it, staged"),
-        _ => (active, done_word(status)),
+        _ if status.staged => (has, "staged"),
+        _ => (active, done_state(status)),
     };
-    let held = match status.totals().stored {
+    let stored = match status.totals().stored {
         0 => String::new(),
-        held => format!("{held} stored, "),
+        stored => format!("{stored} stored, "),
     };
     output::line(&format!(
-        "{} {}: {done} of {hosts} hosts {what}, {held}{failed} failed, {away} away; {} in {:.1} s",
+        "{} {}: {done} of {hosts} hosts {what}, {stored}{failed} failed, {away} away ({} in {:.1} s)",
         status.name,
         status.version,
         ByteSize(status.size).rounded(),
@@ -201,7 +214,8 @@ pub(crate) fn summary(status: &JobStatus) {
 struct View {
     display: Display,
     bars: Option<(MultiProgress, ProgressBar, Vec<ProgressBar>)>,
-    said: Option<(Instant, JobPhase)>,
+    /// Time and phase of the last printed line.
+    printed: Option<(Instant, JobPhase)>,
 }
 
 impl View {
@@ -211,7 +225,7 @@ impl View {
             let head = all.add(ProgressBar::no_length());
             (all, head, Vec::new())
         });
-        Self { display, bars, said: None }
+        Self { display, bars, printed: None }
     }
 
     fn show(&mut self, status: &JobStatus) -> anyhow::Result<()> {
@@ -223,10 +237,10 @@ impl View {
                 Ok(())
             }
             Display::Lines => {
-                let due = self.said.is_none_or(|(at, phase)| at.elapsed() >= LINE_EVERY || phase != status.phase);
+                let due = self.printed.is_none_or(|(at, phase)| at.elapsed() >= LINE_EVERY || phase != status.phase);
                 if due {
-                    self.said = Some((Instant::now(), status.phase));
-                    output::note(&sentence(status));
+                    self.printed = Some((Instant::now(), status.phase));
+                    output::note(&progress_line(status));
                 }
                 Ok(())
             }
@@ -237,11 +251,11 @@ impl View {
         let Some((all, head, racks)) = &mut self.bars else { return };
         let (done, total) = measure(status);
         head.set_style(style("{prefix:<12} {bar:30} {percent:>3}% {msg}"));
-        head.set_prefix(word(status.phase));
+        head.set_prefix(phase_name(status.phase));
         head.set_length(total.max(1));
         head.set_position(done);
         head.set_message(details(status));
-        for (place, rack) in status.racks.iter().enumerate().take(32) {
+        for (place, rack) in status.racks.iter().enumerate().take(RACKS_SHOWN) {
             if racks.len() <= place {
                 racks.push(all.add(ProgressBar::no_length()));
                 racks[place].set_style(style("  {prefix:<24} {bar:16} {percent:>3}% {msg}"));
@@ -250,8 +264,8 @@ impl View {
             bar.set_prefix(rack.rack.clone());
             bar.set_length((u64::from(rack.hosts) * u64::from(status.pieces)).max(1));
             bar.set_position(rack.pieces);
-            let word = done_word(status);
-            bar.set_message(format!("{}/{} {word}  {}", rack.active, rack.hosts, tiers(&rack.tiers)));
+            let state = done_state(status);
+            bar.set_message(format!("{}/{} {state}  {}", rack.active, rack.hosts, tiers(&rack.tiers)));
         }
     }
 
@@ -259,7 +273,7 @@ impl View {
         if let Some((all, head, racks)) = &self.bars {
             head.finish_and_clear();
             racks.iter().for_each(ProgressBar::finish_and_clear);
-            let _ = all.clear();
+            let _ = all.clear(); // a closed terminal has nothing to clear
         }
     }
 }
@@ -268,7 +282,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Done and total, in the unit of the phase.
+/// Done and total: bytes while the seeder ingests, pieces while hosts receive.
 fn measure(status: &JobStatus) -> (u64, u64) {
     if matches!(status.phase, JobPhase::Pulling | JobPhase::Ingesting | JobPhase::Waiting) {
         return (status.ingested, status.size);
@@ -282,22 +296,22 @@ fn details(status: &JobStatus) -> String {
         return format!("{} of {}", ByteSize(status.ingested).rounded(), ByteSize(status.size).rounded());
     }
     let HostTotals { hosts, active, failed, .. } = status.totals();
-    let eta = status.eta_s.map_or_else(String::new, |eta| format!(", {eta:.0} s to go"));
+    let eta = status.eta_s.map_or_else(String::new, |eta| format!(", {eta:.0} s left"));
     let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
     format!("{active}/{hosts} hosts{failed}{eta}  {}", tiers(&status.tiers))
 }
 
-fn sentence(status: &JobStatus) -> String {
+fn progress_line(status: &JobStatus) -> String {
     let (done, total) = measure(status);
     let percent = if total == 0 { 0.0 } else { done as f64 * 100.0 / total as f64 };
-    let phase = word(status.phase);
+    let phase = phase_name(status.phase);
     format!("{} {} {phase} {percent:.0}%  {}", status.name, status.version, details(status))
 }
 
-fn word(phase: JobPhase) -> &'static str {
+fn phase_name(phase: JobPhase) -> &'static str {
     match phase {
         JobPhase::Pulling => "pulling",
-        JobPhase::Ingesting => "reading",
+        JobPhase::Ingesting => "ingesting",
         JobPhase::Waiting => "waiting",
         JobPhase::Distributing => "distributing",
         JobPhase::Done => "done",

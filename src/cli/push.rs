@@ -1,42 +1,51 @@
-//! `shoal push`: hands a path to the seeder, and shows how it goes.
+//! `shoal push`: asks the seeder to ingest a path and distribute it, and follows the job.
+//!
+//! Invariant: the seeder reads the path, so the command sends an absolute one.
 
-use super::Outcome;
 use super::progress::{Waiting, begun};
 use super::seeder::{SeederArgs, block_on};
+use super::{Outcome, help};
 use anyhow::bail;
 use shoal_api::jobs::{ImageRequest, JobAccepted, PushRequest};
 use shoal_proto::announcement::Kind;
 use std::path::PathBuf;
 
-/// Push a file, a directory or an image to hosts
+/// Distribute a file, a directory or an image to hosts and activate it
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal push ./settings --name edge/settings --version 42 --kind config --to site=lon1 --wait
+  shoal push app.tar --kind image --to all --wait --timeout 30m
+  shoal push ./release --name edge/app --version 7 --to all --stage
+
+`shoal rollout edge/app@7 --to all` activates a version pushed with --stage.")]
 pub(crate) struct Args {
-    /// File or directory on the seeder's machine; with --kind image an OCI layout (folder or tar) or an archive of `docker save`
+    /// File or directory on the seeder's machine. With --kind image: an OCI layout (folder or tar file), or the
+    /// output of `docker save`
     path: PathBuf,
-    /// Name of the content, e.g. edge-config or gslb/main; an image's is made from its own if left out
+    /// Name of the content, such as edge/settings. Required, except that an image can supply its own
     #[arg(long)]
     name: Option<String>,
-    /// Its version; an image's is its tag if left out
+    /// Version of the content. Required, except that an image can supply its tag
     #[arg(long)]
     version: Option<String>,
-    /// What it is for: gslb, config, image or blob
+    /// Kind: gslb, config, image or blob. The kind sets the priority on links
     #[arg(long, default_value = "blob")]
     kind: Kind,
-    /// For which hosts: all, or region=, site=, rack=, host= and labels joined by commas (and); repeat for or
-    #[arg(long = "to", required = true, value_name = "SELECTOR")]
+    #[arg(long = "to", required = true, value_name = "SELECTOR", help = help::TO)]
     to: Vec<String>,
-    /// Only put the data on the hosts: a rollout switches it in
+    /// Distribute without activation. `shoal rollout` activates the version later
     #[arg(long)]
     stage: bool,
-    /// The image's name, as containerd will ask for it; needed if the files say none, or several
+    /// Reference under which containerd pulls the image. Required if the files name no image or several
     #[arg(long = "ref", value_name = "IMAGE")]
     reference: Option<String>,
-    /// Which platform of the image: os/arch, os/arch/variant or all. Default: Linux on the seeder's processor
+    /// Platform of the image: os/arch, os/arch/variant or all [default: linux on the seeder's processor]
     #[arg(long)]
     platform: Option<String>,
     #[command(flatten)]
     waiting: Waiting,
-    /// Print JSON: the job, then with --wait a line at each change
+    /// Print JSON lines: the job, and with --wait the status at every change
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -46,10 +55,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let is_image = args.kind == Kind::Image;
     if !is_image && (args.name.is_none() || args.version.is_none()) {
-        bail!("give it a --name and a --version; only an image has its own");
+        bail!("a push of kind {} needs --name and --version; add both", args.kind);
     }
     if !is_image && (args.reference.is_some() || args.platform.is_some()) {
-        bail!("--ref and --platform are for --kind image");
+        bail!("--ref and --platform apply to images only; add --kind image or remove them");
     }
     let client = args.seeder.client()?;
     // The seeder does not share our working directory.

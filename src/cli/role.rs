@@ -1,4 +1,6 @@
-//! `shoal hub | tracker | seeder | peer`: runs a role until it is told to stop.
+//! `shoal hub | tracker | seeder | peer`: runs a role until a signal or the end of standard input stops it.
+//!
+//! Invariant: the ready file appears only after the role listens on all its addresses.
 
 use super::Outcome;
 use super::config::{Role, read};
@@ -11,25 +13,32 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-/// How to run a role.
+pub(super) const HUB_EXAMPLES: &str = "Examples:\n  shoal hub --config /etc/shoal/hub.toml";
+pub(super) const TRACKER_EXAMPLES: &str = "Examples:\n  shoal tracker --config /etc/shoal/tracker.toml";
+pub(super) const SEEDER_EXAMPLES: &str = "Examples:\n  shoal seeder --config /etc/shoal/seeder.toml --log-format json";
+pub(super) const PEER_EXAMPLES: &str = "\
+Examples:
+  shoal peer --config /etc/shoal/peer.toml
+  shoal peer --config /etc/shoal/peer.toml --set 'quota=\"50 GiB\"' --log info,shoal_net=debug";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The TOML file. `SHOAL_<ROLE>_<KEY>` in the environment and --set go over it
+    /// TOML configuration file. Environment variables `SHOAL_<ROLE>_<KEY>` and --set take precedence
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Set a key, as KEY=VALUE; dots go into tables
+    /// Set one configuration key. Dots separate tables, as in node.min_free=0
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// How log lines look
+    /// Format of log lines
     #[arg(long, default_value = "text", env = "SHOAL_LOG_FORMAT")]
     log_format: LogFormat,
-    /// What is logged: a level, or a list such as info,shoal_net=debug
+    /// Log level, or a list of levels by module such as info,shoal_net=debug
     #[arg(long, default_value = "info", env = "SHOAL_LOG")]
     log: String,
-    /// Write the addresses in use to this file, as JSON, once the role runs
+    /// File to which the role writes its addresses as JSON once it listens on them
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
-    /// Stop when standard input ends: for a parent that must not leave this process behind
+    /// Stop when standard input ends, so that the process does not outlive its parent
     #[arg(long)]
     exit_with_stdin: bool,
 }
@@ -38,19 +47,20 @@ pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
     logs::init(args.log_format, &args.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // Half of the machine: the rest is for hashing, for the disk, and for what the host is there for.
+        // Half of the cores. The other half is for hashing, disk IO and the host's own service.
         .worker_threads(std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 8)))
         .max_blocking_threads(24)
         .thread_stack_size(1024 * 1024)
         .build()?;
     runtime.block_on(async {
-        let token = on_signals().context("cannot listen for signals")?;
+        let token = on_signals().context("cannot install handlers for SIGINT and SIGTERM")?;
         if args.exit_with_stdin {
             watch_stdin(token.clone());
         }
         let (ended, addrs) = start(role, args, token).await?;
         if let Some(path) = &args.ready_file {
-            write_ready(path, &addrs).with_context(|| format!("cannot write {}", path.display()))?;
+            write_ready(path, &addrs)
+                .with_context(|| format!("cannot write the ready file {}; check --ready-file", path.display()))?;
         }
         ended.await?;
         tracing::info!("stopped");
@@ -58,7 +68,7 @@ pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
     })
 }
 
-/// Ends when the role has stopped.
+/// Completes when the role has stopped.
 type Ended = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
 
 fn until_stopped(mut tasks: Tasks) -> Ended {
@@ -69,7 +79,7 @@ fn until_stopped(mut tasks: Tasks) -> Ended {
     })
 }
 
-/// Starts a role; gives its end and the addresses in use.
+/// Starts a role. Returns a future that completes with the role, and the addresses in use.
 async fn start(role: Role, args: &Args, token: CancellationToken) -> anyhow::Result<(Ended, Value)> {
     let (file, set) = (args.config.as_ref(), &args.set[..]);
     Ok(match role {
@@ -94,14 +104,14 @@ async fn start(role: Role, args: &Args, token: CancellationToken) -> anyhow::Res
     })
 }
 
-/// Puts the file there in one step, so that a reader never sees half of it.
+/// Writes the file with a rename, so that a reader never sees half of it.
 fn write_ready(path: &Path, addrs: &Value) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
     fs::write(&temporary, addrs.to_string())?;
     fs::rename(&temporary, path)
 }
 
-/// Cancels when standard input ends. A thread, since a blocked read would hold up the runtime's end.
+/// Cancels the token when standard input ends. A thread reads, because a blocked read delays the end of a runtime.
 fn watch_stdin(token: CancellationToken) {
     std::thread::spawn(move || {
         let mut stdin = std::io::stdin().lock();

@@ -1,30 +1,38 @@
-//! How commands reach the seeder's API.
+//! The client of the seeder's HTTP API that most commands share.
 
 use anyhow::Context;
 use shoal_service::http_client::Client;
 use shoal_service::http_server::AdminToken;
 use std::path::PathBuf;
 
-/// Which seeder, and how to be let in.
+/// What to do when the admin token is missing.
+pub(crate) const TOKEN_HINT: &str = "no admin token; name its file with --token-file or SHOAL_TOKEN_FILE";
+
+/// Address of the seeder and the token that it requires.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Seeder")]
 pub(crate) struct SeederArgs {
-    /// The seeder's API
+    /// HTTP API of the seeder
     #[arg(long, env = "SHOAL_SEEDER", default_value = "http://127.0.0.1:7721", value_name = "URL")]
     pub(crate) seeder: String,
-    /// The cluster's admin token
+    /// File with the cluster's admin token
     #[arg(long, env = "SHOAL_TOKEN_FILE", default_value = "/etc/shoal/admin.token", value_name = "FILE")]
     pub(crate) token_file: PathBuf,
 }
 
 impl SeederArgs {
-    /// A client that shows the token.
+    /// Returns a client that sends the token with every request.
+    ///
+    /// # Errors
+    ///
+    /// The token file is unreadable, or the URL is invalid.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        let token = AdminToken::load(&self.token_file).context("say which with --token-file")?;
+        let token = AdminToken::load(&self.token_file).context(TOKEN_HINT)?;
         Ok(Client::new(&self.seeder, Some(token.secret().to_string()))?)
     }
 }
 
-/// Runs a command's one piece of asynchronous work.
+/// Runs a command's asynchronous work on a runtime of one thread.
 pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }

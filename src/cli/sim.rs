@@ -1,4 +1,6 @@
-//! `shoal sim`: a push to a region in virtual time.
+//! `shoal sim`: simulates a push to a region in virtual time.
+//!
+//! Invariant: the same options print the same figures and digest on every machine.
 
 use super::{Outcome, output};
 use anyhow::Context;
@@ -12,33 +14,41 @@ use shoal_sim::run::{Figures, Scenario, run as simulate};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Below this many deliveries every rule is watched unless said otherwise.
+/// Below this number of deliveries every invariant is checked without `--check`.
 const CHECKED_BELOW: u64 = 1_000_000;
 
+/// Simulate a push to a region of up to 100,000 hosts with the core of the real daemons
 #[derive(Debug, Parser)]
+#[command(after_help = "\
+Examples:
+  shoal sim
+  shoal sim --racks 100 --hosts 40 --pieces 512 --plot region.svg
+  shoal sim --racks 8 --faults crash:10%@40%,slow --seed 7 --json
+
+Exit code 4: a host that is neither dead nor slow to the end was incomplete after --limit.")]
 pub(crate) struct Args {
-    /// Racks
+    /// Number of racks
     #[arg(long, default_value_t = 4)]
     racks: u32,
-    /// Hosts in each rack
+    /// Number of hosts in each rack
     #[arg(long, default_value_t = 4)]
     hosts: u32,
-    /// Sites the racks are spread over
+    /// Number of sites. The racks are spread evenly over the sites
     #[arg(long, default_value_t = 1)]
     sites: u32,
-    /// Pieces of the content
+    /// Number of pieces of the content
     #[arg(long, default_value_t = 1024)]
     pieces: u32,
-    /// Length of a piece
+    /// Size of a piece
     #[arg(long, default_value = "256 KiB")]
     piece_size: ByteSize,
-    /// Parity shards in a stripe of 16 pieces
+    /// Number of parity shards in a stripe of 16 pieces
     #[arg(long, default_value_t = 4)]
     parity: u8,
-    /// Rate of each rack's uplink, each way; a bare number is Mbit/s
+    /// Rate of each rack's uplink in each direction. A number without a unit is in Mbit/s
     #[arg(long, default_value = "200 Mbit/s")]
     uplink: Rate,
-    /// Rate of the seeder's link
+    /// Rate of the seeder's link in each direction
     #[arg(long, default_value = "400 Mbit/s")]
     seeder_rate: Rate,
     /// Rate of each host's network card
@@ -50,38 +60,41 @@ pub(crate) struct Args {
     /// Rate of each site's link to the others
     #[arg(long, default_value = "unlimited")]
     site_uplink: Rate,
-    /// One-way latency between racks; within a rack it is a quarter
+    /// One-way latency between racks. The latency within a rack is a quarter of the value
     #[arg(long, default_value = "200us")]
     latency: Span,
-    /// Sites, racks and rates from a TOML file, instead of the options above
-    #[arg(long, conflicts_with_all = ["racks", "hosts", "sites", "uplink", "seeder_rate", "nic", "disk", "site_uplink", "latency"])]
+    /// TOML file with sites, racks and rates, instead of the options above
+    #[arg(long, conflicts_with_all = ["racks", "hosts", "sites", "uplink", "seeder_rate", "nic", "disk", "site_uplink",
+        "latency"])]
     topology: Option<PathBuf>,
-    /// What goes wrong: `KIND[:WHO][=RATE][@WHEN][+SPAN]`, with commas between, for instance `crash:10%@40%,slow,seeder@out`
+    /// Faults: `KIND[:WHO][=RATE][@WHEN][+SPAN]`, joined by commas, such as `crash:10%@40%,slow,seeder@out`
     ///
-    /// Kinds: crash, slow, uplink, seeder, tracker, flap, corrupt, stale, uneven. WHO: a number of hosts, a part such as
-    /// 10%, `owners` (one host of each rack), RACK/HOST; for uplink the rack. RATE: what is left of a rate, such as 1%.
-    /// WHEN: a time such as 2s, a part of the least possible makespan such as 40%, `out` (all has left the seeder), or
-    /// `demoted` (the push is over, its faults have ended, and every rack has demoted the content, which is then promoted).
+    /// KIND is crash, slow, uplink, seeder, tracker, flap, corrupt, stale or uneven.
+    /// WHO is a number of hosts, a part such as 10%, `owners` (one host of each rack) or RACK/HOST. For uplink, WHO is
+    /// the rack. RATE is the rate that is left, such as 1%.
+    /// WHEN is a time such as 2s, a part of the least possible makespan such as 40%, `out` or `demoted`. At `out` every
+    /// byte has left the seeder. At `demoted` the push and its faults are over, and every rack has demoted the content,
+    /// which is then promoted.
     #[arg(long, default_value = "", value_name = "SPEC", hide_default_value = true)]
     faults: String,
-    /// Decides who is hit
+    /// Seed of all random choices, such as the hosts that faults hit
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Virtual time after which it is over
+    /// Virtual time after which the simulation ends
     #[arg(long, default_value = "1h")]
     limit: Span,
-    /// Watch every rule at every step, however large the region
+    /// Check every invariant at every step. Automatic below a million deliveries
     #[arg(long)]
     check: bool,
-    /// Draw completion curves and a heat map of racks
+    /// SVG file for completion curves and a heat map of racks
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// A topology file.
+/// The file of `--topology`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Topology {
@@ -92,18 +105,18 @@ struct Topology {
     near: Span,
     #[serde(default = "far")]
     far: Span,
-    /// Uplink rates are told to the tracker.
+    /// Whether the tracker knows the uplink rates.
     #[serde(default)]
     declared: bool,
-    rack: Vec<RackRow>,
+    rack: Vec<RackForm>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RackRow {
+struct RackForm {
     #[serde(default = "site")]
     site: String,
-    /// How many such racks.
+    /// Number of racks of this form.
     #[serde(default = "one")]
     count: u32,
     hosts: u32,
@@ -138,7 +151,7 @@ fn one() -> u32 {
     1
 }
 
-/// What is printed.
+/// The figures of a run, and the cost of the run itself.
 #[derive(Debug, Serialize)]
 struct Summary {
     #[serde(flatten)]
@@ -149,25 +162,26 @@ struct Summary {
     peak_rss_bytes: u64,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+/// Checks the options and makes the scenario of them.
+fn scenario(args: &Args) -> anyhow::Result<Scenario> {
     let layout = match &args.topology {
-        Some(path) => read(path).with_context(|| format!("topology {}", path.display()))?,
+        Some(path) => read(path).with_context(|| format!("cannot read the topology {}", path.display()))?,
         None => layout(args),
     };
     let hosts = layout.hosts();
-    anyhow::ensure!(hosts > 0, "a region of no hosts has nothing to show");
-    anyhow::ensure!(hosts < 1_000_000, "{hosts} hosts are more than a region takes");
-    anyhow::ensure!(args.pieces > 0, "--pieces: at least 1");
+    anyhow::ensure!(hosts > 0, "the region has no hosts; set --racks and --hosts to at least 1");
+    anyhow::ensure!(hosts < 1_000_000, "{hosts} hosts are too many; a simulated region has fewer than 1,000,000");
+    anyhow::ensure!(args.pieces > 0, "--pieces 0 is invalid; set at least 1");
     let piece_bytes = u32::try_from(args.piece_size.0).ok().filter(|bytes| (1..=64 << 20).contains(bytes));
-    let piece_bytes = piece_bytes.context("--piece-size: 1 B to 64 MiB")?;
-    anyhow::ensure!(args.parity <= 16, "--parity: at most 16");
+    let piece_bytes = piece_bytes.context("--piece-size is out of range; set 1 B to 64 MiB")?;
+    anyhow::ensure!(args.parity <= 16, "--parity {} is invalid; set at most 16", args.parity);
     let zero = layout.racks.iter().any(|rack| rack.uplink == 0 || rack.nic == 0 || rack.disk == 0);
     anyhow::ensure!(
         !zero && layout.seeder > 0 && layout.site_uplink > 0,
-        "a rate of 0 never ends; `--faults uplink` cuts"
+        "a rate is 0, so the push never ends; use --faults uplink to cut a link"
     );
     let deliveries = u64::from(hosts) * u64::from(args.pieces);
-    let scenario = Scenario {
+    Ok(Scenario {
         layout,
         pieces: args.pieces,
         piece_bytes,
@@ -176,7 +190,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         seed: args.seed,
         limit: args.limit.0,
         checked: args.check || deliveries < CHECKED_BELOW,
-    };
+    })
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let scenario = scenario(args)?;
+    let hosts = scenario.layout.hosts();
     let bar = indicatif::ProgressBar::new(1000);
     bar.set_style(indicatif::ProgressStyle::with_template(
         "{bar:40} {percent}% of pieces delivered, {elapsed}, {eta} left",
@@ -246,29 +265,36 @@ fn print(summary: &Summary) {
     let figures = &summary.figures;
     let lost = match (figures.dead, figures.slow) {
         (0, 0) => String::new(),
-        (dead, slow) => format!(", {dead} dead, {slow} too slow to wait for"),
+        (dead, slow) => format!(", {dead} dead, {slow} slow to the end and not counted"),
     };
     output::line(&format!("{} of {} hosts complete{lost}", figures.complete, figures.hosts));
     output::line(&format!(
-        "makespan {:.3} s, {:.3} of the bound ({:.3} s); half by {:.3} s, 99 % by {:.3} s",
+        "makespan {:.3} s, {:.3} by the bound ({:.3} s), half of the hosts after {:.3} s, 99 % after {:.3} s",
         figures.makespan_s, figures.ratio, figures.bound_s, figures.p50_s, figures.p99_s
     ));
     output::line(&format!(
-        "rack import {:.3}x at worst, {:.3}x on average; seeder sent {:.3}x; parity {:.2} % of what entered racks; depth {}",
+        "copies into a rack: {:.3} at worst, {:.3} on average\n\
+         egress {:.3}, parity {:.2} % of the bytes over uplinks, depth {}",
         figures.rack_import_max,
         figures.rack_import_mean,
         figures.seeder_egress,
         figures.parity_over_uplinks * 100.0,
         figures.depth
     ));
-    if let Some(cold) = &figures.demotion {
+    if let Some(demotion) = &figures.demotion {
         output::line(&format!(
-            "demoted to {:.2} copies a rack; {} of {} hosts whole again after {:.3} s, {:.3}x over an uplink at worst, {:.3}x out of the seeder",
-            cold.copies, cold.complete, cold.hosts, cold.restore_s, cold.rack_import_max, cold.seeder_egress
+            "demoted to {:.2} copies per rack\n\
+             promoted: {} of {} hosts after {:.3} s, copies into a rack {:.3} at worst, egress {:.3}",
+            demotion.copies,
+            demotion.complete,
+            demotion.hosts,
+            demotion.restore_s,
+            demotion.rack_import_max,
+            demotion.seeder_egress
         ));
     }
     output::line(&format!(
-        "{} events in {:.2} s ({:.2} million/s), {} at most; seed {}, digest {}",
+        "{} events in {:.2} s ({:.2} million/s), peak memory {}, seed {}, digest {}",
         figures.events,
         summary.wall_s,
         summary.events_per_s / 1e6,

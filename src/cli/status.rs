@@ -1,4 +1,4 @@
-//! `shoal status`: jobs, or one of them.
+//! `shoal status`: a table of all jobs, or the details of one.
 
 use super::progress::{Display, follow, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
@@ -9,18 +9,23 @@ use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
 use shoal_service::units::Span;
 
-/// Show how far jobs are
+/// Show the progress of all jobs, or of one
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal status
+  shoal status JOB
+  shoal status JOB --wait --timeout 10m --json")]
 pub(crate) struct Args {
-    /// One job, with its racks and the hosts that failed or are behind
+    /// Id of one job. Its racks and its failed and unfinished hosts are printed
     job: Option<JobId>,
-    /// Stay until the job has ended
+    /// Wait until every host is done or has failed
     #[arg(long, requires = "job")]
     wait: bool,
-    /// How long to stay
+    /// Time after which --wait ends with exit code 4
     #[arg(long, default_value = "1h", requires = "wait")]
     timeout: Span,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -63,7 +68,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     })
 }
 
-/// What a job is, and whether the content it brought is demoted since.
+/// The order of a job, and whether its content was demoted afterwards.
 fn what(job: &JobStatus) -> &'static str {
     match job.order {
         Some(Order::Demote) => "demote",

@@ -1,16 +1,20 @@
-//! `shoal versions`: which host is on which version of a name, and on which it should be.
+//! `shoal versions`: the desired and the actual version of a name on every host.
 
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
 use shoal_api::rollouts::HostVersion;
 use std::collections::BTreeMap;
 
-/// Show which host is on which version of a name, and on which it should be
+/// Show the desired and the active version of a name on every host
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal versions edge/settings
+  shoal versions edge/settings --json")]
 pub(crate) struct Args {
-    /// The name
+    /// Name of the content, such as edge/settings
     name: String,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -35,7 +39,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             vec![host.host.clone(), shown(&host.desired), shown(&host.actual), away.into(), host.state.clone()]
         })
         .collect();
-    output::table(&["HOST", "DESIRED", "ACTUAL", "HOST IS", "ROLLOUT"], &rows);
+    output::table(&["HOST", "DESIRED", "ACTIVE", "STATE", "ROLLOUT"], &rows);
     for (version, hosts) in counts {
         output::line(&format!("{version}: {hosts} hosts"));
     }

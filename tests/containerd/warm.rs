@@ -43,7 +43,7 @@ fn an_image_is_prewarmed_on_every_host_from_peers_alone() {
         assert!(imported <= size * 103 / 100, "{rack}: the rack imported {imported} of {size}");
     }
     let shown = String::from_utf8(lab.region.cli(&["status", &job]).stdout).unwrap();
-    assert!(shown.contains("6 of 6 hosts warm"), "{shown}");
+    assert!(shown.contains("6 of 6 hosts prewarmed"), "{shown}");
     // From here on only the hosts can serve the image.
     drop(registry);
     lab.region.seeder.kill();

@@ -1,4 +1,6 @@
-//! `shoal demo`: a whole region on this machine, as real processes on loopback.
+//! `shoal demo`: a region of real processes on loopback, one or two pushes, and a check of every copy.
+//!
+//! Invariant: the demo leaves no process and, without `--keep`, no file behind.
 
 mod region;
 mod verify;
@@ -17,53 +19,59 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Run a whole region on this machine: push a file or directory through racks of real processes and verify it
+/// Run a region of real processes on this machine, push a release to it and verify every copy
 ///
-/// Starts a hub, a tracker, a seeder and peers in racks on loopback, pushes PATH, checks every host's copy against the
-/// source, prints a summary and cleans up. Needs no root and no other program.
+/// The demo starts a hub, a tracker, a seeder and racks of peers on loopback. It pushes PATH, or a release tree that it
+/// generates. It compares every host's copy with the source, prints a summary and removes its files. It needs neither
+/// root nor another program.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal demo
+  shoal demo --racks 4 --hosts 8 --size '256 MiB'
+  shoal demo ./release --then ./next-release --json")]
 pub(crate) struct Args {
     /// What to push; without one, this program's own executable
     path: Option<PathBuf>,
-    /// Racks
+    /// Number of racks
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     racks: u16,
-    /// Hosts in each rack
+    /// Number of hosts in each rack
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     hosts: u16,
-    /// Push this as a second version afterwards
+    /// File or directory to push afterwards as a second version
     #[arg(long, value_name = "PATH")]
     then: Option<PathBuf>,
-    /// How long a push may take
+    /// Time after which a push ends with exit code 4
     #[arg(long, default_value = "10m")]
     timeout: Span,
-    /// Keep the folder with all stores, contents and logs, and say where it is
+    /// Keep the folder with all stores, contents and logs, and print its path
     #[arg(long)]
     keep: bool,
-    /// Where to put that folder
+    /// Folder in which the demo creates its own [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// What a push came to.
+/// The figures of one push.
 #[derive(Debug, Serialize)]
 struct Summary {
     hosts: u32,
     complete: u32,
     bytes: u64,
     makespan_s: f64,
-    /// By rack: payload bytes that came from outside it / size.
+    /// Payload bytes that entered each rack, divided by the size of the content.
     rack_import_ratio: BTreeMap<String, f64>,
     seeder_egress_ratio: f64,
     hub_bytes_in: u64,
     hub_messages: u64,
     tracker_bytes_in: u64,
-    /// Hosts whose copy equals the source.
+    /// Number of hosts whose copy equals the source.
     verified: u32,
-    /// Most memory any of the processes had resident at any time, bytes.
+    /// Peak resident memory of the largest process.
     peak_rss_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     then: Option<Box<Summary>>,
@@ -86,8 +94,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Outcome> {
             _ = interrupt.recv() => Ok(Outcome::Interrupted),
         }
     });
-    if args.keep || outcome.is_err() && folder.keep_logs() {
-        output::note(&format!("kept {}", folder.path().display()));
+    if args.keep {
+        output::note(&format!("the demo's files are in {}", folder.path().display()));
     }
     outcome
 }
@@ -144,7 +152,7 @@ async fn push(
     };
     region.hub_settled(&pushed.job, &status).await?;
     let after = region.traffic().await?;
-    let truth = verify::fingerprint(path).context("reading the source back")?;
+    let truth = verify::fingerprint(path).context("cannot read the source again")?;
     let mut verified = 0;
     for host in region.content_dirs() {
         let copy = host.join("demo/current");
@@ -155,7 +163,8 @@ async fn push(
     }
     let summary = summarise(&status, verified, &before, &after);
     say(format!(
-        "verified {verified} of {} copies byte for byte; hub heard {} messages, {}; seeder sent {:.3}x",
+        "verified {verified} of {} copies byte for byte\n\
+         the hub received {} messages ({}), the seeder sent {:.3} copies",
         summary.hosts,
         summary.hub_messages,
         ByteSize(summary.hub_bytes_in).rounded(),
@@ -188,7 +197,7 @@ fn summarise(status: &JobStatus, verified: u32, before: &region::Traffic, after:
     }
 }
 
-/// Credentials for one node of the demo.
+/// Issues the credential of one node of the demo, valid for a day.
 fn credentials(cluster: &Path, role: shoal_proto::trust::Role, locality: &str, out: PathBuf) -> anyhow::Result<()> {
     issue(&Issue {
         dir: cluster.to_path_buf(),

@@ -1,6 +1,7 @@
-//! The demo's processes: started, waited for, watched, stopped; none outlives the demo.
+//! The processes of the demo and their folder.
 //!
-//! Every child holds a pipe from us as its standard input and stops when that ends, so even a killed demo leaves nothing.
+//! Invariant: no process outlives the demo. The standard input of every child is a pipe from the demo, and a role stops
+//! when its standard input ends, so that a killed demo leaves no process behind.
 
 use super::credentials;
 use anyhow::{Context, bail};
@@ -21,14 +22,14 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-/// How long all roles may take to come up.
+/// Time for all roles to become ready.
 const START: Duration = Duration::from_secs(60);
-/// How long a role may take to stop.
+/// Time for a role to stop before it is killed.
 const STOP: Duration = Duration::from_secs(12);
-/// How often something is looked at that cannot be waited for.
-const LOOK: Duration = Duration::from_millis(25);
+/// Interval of polls for states that have no event.
+const POLL_EVERY: Duration = Duration::from_millis(25);
 
-/// The demo's folder, removed with it.
+/// The demo's folder. The drop removes the folder unless it is kept.
 pub(super) struct Folder {
     path: PathBuf,
     keep: bool,
@@ -38,24 +39,19 @@ impl Folder {
     pub(super) fn create(base: &Path, keep: bool) -> anyhow::Result<Self> {
         let path = base.join(format!("shoal-demo-{}", std::process::id()));
         std::fs::create_dir_all(base)?;
-        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        std::fs::create_dir(&path).with_context(|| format!("cannot create the folder {}", path.display()))?;
         Ok(Self { path, keep })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
-
-    /// After a failure the logs are worth more than the space.
-    pub(super) fn keep_logs(&self) -> bool {
-        self.keep
-    }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.keep {
-            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = std::fs::remove_dir_all(&self.path); // a drop has no caller to report to
         }
     }
 }
@@ -78,7 +74,7 @@ impl Process {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n  ")
     }
 
-    /// Starts a role and waits until it is ready.
+    /// Starts a role and waits for its ready file.
     async fn start(folder: &Path, name: &str, role: &str, set: &[String]) -> anyhow::Result<Self> {
         let dir = folder.join(name);
         let ready = dir.join("ready");
@@ -98,25 +94,25 @@ impl Process {
                 return Ok(process);
             }
             if let Some(status) = process.child.try_wait()? {
-                bail!("{name} ended at once ({status}):\n  {}", process.log_tail());
+                bail!("{name} ended during its start ({status}):\n  {}", process.log_tail());
             }
             if Instant::now() > until {
-                bail!("{name} did not come up:\n  {}", process.log_tail());
+                bail!("{name} was not ready within {} s:\n  {}", START.as_secs(), process.log_tail());
             }
-            sleep(LOOK).await;
+            sleep(POLL_EVERY).await;
         }
     }
 
     async fn stop(mut self) {
-        // The end of its standard input tells it to stop.
+        // The role stops when its standard input ends.
         drop(self.child.stdin.take());
         if tokio::time::timeout(STOP, self.child.wait()).await.is_err() {
-            let _ = self.child.kill().await;
+            let _ = self.child.kill().await; // fails only if the process has ended by itself
         }
     }
 }
 
-/// What crossed the control side so far.
+/// Messages and bytes of the control plane since the start, and the peak memory.
 pub(super) struct Traffic {
     pub(super) hub_bytes_in: u64,
     pub(super) hub_messages: u64,
@@ -124,7 +120,7 @@ pub(super) struct Traffic {
     pub(super) peak_rss_bytes: u64,
 }
 
-/// All processes.
+/// All processes of the demo.
 pub(super) struct Region {
     cluster: PathBuf,
     hub: Process,
@@ -138,7 +134,7 @@ fn quoted(path: &Path) -> String {
 }
 
 impl Region {
-    /// Starts everything and waits until every host is up.
+    /// Starts all roles and waits until every host is up.
     pub(super) async fn start(folder: &Path, cluster: &Path, racks: u32, hosts: u32) -> anyhow::Result<Self> {
         let files = |name: &str, prefix: &str| {
             let dir = folder.join(name);
@@ -200,7 +196,9 @@ impl Region {
         let mut region = Self { cluster: cluster.to_path_buf(), hub, tracker, seeder, peers };
         tokio::select! {
             up = region.all_up(racks * hosts) => up?,
-            () = sleep(START) => bail!("not every host came up within {} s", START.as_secs()),
+            () = sleep(START) => {
+                bail!("some hosts were not up within {} s; try fewer --racks and --hosts", START.as_secs());
+            }
         }
         if let Some(died) = region.dead() {
             bail!("{died}");
@@ -216,17 +214,17 @@ impl Region {
             if up as u32 == hosts {
                 return Ok(());
             }
-            sleep(LOOK).await;
+            sleep(POLL_EVERY).await;
         }
     }
 
-    /// The seeder's API.
+    /// Returns a client of the seeder's API.
     pub(super) fn seeder(&self) -> anyhow::Result<Client> {
         let token = AdminToken::load(&self.cluster.join("admin.token"))?;
         Ok(Client::new(&self.seeder.http(), Some(token.secret().to_string()))?)
     }
 
-    /// Folders where contents appear.
+    /// The content folders of all hosts.
     pub(super) fn content_dirs(&self) -> impl Iterator<Item = PathBuf> {
         self.peers.iter().map(|peer| peer.dir.join("content"))
     }
@@ -242,7 +240,7 @@ impl Region {
         })
     }
 
-    /// Waits until a process ends that should not; gives what to say about it.
+    /// Completes when a process ends unexpectedly. Returns its name, status and last log lines.
     pub(super) async fn watch(&mut self) -> String {
         loop {
             if let Some(died) = self.dead() {
@@ -252,7 +250,7 @@ impl Region {
         }
     }
 
-    /// Waits until the hub knows what the seeder knows of a job.
+    /// Waits until the hub has the seeder's totals of a job.
     pub(super) async fn hub_settled(&self, job: &JobId, status: &JobStatus) -> anyhow::Result<()> {
         let HostTotals { active, failed, .. } = status.totals();
         let client = Client::new(&self.hub.http(), None)?;
@@ -263,9 +261,9 @@ impl Region {
                 return Ok(());
             }
             if Instant::now() > until {
-                bail!("the hub was not told how the job ended:\n  {}", self.tracker.log_tail());
+                bail!("the hub did not receive the totals of the job within 30 s:\n  {}", self.tracker.log_tail());
             }
-            sleep(LOOK).await;
+            sleep(POLL_EVERY).await;
         }
     }
 
@@ -285,7 +283,7 @@ impl Region {
         })
     }
 
-    /// Stops everything, peers first.
+    /// Stops all roles at the same time.
     pub(super) async fn stop(self) {
         let mut ending = tokio::task::JoinSet::new();
         for process in self.peers.into_iter().chain([self.seeder, self.tracker, self.hub]) {
@@ -295,7 +293,7 @@ impl Region {
     }
 }
 
-/// A metric's value; 0 when it is not there.
+/// Returns a metric's value, or 0 if the metric is absent.
 fn value(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|number| number.parse::<f64>().ok()).map_or(0, |number| number as u64)

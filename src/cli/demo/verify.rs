@@ -1,4 +1,6 @@
-//! Compares a host's copy with the source: names, kinds, modes, link targets, bytes.
+//! Compares a host's copy with the source.
+//!
+//! Invariant: copies match only if all names, kinds, modes, link targets and bytes are equal.
 
 use anyhow::{Context, bail};
 use std::collections::BTreeMap;
@@ -6,80 +8,88 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What is at a path below the root.
+/// The file system entry at one path below the root.
 #[derive(Debug, PartialEq, Eq)]
-enum Thing {
+enum Entry {
     Directory { mode: u32 },
     File { mode: u32, hash: blake3::Hash },
     Link { target: PathBuf },
 }
 
-/// Everything below a root, by relative path. A single file stands under its own name.
+/// All entries below a root, by relative path. A single file has its own name as its path.
 #[derive(Debug)]
 pub(super) struct Fingerprint {
-    things: BTreeMap<PathBuf, Thing>,
+    entries: BTreeMap<PathBuf, Entry>,
     single: bool,
 }
 
-fn look(path: &Path) -> anyhow::Result<Thing> {
-    let meta = fs::symlink_metadata(path).with_context(|| path.display().to_string())?;
+fn read_entry(path: &Path) -> anyhow::Result<Entry> {
+    let meta = fs::symlink_metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mode = meta.mode() & 0o7777;
     Ok(if meta.is_symlink() {
-        Thing::Link { target: fs::read_link(path)? }
+        Entry::Link { target: fs::read_link(path)? }
     } else if meta.is_dir() {
-        Thing::Directory { mode }
+        Entry::Directory { mode }
     } else {
         let mut hasher = blake3::Hasher::new();
-        let mut file = File::open(path).with_context(|| path.display().to_string())?;
+        let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         hasher.update_reader(&mut file)?;
-        Thing::File { mode, hash: hasher.finalize() }
+        Entry::File { mode, hash: hasher.finalize() }
     })
 }
 
-fn walk(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Thing>> {
-    let mut things = BTreeMap::new();
+fn walk(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Entry>> {
+    let mut entries = BTreeMap::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        for item in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-            let path = item?.path();
-            let thing = look(&path)?;
-            if matches!(thing, Thing::Directory { .. }) {
+        for found in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let path = found?.path();
+            let entry = read_entry(&path)?;
+            if matches!(entry, Entry::Directory { .. }) {
                 folders.push(path.clone());
             }
-            things.insert(path.strip_prefix(root)?.to_path_buf(), thing);
+            entries.insert(path.strip_prefix(root)?.to_path_buf(), entry);
         }
     }
-    Ok(things)
+    Ok(entries)
 }
 
-/// Reads the source.
+/// Reads and hashes the source.
+///
+/// # Errors
+///
+/// An entry is unreadable.
 pub(super) fn fingerprint(source: &Path) -> anyhow::Result<Fingerprint> {
     if source.is_dir() {
-        let mut things = walk(source)?;
-        things.insert(PathBuf::new(), look(source)?);
-        return Ok(Fingerprint { things, single: false });
+        let mut entries = walk(source)?;
+        entries.insert(PathBuf::new(), read_entry(source)?);
+        return Ok(Fingerprint { entries, single: false });
     }
-    let name = source.file_name().context("a file has a name")?;
-    Ok(Fingerprint { things: BTreeMap::from([(PathBuf::from(name), look(source)?)]), single: true })
+    let name = source.file_name().context("the source has no file name")?;
+    Ok(Fingerprint { entries: BTreeMap::from([(PathBuf::from(name), read_entry(source)?)]), single: true })
 }
 
-/// Says how a copy differs, if it does.
+/// Compares a copy with the source.
+///
+/// # Errors
+///
+/// The error names the first difference.
 pub(super) fn matches(truth: &Fingerprint, copy: &Path) -> anyhow::Result<()> {
-    // `current` is a link to the version.
-    let copy = fs::canonicalize(copy).context("no copy is switched in")?;
-    let mut things = walk(&copy)?;
+    // `current` is a link to the version's folder.
+    let copy = fs::canonicalize(copy).context("no version is active")?;
+    let mut entries = walk(&copy)?;
     if !truth.single {
-        things.insert(PathBuf::new(), look(&copy)?);
+        entries.insert(PathBuf::new(), read_entry(&copy)?);
     }
-    for (path, thing) in &truth.things {
-        match things.remove(path) {
+    for (path, entry) in &truth.entries {
+        match entries.remove(path) {
             None => bail!("{} is missing", path.display()),
-            Some(found) if found != *thing => bail!("{} differs: {found:?}, not {thing:?}", path.display()),
+            Some(found) if found != *entry => bail!("{} is {found:?} instead of {entry:?}", path.display()),
             Some(_) => {}
         }
     }
-    match things.keys().next() {
-        Some(extra) => bail!("{} should not be there", extra.display()),
+    match entries.keys().next() {
+        Some(extra) => bail!("{} is not in the source", extra.display()),
         None => Ok(()),
     }
 }
