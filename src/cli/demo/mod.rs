@@ -3,6 +3,7 @@
 //! Invariant: the demo leaves no process and, without `--keep`, no file behind.
 
 mod region;
+mod release;
 mod verify;
 
 use super::cluster::{Issue, init, issue};
@@ -31,8 +32,14 @@ Examples:
   shoal demo --racks 4 --hosts 8 --size '256 MiB'
   shoal demo ./release --then ./next-release --json")]
 pub(crate) struct Args {
-    /// What to push; without one, this program's own executable
+    /// File or directory to push [default: a generated release tree]
     path: Option<PathBuf>,
+    /// Size of the generated release tree
+    #[arg(long, default_value = "64 MiB", conflicts_with = "path")]
+    size: ByteSize,
+    /// Seed of the generated release tree. The same seed and size make the same tree
+    #[arg(long, default_value_t = 1, conflicts_with = "path")]
+    seed: u64,
     /// Number of racks
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     racks: u16,
@@ -78,18 +85,14 @@ struct Summary {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<Outcome> {
-    let path = match &args.path {
-        Some(path) => path.clone(),
-        None => std::env::current_exe().context("cannot find this program's executable")?,
-    };
-    let then = args.then.as_ref().map(|path| std::fs::canonicalize(path).context("the second version")).transpose()?;
-    let path = std::fs::canonicalize(&path).with_context(|| format!("cannot push {}", path.display()))?;
+    let path = args.path.as_deref().map(absolute).transpose()?;
+    let then = args.then.as_deref().map(absolute).transpose()?;
     let base = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let folder = region::Folder::create(&base, args.keep)?;
     let outcome = block_on(async {
         let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
-            done = demo(&args, &path, then.as_deref(), folder.path()) => done,
+            done = demo(&args, path.as_deref(), then.as_deref(), folder.path()) => done,
             _ = tokio::signal::ctrl_c() => Ok(Outcome::Interrupted),
             _ = interrupt.recv() => Ok(Outcome::Interrupted),
         }
@@ -100,10 +103,23 @@ pub(crate) fn run(args: Args) -> anyhow::Result<Outcome> {
     outcome
 }
 
-async fn demo(args: &Args, path: &Path, then: Option<&Path>, folder: &Path) -> anyhow::Result<Outcome> {
+/// Returns the absolute path, because the seeder does not run in the working directory of the demo.
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(path).with_context(|| format!("cannot push {}", path.display()))
+}
+
+async fn demo(args: &Args, path: Option<&Path>, then: Option<&Path>, folder: &Path) -> anyhow::Result<Outcome> {
     let say = |text: String| {
         if !args.json {
             output::line(&text);
+        }
+    };
+    let (path, what) = match path {
+        Some(path) => (path.to_path_buf(), path.display().to_string()),
+        None => {
+            let release = release::generate(&folder.join("release"), args.size.0, args.seed)?;
+            let what = release.to_string();
+            (release.path, what)
         }
     };
     let (racks, hosts) = (u32::from(args.racks), u32::from(args.hosts));
@@ -111,9 +127,11 @@ async fn demo(args: &Args, path: &Path, then: Option<&Path>, folder: &Path) -> a
     let cluster = folder.join("cluster");
     init(&cluster)?;
     let mut region = Region::start(folder, &cluster, racks, hosts).await?;
-    let (outcome, mut first) = push(args, &mut region, path, "1", &say).await?;
+    say(format!("pushing {what} as demo 1"));
+    let (outcome, mut first) = push(args, &mut region, &path, "1", &say).await?;
     let mut worst = outcome;
     if let Some(path) = then {
+        say(format!("pushing {} as demo 2", path.display()));
         let (outcome, second) = push(args, &mut region, path, "2", &say).await?;
         first.then = Some(Box::new(second));
         worst = if worst == Outcome::Ok { outcome } else { worst };
@@ -132,7 +150,6 @@ async fn push(
     version: &str,
     say: &impl Fn(String),
 ) -> anyhow::Result<(Outcome, Summary)> {
-    say(format!("pushing {} as demo {version}", path.display()));
     let before = region.traffic().await?;
     let request = PushRequest {
         path: path.to_path_buf(),
