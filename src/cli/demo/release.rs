@@ -170,6 +170,6 @@ mod tests {
         matches(&truth, &make("second", 8 << 20, 1).path).unwrap();
         assert!(matches(&truth, &make("other", 8 << 20, 2).path).is_err());
         // Sizes too small for the parts still add up.
-        assert_eq!([0, 1, 1000].map(|size| make(&size.to_string(), size, 1).bytes), [0, 1, 1000]);
+        assert_eq!([0u64, 1, 1000].map(|size| make(&size.to_string(), size, 1).bytes), [0, 1, 1000]);
     }
 }

@@ -106,20 +106,20 @@ struct One {
 
 #[derive(Debug, clap::Args)]
 struct Waiting {
-    #[command(flatten)]
-    one: One,
     /// Time after which the command ends with exit code 4
     #[arg(long, default_value = "1d")]
     timeout: Span,
+    #[command(flatten)]
+    one: One,
 }
 
 #[derive(Debug, clap::Args)]
 struct Promotion {
-    #[command(flatten)]
-    one: One,
     /// Open all remaining batches at once
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    one: One,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
