@@ -147,5 +147,5 @@ fn an_active_version_is_not_demoted() {
     let (code, status, text) = order(&region, "demote", "app@1");
     assert_eq!(code, 3, "{status:#}\n{text}");
     assert_eq!((Region::total(&status, "failed"), Region::total(&status, "active")), (4, 4), "{status:#}");
-    assert!(status["lines"][0]["detail"].as_str().unwrap().contains("third/1 is switched in"), "{status:#}");
+    assert!(status["lines"][0]["detail"].as_str().unwrap().contains("`third/1` is active here"), "{status:#}");
 }

@@ -363,7 +363,7 @@ fn layouts_and_saved_archives_are_taken_in() {
         (&["push", &path("layout"), "--kind", "image"][..], "--ref"),
         (&["push", &path("saved.tar"), "--kind", "image", "--ref", "r.example/other:1"], "no image r.example/other:1"),
         (&["push", &path("layout/index.json"), "--kind", "image"], "neither an OCI layout"),
-        (&["push", &path("layout"), "--kind", "image", "--ref", "../x"], "not an image's name"),
+        (&["push", &path("layout"), "--kind", "image", "--ref", "../x"], "invalid image name"),
         (&["push", &path("layout"), "--to", "all"], "--name"),
     ] {
         let output = region.cli(&[args, if args.contains(&"--to") { &[] } else { &["--to", "all"] }].concat());
@@ -515,7 +515,7 @@ fn registries_that_misbehave_have_clear_outcomes() {
         ("wrongkey/app:v1", vec!["(401)".into(), "refuses the credentials in docker_config".into()]),
         ("stranger.example/locked/app:v1", vec!["(401)".into(), "needs a user and a password".into()]),
         ("stranger.example/token/app:v1", vec!["(401)".into(), "needs credentials".into()]),
-        ("dead.example/app:v1", vec!["cannot connect to http://127.0.0.1:1/v2/app/manifests/v1".into()]),
+        ("dead.example/app:v1", vec!["cannot reach http://127.0.0.1:1/v2/app/manifests/v1".into()]),
         (&format!("{}/fine/app:v1", fake.addr), vec!["plain_http".into()]),
         ("huge/app:v1", vec!["exceeds 4194304 bytes".into()]),
         ("old/app:v1", vec!["v1+prettyjws".into(), "neither an OCI nor a Docker".into()]),
@@ -525,7 +525,7 @@ fn registries_that_misbehave_have_clear_outcomes() {
         ("long/app:v1", vec![digest("long"), "longer than".into()]),
         ("short/app:v1", vec![digest("short"), "ended blob".into()]),
         (&named, vec!["for sha256:0000".into()]),
-        ("../app:v1", vec!["is not an image's name".into()]),
+        ("../app:v1", vec!["invalid image name".into()]),
     ];
     for (image, words) in &table {
         let full = if image.contains("example") || image.contains(&fake.addr) {

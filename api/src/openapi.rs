@@ -234,7 +234,7 @@ fn service(document: &mut Document) {
         .json::<Health>("The role works.")
         .answer(503, "The role cannot work; `problems` says why.", json!({ JSON: { "schema": health } }))
         .add();
-    document.get("/metrics", "Metrics for Prometheus").text("application/openmetrics-text", "OpenMetrics 1.0.0.").add();
+    document.get("/metrics", "Metrics for Prometheus").text("text/plain", "Prometheus text format 0.0.4.").add();
     document.get("/v1/routes", "The routes of this server").json::<Vec<Route>>("In order of path.").add();
 }
 

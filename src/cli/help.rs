@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use std::fmt::Write;
 
 /// Help of `--to` wherever the option exists.
-pub(super) const TO: &str = "Hosts to address: `all`, or conditions joined by commas that all must hold, such as \
+pub(crate) const TO: &str = "Hosts to address: `all`, or conditions joined by commas that all must hold, such as \
     site=lon1,service=cache. The keys are region, site, rack, host and labels. Repeat --to to add hosts";
 
 /// Commands by purpose, in the order of the help.
@@ -37,7 +37,7 @@ Exit codes:
 `shoal COMMAND --help` shows the options and examples of a command.";
 
 /// The command line with its grouped help.
-pub(super) fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     let command = Cli::command();
     let mut groups = String::new();
     for (title, names) in GROUPS {

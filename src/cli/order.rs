@@ -7,11 +7,11 @@ use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, help};
 use shoal_api::jobs::{JobAccepted, OrderRequest};
 
-pub(super) const DEMOTE_EXAMPLES: &str = "\
+pub(crate) const DEMOTE_EXAMPLES: &str = "\
 Examples:
   shoal demote edge/settings@41 --wait
   shoal demote edge/settings@41 --to site=lon1";
-pub(super) const PROMOTE_EXAMPLES: &str = "\
+pub(crate) const PROMOTE_EXAMPLES: &str = "\
 Examples:
   shoal promote edge/settings@41 --wait
   shoal promote edge/settings@41 --to rack=rack3 --wait --timeout 10m";

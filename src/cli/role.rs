@@ -13,10 +13,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-pub(super) const HUB_EXAMPLES: &str = "Examples:\n  shoal hub --config /etc/shoal/hub.toml";
-pub(super) const TRACKER_EXAMPLES: &str = "Examples:\n  shoal tracker --config /etc/shoal/tracker.toml";
-pub(super) const SEEDER_EXAMPLES: &str = "Examples:\n  shoal seeder --config /etc/shoal/seeder.toml --log-format json";
-pub(super) const PEER_EXAMPLES: &str = "\
+pub(crate) const HUB_EXAMPLES: &str = "Examples:\n  shoal hub --config /etc/shoal/hub.toml";
+pub(crate) const TRACKER_EXAMPLES: &str = "Examples:\n  shoal tracker --config /etc/shoal/tracker.toml";
+pub(crate) const SEEDER_EXAMPLES: &str = "Examples:\n  shoal seeder --config /etc/shoal/seeder.toml --log-format json";
+pub(crate) const PEER_EXAMPLES: &str = "\
 Examples:
   shoal peer --config /etc/shoal/peer.toml
   shoal peer --config /etc/shoal/peer.toml --set 'quota=\"50 GiB\"' --log info,shoal_net=debug";

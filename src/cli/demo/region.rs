@@ -30,20 +30,20 @@ const STOP: Duration = Duration::from_secs(12);
 const POLL_EVERY: Duration = Duration::from_millis(25);
 
 /// The demo's folder. The drop removes the folder unless it is kept.
-pub(super) struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     keep: bool,
 }
 
 impl Folder {
-    pub(super) fn create(base: &Path, keep: bool) -> anyhow::Result<Self> {
+    pub(crate) fn create(base: &Path, keep: bool) -> anyhow::Result<Self> {
         let path = base.join(format!("shoal-demo-{}", std::process::id()));
         std::fs::create_dir_all(base)?;
         std::fs::create_dir(&path).with_context(|| format!("cannot create the folder {}", path.display()))?;
         Ok(Self { path, keep })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -113,15 +113,15 @@ impl Process {
 }
 
 /// Messages and bytes of the control plane since the start, and the peak memory.
-pub(super) struct Traffic {
-    pub(super) hub_bytes_in: u64,
-    pub(super) hub_messages: u64,
-    pub(super) tracker_bytes_in: u64,
-    pub(super) peak_rss_bytes: u64,
+pub(crate) struct Traffic {
+    pub(crate) hub_bytes_in: u64,
+    pub(crate) hub_messages: u64,
+    pub(crate) tracker_bytes_in: u64,
+    pub(crate) peak_rss_bytes: u64,
 }
 
 /// All processes of the demo.
-pub(super) struct Region {
+pub(crate) struct Region {
     cluster: PathBuf,
     hub: Process,
     tracker: Process,
@@ -135,7 +135,7 @@ fn quoted(path: &Path) -> String {
 
 impl Region {
     /// Starts all roles and waits until every host is up.
-    pub(super) async fn start(folder: &Path, cluster: &Path, racks: u32, hosts: u32) -> anyhow::Result<Self> {
+    pub(crate) async fn start(folder: &Path, cluster: &Path, racks: u32, hosts: u32) -> anyhow::Result<Self> {
         let files = |name: &str, prefix: &str| {
             let dir = folder.join(name);
             [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")]
@@ -219,13 +219,13 @@ impl Region {
     }
 
     /// Returns a client of the seeder's API.
-    pub(super) fn seeder(&self) -> anyhow::Result<Client> {
+    pub(crate) fn seeder(&self) -> anyhow::Result<Client> {
         let token = AdminToken::load(&self.cluster.join("admin.token"))?;
         Ok(Client::new(&self.seeder.http(), Some(token.secret().to_string()))?)
     }
 
     /// The content folders of all hosts.
-    pub(super) fn content_dirs(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn content_dirs(&self) -> impl Iterator<Item = PathBuf> {
         self.peers.iter().map(|peer| peer.dir.join("content"))
     }
 
@@ -241,7 +241,7 @@ impl Region {
     }
 
     /// Completes when a process ends unexpectedly. Returns its name, status and last log lines.
-    pub(super) async fn watch(&mut self) -> String {
+    pub(crate) async fn watch(&mut self) -> String {
         loop {
             if let Some(died) = self.dead() {
                 return died;
@@ -251,7 +251,7 @@ impl Region {
     }
 
     /// Waits until the hub has the seeder's totals of a job.
-    pub(super) async fn hub_settled(&self, job: &JobId, status: &JobStatus) -> anyhow::Result<()> {
+    pub(crate) async fn hub_settled(&self, job: &JobId, status: &JobStatus) -> anyhow::Result<()> {
         let HostTotals { active, failed, .. } = status.totals();
         let client = Client::new(&self.hub.http(), None)?;
         let until = Instant::now() + Duration::from_secs(30);
@@ -267,7 +267,7 @@ impl Region {
         }
     }
 
-    pub(super) async fn traffic(&self) -> anyhow::Result<Traffic> {
+    pub(crate) async fn traffic(&self) -> anyhow::Result<Traffic> {
         let scrape = |process: &Process| {
             let client = Client::new(&process.http(), None);
             async move { anyhow::Ok(client?.get_text("/metrics").await?) }
@@ -284,7 +284,7 @@ impl Region {
     }
 
     /// Stops all roles at the same time.
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let mut ending = tokio::task::JoinSet::new();
         for process in self.peers.into_iter().chain([self.seeder, self.tracker, self.hub]) {
             ending.spawn(process.stop());

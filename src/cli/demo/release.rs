@@ -26,8 +26,8 @@ const LARGE_FILES: [(&str, u64); 4] =
 const BLOCK: usize = 1 << 20;
 
 /// What a generated tree contains.
-pub(super) struct Release {
-    pub(super) path: PathBuf,
+pub(crate) struct Release {
+    pub(crate) path: PathBuf,
     files: u64,
     links: u64,
     bytes: u64,
@@ -112,7 +112,7 @@ fn small_file(number: u64) -> (String, u32) {
 /// # Errors
 ///
 /// The disk is full, or the folder cannot be written.
-pub(super) fn generate(root: &Path, size: u64, seed: u64) -> anyhow::Result<Release> {
+pub(crate) fn generate(root: &Path, size: u64, seed: u64) -> anyhow::Result<Release> {
     let random = blake3::Hasher::new().update(b"shoal demo release").update(&seed.to_le_bytes()).finalize_xof();
     let mut writer = Writer { root: root.to_path_buf(), random, files: 0, bytes: 0 };
     let small = SMALL_BYTES.min(size * SMALL_PERCENT / 100 / (4 * SMALL_FILES));

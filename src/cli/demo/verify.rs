@@ -18,7 +18,7 @@ enum Entry {
 
 /// All entries below a root, by relative path. A single file has its own name as its path.
 #[derive(Debug)]
-pub(super) struct Fingerprint {
+pub(crate) struct Fingerprint {
     entries: BTreeMap<PathBuf, Entry>,
     single: bool,
 }
@@ -59,7 +59,7 @@ fn walk(root: &Path) -> anyhow::Result<BTreeMap<PathBuf, Entry>> {
 /// # Errors
 ///
 /// An entry is unreadable.
-pub(super) fn fingerprint(source: &Path) -> anyhow::Result<Fingerprint> {
+pub(crate) fn fingerprint(source: &Path) -> anyhow::Result<Fingerprint> {
     if source.is_dir() {
         let mut entries = walk(source)?;
         entries.insert(PathBuf::new(), read_entry(source)?);
@@ -74,7 +74,7 @@ pub(super) fn fingerprint(source: &Path) -> anyhow::Result<Fingerprint> {
 /// # Errors
 ///
 /// The error names the first difference.
-pub(super) fn matches(truth: &Fingerprint, copy: &Path) -> anyhow::Result<()> {
+pub(crate) fn matches(truth: &Fingerprint, copy: &Path) -> anyhow::Result<()> {
     // `current` is a link to the version's folder.
     let copy = fs::canonicalize(copy).context("no version is active")?;
     let mut entries = walk(&copy)?;

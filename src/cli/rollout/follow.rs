@@ -69,7 +69,7 @@ fn counts(view: &RolloutView) -> String {
 }
 
 /// The name of the phase, and whether the rollout is paused.
-pub(super) fn phase(view: &RolloutView) -> String {
+pub(crate) fn phase(view: &RolloutView) -> String {
     format!("{}{}", view.phase.name(), if view.paused { " (paused)" } else { "" })
 }
 

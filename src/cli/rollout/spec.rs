@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The options of a new rollout. An option that is absent has the value of the file, else the default.
 #[derive(Debug, clap::Args)]
-pub(super) struct Begin {
+pub(crate) struct Begin {
     /// Version to activate, as NAME@VERSION. Required without --file
     #[arg(value_name = "NAME@VERSION")]
     what: Option<String>,
@@ -62,18 +62,18 @@ pub(super) struct Begin {
     kind: Option<Kind>,
     /// Print the batches and change nothing
     #[arg(long)]
-    pub(super) dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Wait until the rollout has ended
     #[arg(long, conflicts_with = "dry_run")]
-    pub(super) wait: bool,
+    pub(crate) wait: bool,
     /// Time after which --wait ends with exit code 4
     #[arg(long, default_value = "1d", requires = "wait")]
-    pub(super) timeout: Span,
+    pub(crate) timeout: Span,
     /// Print JSON instead of text. With --wait: JSON lines
     #[arg(long)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
     #[command(flatten)]
-    pub(super) seeder: SeederArgs,
+    pub(crate) seeder: SeederArgs,
 }
 
 /// Reads a rollout from a file. A relative path in the file is relative to the folder of the file.
@@ -105,7 +105,7 @@ impl Begin {
     /// # Errors
     ///
     /// The file is unreadable or invalid, the name or the version is missing, or no host is selected.
-    pub(super) fn spec(&self) -> anyhow::Result<RolloutSpec> {
+    pub(crate) fn spec(&self) -> anyhow::Result<RolloutSpec> {
         let named = match &self.what {
             Some(what) => {
                 Some(what.rsplit_once('@').with_context(|| format!("`{what}` has no version; write NAME@VERSION"))?)

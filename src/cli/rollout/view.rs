@@ -11,11 +11,11 @@ use shoal_service::http_client::Client;
 const EVENTS_SHOWN: usize = 20;
 
 /// Asks the seeder for one rollout.
-pub(super) async fn rollout(client: &Client, of: &str) -> anyhow::Result<RolloutView> {
+pub(crate) async fn rollout(client: &Client, of: &str) -> anyhow::Result<RolloutView> {
     Ok(client.get(&format!("/v1/rollout?of={of}")).await?)
 }
 
-pub(super) fn status(which: &Which) -> anyhow::Result<Outcome> {
+pub(crate) fn status(which: &Which) -> anyhow::Result<Outcome> {
     let client = which.seeder.client()?;
     block_on(async {
         let Some(of) = &which.of else {
@@ -36,7 +36,7 @@ pub(super) fn status(which: &Which) -> anyhow::Result<Outcome> {
     })
 }
 
-pub(super) fn history(which: &Which) -> anyhow::Result<Outcome> {
+pub(crate) fn history(which: &Which) -> anyhow::Result<Outcome> {
     let client = which.seeder.client()?;
     let path = which.of.as_ref().map_or_else(|| "/v1/rollouts".into(), |name| format!("/v1/rollouts?name={name}"));
     let all: Vec<RolloutView> = block_on(async { Ok(client.get(&path).await?) })?;
@@ -68,7 +68,7 @@ fn list(all: &[RolloutView], json: bool) -> anyhow::Result<Outcome> {
 }
 
 /// Prints what a rollout would do.
-pub(super) fn dry_run(dry: &DryRun) {
+pub(crate) fn dry_run(dry: &DryRun) {
     output::line(&format!("{} hosts in {} racks, {} away now", dry.hosts, dry.racks, dry.away));
     for (version, hosts) in &dry.versions {
         output::line(&format!("  {version}: {hosts} hosts"));
