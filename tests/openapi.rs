@@ -306,7 +306,11 @@ impl<'a> Server<'a> {
 
 #[test]
 fn servers_answer_as_documented() {
-    let region = Setup::new(SHOAL, 1, 2).peers(|_| vec![format!("admin_token={ADMIN_TOKEN}")]).start();
+    let mut region = Setup::new(SHOAL, 1, 2).peers(|_| vec![format!("admin_token={ADMIN_TOKEN}")]).start();
+    // The examples name a registry that does not exist, and an answer must come within the patience of `call`.
+    region.seeder.configure("pull_patience=1s");
+    region.seeder.restart();
+    region.wait_up(2);
     let token = fs::read_to_string(region.folder.path().join("cluster/admin.token")).unwrap();
     let token = token.trim();
     let server = |role, process| Server::new(role, process, token);
