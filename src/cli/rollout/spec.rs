@@ -36,7 +36,7 @@ pub(crate) struct Begin {
     /// Gate after each batch: a PromQL query with a comparison, such as `sum(rate(errors[1m])) < 5`. Repeat for more
     #[arg(long, value_name = "QUERY")]
     verify: Vec<String>,
-    /// Prometheus that answers the queries, such as http://prometheus.example:9090
+    /// Prometheus that answers the queries, such as `http://prometheus.example:9090`
     #[arg(long, value_name = "URL")]
     prometheus: Option<String>,
     /// Soak time: all hosts must stay healthy for this time after each batch [default: 10s]
