@@ -10,7 +10,8 @@ const SHOAL: Program = shoal_testkit::program!();
 #[test]
 fn a_region_works_with_both_record_layers() {
     const SIZE: usize = 12 << 20;
-    let records = |peer: usize| vec![format!("node.net.records={}", if peer.is_multiple_of(2) { "own" } else { "rustls" })];
+    let records =
+        |peer: usize| vec![format!("node.net.records={}", if peer.is_multiple_of(2) { "own" } else { "rustls" })];
     let region = Setup::new(SHOAL, 2, 2).seeder(&["node.net.records=rustls"]).peers(records).start();
     let file = region.folder.path().join("file");
     let bytes = noise(SIZE, 1);
