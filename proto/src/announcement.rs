@@ -8,6 +8,7 @@ use crate::feed::{FeedMark, feed_id, is_feed_name};
 use crate::ids::{ContentId, JobId, NodeId};
 use crate::limits;
 use crate::locality::Selector;
+pub use crate::names::{is_content_name, is_reserved, is_version};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -169,26 +170,6 @@ impl Announcement {
     pub fn is_small(&self) -> bool {
         self.size <= limits::INLINE_DATA_BYTES_MAX && self.manifest_bytes <= limits::INLINE_MANIFEST_BYTES_MAX as u64
     }
-}
-
-/// Whether `name` may name a content: names joined by `/`, at most 128 bytes.
-pub fn is_content_name(name: &str) -> bool {
-    name.len() <= limits::NAME_BYTES_MAX && name.split('/').all(is_component)
-}
-
-/// Whether a name lies in the folder of feeds. A pushed content must not have such a name.
-pub fn is_reserved(name: &str) -> bool {
-    name.split('/').next() == Some("feeds")
-}
-
-/// Whether `text` may be a version.
-pub fn is_version(text: &str) -> bool {
-    is_component(text)
-}
-
-fn is_component(text: &str) -> bool {
-    // `current` is the link that an activation switches.
-    crate::locality::is_name(text) && text != "current"
 }
 
 impl Document for Announcement {

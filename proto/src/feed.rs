@@ -2,8 +2,8 @@
 //!
 //! Invariant: the id of a feed is a hash of its name. No feed can take the id of another.
 
-use crate::announcement::is_content_name;
 use crate::ids::JobId;
+use crate::names::is_content_name;
 use minicbor::{Decode, Encode};
 
 /// Marks an announcement as a version of a feed. Such a version has no job and no reports. The next version ends it.

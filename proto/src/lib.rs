@@ -31,6 +31,7 @@ pub mod locality;
 pub mod manifest;
 pub mod membership;
 pub mod message;
+mod names;
 pub mod rack_placement;
 pub mod report;
 pub mod trust;

@@ -7,9 +7,9 @@
 //!
 //! A helper that fails panics, because the panic fails the test that called it. `docs/GLOSSARY.md` defines the terms.
 //!
-//! Where to look: the program under test in [`mod@program`]; one role's process in [`process`]; a hub, tracker, seeder and
-//! peers together in [`region`]; requests by hand in [`http`]; publishers and readers of feeds in [`feeds`]; images in
-//! [`oci`]; a real registry in [`registry`] and one that misbehaves in [`fake_registry`]; waits in [`wait`].
+//! Where to look: the program under test in [`mod@program`]; one role's process in [`process`]; a hub, tracker, seeder
+//! and peers together in [`region`]; requests by hand in [`http`]; publishers and readers of feeds in [`feeds`];
+//! images in [`oci`]; a real registry in [`registry`] and one that misbehaves in [`fake_registry`]; waits in [`wait`].
 
 pub mod disk;
 pub mod fake_registry;

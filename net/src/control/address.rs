@@ -5,12 +5,12 @@
 use libp2p::multiaddr::{Multiaddr, Protocol};
 use std::net::{IpAddr, SocketAddr};
 
-pub(super) fn multiaddr(addr: SocketAddr) -> Multiaddr {
+pub fn multiaddr(addr: SocketAddr) -> Multiaddr {
     Multiaddr::from(addr.ip()).with(Protocol::Tcp(addr.port()))
 }
 
 /// Returns the socket address that a multiaddress starts with, or `None` if it is not one of IP and TCP.
-pub(super) fn socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
+pub fn socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = addr.iter();
     let ip: IpAddr = match parts.next()? {
         Protocol::Ip4(ip) => ip.into(),

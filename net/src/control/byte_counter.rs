@@ -11,29 +11,29 @@ use std::task::{Context, Poll, ready};
 
 /// Bytes in both directions since the start.
 #[derive(Debug, Default)]
-pub(super) struct ByteCounter {
+pub struct ByteCounter {
     read: AtomicU64,
     written: AtomicU64,
 }
 
 impl ByteCounter {
-    pub(super) fn bytes_in(&self) -> u64 {
+    pub fn bytes_in(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 
-    pub(super) fn bytes_out(&self) -> u64 {
+    pub fn bytes_out(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 }
 
 /// A socket with a counter.
-pub(super) struct CountedStream<S> {
+pub struct CountedStream<S> {
     io: S,
     byte_counter: Arc<ByteCounter>,
 }
 
 impl<S> CountedStream<S> {
-    pub(super) fn new(io: S, byte_counter: Arc<ByteCounter>) -> Self {
+    pub fn new(io: S, byte_counter: Arc<ByteCounter>) -> Self {
         Self { io, byte_counter }
     }
 }

@@ -11,13 +11,13 @@ use std::io;
 
 /// Reads and writes the documents of the control plane.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Codec {
+pub struct Codec {
     request_bytes_max: usize,
     response_bytes_max: usize,
 }
 
 impl Codec {
-    pub(super) fn new(request_bytes_max: usize, response_bytes_max: usize) -> Self {
+    pub fn new(request_bytes_max: usize, response_bytes_max: usize) -> Self {
         Self { request_bytes_max, response_bytes_max }
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The state that handles and event loop share.
-pub(super) struct ControlContext {
+pub struct ControlContext {
     pub(super) byte_counter: Arc<ByteCounter>,
     pub(super) node_orders: NodeOrders,
     pub(super) tasks: TaskTracker,
@@ -25,7 +25,7 @@ pub(super) struct ControlContext {
 }
 
 impl ControlContext {
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub fn new(timeout: Duration) -> Self {
         Self {
             byte_counter: Arc::default(),
             node_orders: NodeOrders::default(),
@@ -39,24 +39,24 @@ impl ControlContext {
 
 /// The nodes to disconnect and to block.
 #[derive(Default)]
-pub(super) struct PendingOrders {
+pub struct PendingOrders {
     disconnect: BTreeSet<NodeId>,
     block: BTreeSet<NodeId>,
 }
 
 impl PendingOrders {
-    pub(super) fn disconnect(&self) -> impl Iterator<Item = &NodeId> {
+    pub fn disconnect(&self) -> impl Iterator<Item = &NodeId> {
         self.disconnect.iter()
     }
 
-    pub(super) fn block(&self) -> impl Iterator<Item = &NodeId> {
+    pub fn block(&self) -> impl Iterator<Item = &NodeId> {
         self.block.iter()
     }
 }
 
 /// Orders of handles that need no answer and must not wait.
 #[derive(Default)]
-pub(super) struct NodeOrders {
+pub struct NodeOrders {
     pending: Mutex<PendingOrders>,
     changed: Notify,
 }
@@ -66,22 +66,22 @@ impl NodeOrders {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn disconnect(&self, node: NodeId) {
+    pub fn disconnect(&self, node: NodeId) {
         self.pending().disconnect.insert(node);
         self.changed.notify_one();
     }
 
-    pub(super) fn block(&self, node: NodeId) {
+    pub fn block(&self, node: NodeId) {
         self.pending().block.insert(node);
         self.changed.notify_one();
     }
 
-    pub(super) fn take(&self) -> PendingOrders {
+    pub fn take(&self) -> PendingOrders {
         std::mem::take(&mut *self.pending())
     }
 
     /// Returns once an order may have come.
-    pub(super) async fn until_changed(&self) {
+    pub async fn until_changed(&self) {
         self.changed.notified().await;
     }
 }

@@ -94,7 +94,7 @@ pub enum Unavailable {
 }
 
 /// Returns what a failed dial means.
-pub(super) fn connect_error(addr: SocketAddr, expected: Option<NodeId>, error: DialError) -> ConnectError {
+pub fn connect_error(addr: SocketAddr, expected: Option<NodeId>, error: DialError) -> ConnectError {
     match (error, expected) {
         (DialError::WrongPeerId { obtained, .. }, Some(expected)) => {
             let found = node_of(&obtained).map_or_else(|| obtained.to_string(), |node| node.to_string());
@@ -109,7 +109,7 @@ pub(super) fn connect_error(addr: SocketAddr, expected: Option<NodeId>, error: D
 }
 
 /// Returns what a failed request means.
-pub(super) fn request_error(error: OutboundFailure) -> RequestError {
+pub fn request_error(error: OutboundFailure) -> RequestError {
     match error {
         OutboundFailure::DialFailure => RequestError::NotConnected,
         OutboundFailure::Timeout => RequestError::Timeout,
@@ -125,7 +125,7 @@ pub(super) fn request_error(error: OutboundFailure) -> RequestError {
 
 /// Returns the text of the innermost cause. libp2p wraps the operating system's error several times, and only the
 /// innermost text helps an operator.
-pub(super) fn innermost(error: &dyn std::error::Error) -> String {
+pub fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

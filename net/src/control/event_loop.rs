@@ -37,7 +37,7 @@ type ConnectReply = oneshot::Sender<Result<NodeId, ConnectError>>;
 type RequestReply = oneshot::Sender<Result<Response, RequestError>>;
 
 /// A request of a handle that waits for an answer.
-pub(super) enum Command {
+pub enum Command {
     Connect { addr: SocketAddr, expected: Option<NodeId>, reply: ConnectReply },
     Request { node: NodeId, request: Box<Request>, reply: RequestReply },
 }
@@ -56,7 +56,7 @@ struct Answer {
 }
 
 /// The state of the task.
-pub(super) struct EventLoop {
+pub struct EventLoop {
     context: Arc<ControlContext>,
     config: ControlConfig,
     swarm: Swarm<Behaviour>,
@@ -73,7 +73,7 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     /// Makes the swarm and lets it listen. Returns the addresses with the ports picked.
-    pub(super) async fn start(
+    pub async fn start(
         config: ControlConfig,
         context: Arc<ControlContext>,
         commands: mpsc::Receiver<Command>,
@@ -98,7 +98,7 @@ impl EventLoop {
     }
 
     /// Runs until the control plane closes, and then closes every connection.
-    pub(super) async fn run(mut self) {
+    pub async fn run(mut self) {
         let (context, events) = (self.context.clone(), self.events.clone());
         loop {
             tokio::select! {

@@ -10,6 +10,8 @@
 //! Where to look: settings in `config.rs`, the task in `event_loop.rs`, libp2p's assembly in `setup.rs`, the encoding
 //! of requests in `codec.rs`.
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod address;
 mod byte_counter;
 mod codec;

@@ -24,14 +24,14 @@ struct TooManyPending(IpAddr);
 
 /// Counts inbound connections whose handshake is not complete.
 #[derive(Debug)]
-pub(super) struct Behaviour {
+pub struct Behaviour {
     per_ip_max: u32,
     pending: HashMap<ConnectionId, IpAddr>,
     counts: HashMap<IpAddr, u32>,
 }
 
 impl Behaviour {
-    pub(super) fn new(per_ip_max: u32) -> Self {
+    pub fn new(per_ip_max: u32) -> Self {
         Self { per_ip_max, pending: HashMap::new(), counts: HashMap::new() }
     }
 

@@ -34,7 +34,7 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The behaviours of the swarm. The order of the fields matters, see the module's invariant.
 #[derive(NetworkBehaviour)]
-pub(super) struct Behaviour {
+pub struct Behaviour {
     limits: connection_limits::Behaviour,
     pending_per_ip: pending_per_ip::Behaviour,
     pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
@@ -42,7 +42,7 @@ pub(super) struct Behaviour {
 }
 
 /// Returns the swarm, not listening yet. Its tasks are tracked and end with `context.stop`.
-pub(super) fn swarm(config: &ControlConfig, context: &ControlContext) -> Result<Swarm<Behaviour>, StartError> {
+pub fn swarm(config: &ControlConfig, context: &ControlContext) -> Result<Swarm<Behaviour>, StartError> {
     let limits = ConnectionLimits::default()
         .with_max_pending_incoming(Some(config.pending_max))
         .with_max_established_incoming(Some(config.connections_max))
@@ -87,7 +87,7 @@ fn transport(
 }
 
 /// Listens on `addrs`. Returns them with their ports, once every port is known.
-pub(super) async fn listen(swarm: &mut Swarm<Behaviour>, addrs: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
+pub async fn listen(swarm: &mut Swarm<Behaviour>, addrs: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
     let mut local = addrs.to_vec();
     let mut waiting: HashMap<ListenerId, usize> = HashMap::new();
     for (at, addr) in addrs.iter().enumerate() {

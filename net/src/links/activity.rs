@@ -11,7 +11,7 @@ use tokio::time::Instant;
 const BUSY_AFTER_PAYLOAD: Duration = Duration::from_secs(10);
 
 /// The times of one link's last events, in milliseconds since the link came up.
-pub(super) struct Activity {
+pub struct Activity {
     start: Instant,
     received_ms: AtomicU64,
     sent_ms: AtomicU64,
@@ -26,7 +26,7 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let zero = || AtomicU64::new(0);
         Self {
             start: Instant::now(),
@@ -42,12 +42,12 @@ impl Activity {
     }
 
     /// Returns the time since the link came up.
-    pub(super) fn now(&self) -> Duration {
+    pub fn now(&self) -> Duration {
         self.start.elapsed()
     }
 
     /// Returns [`Activity::now`] as the stamp of a `Ping`, in microseconds.
-    pub(super) fn stamp(&self) -> u64 {
+    pub fn stamp(&self) -> u64 {
         self.now().as_micros() as u64
     }
 
@@ -55,16 +55,16 @@ impl Activity {
         self.now().as_millis() as u64
     }
 
-    pub(super) fn note_received(&self) {
+    pub fn note_received(&self) {
         self.received_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    pub(super) fn note_sent(&self) {
+    pub fn note_sent(&self) {
         self.sent_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     /// Notes payload in either direction.
-    pub(super) fn note_payload(&self) {
+    pub fn note_payload(&self) {
         let now = self.now_ms();
         if self.busy_until_ms.swap(now + BUSY_AFTER_PAYLOAD.as_millis() as u64, Ordering::Relaxed) <= now {
             self.busy_since_ms.store(now, Ordering::Relaxed);
@@ -73,23 +73,23 @@ impl Activity {
     }
 
     /// Notes a received slice, after which `open_parts` parts are incomplete.
-    pub(super) fn note_slice(&self, open_parts: usize) {
+    pub fn note_slice(&self, open_parts: usize) {
         self.slice_ms.store(self.now_ms(), Ordering::Relaxed);
         self.open_parts.store(open_parts as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn pause_reading(&self) {
+    pub fn pause_reading(&self) {
         self.reading_paused.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn resume_reading(&self) {
+    pub fn resume_reading(&self) {
         // The other end could not be heard during the pause, so its time starts again.
         self.note_received();
         self.slice_ms.store(self.now_ms(), Ordering::Relaxed);
         self.reading_paused.store(false, Ordering::Relaxed);
     }
 
-    pub(super) fn is_reading_paused(&self) -> bool {
+    pub fn is_reading_paused(&self) -> bool {
         self.reading_paused.load(Ordering::Relaxed)
     }
 
@@ -97,29 +97,29 @@ impl Activity {
         Duration::from_millis(self.now_ms().saturating_sub(ms.load(Ordering::Relaxed)))
     }
 
-    pub(super) fn since_received(&self) -> Duration {
+    pub fn since_received(&self) -> Duration {
         self.since(&self.received_ms)
     }
 
-    pub(super) fn since_sent(&self) -> Duration {
+    pub fn since_sent(&self) -> Duration {
         self.since(&self.sent_ms)
     }
 
-    pub(super) fn since_busy(&self) -> Duration {
+    pub fn since_busy(&self) -> Duration {
         self.since(&self.busy_since_ms)
     }
 
-    pub(super) fn is_busy(&self) -> bool {
+    pub fn is_busy(&self) -> bool {
         self.now_ms() < self.busy_until_ms.load(Ordering::Relaxed)
     }
 
     /// Returns once an idle link became busy.
-    pub(super) async fn until_busy(&self) {
+    pub async fn until_busy(&self) {
         self.became_busy.notified().await;
     }
 
     /// Returns how long an incomplete part has received no slice. Zero without an incomplete part.
-    pub(super) fn part_stalled_for(&self) -> Duration {
+    pub fn part_stalled_for(&self) -> Duration {
         match self.open_parts.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
             _ => self.since(&self.slice_ms),

@@ -34,14 +34,14 @@ const DUPLICATE_TIMEOUT: Duration = Duration::from_secs(3);
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A bound listener with its address, in which the port is known.
-pub(super) struct Listener {
+pub struct Listener {
     listener: TcpListener,
     pub(super) addr: SocketAddr,
 }
 
 impl Listener {
     /// Listens on `addr`. An IPv6 listener takes no IPv4 connections, so both can use one port.
-    pub(super) fn bind(addr: SocketAddr) -> Result<Self, BindError> {
+    pub fn bind(addr: SocketAddr) -> Result<Self, BindError> {
         let bind = || -> io::Result<_> {
             let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
             if addr.is_ipv6() {
@@ -60,14 +60,14 @@ impl Listener {
     }
 
     /// Accepts connections until the endpoint closes.
-    pub(super) async fn accept_all(self, context: Arc<EndpointContext>) {
+    pub async fn accept_all(self, context: Arc<EndpointContext>) {
         loop {
             let accepted = tokio::select! {
                 () = context.until_closing() => return,
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, remote)) => match context.pending.try_acquire(remote.ip()) {
+                Ok((stream, remote)) => match context.pending().try_acquire(remote.ip()) {
                     Some(permit) => {
                         let task = context.clone();
                         context.spawn(async move {
@@ -87,20 +87,20 @@ impl Listener {
 }
 
 fn note_dropped(context: &EndpointContext, remote: SocketAddr, reason: &dyn std::fmt::Display) {
-    context.counters.count_dropped();
+    context.counters().count_dropped();
     tracing::debug!(%remote, %reason, "dropped a connection before admission");
 }
 
 async fn accept_connection(context: &Arc<EndpointContext>, stream: TcpStream, remote: SocketAddr) {
     let handshake = async {
         set_options(context, &stream)?;
-        let (node, mut stream) = tls::accept(&context.tls, context.config.records, stream).await?;
+        let (node, mut stream) = tls::accept(context.tls(), context.config().records, stream).await?;
         let hello = exchange_hello(context, &mut stream, node).await;
         Ok::<_, TlsError>((stream, node, hello))
     };
     let outcome = tokio::select! {
         () = context.until_closing() => return,
-        outcome = timeout(context.config.handshake_timeout, handshake) => outcome,
+        outcome = timeout(context.config().handshake_timeout, handshake) => outcome,
     };
     match outcome {
         Ok(Ok((stream, node, Ok(hello)))) => start_session(context, stream, node, hello, remote, false),
@@ -118,12 +118,12 @@ async fn accept_connection(context: &Arc<EndpointContext>, stream: TcpStream, re
 fn set_options(context: &EndpointContext, stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket2::SockRef::from(stream).set_tcp_notsent_lowat(context.config.kernel_unsent_bytes)?;
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(context.config().kernel_unsent_bytes)?;
     Ok(())
 }
 
 /// Makes a connection a link. The function does not wait, so it cannot be cancelled halfway.
-pub(super) fn start_session<S>(
+pub fn start_session<S>(
     context: &Arc<EndpointContext>,
     stream: S,
     node: NodeId,
@@ -134,39 +134,34 @@ pub(super) fn start_session<S>(
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let HelloOutcome { credential, slot, permit } = hello;
-    let queue = SendQueue::new(context.config.messages_max, context.config.parts_max);
-    let scope = LinkScope::between(context.config.locality.as_ref(), &credential.locality);
-    let link = Arc::new(Link::new(node, credential, queue, context.rate_limits.limiter(scope)));
+    let queue = SendQueue::new(context.config().messages_max, context.config().parts_max);
+    let scope = LinkScope::between(context.config().locality.as_ref(), &credential.locality);
+    let link = Arc::new(Link::new(node, credential, queue, context.rate_limits().limiter(scope)));
     slot.set_up(link.clone());
     // A shutdown between `Hello` and this line has not seen the link.
     if context.is_closing() {
-        link.queue.close(CloseReason::Shutdown);
+        link.queue().close(CloseReason::Shutdown);
     }
     let session = Session { link, slot, permit, remote, dialled };
     context.spawn(session.run(context.clone(), stream));
 }
 
 /// Runs one dial. Emits `DialFailed` if no link comes up.
-pub(super) async fn dial(
-    context: Arc<EndpointContext>,
-    node: NodeId,
-    addrs: Vec<SocketAddr>,
-    cancelled: CancellationToken,
-) {
+pub async fn dial(context: Arc<EndpointContext>, node: NodeId, addrs: Vec<SocketAddr>, cancelled: CancellationToken) {
     let attempts = async {
         // The `LinkDown` of the last link comes first, so the driver can assign later events to the right link.
-        context.registry.until_settled(node).await;
+        context.registry().until_settled(node).await;
         try_addresses(&context, node, &addrs).await
     };
     let error = tokio::select! {
         () = context.until_closing() => Some(DialError::ShuttingDown),
         () = cancelled.cancelled() => Some(DialError::Cancelled),
-        () = context.registry.until_up(node) => None,
+        () = context.registry().until_up(node) => None,
         outcome = attempts => outcome.err(),
     };
-    let up = context.registry.link(&node).is_some();
+    let up = context.registry().link(&node).is_some();
     // Before the event, because the driver may dial again as soon as it has the event.
-    context.registry.end_dial(&node);
+    context.registry().end_dial(&node);
     if let (Some(error), false) = (error, up) {
         context.emit(LinkEvent::DialFailed { node, error }).await;
     }
@@ -194,7 +189,7 @@ async fn try_addresses(context: &Arc<EndpointContext>, node: NodeId, addrs: &[So
         match try_address(context, node, addr).await {
             Ok(()) => return Ok(()),
             Err(FailedAttempt::Duplicate) => {
-                let up = timeout(DUPLICATE_TIMEOUT, context.registry.until_up(node)).await;
+                let up = timeout(DUPLICATE_TIMEOUT, context.registry().until_up(node)).await;
                 return up.map_err(|_| DialError::MissingDuplicate);
             }
             Err(FailedAttempt::Final(error)) => return Err(error),
@@ -205,9 +200,9 @@ async fn try_addresses(context: &Arc<EndpointContext>, node: NodeId, addrs: &[So
 }
 
 async fn try_address(context: &Arc<EndpointContext>, node: NodeId, addr: SocketAddr) -> Result<(), FailedAttempt> {
-    let connected = timeout(context.config.connect_timeout, TcpStream::connect(addr)).await;
+    let connected = timeout(context.config().connect_timeout, TcpStream::connect(addr)).await;
     let stream = connected.map_err(|_| AddressError::NoAnswer)?.map_err(AddressError::Io)?;
-    let handshake = timeout(context.config.handshake_timeout, introduce(context, stream, node, addr)).await;
+    let handshake = timeout(context.config().handshake_timeout, introduce(context, stream, node, addr)).await;
     handshake.unwrap_or(Err(AddressError::NoLinkInTime.into()))
 }
 
@@ -219,7 +214,7 @@ async fn introduce(
     addr: SocketAddr,
 ) -> Result<(), FailedAttempt> {
     set_options(context, &stream).map_err(AddressError::Io)?;
-    let connected = tls::connect(&context.tls, context.config.records, stream).await;
+    let connected = tls::connect(context.tls(), context.config().records, stream).await;
     let (found, mut stream) = connected.map_err(AddressError::Tls)?;
     if found != node {
         return Err(AddressError::WrongNode { expected: node, found }.into());
@@ -239,18 +234,18 @@ async fn introduce(
 }
 
 /// Closes links whose credentials are no longer valid, and frees idle memory.
-pub(super) async fn keep_house(context: Arc<EndpointContext>) {
-    let mut trust = context.config.admission.changes();
+pub async fn keep_house(context: Arc<EndpointContext>) {
+    let mut trust = context.config().admission.changes();
     loop {
         tokio::select! {
             () = context.until_closing() => return,
             _ = trust.changed() => {}
-            () = tokio::time::sleep(HOUSEKEEPING_INTERVAL) => context.pool.trim(),
+            () = tokio::time::sleep(HOUSEKEEPING_INTERVAL) => context.pool().trim(),
         }
-        for link in context.registry.links() {
-            if let Err(error) = context.config.admission.check_again(&link.credential) {
-                tracing::info!(node = %link.node.short(), %error, "closing a link whose credential is no longer valid");
-                link.queue.close(CloseReason::NotAdmitted);
+        for link in context.registry().links() {
+            if let Err(error) = context.config().admission.check_again(link.credential()) {
+                tracing::info!(node = %link.node().short(), %error, "closing a link whose credential is no longer valid");
+                link.queue().close(CloseReason::NotAdmitted);
             }
         }
     }

@@ -21,16 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The state that all tasks of an endpoint share.
-pub(super) struct EndpointContext {
-    pub(super) config: LinkConfig,
-    pub(super) tls: Tls,
-    pub(super) registry: Registry<Link>,
-    pub(super) budgets: Budgets,
-    pub(super) pool: Arc<Pool>,
-    pub(super) rate_limits: RateLimits,
-    pub(super) urgent: UrgentActivity,
-    pub(super) counters: EndpointCounters,
-    pub(super) pending: PendingLimiter,
+pub struct EndpointContext {
+    config: LinkConfig,
+    tls: Tls,
+    registry: Registry<Link>,
+    budgets: Budgets,
+    pool: Arc<Pool>,
+    rate_limits: RateLimits,
+    urgent: UrgentActivity,
+    counters: EndpointCounters,
+    pending: PendingLimiter,
     /// One permit for each link that may exist.
     link_permits: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -44,7 +44,7 @@ pub(super) struct EndpointContext {
 }
 
 impl EndpointContext {
-    pub(super) fn new(config: LinkConfig) -> Result<(Arc<Self>, mpsc::Receiver<LinkEvent>), BindError> {
+    pub fn new(config: LinkConfig) -> Result<(Arc<Self>, mpsc::Receiver<LinkEvent>), BindError> {
         config.validate()?;
         let tls = Tls::new(&config.identity)?;
         let (events, receiver) = mpsc::channel(config.events_max);
@@ -68,12 +68,48 @@ impl EndpointContext {
         Ok((Arc::new(context), receiver))
     }
 
-    pub(super) fn node(&self) -> NodeId {
+    pub fn config(&self) -> &LinkConfig {
+        &self.config
+    }
+
+    pub fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
+    pub fn registry(&self) -> &Registry<Link> {
+        &self.registry
+    }
+
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
+    }
+
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    pub fn rate_limits(&self) -> &RateLimits {
+        &self.rate_limits
+    }
+
+    pub fn urgent(&self) -> &UrgentActivity {
+        &self.urgent
+    }
+
+    pub fn counters(&self) -> &EndpointCounters {
+        &self.counters
+    }
+
+    pub fn pending(&self) -> &PendingLimiter {
+        &self.pending
+    }
+
+    pub fn node(&self) -> NodeId {
         self.config.identity.node()
     }
 
     /// Starts a task that ends at the latest when the endpoint stops.
-    pub(super) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -84,21 +120,21 @@ impl EndpointContext {
     }
 
     /// Returns a token that stops every task when it is cancelled.
-    pub(super) fn stop_token(&self) -> CancellationToken {
+    pub fn stop_token(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    pub(super) fn is_closing(&self) -> bool {
+    pub fn is_closing(&self) -> bool {
         self.closing.is_cancelled()
     }
 
     /// Returns once the endpoint shuts down.
-    pub(super) async fn until_closing(&self) {
+    pub async fn until_closing(&self) {
         self.closing.cancelled().await;
     }
 
     /// Refuses new connections, calls `close_links`, and waits for every task. Aborts the tasks after `deadline`.
-    pub(super) async fn shutdown(&self, deadline: Duration, close_links: impl FnOnce()) {
+    pub async fn shutdown(&self, deadline: Duration, close_links: impl FnOnce()) {
         self.closing.cancel();
         self.tasks.close();
         close_links();
@@ -109,12 +145,12 @@ impl EndpointContext {
     }
 
     /// Returns the permit for one more link, or `None` if there are as many links as there may be.
-    pub(super) fn try_link_permit(&self) -> Option<OwnedSemaphorePermit> {
+    pub fn try_link_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.link_permits.clone().try_acquire_owned().ok()
     }
 
     /// Puts announcements into a queue of their own from now on. `None` if they have one.
-    pub(super) fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
+    pub fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
         let (sender, receiver) = mpsc::channel(self.config.events_max);
         self.announcements.set(sender).ok().map(|()| receiver)
     }
@@ -127,7 +163,7 @@ impl EndpointContext {
     }
 
     /// Hands an event to the driver if its queue has room. Returns the event otherwise.
-    pub(super) fn try_emit(&self, event: LinkEvent) -> Result<(), Box<LinkEvent>> {
+    pub fn try_emit(&self, event: LinkEvent) -> Result<(), Box<LinkEvent>> {
         match self.queue_of(&event).try_send(event) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(event)) => Err(Box::new(event)),
@@ -140,7 +176,7 @@ impl EndpointContext {
     }
 
     /// Hands an event to the driver and waits for room in its queue.
-    pub(super) async fn emit(&self, event: LinkEvent) {
+    pub async fn emit(&self, event: LinkEvent) {
         let Err(event) = self.try_emit(event) else { return };
         tokio::select! {
             () = self.until_closing() => {}
@@ -148,12 +184,12 @@ impl EndpointContext {
         }
     }
 
-    pub(super) fn stats(&self) -> EndpointStats {
+    pub fn stats(&self) -> EndpointStats {
         self.counters.stats(self.registry.link_count(), self.pool.held())
     }
 
     #[cfg(test)]
-    pub(super) fn tasks(&self) -> &TaskTracker {
+    pub fn tasks(&self) -> &TaskTracker {
         &self.tasks
     }
 }

@@ -42,7 +42,7 @@ pub struct EndpointStats {
 
 /// Bytes in both directions, of one link or of all links.
 #[derive(Default)]
-pub(super) struct ByteCounters {
+pub struct ByteCounters {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     payload_in: AtomicU64,
@@ -50,17 +50,17 @@ pub(super) struct ByteCounters {
 }
 
 impl ByteCounters {
-    pub(super) fn add_in(&self, bytes: usize, payload: usize) {
+    pub fn add_in(&self, bytes: usize, payload: usize) {
         self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
         self.payload_in.fetch_add(payload as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn add_out(&self, bytes: usize, payload: usize) {
+    pub fn add_out(&self, bytes: usize, payload: usize) {
         self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
         self.payload_out.fetch_add(payload as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn stats(&self) -> LinkStats {
+    pub fn stats(&self) -> LinkStats {
         LinkStats {
             bytes_in: self.bytes_in.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
@@ -72,7 +72,7 @@ impl ByteCounters {
 
 /// Counters that every task of an endpoint adds to.
 #[derive(Default)]
-pub(super) struct EndpointCounters {
+pub struct EndpointCounters {
     links: ByteCounters,
     unexpected_bytes: AtomicU64,
     dropped_connections: AtomicU64,
@@ -81,23 +81,23 @@ pub(super) struct EndpointCounters {
 
 impl EndpointCounters {
     /// The sum over all links.
-    pub(super) fn links(&self) -> &ByteCounters {
+    pub fn links(&self) -> &ByteCounters {
         &self.links
     }
 
-    pub(super) fn add_unexpected(&self, bytes: usize) {
+    pub fn add_unexpected(&self, bytes: usize) {
         self.unexpected_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn count_dropped(&self) {
+    pub fn count_dropped(&self) {
         self.dropped_connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_refused(&self) {
+    pub fn count_refused(&self) {
         self.refused_connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn stats(&self, links: usize, payload_held: u64) -> EndpointStats {
+    pub fn stats(&self, links: usize, payload_held: u64) -> EndpointStats {
         let LinkStats { bytes_in, bytes_out, payload_in, payload_out } = self.links.stats();
         EndpointStats {
             links,

@@ -33,7 +33,7 @@ const BYE_LINGER: Duration = Duration::from_secs(1);
 
 /// The reason for which a connection did not become a link.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HelloError {
+pub enum HelloError {
     #[error("peer refused the link: {0}")]
     RefusedByPeer(CloseReason),
     #[error(transparent)]
@@ -43,7 +43,7 @@ pub(super) enum HelloError {
 }
 
 /// What the exchange of `Hello` yields.
-pub(super) struct HelloOutcome {
+pub struct HelloOutcome {
     pub(super) credential: Credential,
     pub(super) slot: LinkSlot<Link>,
     pub(super) permit: OwnedSemaphorePermit,
@@ -51,11 +51,7 @@ pub(super) struct HelloOutcome {
 
 /// Exchanges `Hello` with `node`, whose key TLS has proven. On a refusal the other end learns the reason. The caller
 /// sets a deadline.
-pub(super) async fn exchange_hello<S>(
-    context: &EndpointContext,
-    io: &mut S,
-    node: NodeId,
-) -> Result<HelloOutcome, HelloError>
+pub async fn exchange_hello<S>(context: &EndpointContext, io: &mut S, node: NodeId) -> Result<HelloOutcome, HelloError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -67,7 +63,7 @@ where
     if let Err(HelloError::Refused(refusal)) = &result {
         let reason = refusal.close_reason();
         if reason == CloseReason::NotAdmitted {
-            context.counters.count_refused();
+            context.counters().count_refused();
         }
         let say_bye = async {
             write_frame(io, FrameKind::Bye, &[reason as u8]).await?;
@@ -89,9 +85,9 @@ where
     send_hello(context, io).await?;
     let credential = receive_hello(context, io, node).await?;
     // The other end has picked this connection. So a link that this end still has is gone at the other end.
-    let mut changes = context.registry.changes();
+    let mut changes = context.registry().changes();
     let slot = loop {
-        match context.registry.claim(node) {
+        match context.registry().claim(node) {
             ClaimResult::Claimed(slot) => break slot,
             ClaimResult::Up(former) => former.abort(AbortReason::Replaced),
             ClaimResult::Busy => {}
@@ -121,9 +117,9 @@ where
 
 /// Takes the node's slot unless a living link holds it.
 async fn pick_connection(context: &EndpointContext, node: NodeId) -> Result<LinkSlot<Link>, Refusal> {
-    let mut changes = context.registry.changes();
+    let mut changes = context.registry().changes();
     loop {
-        match context.registry.claim(node) {
+        match context.registry().claim(node) {
             ClaimResult::Claimed(slot) => return Ok(slot),
             ClaimResult::Busy => {}
             ClaimResult::Up(former) => {
@@ -131,13 +127,13 @@ async fn pick_connection(context: &EndpointContext, node: NodeId) -> Result<Link
                 let pong = former.pong().notified();
                 tokio::pin!(pong);
                 pong.as_mut().enable();
-                former.queue.ping();
+                former.queue().ping();
                 tokio::select! {
                     () = pong => return Err(Refusal::LinkExists),
                     () = changes.next() => continue,
                     () = tokio::time::sleep(PROBE_TIMEOUT) => {}
                 }
-                if former.activity.is_reading_paused() {
+                if former.activity().is_reading_paused() {
                     // We do not read the link, so its silence tells nothing.
                     return Err(Refusal::LinkExists);
                 }
@@ -149,7 +145,7 @@ async fn pick_connection(context: &EndpointContext, node: NodeId) -> Result<Link
 }
 
 async fn send_hello<S: AsyncWrite + Unpin>(context: &EndpointContext, io: &mut S) -> io::Result<()> {
-    let credential = context.config.admission.credential();
+    let credential = context.config().admission.credential();
     let mut body = Vec::with_capacity(1 + credential.len());
     body.push(PROTOCOL_VERSION);
     body.extend_from_slice(credential);
@@ -172,7 +168,7 @@ where
     if *version != PROTOCOL_VERSION {
         return Err(Refusal::Version(*version).into());
     }
-    Ok(context.config.admission.admit(credential, node).map_err(Refusal::NotAdmitted)?)
+    Ok(context.config().admission.admit(credential, node).map_err(Refusal::NotAdmitted)?)
 }
 
 async fn read_header<S: AsyncRead + Unpin>(io: &mut S) -> Result<Header, HelloError> {

@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Pings a quiet link. Returns the reason when the link is dead.
-pub(super) async fn run(config: &LinkConfig, link: &Link) -> LinkError {
-    let activity = &link.activity;
+pub async fn run(config: &LinkConfig, link: &Link) -> LinkError {
+    let activity = &link.activity();
     let mut pinged = Instant::now();
     loop {
         let busy = activity.is_busy();
@@ -35,7 +35,7 @@ pub(super) async fn run(config: &LinkConfig, link: &Link) -> LinkError {
         }
         if quiet_for() >= ping_after {
             // Also while we do not read, because the ping shows the other end that we live.
-            link.queue.ping();
+            link.queue().ping();
             pinged = Instant::now();
         }
     }
@@ -43,7 +43,7 @@ pub(super) async fn run(config: &LinkConfig, link: &Link) -> LinkError {
 
 /// Returns the reason for which the link is dead, if it is.
 fn death(config: &LinkConfig, link: &Link, busy: bool) -> Option<LinkError> {
-    let activity = &link.activity;
+    let activity = &link.activity();
     if activity.is_reading_paused() {
         return None;
     }

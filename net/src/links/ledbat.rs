@@ -81,19 +81,19 @@ const HALVE_AFTER: Duration = Duration::from_millis(200);
 const BASE_DELAY_PERIOD: Duration = Duration::from_secs(300);
 
 /// The time of the last urgent frame of an endpoint, in either direction.
-pub(super) struct UrgentActivity {
+pub struct UrgentActivity {
     start: Instant,
     /// Milliseconds since `start`, plus one. 0 without an urgent frame so far.
     last_ms: AtomicU64,
 }
 
 impl UrgentActivity {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self { start: Instant::now(), last_ms: AtomicU64::new(0) }
     }
 
     /// Notes an urgent frame.
-    pub(super) fn note(&self) {
+    pub fn note(&self) {
         self.last_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
@@ -102,7 +102,7 @@ impl UrgentActivity {
     }
 
     /// Returns whether an urgent frame passed within the last 10 s.
-    pub(super) fn is_recent(&self) -> bool {
+    pub fn is_recent(&self) -> bool {
         let last = self.last_ms.load(Ordering::Relaxed);
         last > 0 && self.now_ms() - last < URGENT_RECENT.as_millis() as u64
     }
@@ -135,7 +135,7 @@ impl BaseDelay {
 
 /// The controller of one link. All times count from one fixed moment.
 #[derive(Debug)]
-pub(super) struct Ledbat {
+pub struct Ledbat {
     base: Option<BaseDelay>,
     /// The mean of the last queuing delays.
     queuing_delay: Duration,
@@ -155,7 +155,7 @@ pub(super) struct Ledbat {
 }
 
 impl Ledbat {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             base: None,
             queuing_delay: Duration::ZERO,
@@ -170,7 +170,7 @@ impl Ledbat {
     }
 
     /// Returns whether a `Ping` must go before the next slice, and counts the ping as sent if so.
-    pub(super) fn take_ping_due(&mut self, now: Duration) -> bool {
+    pub fn take_ping_due(&mut self, now: Duration) -> bool {
         match self.pinged {
             Some(pinged) if now < pinged + PONG_TIMEOUT => return false,
             Some(_) => self.rate = (self.rate / 2).max(RATE_MIN),
@@ -183,7 +183,7 @@ impl Ledbat {
 
     /// Takes a measurement: the stamp of a `Pong` is the one-way time of its `Ping` in microseconds plus the difference
     /// of both clocks.
-    pub(super) fn on_pong(&mut self, stamp: u64, now: Duration) {
+    pub fn on_pong(&mut self, stamp: u64, now: Duration) {
         // The difference of the clocks may be negative.
         let one_way_us = stamp as i64;
         let delay = self.base.get_or_insert(BaseDelay::new(one_way_us, now)).queuing_delay(one_way_us, now);
@@ -212,7 +212,7 @@ impl Ledbat {
     }
 
     /// Returns when the next slice may go, or `None` for now.
-    pub(super) fn opens_at(&mut self, now: Duration) -> Option<Duration> {
+    pub fn opens_at(&mut self, now: Duration) -> Option<Duration> {
         let unused = now.saturating_sub(self.opens);
         if unused > RESTART_AFTER {
             *self = Self { base: self.base, measured: now, opens: now, ..Self::new() };
@@ -227,13 +227,13 @@ impl Ledbat {
     }
 
     /// Returns the length of the longest slice that may go, in bytes.
-    pub(super) fn slice_bytes(&self) -> usize {
+    pub fn slice_bytes(&self) -> usize {
         let bytes = u128::from(self.rate) * SLICE_TIME.as_micros() / 1_000_000;
         usize::try_from(bytes).unwrap_or(usize::MAX).clamp(*SLICE_BYTES.start(), *SLICE_BYTES.end())
     }
 
     /// Notes a slice that goes now.
-    pub(super) fn on_sent(&mut self, bytes: usize, now: Duration) {
+    pub fn on_sent(&mut self, bytes: usize, now: Duration) {
         let time = Duration::from_micros(bytes as u64 * 1_000_000 / self.rate);
         self.opens = self.opens.max(now.saturating_sub(TIMER_SLACK)) + time;
     }

@@ -18,30 +18,30 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 const EXPECTED_MANIFESTS_MAX: usize = 64;
 
 /// A manifest that the other end may send.
-pub(super) struct ExpectedManifest {
+pub struct ExpectedManifest {
     total: u32,
     permit: OwnedSemaphorePermit,
 }
 
 impl ExpectedManifest {
     /// `permit` covers the `total` bytes of the manifest.
-    pub(super) fn new(total: u32, permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(total: u32, permit: OwnedSemaphorePermit) -> Self {
         Self { total, permit }
     }
 
-    pub(super) fn into_permit(self) -> OwnedSemaphorePermit {
+    pub fn into_permit(self) -> OwnedSemaphorePermit {
         self.permit
     }
 }
 
 /// A link that is up.
-pub(super) struct Link {
-    pub(super) node: NodeId,
-    pub(super) credential: Arc<Credential>,
-    pub(super) queue: SendQueue,
-    pub(super) limiter: LinkRateLimiter,
-    pub(super) activity: Activity,
-    pub(super) counters: ByteCounters,
+pub struct Link {
+    node: NodeId,
+    credential: Arc<Credential>,
+    queue: SendQueue,
+    limiter: LinkRateLimiter,
+    activity: Activity,
+    counters: ByteCounters,
     ledbat: Mutex<Ledbat>,
     /// Notified on each `Pong`.
     pong: Notify,
@@ -50,7 +50,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(node: NodeId, credential: Credential, queue: SendQueue, limiter: LinkRateLimiter) -> Self {
+    pub fn new(node: NodeId, credential: Credential, queue: SendQueue, limiter: LinkRateLimiter) -> Self {
         Self {
             node,
             credential: Arc::new(credential),
@@ -65,29 +65,53 @@ impl Link {
         }
     }
 
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub fn credential(&self) -> &Arc<Credential> {
+        &self.credential
+    }
+
+    pub fn queue(&self) -> &SendQueue {
+        &self.queue
+    }
+
+    pub fn limiter(&self) -> &LinkRateLimiter {
+        &self.limiter
+    }
+
+    pub fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    pub fn counters(&self) -> &ByteCounters {
+        &self.counters
+    }
+
     /// Returns the controller that bulk follows while urgent traffic is recent.
-    pub(super) fn ledbat(&self) -> MutexGuard<'_, Ledbat> {
+    pub fn ledbat(&self) -> MutexGuard<'_, Ledbat> {
         self.ledbat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a `Pong` with this stamp: the time that the `Ping` took one way, plus the difference of both clocks.
-    pub(super) fn on_pong(&self, stamp: u64) {
+    pub fn on_pong(&self, stamp: u64) {
         self.ledbat().on_pong(stamp, self.activity.now());
         self.pong.notify_waiters();
     }
 
     /// The notification of each `Pong`.
-    pub(super) fn pong(&self) -> &Notify {
+    pub fn pong(&self) -> &Notify {
         &self.pong
     }
 
     /// Ends the link without a `Bye`. The other end has forgotten the link.
-    pub(super) fn abort(&self, reason: AbortReason) {
+    pub fn abort(&self, reason: AbortReason) {
         self.aborted.send_replace(Some(reason));
     }
 
     /// Returns once [`Link::abort`] was called.
-    pub(super) async fn until_aborted(&self) -> AbortReason {
+    pub async fn until_aborted(&self) -> AbortReason {
         let mut aborted = self.aborted.subscribe();
         match aborted.wait_for(Option::is_some).await.map(|reason| *reason) {
             Ok(Some(reason)) => reason,
@@ -96,7 +120,7 @@ impl Link {
     }
 
     /// Lets the other end send a manifest. Returns false if too many manifests are expected already.
-    pub(super) fn expect_manifest(&self, content: ContentId, manifest: ExpectedManifest) -> bool {
+    pub fn expect_manifest(&self, content: ContentId, manifest: ExpectedManifest) -> bool {
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
         if expected.len() >= EXPECTED_MANIFESTS_MAX && !expected.contains_key(&content) {
             return false;
@@ -106,7 +130,7 @@ impl Link {
     }
 
     /// Takes the permission for a manifest of exactly `total` bytes.
-    pub(super) fn take_expected(&self, content: ContentId, total: u32) -> Option<ExpectedManifest> {
+    pub fn take_expected(&self, content: ContentId, total: u32) -> Option<ExpectedManifest> {
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
         if expected.get(&content)?.total != total {
             return None;

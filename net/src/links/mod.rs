@@ -12,6 +12,8 @@
 //! Where to look: settings in `config.rs`, events and frames in `event.rs`, one link's life in `session.rs`, priorities
 //! in `send_queue.rs`, memory in `receive_memory.rs`, pacing of bulk in `ledbat.rs`, rates in `rate_limit/`.
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod activity;
 mod config;
 mod connect;
@@ -101,16 +103,16 @@ impl LinkEndpoint {
         if self.context.is_closing() {
             return;
         }
-        if let Some(cancelled) = self.context.registry.begin_dial(node) {
+        if let Some(cancelled) = self.context.registry().begin_dial(node) {
             self.context.spawn(connect::dial(self.context.clone(), node, addrs, cancelled));
         }
     }
 
     /// Closes the link and drops what is queued on it. `LinkDown` follows. Also ends a dial, and `DialFailed` follows.
     pub fn close(&self, node: NodeId, reason: CloseReason) {
-        self.context.registry.cancel_dial(&node);
-        if let Some(link) = self.context.registry.link(&node) {
-            link.queue.close(reason);
+        self.context.registry().cancel_dial(&node);
+        if let Some(link) = self.context.registry().link(&node) {
+            link.queue().close(reason);
         }
     }
 
@@ -120,7 +122,7 @@ impl LinkEndpoint {
     ///
     /// Fails if the node has no link, the link's queue is full, or the frame breaks a limit of its kind.
     pub fn send(&self, node: NodeId, frame: OutFrame) -> Result<(), SendError> {
-        self.context.registry.link(&node).ok_or(SendError::Gone)?.queue.push(frame)
+        self.context.registry().link(&node).ok_or(SendError::Gone)?.queue().push(frame)
     }
 
     /// Lets `node` send the manifest of `content`, of exactly `bytes` bytes. The caller knows the length from a signed
@@ -130,20 +132,20 @@ impl LinkEndpoint {
     ///
     /// Fails if the node has no link, the length is out of range, or the budget has no room now.
     pub fn expect_manifest(&self, node: NodeId, content: ContentId, bytes: u64) -> Result<(), ExpectError> {
-        let max = limits::MANIFEST_BYTES_MAX.min(self.context.config.manifest_bytes);
+        let max = limits::MANIFEST_BYTES_MAX.min(self.context.config().manifest_bytes);
         let total = u32::try_from(bytes).map_err(|_| ExpectError::Invalid)?;
         if total == 0 || total as usize > max {
             return Err(ExpectError::Invalid);
         }
-        let link = self.context.registry.link(&node).ok_or(ExpectError::Gone)?;
-        let permit = self.context.budgets.manifest(total).ok_or(ExpectError::Full)?;
+        let link = self.context.registry().link(&node).ok_or(ExpectError::Gone)?;
+        let permit = self.context.budgets().manifest(total).ok_or(ExpectError::Full)?;
         let expected = link.expect_manifest(content, ExpectedManifest::new(total, permit));
         if expected { Ok(()) } else { Err(ExpectError::Full) }
     }
 
     /// Returns the rate limits of all links.
     pub fn rate_limits(&self) -> &RateLimits {
-        &self.context.rate_limits
+        self.context.rate_limits()
     }
 
     /// Returns the counters of all links.
@@ -153,7 +155,7 @@ impl LinkEndpoint {
 
     /// Returns the counters of one link.
     pub fn link_stats(&self, node: NodeId) -> Option<LinkStats> {
-        Some(self.context.registry.link(&node)?.counters.stats())
+        Some(self.context.registry().link(&node)?.counters().stats())
     }
 
     /// Stops to listen and dial, says `Bye(Shutdown)` on every link, and waits until every task has ended. Queued
@@ -161,8 +163,8 @@ impl LinkEndpoint {
     /// events meanwhile.
     pub async fn shutdown(&self, deadline: Duration) {
         let close_links = || {
-            for link in self.context.registry.links() {
-                link.queue.close(CloseReason::Shutdown);
+            for link in self.context.registry().links() {
+                link.queue().close(CloseReason::Shutdown);
             }
         };
         self.context.shutdown(deadline, close_links).await;

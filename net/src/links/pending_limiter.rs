@@ -10,19 +10,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 type CountByIp = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// Hands out permits to wait for admission.
-pub(super) struct PendingLimiter {
+pub struct PendingLimiter {
     counts: CountByIp,
     total: Arc<Semaphore>,
     per_ip_max: usize,
 }
 
 impl PendingLimiter {
-    pub(super) fn new(max: usize, per_ip_max: usize) -> Self {
+    pub fn new(max: usize, per_ip_max: usize) -> Self {
         Self { counts: Arc::default(), total: Arc::new(Semaphore::new(max)), per_ip_max }
     }
 
     /// Returns a permit for a connection from `ip`, or `None` at a limit.
-    pub(super) fn try_acquire(&self, ip: IpAddr) -> Option<PendingPermit> {
+    pub fn try_acquire(&self, ip: IpAddr) -> Option<PendingPermit> {
         let total = self.total.clone().try_acquire_owned().ok()?;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(ip).or_default();
@@ -37,7 +37,7 @@ impl PendingLimiter {
 }
 
 /// The right of one connection to wait for admission. Dropping the permit makes room for another connection.
-pub(super) struct PendingPermit {
+pub struct PendingPermit {
     counts: CountByIp,
     ip: IpAddr,
     _total: OwnedSemaphorePermit,

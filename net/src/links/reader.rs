@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 const BODY_BUFFER_KEPT: usize = 16 * 1024;
 
 /// How reading ended.
-pub(super) enum ReadEnd {
+pub enum ReadEnd {
     /// The other end sent `Bye`.
     Bye(CloseReason),
     /// The connection is gone.
@@ -76,7 +76,7 @@ impl OpenPart {
 }
 
 /// The receiving side of one link.
-pub(super) struct Reader<R> {
+pub struct Reader<R> {
     context: Arc<EndpointContext>,
     link: Arc<Link>,
     io: R,
@@ -86,17 +86,17 @@ pub(super) struct Reader<R> {
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    pub(super) fn new(context: Arc<EndpointContext>, link: Arc<Link>, io: R) -> Self {
+    pub fn new(context: Arc<EndpointContext>, link: Arc<Link>, io: R) -> Self {
         Self { context, link, io, body: Vec::new(), open: [const { None }; 4] }
     }
 
     /// Returns the connection and drops the open parts.
-    pub(super) fn into_io(self) -> R {
+    pub fn into_io(self) -> R {
         self.io
     }
 
     /// Reads until the link ends.
-    pub(super) async fn run(&mut self) -> ReadEnd {
+    pub async fn run(&mut self) -> ReadEnd {
         loop {
             if let Err(end) = self.read_frame().await {
                 return end;
@@ -107,11 +107,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     async fn read_frame(&mut self) -> Result<(), ReadEnd> {
         let mut head = [0; HEADER_BYTES];
         self.io.read_exact(&mut head).await?;
-        self.link.activity.note_received();
+        self.link.activity().note_received();
         let header = Header::from_bytes(&head)?;
         let len = header.body_len as usize;
         if header.class == Class::Urgent {
-            self.context.urgent.note();
+            self.context.urgent().note();
         }
         self.count(HEADER_BYTES + len, 0);
         match header.kind {
@@ -120,18 +120,18 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 self.read_body(len).await?;
                 let message: Message = codec::decode_exact(&self.body)?;
                 message.validate()?;
-                self.emit(LinkEvent::Message { node: self.link.node, message }).await;
+                self.emit(LinkEvent::Message { node: self.link.node(), message }).await;
                 Ok(())
             }
             FrameKind::Announce => {
                 self.read_body(len).await?;
                 let frame: AnnounceFrame = codec::decode_exact(&self.body)?;
-                self.emit(LinkEvent::Announce { node: self.link.node, frame }).await;
+                self.emit(LinkEvent::Announce { node: self.link.node(), frame }).await;
                 Ok(())
             }
             FrameKind::Ping => {
                 // The clocks of both ends differ by an unknown constant, so the difference may wrap.
-                self.link.queue.pong(self.link.activity.stamp().wrapping_sub(header.stamp));
+                self.link.queue().pong(self.link.activity().stamp().wrapping_sub(header.stamp));
                 Ok(())
             }
             FrameKind::Pong => {
@@ -153,7 +153,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.body.shrink_to(BODY_BUFFER_KEPT);
         self.body.reserve(len);
         append_exactly(&mut self.io, &mut self.body, len).await?;
-        self.link.activity.note_received();
+        self.link.activity().note_received();
         Ok(())
     }
 
@@ -179,13 +179,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             Some(payload) => append_exactly(&mut self.io, payload.buffer(), payload_len).await?,
             None => {
                 discard(&mut self.io, payload_len).await?;
-                self.context.counters.add_unexpected(payload_len);
+                self.context.counters().add_unexpected(payload_len);
             }
         }
         open.filled += payload_len as u32;
         self.count(0, payload_len);
-        self.link.activity.note_received();
-        self.link.activity.note_payload();
+        self.link.activity().note_received();
+        self.link.activity().note_payload();
         let whole = open.filled >= open.total;
         let OpenPart { content, part, .. } = open;
         let mut payload = None;
@@ -194,10 +194,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         } else {
             self.open[class as usize] = Some(open);
         }
-        self.link.activity.note_slice(self.open.iter().flatten().count());
+        self.link.activity().note_slice(self.open.iter().flatten().count());
         if let Some(payload) = payload {
             let payload = payload.into_bytes();
-            self.emit(LinkEvent::Part { node: self.link.node, content, part, class, payload }).await;
+            self.emit(LinkEvent::Part { node: self.link.node(), content, part, class, payload }).await;
         }
         Ok(())
     }
@@ -206,16 +206,16 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// sender waits.
     async fn wait_for_rate(&mut self, class: Class, len: usize) {
         let mut paused = false;
-        while let Some(wait) = self.link.limiter.receive_wait(class) {
+        while let Some(wait) = self.link.limiter().receive_wait(class) {
             if !std::mem::replace(&mut paused, true) {
-                self.link.activity.pause_reading();
+                self.link.activity().pause_reading();
             }
             wait.await;
         }
         if paused {
-            self.link.activity.resume_reading();
+            self.link.activity().resume_reading();
         }
-        self.link.limiter.note_received(class, len);
+        self.link.limiter().note_received(class, len);
     }
 
     /// Opens the part of a first slice. Waits for memory for all of the part.
@@ -224,7 +224,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return Err(ProtocolViolation::PartStartsLate.into());
         }
         let SliceHeader { content, part, total, .. } = *slice;
-        let pool = &self.context.pool;
+        let pool = &self.context.pool();
         let payload = match part {
             // The buffer starts empty and at most doubles as bytes arrive. A manifest may have 256 MiB.
             Part::Manifest => {
@@ -232,17 +232,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 expected.map(|expected| Payload::new(pool, Vec::new(), expected.into_permit()))
             }
             Part::Shard(shard) => {
-                let budget = self.context.budgets.class(class).clone();
+                let budget = self.context.budgets().class(class).clone();
                 let permit = match budget.clone().try_acquire_many_owned(total) {
                     Ok(permit) => permit,
                     Err(_) => {
-                        self.link.activity.pause_reading();
+                        self.link.activity().pause_reading();
                         let permit = budget.acquire_many_owned(total).await;
-                        self.link.activity.resume_reading();
+                        self.link.activity().resume_reading();
                         permit.map_err(|_| ReadEnd::Lost(LinkError::ShuttingDown))?
                     }
                 };
-                let block_offset = self.context.config.block_offset.as_ref();
+                let block_offset = self.context.config().block_offset.as_ref();
                 let offset = block_offset.map_or(0, |block_offset| block_offset(&content, shard));
                 Some(Payload::new(pool, pool.take(total as usize, offset), permit))
             }
@@ -252,15 +252,15 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
     async fn emit(&mut self, event: LinkEvent) {
         if let Err(event) = self.context.try_emit(event) {
-            self.link.activity.pause_reading();
+            self.link.activity().pause_reading();
             self.context.emit(*event).await;
-            self.link.activity.resume_reading();
+            self.link.activity().resume_reading();
         }
     }
 
     fn count(&self, bytes: usize, payload: usize) {
-        self.link.counters.add_in(bytes, payload);
-        self.context.counters.links().add_in(bytes, payload);
+        self.link.counters().add_in(bytes, payload);
+        self.context.counters().links().add_in(bytes, payload);
     }
 }
 
@@ -288,7 +288,7 @@ async fn discard(io: &mut (impl AsyncRead + Unpin), len: usize) -> Result<(), Re
 }
 
 /// Reads and drops bytes until the other end closes the connection.
-pub(super) async fn discard_until_closed(io: &mut (impl AsyncRead + Unpin)) {
+pub async fn discard_until_closed(io: &mut (impl AsyncRead + Unpin)) {
     let mut sink = [0u8; 4096];
     while !matches!(io.read(&mut sink).await, Ok(0) | Err(_)) {}
 }

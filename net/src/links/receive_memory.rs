@@ -34,7 +34,7 @@ struct IdleBuffers {
 }
 
 /// Idle buffers, and the count of bytes in use.
-pub(super) struct Pool {
+pub struct Pool {
     idle: Mutex<IdleBuffers>,
     idle_bytes_max: usize,
     held: AtomicU64,
@@ -43,13 +43,13 @@ pub(super) struct Pool {
 impl Pool {
     /// Keeps up to `idle_bytes_max` bytes of idle buffers. With less than the peak use, the kernel would have to map
     /// the difference again and again.
-    pub(super) fn new(idle_bytes_max: usize) -> Self {
+    pub fn new(idle_bytes_max: usize) -> Self {
         Self { idle: Mutex::default(), idle_bytes_max, held: AtomicU64::new(0) }
     }
 
     /// Returns a buffer that holds `len` bytes after a start at `offset` in a block. It is filled up to that start, and
     /// its other memory is not zeroed.
-    pub(super) fn take(&self, len: usize, offset: usize) -> Vec<u8> {
+    pub fn take(&self, len: usize, offset: usize) -> Vec<u8> {
         if len < POOLED_BYTES_MIN {
             return Vec::with_capacity(len);
         }
@@ -93,18 +93,18 @@ impl Pool {
     }
 
     /// Frees the idle buffers.
-    pub(super) fn trim(&self) {
+    pub fn trim(&self) {
         *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = IdleBuffers::default();
     }
 
     /// Returns the bytes under permits.
-    pub(super) fn held(&self) -> u64 {
+    pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }
 }
 
 /// A payload that is being filled, with the permit for its whole length.
-pub(super) struct Payload {
+pub struct Payload {
     buffer: Vec<u8>,
     /// Where the payload starts in the buffer.
     start: usize,
@@ -114,17 +114,17 @@ pub(super) struct Payload {
 
 impl Payload {
     /// Returns a payload that starts at the present end of `buffer`.
-    pub(super) fn new(pool: &Arc<Pool>, buffer: Vec<u8>, permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(pool: &Arc<Pool>, buffer: Vec<u8>, permit: OwnedSemaphorePermit) -> Self {
         pool.held.fetch_add(permit.num_permits() as u64, Ordering::Relaxed);
         Self { start: buffer.len(), buffer, pool: pool.clone(), permit }
     }
 
-    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.buffer
     }
 
     /// Returns the whole payload without a copy.
-    pub(super) fn into_bytes(self) -> Bytes {
+    pub fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self)
     }
 }
@@ -143,25 +143,25 @@ impl Drop for Payload {
 }
 
 /// The payload bytes of each class, and of manifests, that may be in memory.
-pub(super) struct Budgets {
+pub struct Budgets {
     classes: [Arc<Semaphore>; 4],
     manifests: Arc<Semaphore>,
 }
 
 impl Budgets {
     /// Bulk has `bulk` bytes. Each other class has a quarter of that, but at least one largest piece.
-    pub(super) fn new(bulk: usize, manifests: usize) -> Self {
+    pub fn new(bulk: usize, manifests: usize) -> Self {
         let other = (bulk / 4).max(shoal_proto::limits::PIECE_BYTES_MAX as usize);
         let classes = Class::ALL.map(|class| Arc::new(Semaphore::new(if class == Class::Bulk { bulk } else { other })));
         Self { classes, manifests: Arc::new(Semaphore::new(manifests)) }
     }
 
-    pub(super) fn class(&self, class: Class) -> &Arc<Semaphore> {
+    pub fn class(&self, class: Class) -> &Arc<Semaphore> {
         &self.classes[class as usize]
     }
 
     /// Returns the permit for a manifest, or `None` if the budget has no room now.
-    pub(super) fn manifest(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
+    pub fn manifest(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
         self.manifests.clone().try_acquire_many_owned(bytes).ok()
     }
 }

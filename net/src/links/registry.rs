@@ -25,7 +25,7 @@ struct Nodes<L> {
 }
 
 /// All slots and dials of an endpoint. Cheap to clone. `L` is the type of a link.
-pub(super) struct Registry<L> {
+pub struct Registry<L> {
     nodes: Arc<Mutex<Nodes<L>>>,
     changed: watch::Sender<()>,
 }
@@ -37,7 +37,7 @@ impl<L> Clone for Registry<L> {
 }
 
 /// The result of [`Registry::claim`].
-pub(super) enum ClaimResult<L> {
+pub enum ClaimResult<L> {
     /// The caller holds the slot now.
     Claimed(LinkSlot<L>),
     /// A link holds the slot.
@@ -47,7 +47,7 @@ pub(super) enum ClaimResult<L> {
 }
 
 impl<L> Registry<L> {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let nodes = Nodes { slots: HashMap::new(), dials: HashMap::new() };
         Self { nodes: Arc::new(Mutex::new(nodes)), changed: watch::Sender::new(()) }
     }
@@ -62,12 +62,12 @@ impl<L> Registry<L> {
     }
 
     /// Returns the changes of all slots from now on. Subscribe before a look at a slot, and no change is missed.
-    pub(super) fn changes(&self) -> Changes {
+    pub fn changes(&self) -> Changes {
         Changes(self.changed.subscribe())
     }
 
     /// Takes the node's slot if it is free.
-    pub(super) fn claim(&self, node: NodeId) -> ClaimResult<L> {
+    pub fn claim(&self, node: NodeId) -> ClaimResult<L> {
         let mut nodes = self.nodes();
         match nodes.slots.get(&node) {
             None => {
@@ -80,7 +80,7 @@ impl<L> Registry<L> {
     }
 
     /// Returns the node's link if one is up.
-    pub(super) fn link(&self, node: &NodeId) -> Option<Arc<L>> {
+    pub fn link(&self, node: &NodeId) -> Option<Arc<L>> {
         match self.nodes().slots.get(node) {
             Some(SlotState::Up(link)) => Some(link.clone()),
             _ => None,
@@ -88,18 +88,18 @@ impl<L> Registry<L> {
     }
 
     /// Returns every link that is up.
-    pub(super) fn links(&self) -> Vec<Arc<L>> {
+    pub fn links(&self) -> Vec<Arc<L>> {
         let up = |state: &SlotState<L>| if let SlotState::Up(link) = state { Some(link.clone()) } else { None };
         self.nodes().slots.values().filter_map(up).collect()
     }
 
     /// Returns the number of links that are up.
-    pub(super) fn link_count(&self) -> usize {
+    pub fn link_count(&self) -> usize {
         self.nodes().slots.values().filter(|state| matches!(state, SlotState::Up(_))).count()
     }
 
     /// Notes a dial and returns the token that cancels it. `None` if a link is up or a dial is under way.
-    pub(super) fn begin_dial(&self, node: NodeId) -> Option<CancellationToken> {
+    pub fn begin_dial(&self, node: NodeId) -> Option<CancellationToken> {
         let mut nodes = self.nodes();
         if matches!(nodes.slots.get(&node), Some(SlotState::Up(_))) || nodes.dials.contains_key(&node) {
             return None;
@@ -109,19 +109,19 @@ impl<L> Registry<L> {
         Some(token)
     }
 
-    pub(super) fn end_dial(&self, node: &NodeId) {
+    pub fn end_dial(&self, node: &NodeId) {
         self.nodes().dials.remove(node);
     }
 
     /// Cancels the node's dial if one is under way.
-    pub(super) fn cancel_dial(&self, node: &NodeId) {
+    pub fn cancel_dial(&self, node: &NodeId) {
         if let Some(token) = self.nodes().dials.get(node) {
             token.cancel();
         }
     }
 
     /// Returns once a link to `node` is up.
-    pub(super) async fn until_up(&self, node: NodeId) {
+    pub async fn until_up(&self, node: NodeId) {
         let mut changes = self.changes();
         while self.link(&node).is_none() {
             changes.next().await;
@@ -129,7 +129,7 @@ impl<L> Registry<L> {
     }
 
     /// Returns once the slot of `node` is neither claimed nor closing.
-    pub(super) async fn until_settled(&self, node: NodeId) {
+    pub async fn until_settled(&self, node: NodeId) {
         let mut changes = self.changes();
         while matches!(self.nodes().slots.get(&node), Some(SlotState::Claimed | SlotState::Closing)) {
             changes.next().await;
@@ -138,11 +138,11 @@ impl<L> Registry<L> {
 }
 
 /// The changes of all slots.
-pub(super) struct Changes(watch::Receiver<()>);
+pub struct Changes(watch::Receiver<()>);
 
 impl Changes {
     /// Returns after the next change.
-    pub(super) async fn next(&mut self) {
+    pub async fn next(&mut self) {
         if self.0.changed().await.is_err() {
             // The registry is gone, and no task of an endpoint outlives the registry.
             std::future::pending::<()>().await;
@@ -151,19 +151,19 @@ impl Changes {
 }
 
 /// The right to be the node's only link. Dropping the slot frees it.
-pub(super) struct LinkSlot<L> {
+pub struct LinkSlot<L> {
     registry: Registry<L>,
     node: NodeId,
 }
 
 impl<L> LinkSlot<L> {
     /// Makes `link` the node's link. Frames can be sent on it from now on.
-    pub(super) fn set_up(&self, link: Arc<L>) {
+    pub fn set_up(&self, link: Arc<L>) {
         self.registry.set(self.node, SlotState::Up(link));
     }
 
     /// Marks the link as ended. Nothing can be sent on it, but the slot is not free yet.
-    pub(super) fn set_closing(&self) {
+    pub fn set_closing(&self) {
         self.registry.set(self.node, SlotState::Closing);
     }
 }

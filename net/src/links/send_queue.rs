@@ -24,13 +24,13 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// One part of one content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PartId {
+pub struct PartId {
     pub(super) content: ContentId,
     pub(super) part: Part,
 }
 
 /// A frame to be written: its head, and a body that may be empty.
-pub(super) struct Outgoing {
+pub struct Outgoing {
     pub(super) class: Class,
     pub(super) head: Head,
     pub(super) body: Bytes,
@@ -49,13 +49,13 @@ impl Outgoing {
     }
 
     /// Returns the bytes of head and body.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.head.len + self.body.len()
     }
 }
 
 /// The bytes before the payload of a frame: the frame header, and the slice header of a slice.
-pub(super) struct Head {
+pub struct Head {
     bytes: [u8; HEADER_BYTES + SLICE_HEADER_BYTES],
     len: usize,
 }
@@ -75,7 +75,7 @@ impl Head {
         head
     }
 
-    pub(super) fn as_slice(&self) -> &[u8] {
+    pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 }
@@ -108,7 +108,7 @@ struct Waiting {
 }
 
 /// The frames that wait on one link.
-pub(super) struct SendQueue {
+pub struct SendQueue {
     waiting: Mutex<Waiting>,
     pushed: Notify,
     closed: CancellationToken,
@@ -117,7 +117,7 @@ pub(super) struct SendQueue {
 }
 
 impl SendQueue {
-    pub(super) fn new(messages_max: usize, parts_max: usize) -> Self {
+    pub fn new(messages_max: usize, parts_max: usize) -> Self {
         let (waiting, pushed, closed) = (Mutex::default(), Notify::new(), CancellationToken::new());
         Self { waiting, pushed, closed, messages_max, parts_max }
     }
@@ -127,7 +127,7 @@ impl SendQueue {
     }
 
     /// Queues a frame or refuses it.
-    pub(super) fn push(&self, frame: OutFrame) -> Result<(), SendError> {
+    pub fn push(&self, frame: OutFrame) -> Result<(), SendError> {
         match frame {
             OutFrame::Message(message) => {
                 message.validate().map_err(|_| SendError::Invalid)?;
@@ -195,20 +195,20 @@ impl SendQueue {
     }
 
     /// Queues a `Ping`. Several pings before the next frame count as one.
-    pub(super) fn ping(&self) {
+    pub fn ping(&self) {
         self.waiting().ping = true;
         self.pushed.notify_one();
     }
 
     /// Queues a `Pong` with this stamp. It replaces a `Pong` that has not left.
-    pub(super) fn pong(&self, stamp: u64) {
+    pub fn pong(&self, stamp: u64) {
         self.waiting().pong = Some(stamp);
         self.pushed.notify_one();
     }
 
     /// Refuses further frames, drops the parts, and queues `Bye`. Messages still leave if the host shuts down, and are
     /// dropped otherwise. Returns whether this was the first call.
-    pub(super) fn close(&self, reason: CloseReason) -> bool {
+    pub fn close(&self, reason: CloseReason) -> bool {
         let mut waiting = self.waiting();
         if waiting.closing.is_some() {
             return false;
@@ -228,7 +228,7 @@ impl SendQueue {
     }
 
     /// Returns the class of the next frame if the next frame is a slice.
-    pub(super) fn next_slice_class(&self) -> Option<Class> {
+    pub fn next_slice_class(&self) -> Option<Class> {
         let waiting = self.waiting();
         if waiting.pong.is_some() || waiting.ping || !waiting.messages.is_empty() || waiting.closing.is_some() {
             return None;
@@ -237,7 +237,7 @@ impl SendQueue {
     }
 
     /// Takes the next frame. A slice has at most `slice_max` bytes of payload. A `Ping` is stamped with `now`.
-    pub(super) fn pop(&self, slice_max: usize, now: u64) -> Option<Outgoing> {
+    pub fn pop(&self, slice_max: usize, now: u64) -> Option<Outgoing> {
         let mut waiting = self.waiting();
         let small = |kind, stamp, body| Outgoing::without_payload(kind, Class::Control, stamp, body);
         if let Some(stamp) = waiting.pong.take() {
@@ -263,12 +263,12 @@ impl SendQueue {
     }
 
     /// Returns once [`SendQueue::close`] was called.
-    pub(super) async fn until_closing(&self) {
+    pub async fn until_closing(&self) {
         self.closed.cancelled().await;
     }
 
     /// Returns once a frame may have been pushed.
-    pub(super) async fn until_pushed(&self) {
+    pub async fn until_pushed(&self) {
         self.pushed.notified().await;
     }
 }

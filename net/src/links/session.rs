@@ -27,7 +27,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// What a session owns for its whole life.
-pub(super) struct Session {
+pub struct Session {
     pub(super) link: Arc<Link>,
     pub(super) slot: LinkSlot<Link>,
     /// The permit among all links of the endpoint.
@@ -48,13 +48,13 @@ enum LinkEnd {
 
 impl Session {
     /// Runs the link to its end.
-    pub(super) async fn run<S>(self, context: Arc<EndpointContext>, stream: S)
+    pub async fn run<S>(self, context: Arc<EndpointContext>, stream: S)
     where
         S: AsyncRead + AsyncWrite + Send,
     {
         let Self { link, slot, permit, remote, dialled } = self;
-        let node = link.node;
-        context.emit(LinkEvent::LinkUp { node, credential: link.credential.clone(), remote, dialled }).await;
+        let node = link.node();
+        context.emit(LinkEvent::LinkUp { node, credential: link.credential().clone(), remote, dialled }).await;
         let (read_half, mut write_half) = tokio::io::split(stream);
         let mut reader = Reader::new(context.clone(), link.clone(), read_half);
         let end = {
@@ -96,7 +96,7 @@ where
     let mut writing = std::pin::pin!(writing);
     let violation = {
         let closing = async {
-            link.queue.until_closing().await;
+            link.queue().until_closing().await;
             sleep(CLOSE_TIMEOUT).await;
         };
         tokio::select! {
@@ -109,12 +109,12 @@ where
                 Ok(()) => LinkEnd::Closed,
                 Err(error) => LinkEnd::Failed(LinkError::Io(error)),
             },
-            error = keep_alive::run(&context.config, link) => return LinkEnd::Failed(error),
+            error = keep_alive::run(context.config(), link) => return LinkEnd::Failed(error),
             reason = link.until_aborted() => return LinkEnd::Failed(LinkError::Aborted(reason)),
             () = closing => return LinkEnd::Closed,
         }
     };
-    link.queue.close(CloseReason::Protocol);
+    link.queue().close(CloseReason::Protocol);
     // The writer may be in the middle of a slice. It finishes the slice and then sends `Bye`.
     let _ = timeout(CLOSE_TIMEOUT, writing).await; // the link is over in any case
     LinkEnd::Failed(violation.into())

@@ -6,10 +6,10 @@ use shoal_proto::frame::{HEADER_BYTES, SLICE_HEADER_BYTES};
 use shoal_proto::limits::SLICE_BYTES_MAX;
 
 /// The plaintext of one TLS record in bytes.
-pub(super) const RECORD_BYTES: usize = 16 * 1024;
+pub const RECORD_BYTES: usize = 16 * 1024;
 
 /// Payload bytes of a slice that fits into one TLS record with its headers.
-pub(super) const RECORD_PAYLOAD_BYTES: usize = RECORD_BYTES - HEADER_BYTES - SLICE_HEADER_BYTES;
+pub const RECORD_PAYLOAD_BYTES: usize = RECORD_BYTES - HEADER_BYTES - SLICE_HEADER_BYTES;
 
 /// Payload bytes of the longest slice. With its headers it fills whole TLS records.
-pub(super) const SLICE_PAYLOAD_BYTES_MAX: usize = SLICE_BYTES_MAX - HEADER_BYTES - SLICE_HEADER_BYTES;
+pub const SLICE_PAYLOAD_BYTES_MAX: usize = SLICE_BYTES_MAX - HEADER_BYTES - SLICE_HEADER_BYTES;

@@ -53,10 +53,10 @@ enum Pacing {
 
 /// Asks LEDBAT about the next slice of `class`, and measures the queue's delay when that is due.
 fn pace_bulk(context: &EndpointContext, link: &Link, class: Class) -> Pacing {
-    if class <= Class::Urgent || !link.limiter.passes_uplink() || !context.urgent.is_recent() {
+    if class <= Class::Urgent || !link.limiter().passes_uplink() || !context.urgent().is_recent() {
         return Pacing::Unlimited;
     }
-    let now = link.activity.now();
+    let now = link.activity().now();
     let mut ledbat = link.ledbat();
     if let Some(opens) = ledbat.opens_at(now) {
         return Pacing::Until(tokio::time::Instant::now() + (opens - now));
@@ -65,13 +65,13 @@ fn pace_bulk(context: &EndpointContext, link: &Link, class: Class) -> Pacing {
     drop(ledbat);
     if ping {
         // The ping goes before the slice, so it measures the queue without the slice.
-        link.queue.ping();
+        link.queue().ping();
     }
     Pacing::UpTo(slice)
 }
 
 /// Writes until `Bye` is written or the connection fails.
-pub(super) async fn run(context: &EndpointContext, link: &Link, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+pub async fn run(context: &EndpointContext, link: &Link, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     let sizer = SliceSizer::new();
     Writer { context, link, io, gathered: Vec::new(), gathered_parts: Vec::new(), sizer }.run().await
 }
@@ -91,8 +91,8 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
     async fn run(mut self) -> io::Result<()> {
         let (context, link) = (self.context, self.link);
         loop {
-            let class = link.queue.next_slice_class();
-            if let Some(wait) = class.and_then(|class| link.limiter.send_wait(class)) {
+            let class = link.queue().next_slice_class();
+            if let Some(wait) = class.and_then(|class| link.limiter().send_wait(class)) {
                 self.flush_and_wait(wait).await?;
                 continue;
             }
@@ -104,7 +104,7 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
                 Pacing::UpTo(bytes) => SliceMax { bytes: bytes.min(self.sizer.bytes), paced: true },
                 Pacing::Unlimited => SliceMax { bytes: self.sizer.bytes, paced: false },
             };
-            let Some(frame) = link.queue.pop(slice_max.bytes, link.activity.stamp()) else {
+            let Some(frame) = link.queue().pop(slice_max.bytes, link.activity().stamp()) else {
                 self.flush_and_wait(std::future::pending()).await?;
                 continue;
             };
@@ -120,18 +120,18 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
     fn account(&self, frame: &Outgoing, paced: bool) {
         let len = frame.len();
         let payload = if frame.is_slice { frame.body.len() } else { 0 };
-        self.link.limiter.note_sent(frame.class, len);
+        self.link.limiter().note_sent(frame.class, len);
         if frame.class == Class::Urgent {
-            self.context.urgent.note();
+            self.context.urgent().note();
         } else if frame.is_slice && paced {
-            self.link.ledbat().on_sent(len, self.link.activity.now());
+            self.link.ledbat().on_sent(len, self.link.activity().now());
         }
-        self.link.activity.note_sent();
+        self.link.activity().note_sent();
         if payload > 0 {
-            self.link.activity.note_payload();
+            self.link.activity().note_payload();
         }
-        self.link.counters.add_out(len, payload);
-        self.context.counters.links().add_out(len, payload);
+        self.link.counters().add_out(len, payload);
+        self.context.counters().links().add_out(len, payload);
     }
 
     async fn write(&mut self, frame: Outgoing) -> io::Result<()> {
@@ -162,7 +162,7 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
         self.io.flush().await?;
         tokio::select! {
             () = until => {}
-            () = self.link.queue.until_pushed() => {}
+            () = self.link.queue().until_pushed() => {}
         }
         Ok(())
     }
@@ -180,7 +180,7 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
     }
 
     async fn emit_sent(&mut self, PartId { content, part }: PartId) {
-        self.context.emit(LinkEvent::Sent { node: self.link.node, content, part }).await;
+        self.context.emit(LinkEvent::Sent { node: self.link.node(), content, part }).await;
     }
 }
 

@@ -3,6 +3,8 @@
 //! Owns: the sequences of feeds (`sequences`). `api` serves publications over HTTP.
 //! Invariant: when [`Feeds::publish`] returns, the version is durable and hosts are being informed.
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod api;
 mod sequences;
 

@@ -28,7 +28,7 @@ struct State {
 }
 
 /// The result of [`Sequences::draw`].
-pub(super) struct Reserved {
+pub struct Reserved {
     /// The sequence, unless the ceiling is too low.
     pub(super) sequence: Option<u64>,
     /// The caller now has to call [`Sequences::reserve`] with this ceiling.
@@ -36,14 +36,14 @@ pub(super) struct Reserved {
 }
 
 /// The sequences of all feeds of a seeder.
-pub(super) struct Sequences {
+pub struct Sequences {
     store: Store,
     state: Mutex<State>,
 }
 
 impl Sequences {
     /// Continues above the ceiling on disk.
-    pub(super) fn open(store: Store) -> Arc<Self> {
+    pub fn open(store: Store) -> Arc<Self> {
         let ceiling = store.get_state(CEILING).ok().flatten();
         let ceiling = ceiling.and_then(|bytes| decode_exact::<u64>(&bytes).ok()).unwrap_or(0);
         let state = State { last: BTreeMap::new(), floor: ceiling, ceiling, is_raising: false };
@@ -55,7 +55,7 @@ impl Sequences {
     }
 
     /// Draws the next sequence of a name, above `heard` and at least `now`.
-    pub(super) fn draw(&self, name: &str, now: u64, heard: u64) -> Reserved {
+    pub fn draw(&self, name: &str, now: u64, heard: u64) -> Reserved {
         let mut state = self.state();
         let last = state.last.get(name).copied().unwrap_or(state.floor);
         let next = now.max(last.max(heard) + 1);
@@ -72,7 +72,7 @@ impl Sequences {
     }
 
     /// Raises the ceiling durably. Blocks.
-    pub(super) fn reserve(&self, ceiling: u64) -> Result<(), StateError> {
+    pub fn reserve(&self, ceiling: u64) -> Result<(), StateError> {
         let stored = self.store.put_state(CEILING, Some(encode(&ceiling))).and_then(|()| self.store.sync());
         let mut state = self.state();
         state.is_raising = false;

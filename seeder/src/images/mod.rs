@@ -4,6 +4,8 @@
 //! images that share layers (`layer_dependencies`).
 //! Invariant: the reference by which hosts know an image is written out in full before its job begins.
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod archive;
 mod layer_dependencies;
 mod names;

@@ -10,7 +10,7 @@ use shoal_proto::limits;
 
 /// Name and version of a job.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct JobNames {
+pub struct JobNames {
     pub(super) name: String,
     pub(super) version: String,
 }
@@ -19,7 +19,7 @@ pub(super) struct JobNames {
 ///
 /// Each tag is a name of its own, so that two tags of a repository can be on their way at the same time. A tag that
 /// moves is a new version of that name.
-pub(super) fn job_names(reference: &Reference) -> JobNames {
+pub fn job_names(reference: &Reference) -> JobNames {
     let version = match (&reference.tag, &reference.digest) {
         (Some(tag), _) => tag.clone(),
         (None, Some(digest)) => format!("sha256-{}", digest.short()),

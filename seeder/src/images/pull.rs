@@ -103,7 +103,7 @@ impl PulledImage {
 type BlobLock = Arc<tokio::sync::Mutex<()>>;
 
 /// The folder of pulls.
-pub(super) struct Pulls {
+pub struct Pulls {
     dir: PathBuf,
     places: Semaphore,
     fetching: Mutex<BTreeMap<Digest, BlobLock>>,
@@ -120,19 +120,19 @@ struct Pull<'a> {
 
 impl Pulls {
     /// Uses a folder below the seeder's folder. The first pull creates it.
-    pub(super) fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         let dir = dir.join("pulls");
         remove_leftovers(&dir);
         Self { dir, places: Semaphore::new(PULLS_MAX), fetching: Mutex::default() }
     }
 
     /// Waits for one of [`PULLS_MAX`] places.
-    pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+    pub async fn place(&self) -> Option<SemaphorePermit<'_>> {
         self.places.acquire().await.ok()
     }
 
     /// Brings an image's blobs to this disk. Blobs in the store stay where they are.
-    pub(super) async fn pull(
+    pub async fn pull(
         &self,
         repository: &Repository,
         store: &Store,

@@ -28,7 +28,7 @@ pub(crate) enum DockerConfigError {
 
 /// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Credentials {
+pub enum Credentials {
     /// User and password.
     Password(String, String),
     /// A refresh token, which the token server exchanges for a token.
@@ -72,7 +72,7 @@ fn host_of(key: &str) -> &str {
 ///
 /// # Errors
 /// Returns an error if the file cannot be read, or its entry for the registry cannot be used.
-pub(super) fn from_docker_config(path: &Path, host: &str) -> Result<Option<Credentials>, DockerConfigError> {
+pub fn from_docker_config(path: &Path, host: &str) -> Result<Option<Credentials>, DockerConfigError> {
     let read = |source| DockerConfigError::Read { path: path.to_path_buf(), source };
     let size = std::fs::metadata(path).map_err(read)?.len();
     if size > CONFIG_BYTES_MAX {
@@ -96,19 +96,19 @@ pub(super) fn from_docker_config(path: &Path, host: &str) -> Result<Option<Crede
 }
 
 /// Returns the header of basic authentication.
-pub(super) fn basic(user: &str, password: &str) -> String {
+pub fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
 /// How a registry asks for authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub enum Challenge {
     Basic,
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
 /// Returns the challenge of `WWW-Authenticate` headers. A token is preferred to a password.
-pub(super) fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
+pub fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let mut best = None;
     for header in headers {
         let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
@@ -164,7 +164,7 @@ fn params(text: &str) -> BTreeMap<String, String> {
 
 /// A token server's answer. Servers use either name.
 #[derive(Deserialize)]
-pub(super) struct TokenAnswer {
+pub struct TokenAnswer {
     #[serde(default)]
     token: String,
     #[serde(default)]
@@ -172,13 +172,13 @@ pub(super) struct TokenAnswer {
 }
 
 impl TokenAnswer {
-    pub(super) fn token(self) -> Option<String> {
+    pub fn token(self) -> Option<String> {
         [self.token, self.access_token].into_iter().find(|token| !token.is_empty())
     }
 }
 
 /// Percent-encodes a value for a query or a form.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

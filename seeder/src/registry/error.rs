@@ -79,13 +79,13 @@ impl RegistryError {
 }
 
 /// Waits between attempts until the patience has ended.
-pub(super) struct Patience {
+pub struct Patience {
     until: Instant,
     wait: Duration,
 }
 
 impl Patience {
-    pub(super) fn new(limit: Duration) -> Self {
+    pub fn new(limit: Duration) -> Self {
         Self { until: Instant::now() + limit, wait: WAIT_FIRST }
     }
 
@@ -93,7 +93,7 @@ impl Patience {
     ///
     /// # Errors
     /// Returns the given error if it is not temporary, or the patience has ended.
-    pub(super) async fn after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+    pub async fn after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         let asked = if let RegistryError::Refused { retry_after, .. } = &error { *retry_after } else { None };
         let next = Instant::now() + self.wait.min(WAIT_MAX).max(asked.unwrap_or_default());
         if !error.is_temporary() || next > self.until {

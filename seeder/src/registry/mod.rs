@@ -5,6 +5,8 @@
 //! Invariant: bytes are returned only if their digest is right, and every failure ends with an error that says what
 //! to do.
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod auth;
 mod error;
 mod fetch;

@@ -79,7 +79,7 @@ impl Repository {
         Ok(Self { registry, path, patience, base, transport, credentials, accepted: Mutex::default() })
     }
 
-    pub(super) fn malformed(&self, why: impl Into<String>) -> RegistryError {
+    pub fn malformed(&self, why: impl Into<String>) -> RegistryError {
         RegistryError::Malformed { registry: self.registry.clone(), why: why.into() }
     }
 
@@ -150,7 +150,7 @@ impl Repository {
     }
 
     /// Asks for a blob from the byte `from` on.
-    pub(super) async fn blob_from(&self, digest: &Digest, from: u64) -> Result<HttpResponse, RegistryError> {
+    pub async fn blob_from(&self, digest: &Digest, from: u64) -> Result<HttpResponse, RegistryError> {
         let mut headers = HeaderMap::new();
         if from > 0 {
             headers.insert(RANGE, self.header(HeaderValue::try_from(format!("bytes={from}-")))?);

@@ -7,7 +7,7 @@ use shoal_swarm::io::{Notice, Output};
 use std::collections::BTreeSet;
 
 #[derive(Default)]
-pub(super) struct Bans {
+pub struct Bans {
     corrupting: BTreeSet<HostIndex>,
 }
 

@@ -7,7 +7,7 @@ use shoal_swarm::io::Output;
 use std::collections::BTreeSet;
 
 #[derive(Default)]
-pub(super) struct Completions {
+pub struct Completions {
     reported: BTreeSet<(HostIndex, ContentId)>,
 }
 

@@ -8,7 +8,7 @@ use crate::world::observer::{Observer, Violation, WorldEvent};
 const EVERY: u64 = 97;
 
 #[derive(Default)]
-pub(super) struct ConsistentState {
+pub struct ConsistentState {
     inputs: u64,
 }
 

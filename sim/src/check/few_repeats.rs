@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 const MOST: u8 = 4;
 
 #[derive(Default)]
-pub(super) struct FewRepeats {
+pub struct FewRepeats {
     sent: BTreeMap<(HostIndex, HostIndex), BTreeMap<(ContentId, ShardIndex), u8>>,
 }
 

@@ -1,5 +1,7 @@
 //! The rules that must hold at every moment of every run, with or without faults. Each rule has a file.
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod bans;
 mod completions;
 mod consistent_state;

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Longer than any message takes, reroutes included.
 const GRACE: Duration = Duration::from_secs(2);
 
-pub(super) struct NoNeedlessSends;
+pub struct NoNeedlessSends;
 
 impl Observer for NoNeedlessSends {
     fn name(&self) -> &'static str {

@@ -5,7 +5,7 @@ use crate::world::World;
 use crate::world::observer::{Observer, Violation, WorldEvent};
 use shoal_swarm::io::Output;
 
-pub(super) struct SendsOnlyStored;
+pub struct SendsOnlyStored;
 
 impl Observer for SendsOnlyStored {
     fn name(&self) -> &'static str {

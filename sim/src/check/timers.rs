@@ -3,7 +3,7 @@
 use crate::world::World;
 use crate::world::observer::{Observer, Violation, WorldEvent};
 
-pub(super) struct Timers;
+pub struct Timers;
 
 impl Observer for Timers {
     fn name(&self) -> &'static str {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 const MOST: usize = LINK_WINDOW_SHARDS + 1;
 
 #[derive(Default)]
-pub(super) struct Windows {
+pub struct Windows {
     handed: BTreeMap<(HostIndex, Class), usize>,
 }
 

@@ -31,13 +31,13 @@ struct Pending {
 
 /// The faults that wait for their time or for their end.
 #[derive(Default)]
-pub(super) struct FaultSchedule {
+pub struct FaultSchedule {
     pending: Vec<Pending>,
 }
 
 impl FaultSchedule {
     /// Draws the hosts of all faults. `start` is the time of the push and `bound` its least possible time.
-    pub(super) fn new(scenario: &Scenario, start: Instant, bound: Duration) -> Self {
+    pub fn new(scenario: &Scenario, start: Instant, bound: Duration) -> Self {
         let mut rng = Rng::new(scenario.seed);
         let pending = |fault: &Fault| {
             let begins = match fault.when {
@@ -52,50 +52,50 @@ impl FaultSchedule {
     }
 
     /// Separates the faults of the push from those that wait for a demotion.
-    pub(super) fn split_off_demotion(self) -> (Self, Self) {
+    pub fn split_off_demotion(self) -> (Self, Self) {
         let (later, now) = self.pending.into_iter().partition(|row| row.fault.when == When::Demoted);
         (Self { pending: now }, Self { pending: later })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 
     /// Hosts that are slow to the end and need not finish.
-    pub(super) fn slow_to_the_end(&self) -> BTreeSet<HostIndex> {
+    pub fn slow_to_the_end(&self) -> BTreeSet<HostIndex> {
         let slow = self.pending.iter().filter(|row| row.fault.kind == Kind::Slow && row.fault.span.is_none());
         slow.flat_map(|row| row.hosts.iter().copied()).collect()
     }
 
     /// Hosts that need not have the content again after a promotion.
-    pub(super) fn lost(&self) -> BTreeSet<HostIndex> {
+    pub fn lost(&self) -> BTreeSet<HostIndex> {
         let losing = self.pending.iter().filter(|row| row.fault.loses());
         losing.flat_map(|row| row.hosts.iter().copied()).collect()
     }
 
     /// Whether a dead host starts again.
-    pub(super) fn comes_back(&self, host: HostIndex) -> bool {
+    pub fn comes_back(&self, host: HostIndex) -> bool {
         let crashed = |row: &&Pending| row.fault.kind == Kind::Crash && row.ends.is_some() && row.running;
         self.pending.iter().filter(crashed).any(|row| row.hosts.contains(&host))
     }
 
     /// When a fault begins, ends or acts next.
-    pub(super) fn next_at(&self) -> Option<Instant> {
+    pub fn next_at(&self) -> Option<Instant> {
         self.pending.iter().filter_map(Pending::next_at).min()
     }
 
     /// Lets all faults begin now.
-    pub(super) fn begin_all(&mut self, now: Instant) {
+    pub fn begin_all(&mut self, now: Instant) {
         self.pending.iter_mut().for_each(|row| (row.begins, row.next_flap) = (Some(now), now));
     }
 
     /// Ends all faults that are running.
-    pub(super) fn end_all(&self, world: &mut World) {
+    pub fn end_all(&self, world: &mut World) {
         self.pending.iter().filter(|row| row.running).for_each(|row| row.switch(world, false));
     }
 
     /// Begins and ends the faults whose time has come.
-    pub(super) fn advance(&mut self, world: &mut World, now: Instant) {
+    pub fn advance(&mut self, world: &mut World, now: Instant) {
         let out = world.pushed(0).out.is_full();
         for row in &mut self.pending {
             if !row.running && row.begins.is_none() && out {

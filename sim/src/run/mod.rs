@@ -5,6 +5,8 @@
 //! The faults of a run are applied in [`fault_schedule`]. The demotion after the push, where a fault waits for it, is
 //! in [`demotion`].
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod demotion;
 mod fault_schedule;
 mod figures;

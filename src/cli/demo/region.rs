@@ -133,66 +133,94 @@ fn quoted(path: &Path) -> String {
     Value::from(path.display().to_string()).to_string()
 }
 
-impl Region {
-    /// Starts all roles and waits until every host is up.
-    pub(crate) async fn start(folder: &Path, cluster: &Path, racks: u32, hosts: u32) -> anyhow::Result<Self> {
-        let files = |name: &str, prefix: &str| {
-            let dir = folder.join(name);
-            [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")]
-                .map(|(key, file)| format!("{prefix}{key}={}", quoted(&dir.join(file))))
-                .to_vec()
-        };
-        let state = |name: &str| format!("dir={}", quoted(&folder.join(name).join("state")));
+/// Where the roles keep their files. It makes each role's credentials and settings.
+struct Settings<'a> {
+    folder: &'a Path,
+    cluster: &'a Path,
+}
 
-        credentials(cluster, Role::Hub, "demo/core/core/hub", folder.join("hub"))?;
-        let hub_files = vec![files("hub", "").remove(0), state("hub"), "http=127.0.0.1:0".into()];
-        let hub = Process::start(folder, "hub", "hub", &hub_files).await?;
+impl Settings<'_> {
+    /// Makes the credential of a role in the role's folder.
+    fn issue(&self, name: &str, role: Role, locality: &str) -> anyhow::Result<()> {
+        credentials(self.cluster, role, locality, self.folder.join(name))
+    }
 
-        credentials(cluster, Role::Tracker, "demo/core/core/tracker", folder.join("tracker"))?;
-        let mut set = files("tracker", "");
+    fn trust(&self, name: &str, prefix: &str) -> String {
+        format!("{prefix}trust={}", quoted(&self.folder.join(name).join("trust")))
+    }
+
+    fn files(&self, name: &str, prefix: &str) -> Vec<String> {
+        let file = |key: &str, file: &str| format!("{prefix}{key}={}", quoted(&self.folder.join(name).join(file)));
+        vec![self.trust(name, prefix), file("key", "node.key"), file("credential", "node.cred")]
+    }
+
+    fn state(&self, name: &str) -> String {
+        format!("dir={}", quoted(&self.folder.join(name).join("state")))
+    }
+
+    /// The settings that a seeder and a peer share.
+    fn node(&self, name: &str, control: &str) -> Vec<String> {
+        let mut set = self.files(name, "node.");
         set.extend([
-            state("tracker"),
+            self.state(name),
+            "node.listen=['127.0.0.1:0']".into(),
+            "node.min_free=0".into(),
+            format!("node.trackers=['{control}']"),
+            "http=127.0.0.1:0".into(),
+        ]);
+        set
+    }
+
+    async fn start_hub(&self) -> anyhow::Result<Process> {
+        self.issue("hub", Role::Hub, "demo/core/core/hub")?;
+        let set = [self.trust("hub", ""), self.state("hub"), "http=127.0.0.1:0".into()];
+        Process::start(self.folder, "hub", "hub", &set).await
+    }
+
+    async fn start_tracker(&self, hub: &Process) -> anyhow::Result<Process> {
+        self.issue("tracker", Role::Tracker, "demo/core/core/tracker")?;
+        let mut set = self.files("tracker", "");
+        set.extend([
+            self.state("tracker"),
             "listen=['127.0.0.1:0']".into(),
             "http=127.0.0.1:0".into(),
             format!("hub={}", hub.http()),
             "beat=1s".into(),
         ]);
-        let tracker = Process::start(folder, "tracker", "tracker", &set).await?;
-        let control = tracker.addrs["control"][0].as_str().unwrap_or_default().to_string();
-        let node = |name: &str| {
-            let mut set = files(name, "node.");
-            set.extend([
-                state(name),
-                "node.listen=['127.0.0.1:0']".into(),
-                "node.min_free=0".into(),
-                format!("node.trackers=['{control}']"),
-                "http=127.0.0.1:0".into(),
-            ]);
-            set
-        };
+        Process::start(self.folder, "tracker", "tracker", &set).await
+    }
 
-        credentials(cluster, Role::Seeder, "demo/core/core/seeder", folder.join("seeder"))?;
-        let mut set = node("seeder");
-        set.push(format!("publisher_key={}", quoted(&cluster.join("publisher.key"))));
-        set.push(format!("admin_token={}", quoted(&cluster.join("admin.token"))));
-        let seeder = Process::start(folder, "seeder", "seeder", &set).await?;
+    async fn start_seeder(&self, control: &str) -> anyhow::Result<Process> {
+        self.issue("seeder", Role::Seeder, "demo/core/core/seeder")?;
+        let mut set = self.node("seeder", control);
+        set.push(format!("publisher_key={}", quoted(&self.cluster.join("publisher.key"))));
+        set.push(format!("admin_token={}", quoted(&self.cluster.join("admin.token"))));
+        Process::start(self.folder, "seeder", "seeder", &set).await
+    }
 
-        let mut starting = Vec::new();
-        for rack in 1..=racks {
-            for host in 1..=hosts {
-                let name = format!("rack{rack}-host{host}");
-                let locality = format!("demo/site/rack{rack}/host{host}");
-                credentials(cluster, Role::Peer, &locality, folder.join(&name))?;
-                let mut set = node(&name);
-                set.push("mirror.listen=''".into());
-                set.push(format!("content_dir={}", quoted(&folder.join(&name).join("content"))));
-                starting.push((name, set));
-            }
-        }
+    async fn start_peers(&self, control: &str, racks: u32, hosts: u32) -> anyhow::Result<Vec<Process>> {
         let mut peers = Vec::new();
-        for (name, set) in starting {
-            peers.push(Process::start(folder, &name, "peer", &set).await?);
+        for (rack, host) in (1..=racks).flat_map(|rack| (1..=hosts).map(move |host| (rack, host))) {
+            let name = format!("rack{rack}-host{host}");
+            self.issue(&name, Role::Peer, &format!("demo/site/rack{rack}/host{host}"))?;
+            let mut set = self.node(&name, control);
+            set.push("mirror.listen=''".into());
+            set.push(format!("content_dir={}", quoted(&self.folder.join(&name).join("content"))));
+            peers.push(Process::start(self.folder, &name, "peer", &set).await?);
         }
+        Ok(peers)
+    }
+}
+
+impl Region {
+    /// Starts all roles and waits until every host is up.
+    pub(crate) async fn start(folder: &Path, cluster: &Path, racks: u32, hosts: u32) -> anyhow::Result<Self> {
+        let settings = Settings { folder, cluster };
+        let hub = settings.start_hub().await?;
+        let tracker = settings.start_tracker(&hub).await?;
+        let control = tracker.addrs["control"][0].as_str().unwrap_or_default().to_string();
+        let seeder = settings.start_seeder(&control).await?;
+        let peers = settings.start_peers(&control, racks, hosts).await?;
         let mut region = Self { cluster: cluster.to_path_buf(), hub, tracker, seeder, peers };
         tokio::select! {
             up = region.all_up(racks * hosts) => up?,

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 /// A rack with at least one targeted host, up or away.
 #[derive(Debug)]
-pub(super) struct Rack {
+pub struct Rack {
     pub(super) site: u32,
     /// Range of [`Forest::seats`].
     seats: Range<u32>,
@@ -26,7 +26,7 @@ pub(super) struct Rack {
 
 /// A site with at least one targeted host.
 #[derive(Debug)]
-pub(super) struct Site {
+pub struct Site {
     /// Its racks, in the forest's order.
     pub(super) racks: Range<u32>,
     pub(super) ring: Ring,
@@ -35,7 +35,7 @@ pub(super) struct Site {
 }
 
 #[derive(Debug)]
-pub(super) struct Forest {
+pub struct Forest {
     topology: Arc<Topology>,
     pub(super) lanes: u8,
     /// The root, if it is up.
@@ -63,7 +63,7 @@ const NO_RACK: u32 = u32::MAX;
 
 impl Forest {
     /// Groups the hosts. `except` is never a target, although `targets` may name it: it is the root.
-    pub(super) fn new(
+    pub fn new(
         topology: Arc<Topology>,
         targets: &Bitmap,
         except: Option<HostIndex>,
@@ -125,7 +125,7 @@ impl Forest {
     }
 
     /// Returns a targeted host's rack and row.
-    pub(super) fn seat(&self, host: HostIndex) -> Option<(u32, &HostRow)> {
+    pub fn seat(&self, host: HostIndex) -> Option<(u32, &HostRow)> {
         let place = self.topology.place(host)?;
         let row = &self.topology.hosts[place as usize];
         let rack = self.rack_of[row.rack as usize];
@@ -134,7 +134,7 @@ impl Forest {
     }
 
     /// Returns the targeted hosts of a rack, up or away.
-    pub(super) fn rows(&self, rack: u32) -> impl ExactSizeIterator<Item = &HostRow> {
+    pub fn rows(&self, rack: u32) -> impl ExactSizeIterator<Item = &HostRow> {
         let seats = self.seats_of(&self.racks[rack as usize]);
         seats.iter().map(|place| &self.topology.hosts[*place as usize])
     }

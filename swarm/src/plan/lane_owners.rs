@@ -16,7 +16,7 @@ fn salt(lane: u8) -> u64 {
 }
 
 /// The score of `host` for `lane`. The highest score owns it.
-pub(super) fn score(host: &HostRow, lane: u8) -> u64 {
+pub fn score(host: &HostRow, lane: u8) -> u64 {
     mix(host.seed ^ salt(lane))
 }
 
@@ -38,7 +38,7 @@ fn quotas(hosts: &[&HostRow], lanes: u8) -> Vec<u32> {
 }
 
 /// Returns the owner of every lane as a place in `hosts`; `None` if no host is live.
-pub(super) fn assign(hosts: &[&HostRow], live: impl Fn(&HostRow) -> bool, lanes: u8) -> Option<Box<[u32]>> {
+pub fn assign(hosts: &[&HostRow], live: impl Fn(&HostRow) -> bool, lanes: u8) -> Option<Box<[u32]>> {
     let live: Vec<bool> = hosts.iter().map(|host| live(host)).collect();
     if !live.contains(&true) {
         return None;

@@ -16,6 +16,8 @@
 //!   racks, and about a third of the edges.
 //! - Hosts that disagree on which hosts are live never build a circle of racks.
 
+#![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
+
 mod forest;
 mod lane_owners;
 mod rack_ring;

@@ -11,7 +11,7 @@
 
 /// The places of one level in their common order: ordinary places first, then slow places.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ring {
+pub struct Ring {
     len: u32,
     /// Places that may have children; at least one unless `len` is 0.
     inner: u32,
@@ -23,14 +23,14 @@ pub(super) struct Ring {
 
 impl Ring {
     /// Creates a ring of `len` places, of which the last `slow` are slow.
-    pub(super) fn new(len: u32, slow: u32, roots: u32, fanout: u32) -> Self {
+    pub fn new(len: u32, slow: u32, roots: u32, fanout: u32) -> Self {
         // Where all places are slow, none counts as slow.
         let inner = if slow < len { len - slow } else { len };
         Self { len, inner, roots: roots.clamp(1, inner.max(1)), fanout }
     }
 
     /// Returns the tree of the lane with number `turn` of `turns` in the rotation.
-    pub(super) fn lane<F: Fn(u32) -> bool>(mut self, turn: u32, turns: u32, live: F) -> LaneTree<F> {
+    pub fn lane<F: Fn(u32) -> bool>(mut self, turn: u32, turns: u32, live: F) -> LaneTree<F> {
         let inner_turn = turn * self.inner / turns;
         let slow_turn = turn * (self.len - self.inner) / turns;
         let order = self;
@@ -43,7 +43,7 @@ impl Ring {
 }
 
 /// One lane's tree. A slot is a position in the lane's order. A place is a position in the common order.
-pub(super) struct LaneTree<F> {
+pub struct LaneTree<F> {
     ring: Ring,
     order: Ring,
     inner_turn: u32,
@@ -111,7 +111,7 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
 
     /// Returns the place above `place`; `None` if that is above the ring. Also answers for a dead place, as if it came
     /// back as a leaf.
-    pub(super) fn parent(&self, place: u32) -> Option<u32> {
+    pub fn parent(&self, place: u32) -> Option<u32> {
         let slot = self.slot(place);
         let mut at = slot;
         loop {
@@ -123,7 +123,7 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
     }
 
     /// Returns the places directly below the live `place`.
-    pub(super) fn children(&self, place: u32) -> Vec<u32> {
+    pub fn children(&self, place: u32) -> Vec<u32> {
         let mut children = Vec::new();
         let slot = self.slot(place);
         if slot >= self.ring.inner {
@@ -142,7 +142,7 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
     }
 
     /// Returns the places directly below what is above the ring.
-    pub(super) fn tops(&self) -> Vec<u32> {
+    pub fn tops(&self) -> Vec<u32> {
         let mut tops = Vec::new();
         self.collect(0..self.ring.roots.min(self.ring.len), None, &mut tops);
         tops
@@ -163,7 +163,7 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
     }
 
     /// Returns the live places in the lane's order.
-    pub(super) fn live_places(&self) -> impl Iterator<Item = u32> {
+    pub fn live_places(&self) -> impl Iterator<Item = u32> {
         (0..self.ring.len).filter(|slot| self.is_live(*slot)).map(|slot| self.place(slot))
     }
 }
@@ -173,7 +173,7 @@ impl<F: Fn(u32) -> bool> LaneTree<F> {
 /// Sites rotate with the lane's number itself, so a site has children in a run of lanes. If its racks rotated in step,
 /// the few racks at its top in that run would do all its exports. A stride near the golden section of `lanes` spreads
 /// any run of lanes evenly (a Kronecker sequence).
-pub(super) fn stride(lane: u8, lanes: u8) -> u32 {
+pub fn stride(lane: u8, lanes: u8) -> u32 {
     let lanes = u32::from(lanes);
     let golden = lanes * 618 / 1000;
     let step = (golden..golden + lanes).find(|step| gcd(*step, lanes) == 1).unwrap_or(1);

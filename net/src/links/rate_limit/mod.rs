@@ -229,31 +229,31 @@ impl RateLimits {
 }
 
 /// The rate limits of one link.
-pub(super) struct LinkRateLimiter {
+pub struct LinkRateLimiter {
     host: Arc<HostLimits>,
     scope: LinkScope,
 }
 
 impl LinkRateLimiter {
-    pub(super) fn passes_uplink(&self) -> bool {
+    pub fn passes_uplink(&self) -> bool {
         self.scope == LinkScope::Uplink
     }
 
     /// Returns the wait before a slice of this class may be sent, or `None` if the slice may go now.
-    pub(super) fn send_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
+    pub fn send_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
         self.host.out.wait(self.scope, class)
     }
 
-    pub(super) fn note_sent(&self, class: Class, bytes: usize) {
+    pub fn note_sent(&self, class: Class, bytes: usize) {
         self.host.out.consume(self.scope, class, bytes);
     }
 
     /// Returns the wait before a slice of this class may be read, or `None` if the slice may be read now.
-    pub(super) fn receive_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
+    pub fn receive_wait(&self, class: Class) -> Option<impl Future<Output = ()> + '_> {
         self.host.into.wait(self.scope, class)
     }
 
-    pub(super) fn note_received(&self, class: Class, bytes: usize) {
+    pub fn note_received(&self, class: Class, bytes: usize) {
         self.host.into.consume(self.scope, class, bytes);
     }
 }

@@ -24,7 +24,7 @@ fn bytes_in(rate: u64, span: Duration) -> i64 {
 
 /// The bucket. All times count from one fixed moment.
 #[derive(Debug)]
-pub(super) struct TokenBucket {
+pub struct TokenBucket {
     /// Bytes/s.
     rate: u64,
     /// Tokens in bytes. Negative after a loan or a long frame.
@@ -35,7 +35,7 @@ pub(super) struct TokenBucket {
 
 impl TokenBucket {
     /// Returns a full bucket.
-    pub(super) fn new(rate: u64, now: Duration) -> Self {
+    pub fn new(rate: u64, now: Duration) -> Self {
         Self { rate, level: Self::burst(rate), refilled_at: now }
     }
 
@@ -44,7 +44,7 @@ impl TokenBucket {
     }
 
     /// Continues at another rate with the present level.
-    pub(super) fn set_rate(&mut self, rate: u64, now: Duration) {
+    pub fn set_rate(&mut self, rate: u64, now: Duration) {
         self.refill(now);
         self.rate = rate;
         // A debt of the former rate may be hours at the new one.
@@ -61,7 +61,7 @@ impl TokenBucket {
     }
 
     /// Returns when a frame of this class may go, or `None` for now.
-    pub(super) fn opens_at(&mut self, class: Class, now: Duration) -> Option<Duration> {
+    pub fn opens_at(&mut self, class: Class, now: Duration) -> Option<Duration> {
         self.refill(now);
         let floor = match class {
             Class::Control | Class::Urgent => -bytes_in(self.rate, LOAN),
@@ -73,7 +73,7 @@ impl TokenBucket {
     }
 
     /// Takes the tokens of a frame that goes now.
-    pub(super) fn consume(&mut self, bytes: u64, now: Duration) {
+    pub fn consume(&mut self, bytes: u64, now: Duration) {
         self.refill(now);
         self.level = self.level.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX)).max(i64::MIN / 4);
     }

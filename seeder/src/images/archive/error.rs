@@ -24,14 +24,14 @@ pub(crate) enum ArchiveError {
     Document(#[from] DocumentError),
 }
 
-pub(super) fn io_error<'a>(file: &'a str) -> impl FnOnce(io::Error) -> ArchiveError + 'a {
+pub fn io_error<'a>(file: &'a str) -> impl FnOnce(io::Error) -> ArchiveError + 'a {
     move |source| ArchiveError::Io { file: file.to_string(), source }
 }
 
-pub(super) fn json_error<'a>(file: &'a str) -> impl FnOnce(serde_json::Error) -> ArchiveError + 'a {
+pub fn json_error<'a>(file: &'a str) -> impl FnOnce(serde_json::Error) -> ArchiveError + 'a {
     move |source| ArchiveError::Json { file: file.to_string(), source }
 }
 
-pub(super) fn malformed(file: &str, why: impl Into<String>) -> ArchiveError {
+pub fn malformed(file: &str, why: impl Into<String>) -> ArchiveError {
     ArchiveError::Malformed { file: file.to_string(), why: why.into() }
 }

@@ -17,13 +17,13 @@ const ENTRIES_MAX: usize = 100_000;
 const LINKS_MAX: usize = 8;
 
 /// A folder or an archive.
-pub(super) enum Files {
+pub enum Files {
     Folder(PathBuf),
     Tar { file: Arc<File>, entries: BTreeMap<String, Entry> },
 }
 
 /// An entry of an archive.
-pub(super) enum Entry {
+pub enum Entry {
     File {
         offset: u64,
         len: u64,
@@ -33,7 +33,7 @@ pub(super) enum Entry {
 }
 
 /// Returns a name without `.` and `..`, or `None` if the name leads out of the archive.
-pub(super) fn normalized(name: &str) -> Option<String> {
+pub fn normalized(name: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in name.split('/') {
         match part {
@@ -68,7 +68,7 @@ fn entry_of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<(String, Entry)> {
 
 impl Files {
     /// Opens a folder, or reads the list of an archive. Blocks.
-    pub(super) fn open(path: &Path) -> Result<Self, ArchiveError> {
+    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
         let what = path.display().to_string();
         let file = File::open(path).map_err(io_error(&what))?;
         if file.metadata().map_err(io_error(&what))?.is_dir() {
@@ -89,14 +89,14 @@ impl Files {
         Ok(Self::Tar { file: Arc::new(file), entries })
     }
 
-    pub(super) fn is_archive(&self) -> bool {
+    pub fn is_archive(&self) -> bool {
         matches!(self, Self::Tar { .. })
     }
 
     /// Returns a reader of a file and the file's length.
     ///
     /// In a folder the caller gives only names that it made itself, from digests or constants.
-    pub(super) fn reader(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
+    pub fn reader(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
         match self {
             Self::Folder(folder) => {
                 let path = folder.join(name);
@@ -125,7 +125,7 @@ impl Files {
     }
 
     /// Returns a whole file of at most [`DOCUMENT_BYTES_MAX`] bytes.
-    pub(super) fn document(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {
+    pub fn document(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {
         let (reader, len) = self.reader(name).map_err(io_error(name))?;
         if len > DOCUMENT_BYTES_MAX {
             return Err(malformed(name, format!("the document has {len} bytes, the limit is {DOCUMENT_BYTES_MAX}")));
@@ -135,7 +135,7 @@ impl Files {
         Ok(bytes)
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.reader(name).is_ok()
     }
 }
