@@ -2,6 +2,7 @@
 //!
 //! Invariant: an error names the rule that was broken and carries no byte of a record.
 
+use crate::sizes::RECORDS_WITHOUT_DATA_MAX;
 use std::io;
 use std::sync::Arc;
 
@@ -23,8 +24,8 @@ pub enum RecordError {
     /// The record holds only padding.
     #[error("record has no content type")]
     MissingContentType,
-    /// The record holds more than [`crate::PLAINTEXT_BYTES_MAX`] bytes of plaintext.
-    #[error("record carries more than 16384 bytes of plaintext")]
+    /// The record holds more than [`crate::PLAINTEXT_BYTES_MAX`] bytes of plaintext and padding.
+    #[error("record carries more than 16384 bytes of plaintext and padding")]
     PlaintextTooLong,
     /// The content type has no meaning after the handshake, for example a session ticket or a new handshake.
     #[error("record of content type {0} is not allowed after the handshake")]
@@ -32,6 +33,9 @@ pub enum RecordError {
     /// The other end reported a fatal error.
     #[error("peer sent TLS alert {0}")]
     Alert(u8),
+    /// The other end sent record after record without a byte of application data.
+    #[error("peer sent more than {RECORDS_WITHOUT_DATA_MAX} records in a row without application data")]
+    TooManyWithoutData,
     /// The cipher refused to seal.
     #[error("record cannot be sealed")]
     Seal,

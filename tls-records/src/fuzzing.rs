@@ -5,11 +5,15 @@
 use crate::error::RecordError;
 use crate::record_key::{Cipher, RecordKey};
 use crate::rekey::Rekey;
+use crate::sizes::{PLAINTEXT_BYTES_MAX, RECORDS_WITHOUT_DATA_MAX};
 use crate::stream::{TlsStream, TrafficKeys};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, ReadBuf};
+
+/// Zeros for each step of the padding byte of a list. The last steps lead over the bound of a record.
+const PADDING_STEP: usize = 67;
 
 const CIPHERS: [Cipher; 3] = [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::Chacha20Poly1305];
 
@@ -84,17 +88,17 @@ struct SealedList {
     closed: bool,
 }
 
-/// Seals a list of records: content type, length, padding, then the plaintext of each.
+/// Seals a list of records: content type, length, padding in steps of [`PADDING_STEP`], then the plaintext of each.
 fn seal_list(cipher: Cipher, mut list: &[u8]) -> SealedList {
     let mut keys = TestKeys { cipher, generation: 0 };
     let Ok(mut key) = keys.next() else { unreachable!("the test's keys have the right length") };
     let mut sealed = SealedList { wire: Vec::new(), expected: Vec::new(), closed: false };
-    let mut valid = true;
+    let (mut valid, mut without_data) = (true, 0);
     while let [content, len, padding, rest @ ..] = list {
         let len = usize::from(*len).min(rest.len());
         let (plaintext, later) = rest.split_at(len);
         list = later;
-        let padding = usize::from(*padding);
+        let padding = usize::from(*padding) * PADDING_STEP;
         let inner = |out: &mut Vec<u8>| out.extend_from_slice(plaintext);
         let content = content % 31 + 1;
         let start = sealed.wire.len();
@@ -102,6 +106,8 @@ fn seal_list(cipher: Cipher, mut list: &[u8]) -> SealedList {
             sealed.wire.truncate(start);
             break;
         }
+        without_data = if content == 23 && len > 0 { 0 } else { without_data + 1 };
+        valid &= len + padding <= PLAINTEXT_BYTES_MAX && without_data <= RECORDS_WITHOUT_DATA_MAX;
         if !valid || sealed.closed {
             continue;
         }

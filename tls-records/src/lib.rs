@@ -14,8 +14,8 @@
 //! [`handshake`]; key updates in [`Rekey`]; errors in [`RecordError`]; the entry of the fuzz target in [`fuzzing`].
 //!
 //! Evidence, in `tests/records/`: `rfc8448.rs` compares keys and records with RFC 8448 bit for bit.
-//! `openssl_interop.rs` and `rustls_interop.rs` talk to OpenSSL and to rustls. `hostile.rs` and the fuzz target in
-//! `fuzz/` feed hostile bytes.
+//! `openssl_interop.rs` and `rustls_interop.rs` talk to OpenSSL and to rustls. `hostile.rs` and the fuzz target
+//! `records` feed hostile bytes. The target `records_rustls` opens and seals the same records with rustls.
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 

@@ -5,7 +5,7 @@
 use crate::error::RecordError;
 use crate::record_key::{ContentType, RecordKey, check_header};
 use crate::sealer::{CLOSE_NOTIFY, KEY_UPDATE};
-use crate::sizes::{HEADER_BYTES, RECORD_BYTES_MAX};
+use crate::sizes::{HEADER_BYTES, RECORD_BYTES_MAX, RECORDS_WITHOUT_DATA_MAX};
 use std::ops::Range;
 
 /// Bytes read from the transport at a time.
@@ -32,6 +32,8 @@ pub(crate) struct Opener {
     plaintext: Range<usize>,
     /// Bytes opened since other work had its turn.
     turn_bytes: usize,
+    /// Records since the last byte of application data.
+    without_data: u32,
     /// Set when the other end closed its direction.
     closed: bool,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Opener {
 impl Opener {
     /// `received` holds the bytes that were read beyond the handshake.
     pub(crate) fn new(key: RecordKey, received: Vec<u8>) -> Self {
-        Self { key, buffer: received, next: 0, plaintext: 0..0, turn_bytes: 0, closed: false }
+        Self { key, buffer: received, next: 0, plaintext: 0..0, turn_bytes: 0, without_data: 0, closed: false }
     }
 
     pub(crate) fn set_key(&mut self, key: RecordKey) {
@@ -74,6 +76,7 @@ impl Opener {
         self.next = end;
         self.turn_bytes += len - HEADER_BYTES;
         let plaintext = start + record.plaintext.start..start + record.plaintext.end;
+        self.count_record(record.content == ContentType::ApplicationData && !plaintext.is_empty())?;
         match (record.content, &self.buffer[plaintext.clone()]) {
             (ContentType::ApplicationData, _) => {
                 self.plaintext = plaintext;
@@ -91,6 +94,12 @@ impl Opener {
             }
             (content, _) => Err(RecordError::UnexpectedContent(content as u8)),
         }
+    }
+
+    /// Counts a record towards the bound of records without application data.
+    fn count_record(&mut self, has_data: bool) -> Result<(), RecordError> {
+        self.without_data = if has_data { 0 } else { self.without_data + 1 };
+        if self.without_data > RECORDS_WITHOUT_DATA_MAX { Err(RecordError::TooManyWithoutData) } else { Ok(()) }
     }
 
     /// Returns whether other work must get its turn now. Resets the count if so.

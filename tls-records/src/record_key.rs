@@ -157,8 +157,8 @@ impl RecordKey {
     ///
     /// # Errors
     ///
-    /// Fails if the header is invalid, the tag is wrong, the content type is missing or unknown, or the plaintext is
-    /// too long. `record` holds no meaningful bytes after an error.
+    /// Fails if the header is invalid, the tag is wrong, the content type is missing or unknown, or the plaintext
+    /// with its padding is too long. `record` holds no meaningful bytes after an error.
     pub fn open(&mut self, record: &mut [u8]) -> Result<OpenedRecord, RecordError> {
         if check_header(record)? != Some(record.len()) {
             return Err(RecordError::InvalidHeader);
@@ -166,12 +166,13 @@ impl RecordKey {
         let (head, body) = record.split_at_mut(HEADER_BYTES);
         let nonce = self.next_nonce()?;
         let inner = self.key.open_in_place(nonce, Aad::from(&*head), body).map_err(|_| RecordError::Authentication)?;
+        // The bound covers plaintext, content type and padding together (RFC 8446, section 5.4).
+        if inner.len() > PLAINTEXT_BYTES_MAX + 1 {
+            return Err(RecordError::PlaintextTooLong);
+        }
         // Zeros after the content type are padding, and plaintext may end in zeros as well. So the last byte that is
         // not zero is the content type.
         let last = inner.iter().rposition(|byte| *byte != 0).ok_or(RecordError::MissingContentType)?;
-        if last > PLAINTEXT_BYTES_MAX {
-            return Err(RecordError::PlaintextTooLong);
-        }
         let content = ContentType::from_wire(inner[last])?;
         Ok(OpenedRecord { content, plaintext: HEADER_BYTES..HEADER_BYTES + last })
     }
@@ -202,4 +203,34 @@ pub(crate) fn check_header(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
         return Err(RecordError::InvalidHeader);
     }
     Ok(Some(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> RecordKey {
+        RecordKey::new(Cipher::Aes128Gcm, &[1; 16], &[2; 12], 0).unwrap()
+    }
+
+    #[test]
+    fn padding_counts_towards_the_bound_of_a_record() {
+        for (len, padding, fits) in [
+            (PLAINTEXT_BYTES_MAX, 0, true),
+            (1, PLAINTEXT_BYTES_MAX - 1, true),
+            (0, PLAINTEXT_BYTES_MAX, true),
+            (PLAINTEXT_BYTES_MAX, 1, false),
+            (0, PLAINTEXT_BYTES_MAX + 1, false),
+            // The longest record that the header allows.
+            (100, PLAINTEXT_BYTES_MAX + 256 - 100 - 17, false),
+        ] {
+            let mut record = Vec::new();
+            key().seal_padded(23, len, padding, &mut record, |out| out.resize(out.len() + len, 7)).unwrap();
+            let opened = key().open(&mut record);
+            match opened {
+                Ok(opened) => assert!(fits && opened.plaintext.len() == len, "{len} and {padding} bytes"),
+                Err(error) => assert!(!fits && matches!(error, RecordError::PlaintextTooLong), "{error}"),
+            }
+        }
+    }
 }

@@ -26,6 +26,10 @@ pub(crate) const NONCE_BYTES: usize = 12;
 /// with AES-GCM. Half of 2^24 leaves a margin that costs nothing.
 pub(crate) const RECORDS_PER_KEY_MAX: u64 = 1 << 23;
 
+/// Key updates and empty records that may follow one another without a byte of application data. Each costs this end a
+/// decryption or a key derivation, and brings nothing. BoringSSL has the same limits.
+pub(crate) const RECORDS_WITHOUT_DATA_MAX: u32 = 32;
+
 /// Returns the length of the record at the start of `bytes`, header included, once the header is complete.
 pub(crate) fn record_len(bytes: &[u8]) -> Option<usize> {
     let len = u16::from_be_bytes([*bytes.get(3)?, *bytes.get(4)?]);

@@ -123,6 +123,43 @@ fn a_handshake_of_any_length_is_refused() {
     });
 }
 
+/// A list for `open_untrusted`. Each of the `rounds` has `before` key updates, `empty` records without a byte, and one
+/// byte of data.
+fn updates(rounds: usize, before: usize, empty: usize) -> Vec<u8> {
+    let update = [21, 5, 0, 24, 0, 0, 1, 0];
+    let round = [update.repeat(before), [22, 0, 0].repeat(empty), vec![22, 1, 0, b'x']].concat();
+    [vec![1, 255], round.repeat(rounds)].concat()
+}
+
+/// `open_untrusted` knows the bound and panics if the stream takes more, or fewer.
+#[test]
+fn records_without_data_are_bounded() {
+    for (rounds, before, empty) in
+        [(1, 32, 0), (4, 20, 12), (40, 1, 0), (1, 33, 0), (2, 0, 33), (2, 20, 13), (1, 200, 200)]
+    {
+        open_untrusted(&updates(rounds, before, empty));
+    }
+}
+
+#[test]
+fn a_write_after_the_close_is_refused_and_sends_nothing() {
+    run(async {
+        let (mut near, mut far) = duplex(1 << 20);
+        let (client, _server) = own_pair().await;
+        let mut stream = client.with_transport(&mut near);
+        stream.write_all(b"before").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let error = stream.write_all(b"after").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert!(stream.flush().await.is_err());
+        drop(near);
+        let mut wire = Vec::new();
+        far.read_to_end(&mut wire).await.unwrap();
+        // One record of six bytes, and the alert of two. A record adds 22 bytes.
+        assert_eq!(wire.len(), 6 + 22 + 2 + 22);
+    });
+}
+
 /// The generator of the seeded inputs: splitmix64.
 struct Random(u64);
 
