@@ -167,10 +167,6 @@ impl Transfer {
     /// Does what the newest order on the content asks for, as far as it is not done.
     pub fn follow_order(&mut self, cx: &mut Cx, links: &mut Links, jobs: &Jobs) {
         let (id, order) = (self.id(), jobs.demotion_of(&self.jobs));
-        // A seeder is in no rack, so it has no rack share to keep.
-        if cx.membership.get(cx.me).is_none_or(|me| me.role != Role::Peer) {
-            return;
-        }
         let Some(body) = &self.body else {
             if order.is_some() {
                 // Nothing is fetched for a demotion. The driver may still report what the disk has.
@@ -181,6 +177,10 @@ impl Transfer {
             }
             return;
         };
+        // A seeder is in no rack, so it has no rack share to keep.
+        if cx.membership.get(cx.me).is_none_or(|me| me.role != Role::Peer) {
+            return;
+        }
         let whole = body.pieces.is_whole();
         match (order, &mut self.demotion) {
             (None, None) => {}

@@ -1,0 +1,94 @@
+//! A demotion of a content that a host does not have. Nothing is fetched for it, and nobody waits for it here.
+
+use shoal_proto::announcement::{Announcement, Kind, Order};
+use shoal_proto::bitmap::Bitmap;
+use shoal_proto::ids::{ContentId, Epoch, HostIndex, JobId, NodeId};
+use shoal_proto::locality::{Locality, Selector};
+use shoal_proto::membership::{Member, MembershipUpdate, Presence};
+use shoal_proto::message::{LaneSet, Message};
+use shoal_proto::trust::Role;
+use shoal_swarm::io::{Input, Output, Via};
+use shoal_swarm::membership::Membership;
+use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Tuning};
+use shoal_swarm::time::Instant;
+use std::sync::Arc;
+
+const CONTENT: ContentId = ContentId([7; 32]);
+const HOSTS: u32 = 5;
+
+/// A seeder, and a rack of peers.
+fn membership() -> Arc<Membership> {
+    let member = |index: u32| Member {
+        index: HostIndex(index),
+        node: NodeId([index as u8 + 1; 32]),
+        role: if index == 0 { Role::Seeder } else { Role::Peer },
+        locality: Locality::new("r", "s", if index == 0 { "core" } else { "k" }, &format!("h{index}")).unwrap(),
+        labels: Default::default(),
+        addrs: Vec::new(),
+        weight: 100,
+        uplink_mbit: 0,
+        presence: Presence::Up,
+    };
+    let upserts = (0..HOSTS).map(member).collect();
+    let mut membership = Membership::default();
+    membership.apply(MembershipUpdate { epoch: Epoch(1), base: None, upserts, removed: Vec::new() }).unwrap();
+    Arc::new(membership)
+}
+
+/// The demotion of a content that host 0 published.
+fn demotion() -> Arc<Announcement> {
+    Arc::new(Announcement {
+        job: JobId([9; 16]),
+        content: CONTENT,
+        kind: Kind::Blob,
+        name: "edge/a".into(),
+        version: "1".into(),
+        sequence: 2,
+        selector: Selector::all(),
+        origin: NodeId([1; 32]),
+        manifest_bytes: 100,
+        size: 1000,
+        created_at: 1,
+        expires_at: u64::MAX,
+        feed: None,
+        staged: false,
+        order: Some(Order::Demote),
+    })
+}
+
+/// Reports an input and returns the outputs.
+fn tell(node: &mut Node, input: Input) -> Vec<Output> {
+    node.handle(Instant::ZERO, input);
+    node.check_invariants();
+    std::iter::from_fn(|| node.poll_output()).collect()
+}
+
+#[test]
+fn a_host_that_lacks_a_demoted_content_says_so() {
+    // The origin may have lost its disk, and hears of its own demotion from others.
+    for me in (0..HOSTS).map(HostIndex) {
+        for from in (0..HOSTS).map(HostIndex).filter(|from| *from != me).map(Some).chain([None]) {
+            let config = NodeConfig { me, lanes: 8, tuning: Tuning::default() };
+            let mut node = Node::new(config, Box::new(CachingPlanner::default()));
+            tell(&mut node, Input::Membership(membership()));
+            for host in (0..HOSTS).map(HostIndex).filter(|host| *host != me) {
+                tell(&mut node, Input::LinkUp { host });
+            }
+            let announced = Input::Announced { from, via: Via::Lane(0), announcement: demotion(), inline: false };
+            let outputs = tell(&mut node, announced);
+            let fetches = |output: &Output| match output {
+                Output::Send { message, .. } => {
+                    matches!(message, Message::Subscribe { .. } | Message::Want { .. } | Message::WantManifest { .. })
+                }
+                _ => false,
+            };
+            assert!(!outputs.iter().any(fetches), "{me} fetches a demoted content: {outputs:?}");
+
+            let asks = HostIndex((me.0 + 1) % HOSTS);
+            let message = Message::Subscribe { content: CONTENT, lanes: LaneSet::first(8), have: Bitmap::new(4) };
+            let outputs = tell(&mut node, Input::Message { from: asks, message });
+            let not_served = Output::Send { to: asks, message: Message::NotServed { content: CONTENT } };
+            assert!(outputs.contains(&not_served), "{me} answers {outputs:?}");
+        }
+    }
+}
