@@ -36,9 +36,9 @@ bless:
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
-# The fuzz targets, each for the given seconds (needs cargo-fuzz and a nightly toolchain).
-fuzz seconds="60":
-    cd fuzz && for target in $(cargo fuzz list); do cargo +nightly fuzz run "$target" -- -max_total_time={{seconds}}; done
+# The fuzz targets, each for the given seconds, or the named targets only. For example: just fuzz 600 swarm.
+fuzz seconds="60" *targets:
+    fuzz/run {{seconds}} {{targets}}
 
 # The release binary: fat LTO, stripped, debug information in a file of its own.
 dist:

@@ -12,6 +12,8 @@
 
 mod client;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod load;
 mod pin;

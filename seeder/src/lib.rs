@@ -19,6 +19,8 @@ mod demotion;
 mod errors;
 mod feeds;
 mod fetch_through;
+#[doc(hidden)]
+pub mod fuzzing;
 mod images;
 mod ingest;
 mod jobs;

@@ -4,8 +4,8 @@ use crate::files::{File, lines, rust, with_ending, words};
 use crate::none;
 use crate::ratchet::{FILE_LINES, FLATTENED_ERRORS, FORBIDDEN_NAMES, FUNCTION_P99, GIVES, PUB_SUPER, STRING_ERRORS};
 
-/// Names of the standard library that contain a word which we use otherwise.
-const STD_NAMES: [&str; 5] = [".chunks(", ".chunk_by(", "chunks_exact", "chunk_size", "split_first_chunk"];
+/// Names of the standard library and of rustls that contain a word which we use otherwise.
+const STD_NAMES: [&str; 6] = [".chunks(", ".chunk_by(", "chunks_exact", "chunk_size", "first_chunk", "outboundchunks"];
 
 /// Former names of ours that nobody could guess.
 /// Each is in two parts here, so that a search of the repository finds none.

@@ -20,6 +20,8 @@ mod context;
 mod error;
 mod event;
 mod event_loop;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pending_per_ip;
 mod setup;
 #[cfg(test)]

@@ -13,6 +13,8 @@
 mod body;
 mod config;
 mod fetch_through;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 pub mod hosts_toml;
 mod listener;

@@ -100,6 +100,7 @@ pub enum RequestedRange {
     /// The whole blob, with status 200.
     Whole,
     /// A part, with status 206. Never empty.
+    #[allow(missing_docs, reason = "the half-open range of bytes")]
     Part { from: u64, to: u64 },
     /// Bytes beyond the blob, with status 416.
     Outside,

@@ -6,7 +6,7 @@
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
 
-mod archive;
+pub(crate) mod archive;
 mod layer_dependencies;
 mod names;
 mod pull;

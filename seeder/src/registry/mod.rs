@@ -7,7 +7,7 @@
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
 
-mod auth;
+pub(crate) mod auth;
 mod error;
 mod fetch;
 mod repository;

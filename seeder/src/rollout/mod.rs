@@ -13,7 +13,7 @@ mod driver;
 mod gate;
 mod machine;
 mod record;
-mod spec;
+pub(crate) mod spec;
 mod targets;
 mod versions;
 mod view;

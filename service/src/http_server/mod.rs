@@ -6,6 +6,8 @@
 mod admin_token;
 mod api_error;
 mod connection;
+#[doc(hidden)]
+pub mod fuzzing;
 
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::routes::Routes;
@@ -16,6 +18,7 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use connection::{AddressLimiter, CountedStream, with_body_deadline};
+use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -81,8 +84,7 @@ impl Server {
         let (permits, addresses) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), AddressLimiter::default());
         let graceful = GracefulShutdown::new();
         let mut connections = tokio::task::JoinSet::new();
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(64);
+        let builder = connection_builder();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -123,6 +125,13 @@ impl Server {
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(axum::middleware::map_request(with_body_deadline))
     }
+}
+
+/// Returns the settings of one connection.
+fn connection_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(64);
+    builder
 }
 
 struct Accepted {
