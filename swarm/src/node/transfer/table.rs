@@ -204,6 +204,10 @@ impl Transfers {
         transfer.replan(cx, links);
         transfer.finish_if_whole(cx, links);
         transfer.follow_order(cx, links, jobs);
+        // A refused content is on no agenda, and may be here in part after all.
+        if transfer.is_running() {
+            cx.agenda.active.insert(id);
+        }
     }
 
     /// The driver cannot take the content. Hosts that wait for it here must look elsewhere.

@@ -1,7 +1,8 @@
-//! A demotion of a content that a host does not have. Nothing is fetched for it, and nobody waits for it here.
+//! Contents that a host does not have or refused: a demotion of them, and their late arrival.
 
 use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::bitmap::Bitmap;
+use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, Epoch, HostIndex, JobId, NodeId};
 use shoal_proto::locality::{Locality, Selector};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
@@ -35,8 +36,8 @@ fn membership() -> Arc<Membership> {
     Arc::new(membership)
 }
 
-/// The demotion of a content that host 0 published.
-fn demotion() -> Arc<Announcement> {
+/// A job for the content that host 0 published.
+fn announcement(order: Option<Order>) -> Arc<Announcement> {
     Arc::new(Announcement {
         job: JobId([9; 16]),
         content: CONTENT,
@@ -52,8 +53,19 @@ fn demotion() -> Arc<Announcement> {
         expires_at: u64::MAX,
         feed: None,
         staged: false,
-        order: Some(Order::Demote),
+        order,
     })
+}
+
+/// A node among linked hosts.
+fn node(me: HostIndex) -> Node {
+    let config = NodeConfig { me, lanes: 8, tuning: Tuning::default() };
+    let mut node = Node::new(config, Box::new(CachingPlanner::default()));
+    tell(&mut node, Input::Membership(membership()));
+    for host in (0..HOSTS).map(HostIndex).filter(|host| *host != me) {
+        tell(&mut node, Input::LinkUp { host });
+    }
+    node
 }
 
 /// Reports an input and returns the outputs.
@@ -68,13 +80,13 @@ fn a_host_that_lacks_a_demoted_content_says_so() {
     // The origin may have lost its disk, and hears of its own demotion from others.
     for me in (0..HOSTS).map(HostIndex) {
         for from in (0..HOSTS).map(HostIndex).filter(|from| *from != me).map(Some).chain([None]) {
-            let config = NodeConfig { me, lanes: 8, tuning: Tuning::default() };
-            let mut node = Node::new(config, Box::new(CachingPlanner::default()));
-            tell(&mut node, Input::Membership(membership()));
-            for host in (0..HOSTS).map(HostIndex).filter(|host| *host != me) {
-                tell(&mut node, Input::LinkUp { host });
-            }
-            let announced = Input::Announced { from, via: Via::Lane(0), announcement: demotion(), inline: false };
+            let mut node = node(me);
+            let announced = Input::Announced {
+                from,
+                via: Via::Lane(0),
+                announcement: announcement(Some(Order::Demote)),
+                inline: false,
+            };
             let outputs = tell(&mut node, announced);
             let fetches = |output: &Output| match output {
                 Output::Send { message, .. } => {
@@ -89,6 +101,27 @@ fn a_host_that_lacks_a_demoted_content_says_so() {
             let outputs = tell(&mut node, Input::Message { from: asks, message });
             let not_served = Output::Send { to: asks, message: Message::NotServed { content: CONTENT } };
             assert!(outputs.contains(&not_served), "{me} answers {outputs:?}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_content_that_is_here_in_part_after_all_is_on_the_agenda() {
+    for me in (0..HOSTS).map(HostIndex) {
+        for order in [None, Some(Order::Demote), Some(Order::Promote)] {
+            for refused in [false, true] {
+                let mut node = node(me);
+                let announcement = announcement(order);
+                tell(&mut node, Input::Announced { from: None, via: Via::AntiEntropy, announcement, inline: false });
+                if refused {
+                    tell(&mut node, Input::ContentRefused { content: CONTENT });
+                }
+                let geometry = Geometry::new(3, 2, 8, &CONTENT, vec![1000; 20].into()).unwrap();
+                let mut have = Bitmap::new(20);
+                have.set(3);
+                // `tell` checks that a content which lacks pieces is on the agenda.
+                tell(&mut node, Input::ContentReady { content: CONTENT, geometry, have });
+            }
         }
     }
 }
