@@ -1,6 +1,7 @@
 //! Language: the length and form of sentences, archaic idioms, the width of lines. `docs/STYLE.md` has the rules.
 
-use crate::files::{File, comment, lines, rust, with_ending};
+use crate::files::{File, comment, lines, root, rust, with_ending};
+use crate::none;
 use crate::ratchet::{
     ARCHAIC_COMMENTS, ARCHAIC_DOCS, JOINED_SENTENCES, LONG_SENTENCES, Ratchet, WIDE_COMMENTS, WIDE_MARKDOWN,
 };
@@ -205,4 +206,26 @@ fn sentences_are_found() {
     let long = "word ".repeat(36) + ".";
     count.add("x.md", &long);
     assert_eq!(count.long.len(), 1);
+}
+
+/// The threat model names tests and fuzz targets. A test that was renamed or removed holds nothing.
+#[test]
+fn the_threat_model_names_what_exists() {
+    let text = std::fs::read_to_string(root().join("docs/SECURITY.md")).unwrap();
+    let mut missing = Vec::new();
+    let mut named = 0;
+    for name in text.split('`').skip(1).step_by(2) {
+        let (file, function) = match (name.split_once("::"), name.strip_prefix("fuzz ")) {
+            (Some((file, function)), _) if file.ends_with(".rs") => (file.to_string(), format!("fn {function}(")),
+            (None, Some(target)) => (format!("fuzz/fuzz_targets/{target}.rs"), "fuzz_target!".to_string()),
+            (None, None) if name.ends_with(".rs") && name.contains('/') => (name.to_string(), "#[test]".to_string()),
+            _ => continue,
+        };
+        named += 1;
+        if !std::fs::read_to_string(root().join(file)).is_ok_and(|code| code.contains(&function)) {
+            missing.push(format!("`{name}`"));
+        }
+    }
+    assert!(named > 20, "{named} tests are named");
+    none("tests that docs/SECURITY.md names", missing);
 }
