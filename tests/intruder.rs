@@ -48,7 +48,20 @@ impl Intruder {
         let (cluster, out) = (at.join("cluster"), at.join("intruder"));
         let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
         let locality = "t/core/core/intruder";
-        SHOAL.ok(&["cluster", "issue", "--dir", cluster, "--role", "seeder", "--locality", locality, "--out", out]);
+        SHOAL.ok(&[
+            "cluster",
+            "issue",
+            "--dir",
+            cluster,
+            "--role",
+            "seeder",
+            "--locality",
+            locality,
+            "--out",
+            out,
+            "--address",
+            "127.0.0.0/8",
+        ]);
         let file = |name: &str| Path::new(out).join(name);
         let identity = Identity::new(&load_key(&file("node.key")).unwrap());
         let trust = Arc::new(Trust::open(&fs::read(file("trust")).unwrap(), None).unwrap());

@@ -69,7 +69,7 @@ async fn plain(total: u64) -> Outcome<()> {
 
 async fn endpoint(root: &Keypair, seed: u8) -> Outcome<(NodeId, LinkEndpoint, mpsc::Receiver<LinkEvent>)> {
     let keys = Keypair::from_seed([seed; 32]);
-    let document = TrustDocument { root: root.node(), version: 1, publishers: vec![], revoked: vec![] };
+    let document = TrustDocument::first(root.node(), []);
     let trust = Trust::open(&Envelope::seal(&document, root).to_bytes(), None)?;
     let credential = Credential {
         cluster: cluster_of(&root.node()),
@@ -78,6 +78,9 @@ async fn endpoint(root: &Keypair, seed: u8) -> Outcome<(NodeId, LinkEndpoint, mp
         locality: "region/site/rack/host".parse()?,
         not_before: 0,
         not_after: u64::MAX,
+        labels: Default::default(),
+        weight_max: Credential::WEIGHT_DEFAULT,
+        addresses: vec![],
     };
     let admission = Admission::new(Arc::new(trust), Envelope::seal(&credential, root).to_bytes(), system_clock);
     let any: SocketAddr = "127.0.0.1:0".parse()?;

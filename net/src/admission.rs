@@ -3,7 +3,7 @@
 //! Invariant: a credential counts only for the key that TLS has proven.
 
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Credential, Trust, TrustError};
+use shoal_proto::trust::{Admitted, Trust, TrustError};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -54,7 +54,7 @@ impl Admission {
     /// # Errors
     ///
     /// Fails if the credential is malformed, not signed by the cluster's root, another node's, expired or revoked.
-    pub fn admit(&self, credential: &[u8], shown_by: NodeId) -> Result<Credential, TrustError> {
+    pub fn admit(&self, credential: &[u8], shown_by: NodeId) -> Result<Admitted, TrustError> {
         self.trust().admit(credential, shown_by, (self.clock)())
     }
 
@@ -62,19 +62,8 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// Fails if the credential has expired, its node is revoked, or the trust document is another cluster's.
-    pub fn check_again(&self, credential: &Credential) -> Result<(), TrustError> {
-        let (trust, now) = (self.trust(), (self.clock)());
-        let Credential { not_before, not_after, node, cluster, .. } = *credential;
-        if cluster != trust.cluster() {
-            return Err(TrustError::OtherCluster);
-        }
-        if !(not_before..not_after).contains(&now) {
-            return Err(TrustError::Expired { not_before, not_after, now });
-        }
-        if trust.document().revoked.contains(&node) {
-            return Err(TrustError::Revoked(node));
-        }
-        Ok(())
+    /// Fails as [`Trust::check_again`] does under the trust document in force.
+    pub fn check_again(&self, admitted: &Admitted) -> Result<(), TrustError> {
+        self.trust().check_again(admitted, (self.clock)())
     }
 }

@@ -8,7 +8,7 @@ use crate::links::{LinkConfig, LinkEndpoint, LinkEvent};
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
 use shoal_proto::locality::Locality;
-use shoal_proto::trust::{Credential, Envelope, Keypair, Role, Trust, TrustDocument, cluster_of};
+use shoal_proto::trust::{Credential, Envelope, Keypair, Revocation, Role, Trust, TrustDocument, cluster_of};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,8 @@ pub(crate) fn root(number: u8) -> Keypair {
 
 pub(crate) fn trust(cluster: u8, version: u64, revoked: Vec<NodeId>) -> Arc<Trust> {
     let root = root(cluster);
-    let document = TrustDocument { root: root.node(), version, publishers: vec![], revoked };
+    let revoked = revoked.into_iter().map(|node| Revocation { node, until: u64::MAX }).collect();
+    let document = TrustDocument { version, revoked, ..TrustDocument::first(root.node(), []) };
     Arc::new(Trust::open(&Envelope::seal(&document, &root).to_bytes(), None).unwrap())
 }
 
@@ -41,7 +42,17 @@ pub(crate) fn credential(cluster: u8, node: NodeId, not_after: u64) -> Vec<u8> {
     let root = root(cluster);
     let locality: Locality = "cn/s1/r1/h1".parse().unwrap();
     let cluster = cluster_of(&root.node());
-    let credential = Credential { cluster, node, role: Role::Peer, locality, not_before: NOW - 100, not_after };
+    let credential = Credential {
+        cluster,
+        node,
+        role: Role::Peer,
+        locality,
+        not_before: NOW - 100,
+        not_after,
+        labels: Default::default(),
+        weight_max: Credential::WEIGHT_DEFAULT,
+        addresses: vec!["127.0.0.0/8".parse().unwrap()],
+    };
     Envelope::seal(&credential, &root).to_bytes()
 }
 

@@ -27,6 +27,8 @@ pub enum DocKind {
     Record = 8,
     /// A [`crate::desired::Desired`].
     Desired = 9,
+    /// A [`crate::trust::Succession`].
+    Succession = 10,
 }
 
 /// Why bytes are not the expected document.

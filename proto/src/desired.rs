@@ -7,7 +7,7 @@
 use crate::announcement::{is_content_name, is_version};
 use crate::bitmap::Bitmap;
 use crate::codec::{DecodeError, DocKind, Document};
-use crate::feed::is_feed_name;
+use crate::feed::{DESIRED_FEEDS, is_feed_name};
 use crate::ids::{ContentId, JobId, NodeId};
 use crate::limits;
 use crate::locality::Selector;
@@ -16,8 +16,6 @@ use minicbor::{Decode, Encode};
 
 /// Number of hash buckets: a bucket is a millionth of the hosts.
 pub const HASH_BUCKETS: u32 = 1_000_000;
-/// Feeds below this name carry desired states.
-const FEEDS: &str = "desired/";
 
 /// A set of hosts in a document.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -149,13 +147,13 @@ impl Desired {
 
 /// Returns the feed of the desired states of a name. `None` means that the name is too long.
 pub fn feed_of(name: &str) -> Option<String> {
-    let feed = format!("{FEEDS}{name}");
+    let feed = format!("{DESIRED_FEEDS}{name}");
     is_feed_name(&feed).then_some(feed)
 }
 
 /// Returns the name whose desired states a feed carries. `None` means that it is another feed.
 pub fn name_of(feed: &str) -> Option<&str> {
-    feed.strip_prefix(FEEDS)
+    feed.strip_prefix(DESIRED_FEEDS)
 }
 
 impl Document for Desired {

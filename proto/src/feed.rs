@@ -25,6 +25,9 @@ pub struct FeedRow {
     pub sequence: u64,
 }
 
+/// Feeds below this name carry desired states.
+pub(crate) const DESIRED_FEEDS: &str = "desired/";
+
 /// Returns the id of the feed with this name. An announcement carries it in place of a job.
 pub fn feed_id(name: &str) -> JobId {
     let hash = blake3::Hasher::new().update(b"shoal feed ").update(name.as_bytes()).finalize();

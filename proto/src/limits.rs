@@ -46,6 +46,22 @@ pub const CREDENTIAL_BYTES_MAX: usize = 4 * 1024;
 pub const TRUST_BYTES_MAX: usize = 64 * 1024;
 /// Publishers a trust document may name.
 pub const PUBLISHERS_MAX: usize = 64;
+/// Name prefixes of one publisher.
+pub const PUBLISHER_NAMES_MAX: usize = 16;
+/// Issuers a trust document may name.
+pub const ISSUERS_MAX: usize = 16;
+/// Locality prefixes of one issuer.
+pub const ISSUER_LOCALITIES_MAX: usize = 64;
+/// Revoked nodes in a trust document. An entry goes when the last credential of the node has ended.
+pub const REVOKED_MAX: usize = 1024;
+/// Changes of the root key in the life of a cluster.
+pub const SUCCESSIONS_MAX: usize = 32;
+/// Largest signed change of the root key, bytes.
+pub const SUCCESSION_BYTES_MAX: usize = 128;
+/// Greatest trust epoch: the 20 bits above the time in a sequence.
+pub const TRUST_EPOCH_MAX: u32 = (1 << 20) - 1;
+/// Address ranges in one credential.
+pub const ADDRESS_RANGES_MAX: usize = 16;
 /// Largest signed announcement, bytes.
 pub const ANNOUNCEMENT_BYTES_MAX: usize = 16 * 1024;
 /// Shards in one `Want` or `Unavailable`.

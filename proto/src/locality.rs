@@ -161,6 +161,12 @@ impl Selector {
             })
     }
 
+    /// Whether this selector surely matches every host that `other` matches: each alternative of `other` has all terms
+    /// of one alternative of this selector.
+    pub fn includes(&self, other: &Self) -> bool {
+        other.any.iter().all(|narrow| self.any.iter().any(|wide| wide.iter().all(|term| narrow.contains(term))))
+    }
+
     /// Whether a host is selected.
     pub fn matches(&self, locality: &Locality, labels: &Labels) -> bool {
         self.any.iter().any(|terms| terms.iter().all(|term| term.matches(locality, labels)))

@@ -8,8 +8,9 @@ use serde_json::json;
 use shoal_net::admission::system_clock;
 use shoal_net::identity::{load_key, save_key};
 use shoal_proto::codec::Document;
+use shoal_proto::ids::NodeId;
 use shoal_proto::locality::Locality;
-use shoal_proto::trust::{Credential, Envelope, Keypair, Role, Trust, TrustDocument, cluster_of};
+use shoal_proto::trust::{AddressRange, Credential, Envelope, Keypair, Role, Trust, TrustDocument};
 use shoal_service::units::Span;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -53,7 +54,9 @@ Examples:
 #[command(after_help = "\
 Examples:
   shoal cluster issue --dir cluster --role peer --locality north/site1/rack3/host17 --out host17
-  shoal cluster issue --dir cluster --role hub --locality core/core/core/hub --out hub --valid 90d")]
+  shoal cluster issue --dir cluster --role hub --locality core/core/core/hub --out hub --valid 90d
+  shoal cluster issue --dir cluster --role peer --locality north/site1/rack3/host18 --out host18 \\
+      --label service=cache --address 10.1.0.0/16")]
 pub(crate) struct Issue {
     /// Folder of the cluster, which contains root.key
     #[arg(long)]
@@ -68,8 +71,18 @@ pub(crate) struct Issue {
     #[arg(long)]
     pub(crate) out: PathBuf,
     /// Time for which the credential is valid
-    #[arg(long, default_value = "365d")]
+    #[arg(long, default_value = "30d")]
     pub(crate) valid: Span,
+    /// Label of the node as key=value; repeat the option for several labels
+    #[arg(long, value_parser = parse_label)]
+    pub(crate) label: Vec<(String, String)>,
+    /// Greatest weight that the node may announce
+    #[arg(long, default_value_t = Credential::WEIGHT_DEFAULT)]
+    pub(crate) weight_max: u16,
+    /// Address range that the node may announce, as in 10.1.0.0/16; repeat the option for several ranges. Without it
+    /// the node may announce all addresses but loopback, link-local and multicast ones
+    #[arg(long)]
+    pub(crate) address: Vec<AddressRange>,
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
@@ -79,10 +92,10 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
     match command {
         Command::Init { dir, json } => {
             let trust = init(dir)?;
-            let cluster = cluster_of(&trust.root);
+            let cluster = trust.cluster;
             if *json {
                 output::json(&json!({ "cluster": cluster, "dir": dir, "root": trust.root,
-                    "publishers": trust.publishers }))?;
+                    "publishers": keys(&trust) }))?;
             } else {
                 output::line(&format!("cluster {}", cluster.short()));
                 output::line(&format!("created {}: root.key publisher.key trust admin.token", dir.display()));
@@ -104,17 +117,18 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
             }
         }
         Command::Show { dir, json } => {
-            let trust = Trust::open(&read(&dir.join("trust"))?, None)
-                .with_context(|| format!("{} is not a valid trust document", dir.join("trust").display()))?;
+            let trust = open_trust(dir)?;
             let document = trust.document();
             if *json {
                 output::json(&json!({ "cluster": trust.cluster(), "root": document.root, "version": document.version,
-                    "publishers": document.publishers, "revoked": document.revoked }))?;
+                    "epoch": document.epoch, "publishers": keys(document),
+                    "revoked": document.revoked.iter().map(|row| row.node).collect::<Vec<_>>() }))?;
             } else {
                 output::line(&format!("cluster    {}", trust.cluster()));
                 output::line(&format!("version    {}", document.version));
-                document.publishers.iter().for_each(|key| output::line(&format!("publisher  {key}")));
-                document.revoked.iter().for_each(|key| output::line(&format!("revoked    {key}")));
+                output::line(&format!("epoch      {}", document.epoch));
+                keys(document).iter().for_each(|key| output::line(&format!("publisher  {key}")));
+                document.revoked.iter().for_each(|row| output::line(&format!("revoked    {}", row.node)));
             }
         }
     }
@@ -123,6 +137,21 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Reads the trust document of a cluster's folder.
+fn open_trust(dir: &Path) -> anyhow::Result<Trust> {
+    let path = dir.join("trust");
+    Trust::open(&read(&path)?, None).with_context(|| format!("{} is not a valid trust document", path.display()))
+}
+
+fn keys(document: &TrustDocument) -> Vec<NodeId> {
+    document.publishers.iter().map(|publisher| publisher.key).collect()
+}
+
+fn parse_label(text: &str) -> anyhow::Result<(String, String)> {
+    let (key, value) = text.split_once('=').with_context(|| format!("invalid label `{text}`: use key=value"))?;
+    Ok((key.into(), value.into()))
 }
 
 fn fresh_key() -> anyhow::Result<Keypair> {
@@ -150,12 +179,11 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<TrustDocument> {
         }
     }
     let (root, publisher) = (fresh_key()?, fresh_key()?);
-    let trust =
-        TrustDocument { root: root.node(), version: 1, publishers: vec![publisher.node()], revoked: Vec::new() };
+    let trust = TrustDocument::first(root.node(), [publisher.node()]);
     save_key(&dir.join("root.key"), &root)?;
     save_key(&dir.join("publisher.key"), &publisher)?;
     write_new(&dir.join("trust"), &Envelope::seal(&trust, &root).to_bytes(), 0o644)?;
-    let token = shoal_proto::ids::NodeId(fresh_key()?.seed());
+    let token = NodeId(fresh_key()?.seed());
     write_new(&dir.join("admin.token"), format!("{token}\n").as_bytes(), 0o600)?;
     Ok(trust)
 }
@@ -167,24 +195,30 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<TrustDocument> {
 /// The root key is unreadable, the locality does not fit the role, or a file exists or cannot be written.
 pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
     let root = load_key(&args.dir.join("root.key"))?;
-    let trust = read(&args.dir.join("trust"))?;
+    let trust = open_trust(&args.dir)?;
+    if trust.document().root != root.node() {
+        bail!("root.key in {} is not the root of the trust document there", args.dir.display());
+    }
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let keys = fresh_key()?;
     let now = system_clock();
     let credential = Credential {
-        cluster: cluster_of(&root.node()),
+        cluster: trust.cluster(),
         node: keys.node(),
         role: args.role,
         locality: args.locality.clone(),
         // Clocks of hosts differ by seconds, so the credential is valid from five minutes ago.
         not_before: now.saturating_sub(300),
-        not_after: now + args.valid.0.as_secs(),
+        not_after: now.saturating_add(args.valid.0.as_secs()),
+        labels: args.label.iter().cloned().collect(),
+        weight_max: args.weight_max,
+        addresses: args.address.clone(),
     };
     credential.validate()?;
     save_key(&args.out.join("node.key"), &keys)?;
     write_new(&args.out.join("node.cred"), &Envelope::seal(&credential, &root).to_bytes(), 0o644)?;
     if fs::canonicalize(&args.out).ok() != fs::canonicalize(&args.dir).ok() {
-        fs::write(args.out.join("trust"), trust)
+        fs::write(args.out.join("trust"), trust.bytes())
             .with_context(|| format!("cannot copy the trust document to {}", args.out.display()))?;
     }
     Ok(credential)

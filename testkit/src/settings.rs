@@ -8,7 +8,20 @@ use std::path::Path;
 pub fn issue(program: Program, folder: &Path, name: &str, role: &str, locality: &str) {
     let (cluster, out) = (folder.join("cluster"), folder.join(name));
     let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
-    program.ok(&["cluster", "issue", "--dir", cluster, "--role", role, "--locality", locality, "--out", out]);
+    program.ok(&[
+        "cluster",
+        "issue",
+        "--dir",
+        cluster,
+        "--role",
+        role,
+        "--locality",
+        locality,
+        "--out",
+        out,
+        "--address",
+        "127.0.0.0/8",
+    ]);
 }
 
 /// The settings that name the files which [`issue`] wrote. `prefix` is `node.` for seeders and peers.

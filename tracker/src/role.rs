@@ -10,7 +10,7 @@ use shoal_net::admission::{Admission, system_clock};
 use shoal_net::control::{ControlConfig, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Credential, Keypair, Role, Trust, TrustError};
+use shoal_proto::trust::{Admitted, Keypair, Role, Trust, TrustError};
 use shoal_service::config::ConfigError;
 use shoal_service::http_client::{Client, ClientError};
 use shoal_service::http_server::{Server, bind};
@@ -85,7 +85,7 @@ pub struct Started {
 struct Files {
     keys: Keypair,
     trust: Arc<Trust>,
-    credential: Credential,
+    credential: Admitted,
     credential_bytes: Vec<u8>,
 }
 
@@ -112,7 +112,7 @@ impl Files {
 fn open_state(config: &TrackerConfig, files: Files) -> Result<(TrackerState, Arc<dyn Database>), StateError> {
     let database = tables::open(&config.dir)?;
     let admission = Admission::new(files.trust, files.credential_bytes, system_clock);
-    let region = files.credential.locality.region;
+    let region = files.credential.locality.region.clone();
     let state = TrackerState::open(config.clone(), admission, files.keys, region, &database)?;
     Ok((state, database))
 }

@@ -249,7 +249,7 @@ impl TrackerState {
             index,
             node: from,
             role: credential.role,
-            locality: credential.locality,
+            locality: credential.locality.clone(),
             labels: join.labels,
             addrs,
             weight: join.weight,

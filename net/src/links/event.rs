@@ -10,7 +10,7 @@ use shoal_proto::codec;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
 use shoal_proto::ids::{ContentId, JobId, NodeId};
 use shoal_proto::message::Message;
-use shoal_proto::trust::Credential;
+use shoal_proto::trust::Admitted;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub enum LinkEvent {
     /// A link is up. Both ends have admitted each other.
     LinkUp {
         node: NodeId,
-        credential: Arc<Credential>,
+        credential: Arc<Admitted>,
         remote: SocketAddr,
         /// Whether this node dialled.
         dialled: bool,

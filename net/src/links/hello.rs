@@ -19,7 +19,7 @@ use super::registry::{ClaimResult, LinkSlot};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{CloseReason, FrameKind, HEADER_BYTES, Header, PROTOCOL_VERSION};
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::Credential;
+use shoal_proto::trust::Admitted;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -44,7 +44,7 @@ pub enum HelloError {
 
 /// What the exchange of `Hello` yields.
 pub struct HelloOutcome {
-    pub(super) credential: Credential,
+    pub(super) credential: Admitted,
     pub(super) slot: LinkSlot<Link>,
     pub(super) permit: OwnedSemaphorePermit,
 }
@@ -152,7 +152,7 @@ async fn send_hello<S: AsyncWrite + Unpin>(context: &EndpointContext, io: &mut S
     write_frame(io, FrameKind::Hello, &body).await
 }
 
-async fn receive_hello<S>(context: &EndpointContext, io: &mut S, node: NodeId) -> Result<Credential, HelloError>
+async fn receive_hello<S>(context: &EndpointContext, io: &mut S, node: NodeId) -> Result<Admitted, HelloError>
 where
     S: AsyncRead + Unpin,
 {

@@ -9,7 +9,7 @@ use super::ledbat::Ledbat;
 use super::rate_limit::LinkRateLimiter;
 use super::send_queue::SendQueue;
 use shoal_proto::ids::{ContentId, NodeId};
-use shoal_proto::trust::Credential;
+use shoal_proto::trust::Admitted;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
@@ -37,7 +37,7 @@ impl ExpectedManifest {
 /// A link that is up.
 pub struct Link {
     node: NodeId,
-    credential: Arc<Credential>,
+    credential: Arc<Admitted>,
     queue: SendQueue,
     limiter: LinkRateLimiter,
     activity: Activity,
@@ -50,7 +50,7 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn new(node: NodeId, credential: Credential, queue: SendQueue, limiter: LinkRateLimiter) -> Self {
+    pub fn new(node: NodeId, credential: Admitted, queue: SendQueue, limiter: LinkRateLimiter) -> Self {
         Self {
             node,
             credential: Arc::new(credential),
@@ -69,7 +69,7 @@ impl Link {
         self.node
     }
 
-    pub fn credential(&self) -> &Arc<Credential> {
+    pub fn credential(&self) -> &Arc<Admitted> {
         &self.credential
     }
 

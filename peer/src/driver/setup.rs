@@ -18,7 +18,7 @@ use shoal_net::identity::{Identity, KeyFileError, load_key};
 use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvent};
 use shoal_proto::control::Join;
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Credential, Role, Trust, TrustError};
+use shoal_proto::trust::{Admitted, Role, Trust, TrustError};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::Tasks;
 use shoal_store::{OpenError, Store, StoreConfig, StoreEvent};
@@ -80,7 +80,7 @@ pub struct RunningNode {
     /// The way to its driver.
     pub handle: NodeHandle,
     /// The node's own credential.
-    pub credential: Credential,
+    pub credential: Admitted,
     /// Addresses where the node listens for links.
     pub bulk_addrs: Vec<SocketAddr>,
     /// Requests to the tracker go here.
@@ -102,7 +102,7 @@ struct CheckedIdentity {
     node: NodeId,
     identity: Identity,
     trust: Arc<Trust>,
-    credential: Credential,
+    credential: Admitted,
     credential_bytes: Vec<u8>,
 }
 

@@ -51,6 +51,7 @@ fn documents() {
     document("feed_announcement", &samples::feed_announcement());
     document("credential", &samples::credential());
     document("trust", &samples::trust_document());
+    document("trust_succeeded", &samples::succeeded_trust_document());
     document("hub_flush", &samples::flush());
     bare("hub_submission", &samples::submission());
 }

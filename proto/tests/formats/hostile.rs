@@ -42,7 +42,11 @@ fn all() -> Vec<(&'static str, Decoder, Vec<Vec<u8>>)> {
         ("manifest", document::<Manifest>, manifests),
         ("announcement", document::<Announcement>, vec![samples::announcement().to_bytes()]),
         ("credential", document::<Credential>, vec![samples::credential().to_bytes()]),
-        ("trust", document::<TrustDocument>, vec![samples::trust_document().to_bytes()]),
+        (
+            "trust",
+            document::<TrustDocument>,
+            vec![samples::trust_document().to_bytes(), samples::succeeded_trust_document().to_bytes()],
+        ),
         ("envelope", document::<Envelope>, vec![envelope]),
         ("request", document::<Request>, requests),
         ("response", document::<Response>, responses),

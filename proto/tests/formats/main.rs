@@ -9,3 +9,4 @@ mod manifest;
 mod roundtrip;
 mod samples;
 mod trust;
+mod trust_life;

@@ -21,7 +21,7 @@ use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{
     HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
 };
-use shoal_proto::trust::{Credential, Envelope, Keypair, Role, TrustDocument};
+use shoal_proto::trust::{Credential, Envelope, Keypair, Revocation, Role, TrustDocument};
 use std::fmt::Debug;
 use std::net::SocketAddr;
 
@@ -379,12 +379,14 @@ proptest! {
     fn credentials(node in node(), cluster in any::<[u8; 32]>(), role in role(), locality in locality(), at in any::<u32>()) {
         let (not_before, not_after) = (u64::from(at), u64::from(at) + 1);
         let cluster = shoal_proto::ids::ClusterId(cluster);
-        same(&Credential { cluster, node, role, locality, not_before, not_after })?;
+        let (labels, addresses) = (samples::credential().labels, samples::credential().addresses);
+        same(&Credential { cluster, node, role, locality, not_before, not_after, labels, weight_max: 7, addresses })?;
     }
 
     #[test]
     fn trust_documents(root in node(), version in any::<u64>(), publishers in vec(node(), 0..9), revoked in vec(node(), 0..9)) {
-        same(&TrustDocument { root, version, publishers, revoked })?;
+        let revoked = revoked.into_iter().map(|node| Revocation { node, until: version }).collect();
+        same(&TrustDocument { version, revoked, ..TrustDocument::first(root, publishers) })?;
     }
 
     #[test]

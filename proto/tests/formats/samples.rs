@@ -19,7 +19,9 @@ use shoal_proto::rack_placement::RackPlacement;
 use shoal_proto::report::{
     HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
 };
-use shoal_proto::trust::{Credential, Envelope, Keypair, Role, TrustDocument, cluster_of};
+use shoal_proto::trust::{
+    Credential, Envelope, Issuer, Keypair, Publisher, Revocation, Role, Succession, TrustDocument, cluster_of,
+};
 
 pub(crate) const NOW: u64 = 1_800_000_000;
 
@@ -35,6 +37,14 @@ pub(crate) fn node() -> Keypair {
     Keypair::from_seed([3; 32])
 }
 
+pub(crate) fn issuer() -> Keypair {
+    Keypair::from_seed([4; 32])
+}
+
+pub(crate) fn next_root() -> Keypair {
+    Keypair::from_seed([5; 32])
+}
+
 pub(crate) fn locality() -> Locality {
     Locality::new("cn-north", "idc7", "r12", "edge-003").unwrap()
 }
@@ -47,15 +57,45 @@ pub(crate) fn credential() -> Credential {
         locality: locality(),
         not_before: NOW - 1000,
         not_after: NOW + 1000,
+        labels: Labels::from([("gpu".into(), "yes".into())]),
+        weight_max: 200,
+        addresses: vec!["10.1.0.0/16".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
     }
 }
 
 pub(crate) fn trust_document() -> TrustDocument {
     TrustDocument {
+        cluster: cluster_of(&root().node()),
         root: root().node(),
+        successions: vec![],
         version: 3,
-        publishers: vec![publisher().node()],
-        revoked: vec![NodeId([0xee; 32])],
+        epoch: 2,
+        publishers: vec![Publisher::unscoped(publisher().node())],
+        issuers: vec![Issuer {
+            key: issuer().node(),
+            roles: vec![Role::Peer],
+            localities: vec!["cn-north/idc7".into()],
+            valid_max_s: 3600,
+            not_after: NOW + 500,
+        }],
+        revoked: vec![Revocation { node: NodeId([0xee; 32]), until: NOW + 1000 }],
+    }
+}
+
+/// A document under the second root, with a publisher of a narrow scope.
+pub(crate) fn succeeded_trust_document() -> TrustDocument {
+    let cluster = cluster_of(&root().node());
+    let scoped = Publisher {
+        key: publisher().node(),
+        names: vec!["edge".into()],
+        selector: Some(Selector::parse(&["site=idc7"]).unwrap()),
+    };
+    TrustDocument {
+        root: next_root().node(),
+        successions: vec![Envelope::seal(&Succession { cluster, next: next_root().node() }, &root())],
+        version: 4,
+        publishers: vec![scoped],
+        ..trust_document()
     }
 }
 

@@ -222,6 +222,9 @@ fn credentials(cluster: &Path, role: shoal_proto::trust::Role, locality: &str, o
         locality: locality.parse()?,
         out,
         valid: Span(Duration::from_secs(86_400)),
+        label: Vec::new(),
+        weight_max: shoal_proto::trust::Credential::WEIGHT_DEFAULT,
+        address: vec!["127.0.0.0/8".parse()?],
         json: false,
     })?;
     Ok(())
