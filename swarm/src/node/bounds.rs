@@ -1,8 +1,7 @@
 //! The core's bounds: how much it keeps, how long a fault may last, and when it shuts a host out.
 //!
 //! Owns: constants that protect a host and are not tuned for speed. Those are in [`super::tuning`].
-//! Invariant: every collection that another host can make grow has its cap here or in `shoal_proto::limits`. No
-//! simulated scenario changes by more than 0.5 % with the periods here.
+//! Invariant: every collection that another host can make grow has its cap here or in `shoal_proto::limits`.
 
 use std::time::Duration;
 
