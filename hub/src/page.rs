@@ -3,6 +3,7 @@
 //! Invariant: the page has no scripts, loads nothing from elsewhere, and escapes every text of a job.
 
 use shoal_api::hub::HubJob;
+use shoal_proto::plain_text;
 use std::fmt::Write;
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
@@ -15,10 +16,10 @@ font-variant-numeric:tabular-nums}progress{width:9rem}.bad{color:#a4262c;font-we
 @media(prefers-color-scheme:dark){body{background:#14191d;color:#dfe7ec}table{background:#1b2227}\
 th,td{border-color:#2c363d}.bad{color:#ff8f88}}</style><h1>Shoal</h1>";
 
-/// Replaces the characters that have a meaning in HTML.
+/// Replaces the characters that have a meaning in HTML, and those that change how the text around them is shown.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in plain_text::escape(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -74,6 +75,7 @@ mod tests {
     #[test]
     fn text_cannot_break_out() {
         assert_eq!(escape("<b a='\"&"), "&lt;b a=&#39;&quot;&amp;");
+        assert_eq!(escape("a\u{202e}<"), "a\\u{202e}&lt;");
         assert!(render(&[]).contains("No job"));
     }
 }

@@ -5,6 +5,7 @@
 use shoal_proto::control::CurrentVersion;
 use shoal_proto::ids::JobId;
 use shoal_proto::limits;
+use shoal_proto::plain_text;
 use shoal_proto::report::{HostReport, HostState, TierBytes};
 use std::collections::BTreeMap;
 
@@ -103,7 +104,8 @@ impl Reports {
         if (attempt, state) > row.report.rank() {
             row.report.attempt = attempt;
             row.report.state = state;
-            row.report.detail = clip(detail);
+            // Words of hooks, registries and probes stand in the detail.
+            row.report.detail = clip(&plain_text::escape(detail));
             row.revision += 1;
             row.urgent = true;
         }

@@ -14,7 +14,8 @@
 //!   [`desired`];
 //! - keys, credentials and signatures in [`trust`];
 //! - host to host in [`message`] and [`frame`], host to tracker in [`control`], completion in [`report`];
-//! - encoding in [`codec`] and [`bitmap`], bounds in [`limits`].
+//! - encoding in [`codec`] and [`bitmap`], bounds in [`limits`];
+//! - text from outside, made safe for people to read, in [`plain_text`].
 
 pub mod announcement;
 pub mod bitmap;
@@ -32,6 +33,7 @@ pub mod manifest;
 pub mod membership;
 pub mod message;
 mod names;
+pub mod plain_text;
 pub mod rack_placement;
 pub mod report;
 pub mod trust;

@@ -1,8 +1,10 @@
 //! Structured logs on standard error.
 //!
-//! Invariant: a process starts its logs once.
+//! Invariant: a process starts its logs once. An event is one line, whatever text from outside its fields hold.
 
 use serde::{Deserialize, Serialize};
+use shoal_proto::plain_text;
+use std::io::{self, Write};
 use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::TryInitError;
@@ -53,13 +55,42 @@ impl FromStr for LogFormat {
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let parsed =
         EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_string(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(parsed).with_ansi(false).with_writer(|| OneLine(io::stderr()));
     match format {
         LogFormat::Text => init_with(builder),
         LogFormat::Json => init_with(builder.json().flatten_event(true)),
     }
 }
 
+/// A writer that receives a whole event in each call, and escapes everything that could look like another line.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = plain_text::escape(text.strip_suffix('\n').unwrap_or(&text));
+        self.0.write_all(format!("{line}\n").as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 fn init_with(subscriber: impl tracing_subscriber::util::SubscriberInitExt) -> Result<(), LogError> {
     Ok(subscriber.try_init()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let mut out = OneLine(Vec::new());
+        out.write_all(b"WARN refused why=a\x1b[2J\nINFO all is well\xff\n").unwrap();
+        assert_eq!(String::from_utf8(out.0).unwrap(), "WARN refused why=a\\u{1b}[2J\\u{a}INFO all is well\u{fffd}\n");
+    }
 }

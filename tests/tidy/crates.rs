@@ -16,7 +16,7 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("store", &["proto", "kv"]),
     ("tls-records", &[]),
     ("net", &["proto", "tls-records"]),
-    ("service", &["api", "kv"]),
+    ("service", &["api", "proto", "kv"]),
     ("sim", &["proto", "swarm"]),
     ("tracker", &["api", "proto", "swarm", "net", "service", "kv"]),
     ("containerd", &[]),
