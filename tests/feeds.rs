@@ -41,7 +41,7 @@ fn file_of(peer: &Process, feed: &str) -> Option<Vec<u8>> {
 /// The version of a feed that a host serves: the sequence in its tag, and its data.
 fn served(peer: &Process, feed: &str) -> Option<(u64, String)> {
     let mut stream = TcpStream::connect(peer.http()).ok()?;
-    write!(stream, "GET /feeds/{feed} HTTP/1.0\r\nhost: x\r\n\r\n").ok()?;
+    write!(stream, "GET /feeds/{feed} HTTP/1.0\r\nhost: localhost\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     std::io::Read::read_to_end(&mut stream, &mut answer).ok()?;
     let answer = String::from_utf8_lossy(&answer).into_owned();
@@ -71,7 +71,7 @@ fn a_version_reaches_files_polls_and_streams() {
     assert_eq!(get(peer.http(), "/feeds/gslb/other?wait=50ms", None).unwrap().0, 404);
     // A waiting stream and a waiting poll receive the next version.
     let mut stream = TcpStream::connect(peer.http()).unwrap();
-    write!(stream, "GET /feeds/gslb/main/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    write!(stream, "GET /feeds/gslb/main/events HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     let mut data = move || -> Value {
         let line = lines.find(|line| line.starts_with("data: ")).unwrap();

@@ -127,7 +127,7 @@ fn a_region_moves_to_other_machines_under_the_same_names() {
     point(second);
     let elsewhere = |addr: &str| format!("{second}:{}", port(addr));
     let mut set = settings("hub", "hub2", "");
-    set.push(format!("http={}", elsewhere(&hub)));
+    set.extend([format!("http={}", elsewhere(&hub)), "http_access.names=['hub.shoal.test']".into()]);
     region.hub = Process::new(&at, "hub2", "hub", set, &launcher);
     region.hub.start();
     let mut set = settings("tracker", "tracker2", "");

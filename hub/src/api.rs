@@ -5,11 +5,11 @@
 use crate::ledger::{Ledger, Recorded};
 use crate::page;
 use crate::view::{counts, with_hosts};
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Html;
+use axum::{Extension, Json};
 use prometheus_client::metrics::counter::Counter;
 use shoal_api::hub::{Detail, HubJob, Paging, Receipt};
 use shoal_kv::KvError;
@@ -19,7 +19,7 @@ use shoal_proto::limits;
 use shoal_proto::report::{HubFlush, HubSubmission};
 use shoal_proto::trust::{Envelope, Role, Trust, TrustError};
 use shoal_service::extract::{PathParam, QueryParams};
-use shoal_service::http_server::ApiError;
+use shoal_service::http_server::{ApiError, KnownAddresses, RemoteAddr};
 use shoal_service::metrics::Metrics;
 use shoal_service::routes::Routes;
 use std::error::Error;
@@ -66,16 +66,19 @@ impl RefusedReport {
 pub(crate) struct Hub {
     ledger: Ledger,
     trust: Trust,
+    /// The addresses of trackers. Strangers cannot take the places of their connections.
+    known: KnownAddresses,
     reports: Counter,
     duplicates: Counter,
     refused: Counter,
 }
 
 impl Hub {
-    pub(crate) fn new(ledger: Ledger, trust: Trust, metrics: &Metrics) -> Self {
+    pub(crate) fn new(ledger: Ledger, trust: Trust, known: KnownAddresses, metrics: &Metrics) -> Self {
         Self {
             ledger,
             trust,
+            known,
             reports: metrics.counter("shoal_hub_reports", "Reports stored"),
             duplicates: metrics.counter("shoal_hub_duplicate_reports", "Reports that were stored before"),
             refused: metrics.counter("shoal_hub_refused_reports", "Reports refused"),
@@ -116,7 +119,11 @@ fn database_failed(error: &(dyn Error + 'static), what: &str) -> ApiError {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, what, error.to_string(), "see the hub's log, then try again")
 }
 
-async fn report(State(hub): SharedHub, body: Bytes) -> Result<Json<Receipt>, ApiError> {
+async fn report(
+    State(hub): SharedHub,
+    Extension(RemoteAddr(remote)): Extension<RemoteAddr>,
+    body: Bytes,
+) -> Result<Json<Receipt>, ApiError> {
     let refuse = |error: RefusedReport| {
         hub.refused.inc();
         let status = error.status();
@@ -124,6 +131,7 @@ async fn report(State(hub): SharedHub, body: Bytes) -> Result<Json<Receipt>, Api
         ApiError::new(status, "report refused", error.to_string(), "send reports as a tracker of this cluster")
     };
     let flush = hub.open_report(&body).map_err(refuse)?;
+    hub.known.add(remote.ip());
     let sequence = flush.sequence;
     let writer = hub.clone();
     // On a thread of its own, because the ledger waits for the disk.

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use shoal_service::config::ConfigError;
+use shoal_service::http_server::HttpAccess;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -11,9 +12,11 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HubConfig {
-    /// Address on which trackers report and people query. Default `0.0.0.0:7740`. Trackers sign their reports. Anyone
+    /// Address on which trackers report and people query. Default `127.0.0.1:7740`. Trackers sign their reports. Anyone
     /// who can reach the port may query.
     pub http: SocketAddr,
+    /// Names and TLS of the HTTP API. A port that other machines reach needs TLS. Default: no TLS.
+    pub http_access: HttpAccess,
     /// Folder of the reports. Default `/var/lib/shoal/hub`.
     pub dir: PathBuf,
     /// The cluster's signed trust document. Default `/etc/shoal/trust`.
@@ -25,7 +28,8 @@ pub struct HubConfig {
 impl Default for HubConfig {
     fn default() -> Self {
         Self {
-            http: (Ipv4Addr::UNSPECIFIED, 7740).into(),
+            http: (Ipv4Addr::LOCALHOST, 7740).into(),
+            http_access: HttpAccess::default(),
             dir: "/var/lib/shoal/hub".into(),
             trust: "/etc/shoal/trust".into(),
             jobs_max: 10_000,
@@ -39,6 +43,7 @@ impl HubConfig {
     /// # Errors
     /// [`ConfigError::Invalid`] with the first key that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.http_access.check(self.http)?;
         if self.jobs_max == 0 {
             return Err(ConfigError::invalid("jobs_max", "must be at least 1"));
         }

@@ -9,7 +9,7 @@ use crate::ledger::Ledger;
 use shoal_kv::KvError;
 use shoal_proto::trust::{Trust, TrustError};
 use shoal_service::config::ConfigError;
-use shoal_service::http_server::{Server, bind};
+use shoal_service::http_server::{KnownAddresses, Server, TlsFilesError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::io;
@@ -42,6 +42,9 @@ pub enum RunError {
         #[source]
         source: KvError,
     },
+    /// The certificate of the HTTP API cannot be used.
+    #[error(transparent)]
+    HttpTls(#[from] TlsFilesError),
     #[error("cannot start the HTTP server")]
     Http(#[source] io::Error),
     /// A task ended that runs as long as the hub.
@@ -72,8 +75,11 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     let listener = bind(config.http).await.map_err(RunError::Http)?;
     let http = listener.local_addr().map_err(RunError::Http)?;
     let metrics = Metrics::with_process();
-    let hub = Arc::new(Hub::new(ledger, trust, &metrics));
-    let server = Server::new("hub", metrics.clone(), Arc::new(Vec::new), routes(hub));
+    let known = KnownAddresses::default();
+    let hub = Arc::new(Hub::new(ledger, trust, known.clone(), &metrics));
+    let server = Server::new("hub", metrics.clone(), Arc::new(Vec::new), routes(hub))
+        .with_access(&config.http_access)?
+        .with_known(known);
     let bytes_in = server.bytes_in();
     let received = metrics.counter("shoal_hub_received_bytes", "Bytes received from clients since the start");
     metrics.refresh(move || received.inner().store(bytes_in.load(Ordering::Relaxed), Ordering::Relaxed));

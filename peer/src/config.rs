@@ -11,6 +11,7 @@ use shoal_net::links::RecordLayer;
 use shoal_proto::limits;
 use shoal_proto::locality::{Labels, validate_labels};
 use shoal_service::config::ConfigError;
+use shoal_service::http_server::HttpAccess;
 use shoal_service::units::ByteSize;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -154,6 +155,8 @@ pub struct PeerConfig {
     pub keep_versions: usize,
     /// Address of the HTTP API: `/healthz`, `/metrics`, `/feeds` and `/v1`. Default `127.0.0.1:7701`.
     pub http: SocketAddr,
+    /// Names and TLS of the HTTP API. A port that other machines reach needs TLS. Default: no TLS.
+    pub http_access: HttpAccess,
     /// File of the admin token, mode 0600. Requests that change something must show the token. Default: none, and all
     /// such requests are refused.
     pub admin_token: Option<PathBuf>,
@@ -173,6 +176,7 @@ impl Default for PeerConfig {
             content_dir: "/var/lib/shoal/content".into(),
             keep_versions: 2,
             http: (Ipv4Addr::LOCALHOST, 7701).into(),
+            http_access: HttpAccess::default(),
             admin_token: None,
             activation: Activations::new(),
             mirror: MirrorConfig::default(),
@@ -187,6 +191,7 @@ impl PeerConfig {
     /// # Errors
     /// Names the first key with an invalid value.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.http_access.check(self.http)?;
         self.node.validate()?;
         self.mirror.validate()?;
         self.containerd.iter().try_for_each(ContainerdConfig::validate)?;

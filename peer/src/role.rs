@@ -9,7 +9,7 @@ use crate::handle::NodeHandle;
 use crate::mirror::{self, FetchThrough};
 use crate::prewarm::{PrewarmRequests, PrewarmTask};
 use shoal_proto::trust::Role;
-use shoal_service::http_server::{AdminToken, Server, TokenError, bind};
+use shoal_service::http_server::{AdminToken, Server, TlsFilesError, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::net::SocketAddr;
@@ -21,6 +21,9 @@ pub enum RunError {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] shoal_service::config::ConfigError),
+    /// The certificate of the HTTP API cannot be used.
+    #[error(transparent)]
+    HttpTls(#[from] TlsFilesError),
     /// The file of the admin token is unusable.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -89,7 +92,7 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
     let routes = api::routes(node.credential.locality.to_string(), node.handle.clone())
         .merge(crate::feeds::routes(node.handle.feeds.clone()))
         .merge(crate::rate_limits::api::routes(node.limits.clone(), admin));
-    let server = Server::new("peer", metrics, check, routes);
+    let server = Server::new("peer", metrics, check, routes).with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, ?mirror, "peer started");
     Ok(Started { bulk: node.bulk_addrs, http, mirror, node: node.handle, tasks })

@@ -34,7 +34,8 @@ pub fn escape_lines(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// Returns a JSON document with every unsafe character but line feeds as an escape of four digits. The value is the same.
+/// Returns a JSON document with every unsafe character but line feeds as an escape of four digits. The value is the
+/// same.
 pub fn escape_json(document: &str) -> Cow<'_, str> {
     escape_if(
         document,

@@ -8,6 +8,7 @@ use shoal_proto::image::{is_host, is_repository_prefix};
 use shoal_proto::limits;
 use shoal_service::config::ConfigError;
 use shoal_service::http_client::transport::HttpUrl;
+use shoal_service::http_server::HttpAccess;
 use shoal_service::units::Span;
 use shoal_store::ingest::IngestOptions;
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct SeederConfig {
     pub publisher_key: PathBuf,
     /// Address of the HTTP API. Default `127.0.0.1:7721`.
     pub http: SocketAddr,
+    /// Names and TLS of the HTTP API. A port that other machines reach needs TLS. Default: no TLS.
+    pub http_access: HttpAccess,
     /// File of the admin token that requests carry, mode 0600. Default `/etc/shoal/admin.token`.
     pub admin_token: PathBuf,
     /// Data shards in a stripe (k). Default 16.
@@ -71,6 +74,7 @@ impl Default for SeederConfig {
             dir: "/var/lib/shoal/seeder".into(),
             publisher_key: "/etc/shoal/publisher.key".into(),
             http: (Ipv4Addr::LOCALHOST, 7721).into(),
+            http_access: HttpAccess::default(),
             admin_token: "/etc/shoal/admin.token".into(),
             data_shards: 16,
             parity_shards: 4,
@@ -90,6 +94,7 @@ impl SeederConfig {
     /// # Errors
     /// Returns an error that names the first invalid key.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.http_access.check(self.http)?;
         self.node.validate()?;
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
         check((1..=limits::STRIPE_DATA_MAX).contains(&self.data_shards), "data_shards", "must be between 1 and 64")?;

@@ -20,7 +20,7 @@ use shoal_peer::driver::setup::{Folders, RunningNode, SetupError, start as start
 use shoal_peer::handle::NodeHandle;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Keypair, Role, Trust};
-use shoal_service::http_server::{AdminToken, Server, TokenError, bind};
+use shoal_service::http_server::{AdminToken, Server, TlsFilesError, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::net::SocketAddr;
@@ -34,6 +34,9 @@ use tokio::sync::mpsc;
 pub enum RunError {
     #[error(transparent)]
     Config(#[from] shoal_service::config::ConfigError),
+    /// The certificate of the HTTP API cannot be used.
+    #[error(transparent)]
+    HttpTls(#[from] TlsFilesError),
     #[error(transparent)]
     Key(#[from] KeyFileError),
     /// Every host would refuse what the key signs.
@@ -88,7 +91,8 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         None => vec!["the seeder has no connection to a tracker".to_string()],
     });
     let limits = shoal_peer::rate_limits::api::routes(node.limits.clone(), Some(admin.clone()));
-    let server = Server::new("seeder", metrics, check, api::routes(parts, admin).merge(limits));
+    let server = Server::new("seeder", metrics, check, api::routes(parts, admin).merge(limits))
+        .with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "the seeder has started");
     Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no command replaces an existing key, token or credential.
 
-use super::{Outcome, output};
+use super::{Outcome, cluster_tls, output};
 use anyhow::{Context, bail};
 use serde_json::json;
 use shoal_net::admission::system_clock;
@@ -34,6 +34,7 @@ Keep cluster/root.key offline. Only `shoal cluster issue` needs the file.")]
         json: bool,
     },
     Issue(Issue),
+    Tls(cluster_tls::Tls),
     /// Show a cluster's trust document
     #[command(after_help = "\
 Examples:
@@ -116,6 +117,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
                 ));
             }
         }
+        Command::Tls(args) => cluster_tls::run(args)?,
         Command::Show { dir, json } => {
             let trust = open_trust(dir)?;
             let document = trust.document();

@@ -178,7 +178,7 @@ fn show(args: &Show) -> anyhow::Result<Outcome> {
 
 fn watch(args: &Watch) -> anyhow::Result<Outcome> {
     let client = match &args.peer {
-        Some(url) => Client::new(url, None)?,
+        Some(url) => Client::trusting(url, None, args.seeder.authority.ca.as_deref())?,
         None => args.seeder.client()?,
     };
     let path = format!("/feeds/{}/events?lines=true", args.feed);

@@ -2,7 +2,7 @@
 //!
 //! Invariant: `set` changes the named limits only. The other limits keep their values, unless `--reset` is given.
 
-use super::seeder::{TOKEN_HINT, block_on};
+use super::seeder::{AuthorityArgs, TOKEN_HINT, block_on};
 use super::{Outcome, output};
 use anyhow::Context;
 use serde_json::{Map, Value};
@@ -23,9 +23,17 @@ struct NodeArgs {
     /// HTTP API of the peer or seeder
     #[arg(long, env = "SHOAL_NODE", default_value = "http://127.0.0.1:7701", value_name = "URL")]
     node: String,
+    #[command(flatten)]
+    authority: AuthorityArgs,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
+}
+
+impl NodeArgs {
+    fn client(&self, token: Option<String>) -> anyhow::Result<Client> {
+        Ok(Client::trusting(&self.node, token, self.authority.ca.as_deref())?)
+    }
 }
 
 /// Show the rate limits of a peer or seeder and their origin
@@ -73,7 +81,7 @@ pub(crate) struct Set {
 pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
     match command {
         Command::Show(args) => {
-            let client = Client::new(&args.node.node, None)?;
+            let client = args.node.client(None)?;
             print(&block_on(async { Ok(client.get("/v1/limits").await?) })?, args.node.json)
         }
         Command::Set(args) => set(args),
@@ -91,7 +99,7 @@ fn set(args: &Set) -> anyhow::Result<Outcome> {
         anyhow::bail!("no limit is given; add --uplink-out, --uplink-in, --rack-out, --rack-in or --reset");
     }
     let token = AdminToken::load(&args.token_file).context(TOKEN_HINT)?;
-    let client = Client::new(&args.node.node, Some(token.secret().to_string()))?;
+    let client = args.node.client(Some(token.secret().to_string()))?;
     let view: Value = block_on(async {
         let mut rates = Map::new();
         if !args.reset {

@@ -4,6 +4,7 @@
 
 mod backup;
 mod cluster;
+mod cluster_tls;
 mod completions;
 mod config;
 mod containerd;

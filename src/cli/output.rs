@@ -1,7 +1,7 @@
 //! Everything that commands print: results to standard output, notes and errors to standard error.
 //!
-//! Invariant: a closed output never fails a command, and no text from a host, a registry, a hook or a server reaches the
-//! terminal with a character that controls it.
+//! Invariant: a closed output never fails a command, and no text from a host, a registry, a hook or a server reaches
+//! the terminal with a character that controls it.
 
 use serde::Serialize;
 use shoal_proto::plain_text;

@@ -18,6 +18,16 @@ pub(crate) struct SeederArgs {
     /// File with the cluster's admin token
     #[arg(long, env = "SHOAL_TOKEN_FILE", default_value = "/etc/shoal/admin.token", value_name = "FILE")]
     pub(crate) token_file: PathBuf,
+    #[command(flatten)]
+    pub(crate) authority: AuthorityArgs,
+}
+
+/// The authority of an https server.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AuthorityArgs {
+    /// PEM file with the authority of an https:// server, beside the system's authorities
+    #[arg(long, env = "SHOAL_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl SeederArgs {
@@ -28,7 +38,7 @@ impl SeederArgs {
     /// The token file is unreadable, or the URL is invalid.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let token = AdminToken::load(&self.token_file).context(TOKEN_HINT)?;
-        Ok(Client::new(&self.seeder, Some(token.secret().to_string()))?)
+        Ok(Client::trusting(&self.seeder, Some(token.secret().to_string()), self.authority.ca.as_deref())?)
     }
 }
 

@@ -47,7 +47,7 @@ impl Publisher {
         }
         let stream = self.stream.as_mut()?;
         let head = format!(
-            "POST /v1/feeds/{feed} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+            "POST /v1/feeds/{feed} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
             self.token,
             data.len()
         );
@@ -143,7 +143,7 @@ impl Drop for Reader {
 fn read_stream(addr: &str, feed: &str, stop: &AtomicBool, readings: &Mutex<Vec<Reading>>) -> Option<()> {
     let mut stream = TcpStream::connect(addr).ok()?;
     stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
-    write!(stream, "GET /feeds/{feed}/events HTTP/1.0\r\nhost: x\r\n\r\n").ok()?;
+    write!(stream, "GET /feeds/{feed}/events HTTP/1.0\r\nhost: localhost\r\n\r\n").ok()?;
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     while !stop.load(Ordering::Relaxed) {

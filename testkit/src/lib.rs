@@ -9,13 +9,15 @@
 //!
 //! Where to look: the program under test in [`mod@program`]; one role's process in [`process`]; a hub, tracker, seeder
 //! and peers together in [`region`]; requests by hand in [`http`]; publishers and readers of feeds in [`feeds`];
-//! images in [`oci`]; a real registry in [`registry`] and one that misbehaves in [`fake_registry`]; waits in [`wait`].
+//! images in [`oci`]; a real registry in [`registry`] and one that misbehaves in [`fake_registry`]; a network of the
+//! test's own in [`network`]; waits in [`wait`].
 
 pub mod disk;
 pub mod fake_registry;
 pub mod feeds;
 pub mod http;
 mod loopback;
+pub mod network;
 mod noise;
 pub mod oci;
 pub mod process;

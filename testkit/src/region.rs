@@ -106,7 +106,10 @@ impl Starter {
     fn hub(&self, setup: &Setup<'_>) -> Process {
         issue(setup.program, &self.at, "hub", "hub", "t/core/core/hub");
         let trust = format!("trust='{}'", self.at.join("hub/trust").display());
-        self.launch("hub", "hub", vec![trust, self.state("hub"), format!("http={}:0", setup.addr)])
+        let mut set = vec![trust, self.state("hub"), format!("http={}:0", setup.addr)];
+        let named = (setup.name)("hub", &format!("{}:0", setup.addr));
+        set.push(format!("http_access.names=['{}']", named.trim_end_matches(":0")));
+        self.launch("hub", "hub", set)
     }
 
     fn tracker(&self, setup: &Setup<'_>, hub: &Process) -> Process {

@@ -5,6 +5,8 @@
 use serde::{Deserialize, Serialize};
 use shoal_proto::ids::ClusterId;
 use shoal_service::config::ConfigError;
+use shoal_service::http_client::Client;
+use shoal_service::http_server::HttpAccess;
 use shoal_service::units::Span;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -20,6 +22,8 @@ pub struct TrackerConfig {
     /// Address of `/healthz`, `/metrics` and `/v1`. Default `127.0.0.1:7711`. Requests need no token, so the default
     /// serves the machine itself only.
     pub http: SocketAddr,
+    /// Names and TLS of the HTTP API. A port that other machines reach needs TLS. Default: no TLS.
+    pub http_access: HttpAccess,
     /// Folder of the roster, the jobs and the spool. Default `/var/lib/shoal/tracker`. In a new folder every host gets
     /// a new index, which does not match the reports that the hub already has.
     pub dir: PathBuf,
@@ -34,8 +38,10 @@ pub struct TrackerConfig {
     /// This node's credential, of role tracker. The tracker serves the region of the credential. Default
     /// `/etc/shoal/node.cred`.
     pub credential: PathBuf,
-    /// The hub, `http://host:port`. Default: none, and reports stay in the region.
+    /// The hub, `https://host:port` or `http://host:port`. Default: none, and reports stay in the region.
     pub hub: Option<String>,
+    /// PEM file with the authority of an `https` hub, beside the system's authorities. Default: none.
+    pub hub_ca: Option<PathBuf>,
     /// Interval between two beats of a host, 100 ms to 1 min. Default `2s`. A host is away after three missed beats.
     /// Each beat costs the tracker one request per host.
     pub beat: Span,
@@ -74,12 +80,14 @@ impl Default for TrackerConfig {
         Self {
             listen: vec![(Ipv6Addr::UNSPECIFIED, 7710).into(), (Ipv4Addr::UNSPECIFIED, 7710).into()],
             http: (Ipv4Addr::LOCALHOST, 7711).into(),
+            http_access: HttpAccess::default(),
             dir: "/var/lib/shoal/tracker".into(),
             trust: "/etc/shoal/trust".into(),
             cluster: None,
             key: "/etc/shoal/node.key".into(),
             credential: "/etc/shoal/node.cred".into(),
             hub: None,
+            hub_ca: None,
             beat: Span::seconds(2),
             grace: Span::seconds(600),
             flush: Span::seconds(2),
@@ -94,6 +102,7 @@ impl TrackerConfig {
     /// # Errors
     /// [`ConfigError::Invalid`] with the first key that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.http_access.check(self.http)?;
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
         let within = |span: Span, low_ms: u64, high_s: u64| {
             (Duration::from_millis(low_ms)..=Duration::from_secs(high_s)).contains(&span.0)
@@ -109,7 +118,7 @@ impl TrackerConfig {
         check(spool, "bounds.spooled_flushes", "must be between 1 and 65536")?;
         check(bounds.membership_updates > 0, "bounds.membership_updates", "must be at least 1")?;
         if let Some(hub) = &self.hub {
-            shoal_service::http_client::Client::new(hub, None).map_err(|error| ConfigError::invalid("hub", error))?;
+            Client::trusting(hub, None, self.hub_ca.as_deref()).map_err(|error| ConfigError::invalid("hub", error))?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Admitted, Keypair, Role, Trust, TrustError};
 use shoal_service::config::ConfigError;
 use shoal_service::http_client::{Client, ClientError};
-use shoal_service::http_server::{Server, bind};
+use shoal_service::http_server::{Server, TlsFilesError, bind};
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use std::io;
 use std::net::SocketAddr;
@@ -30,6 +30,9 @@ const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 pub enum RunError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The certificate of the HTTP API cannot be used.
+    #[error(transparent)]
+    HttpTls(#[from] TlsFilesError),
     #[error(transparent)]
     Key(#[from] KeyFileError),
     #[error("cannot read {}", .path.display())]
@@ -141,11 +144,12 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
     let source: shoal_service::backup::Source = Arc::new(move |out, _| backup::write(&*database, out));
     tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "tracker", source, token.clone()));
     let metrics = metrics::register(&state, &control);
-    let server = Server::new("tracker", metrics, Arc::new(Vec::new), api::routes(state.clone()));
+    let server = Server::new("tracker", metrics, Arc::new(Vec::new), api::routes(state.clone()))
+        .with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, token.clone()));
     let flush_written = Arc::new(Notify::new());
     if let Some(url) = &config.hub {
-        let hub = Client::new(url, None)?;
+        let hub = Client::trusting(url, None, config.hub_ca.as_deref())?;
         tasks.spawn("hub", hub_sender::run(state.clone(), hub, flush_written.clone(), token.clone()));
     }
     let control_addrs = control.local_addrs().to_vec();

@@ -153,7 +153,8 @@ fn settings(stage: &Stage, place: Place) -> anyhow::Result<(&'static str, Vec<St
         [("trust", "trust"), ("key", "node.key"), ("credential", "node.cred")]
             .map(|(key, file)| format!("{prefix}{key}={}", text(&folder.join(file))))
     };
-    let mut set = vec![format!("dir={}", text(&folder.join("state")))];
+    // The lab's networks exist on this machine only.
+    let mut set = vec![format!("dir={}", text(&folder.join("state"))), "http_access.behind_proxy=true".into()];
     match place {
         Place::Hub => set.extend([files("")[0].clone(), format!("http={}:7731", place.addr())]),
         Place::Tracker => {

@@ -12,8 +12,9 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, Invalid
 use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::path::Path;
 use std::time::Duration;
-use transport::{HttpError, HttpRequest, HttpResponse, HttpUrl, Transport};
+use transport::{HttpError, HttpRequest, HttpResponse, HttpUrl, TlsSettingsError, Transport};
 
 /// The largest answer of a role, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -29,11 +30,14 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 #[allow(missing_docs, reason = "the fields carry their types' names")]
 pub enum ClientError {
     /// The server's URL has another form.
-    #[error("`{0}` is not a URL of the form http://host:port")]
+    #[error("`{0}` is not a URL of the form http://host:port or https://host:port")]
     Url(String),
     /// The token cannot stand in a header.
     #[error("the admin token holds characters that no HTTP header may hold: {0}")]
     Token(#[from] InvalidHeaderValue),
+    /// The authorities cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsSettingsError),
     /// The exchange failed.
     #[error("{0}")]
     Http(#[from] HttpError),
@@ -68,18 +72,29 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns a client of `http://host:port` that shows `token`, if there is one.
+    /// Returns a client of `http://host:port` or `https://host:port` that shows `token`, if there is one. For `https`
+    /// it trusts the system's authorities.
     ///
     /// # Errors
     ///
     /// Fails if the URL has another form or the token cannot stand in a header.
     pub fn new(url: &str, token: Option<String>) -> Result<Self, ClientError> {
+        Self::trusting(url, token, None)
+    }
+
+    /// Returns a client as [`Client::new`] does, that also trusts the authorities in the PEM file `authority`.
+    ///
+    /// # Errors
+    ///
+    /// Fails as [`Client::new`] does, or if the file holds no authority that can be used.
+    pub fn trusting(url: &str, token: Option<String>, authority: Option<&Path>) -> Result<Self, ClientError> {
         let bad = || ClientError::Url(url.to_string());
         let trimmed = url.trim_end_matches('/');
-        let base = HttpUrl::parse(trimmed).filter(|base| !base.https && base.path == "/" && base.has_port());
-        let base = base.ok_or_else(bad)?;
+        let base = HttpUrl::parse(trimmed).filter(|base| base.path == "/" && base.has_port()).ok_or_else(bad)?;
         let authorization = token.map(|token| HeaderValue::from_str(&format!("Bearer {token}"))).transpose()?;
-        Ok(Self { url: trimmed.to_string(), base, authorization, transport: Transport::plain() })
+        // Reading the system's authorities takes milliseconds, so plain clients do without.
+        let transport = if base.https { Transport::with_tls(authority)? } else { Transport::plain() };
+        Ok(Self { url: trimmed.to_string(), base, authorization, transport })
     }
 
     /// Returns the server's URL.

@@ -1,62 +1,33 @@
-//! One connection of the server: its permits, its counted bytes, and the deadline of request bodies.
+//! One connection of the server: its counted bytes, and the deadlines of request bodies and of answers.
 //!
-//! Invariant: the count of an address equals the number of its [`AddressPermit`]s. Addresses without one use no memory.
+//! Invariant: no body and no answer waits for the client longer than its deadline.
 
+#![allow(unreachable_pub, reason = "the server is the only user of this module")]
+
+use super::places::{Activity, RunningRequest};
+use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use std::collections::HashMap;
+use axum::response::Response;
+use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tower::ServiceExt;
 
-/// Connections from one address at a time. More are closed.
-const CONNECTIONS_PER_ADDRESS_MAX: usize = super::CONNECTIONS_MAX / 4;
 /// The time for the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// The time for which an answer may wait until its client reads some of it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The number of connections of each address.
-#[derive(Clone, Default)]
-pub(super) struct AddressLimiter {
-    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
-}
-
-impl AddressLimiter {
-    /// Returns a permit for a connection, or `None` if its address has as many as it may have.
-    pub(super) fn try_acquire(&self, stream: &TcpStream) -> Option<AddressPermit> {
-        let addr = stream.peer_addr().ok()?.ip();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(addr).or_default();
-        if *count >= CONNECTIONS_PER_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(AddressPermit { limiter: self.clone(), addr })
-    }
-}
-
-/// The right of one connection to be served. Dropping the permit makes room for another connection.
-pub(super) struct AddressPermit {
-    limiter: AddressLimiter,
-    addr: IpAddr,
-}
-
-impl Drop for AddressPermit {
-    fn drop(&mut self) {
-        let mut counts = self.limiter.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.addr) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.addr);
-            }
-        }
-    }
-}
+/// The address of the client, as an extension of each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteAddr(pub SocketAddr);
 
 /// A body that must arrive within its deadline.
 struct BodyWithDeadline {
@@ -83,34 +54,104 @@ impl http_body::Body for BodyWithDeadline {
 }
 
 /// Adds the deadline to the body of a request.
-pub(super) async fn with_body_deadline(request: Request) -> Request {
+pub async fn with_body_deadline(request: Request) -> Request {
     request.map(|body| Body::new(BodyWithDeadline { body, deadline: Box::pin(tokio::time::sleep(BODY_TIMEOUT)) }))
 }
 
-/// A connection whose received bytes are counted.
-pub(super) struct CountedStream {
-    stream: TcpStream,
-    bytes_in: Arc<AtomicU64>,
+/// The body of an answer. Its connection counts as working until the body has ended.
+struct AnswerBody {
+    body: Body,
+    _request: RunningRequest,
 }
 
-impl CountedStream {
-    pub(super) fn new(stream: TcpStream, bytes_in: Arc<AtomicU64>) -> Self {
-        Self { stream, bytes_in }
+impl http_body::Body for AnswerBody {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 
-impl AsyncRead for CountedStream {
+/// Runs the routes on one connection, and tells its place which requests are running.
+#[derive(Clone)]
+pub struct ConnectionService {
+    pub app: Router,
+    pub activity: Arc<Activity>,
+    pub remote: RemoteAddr,
+}
+
+impl hyper::service::Service<hyper::Request<hyper::body::Incoming>> for ConnectionService {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn call(&self, request: hyper::Request<hyper::body::Incoming>) -> Self::Future {
+        let (running, app) = (self.activity.request(), self.app.clone());
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.remote);
+        Box::pin(async move {
+            let answer = app.oneshot(request).await?;
+            Ok(answer.map(|body| Body::new(AnswerBody { body, _request: running })))
+        })
+    }
+}
+
+/// A connection whose received bytes are counted, and which ends when its client reads nothing for too long.
+pub struct CountedStream<S> {
+    stream: S,
+    bytes_in: Arc<AtomicU64>,
+    activity: Arc<Activity>,
+    /// Wakes the task when the client has had its time.
+    deadline: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl<S> CountedStream<S> {
+    pub fn new(stream: S, bytes_in: Arc<AtomicU64>, activity: Arc<Activity>) -> Self {
+        Self { stream, bytes_in, activity, deadline: Box::pin(tokio::time::sleep(WRITE_TIMEOUT)) }
+    }
+
+    /// Notes the outcome of a write. A write that waits longer than [`WRITE_TIMEOUT`] fails.
+    fn written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.activity.moved();
+            return polled;
+        }
+        if self.activity.blocked() {
+            self.deadline.as_mut().reset(tokio::time::Instant::now() + WRITE_TIMEOUT);
+        }
+        match self.deadline.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.bytes_in.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        let read = buf.filled().len() - before;
+        self.bytes_in.fetch_add(read as u64, Ordering::Relaxed);
         polled
     }
 }
 
-impl AsyncWrite for CountedStream {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -118,7 +159,8 @@ impl AsyncWrite for CountedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -131,5 +173,27 @@ impl AsyncWrite for CountedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_read_ends() {
+        let (mut client, server) = tokio::io::duplex(16);
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let mut stream = CountedStream::new(server, Arc::default(), activity);
+        stream.write_all(&[0; 16]).await.unwrap();
+        let (written, read) = tokio::join!(stream.write_all(&[0; 16]), async {
+            tokio::time::sleep(WRITE_TIMEOUT / 2).await;
+            client.read_exact(&mut [0; 16]).await
+        });
+        assert!(written.is_ok() && read.is_ok(), "the client read in time");
+        let error = stream.write_all(&[0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
