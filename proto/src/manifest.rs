@@ -12,6 +12,10 @@ use crate::limits;
 use minicbor::{Decode, Encode};
 use std::sync::Arc;
 
+/// The mode bits that a content may carry: read, write and execute. Set-user-id, set-group-id and sticky bits never
+/// cross hosts, because a file gets another owner there.
+pub const MODE_BITS: u32 = 0o777;
+
 /// The type of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum EntryKind {
@@ -42,7 +46,7 @@ pub struct Entry {
     #[n(0)]
     #[cbor(with = "minicbor::bytes")]
     pub path: Vec<u8>,
-    /// Permission bits (`07777`).
+    /// Permission bits, within [`MODE_BITS`].
     #[n(1)]
     pub mode: u32,
     /// The type, with the size of a file or the target of a link.
@@ -59,7 +63,7 @@ pub enum Root {
     /// A directory with these permission bits. The entries lie in it.
     #[n(1)]
     Directory {
-        /// Permission bits of the directory itself.
+        /// Permission bits of the directory itself, within [`MODE_BITS`].
         #[n(0)]
         mode: u32,
     },
@@ -219,8 +223,8 @@ impl Manifest {
                 return bad("out of order", path);
             }
             previous = Some(path);
-            if entry.mode & !0o7777 != 0 {
-                return bad("mode has more than permission bits", path);
+            if entry.mode & !MODE_BITS != 0 {
+                return bad("mode has more than read, write and execute bits", path);
             }
             if let Some(cut) = path.iter().rposition(|b| *b == b'/')
                 && !self.has_directory(at, &path[..cut])
@@ -248,9 +252,9 @@ impl Manifest {
             return Err(DecodeError::invalid("entries", "a file content has exactly one file"));
         }
         if let Root::Directory { mode } = self.root
-            && mode & !0o7777 != 0
+            && mode & !MODE_BITS != 0
         {
-            return Err(DecodeError::invalid("root", "mode has more than permission bits"));
+            return Err(DecodeError::invalid("root", "mode has more than read, write and execute bits"));
         }
         if total != self.size() {
             return Err(DecodeError::invalid("entries", "file sizes do not add up to the streams"));

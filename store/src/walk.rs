@@ -1,9 +1,10 @@
 //! Lists a directory in the manifest's order, and reads its files as one stream.
 //!
 //! Invariant: the bytes read are those of the files that were listed. A file that changes in between is an error.
+//! Set-user-id, set-group-id and sticky bits never enter a listing.
 
 use shoal_proto::limits;
-use shoal_proto::manifest::{Entry, EntryKind, Root, is_safe_path, link_stays_inside};
+use shoal_proto::manifest::{Entry, EntryKind, MODE_BITS, Root, is_safe_path, link_stays_inside};
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -75,12 +76,23 @@ fn read_error(path: &Path) -> impl FnOnce(io::Error) -> WalkError + '_ {
     move |source| WalkError::Read { path: path.to_path_buf(), source }
 }
 
+/// Returns the mode bits that a content may carry. A file has another owner on a host, so other bits would change their
+/// meaning there.
+fn permissions(meta: &Metadata, path: &Path) -> u32 {
+    let dropped = meta.mode() & 0o7777 & !MODE_BITS;
+    if dropped != 0 {
+        tracing::info!(path = %path.display(), bits = format!("{dropped:04o}"), "left out set-id or sticky bits");
+    }
+    meta.mode() & MODE_BITS
+}
+
 /// Lists a file or directory. The path itself may be a link. Links inside stay links.
 pub(crate) fn list(path: &Path) -> Result<Listing, WalkError> {
     let meta = fs::metadata(path).map_err(read_error(path))?;
     if meta.is_file() {
         let name = path.file_name().unwrap_or(OsStr::new("file")).as_bytes().to_vec();
-        let entry = Entry { path: name, mode: meta.mode() & 0o7777, kind: EntryKind::File { size: meta.len() } };
+        let mode = permissions(&meta, path);
+        let entry = Entry { path: name, mode, kind: EntryKind::File { size: meta.len() } };
         let source = Source { path: path.to_path_buf(), stamp: Stamp::of(&meta) };
         return Ok(Listing { root: Root::File, entries: vec![entry], sources: vec![source], size: meta.len() });
     }
@@ -106,7 +118,7 @@ pub(crate) fn list(path: &Path) -> Result<Listing, WalkError> {
     }
     found.sort_unstable_by(|a, b| a.entry.path.cmp(&b.entry.path));
     let mut listing = Listing {
-        root: Root::Directory { mode: meta.mode() & 0o7777 },
+        root: Root::Directory { mode: permissions(&meta, path) },
         entries: Vec::new(),
         sources: Vec::new(),
         size: 0,
@@ -133,7 +145,7 @@ fn inspect(root: &Path, relative: Vec<u8>) -> Result<FoundItem, WalkError> {
         return Err(WalkError::Limit { path, what: "path is too long" });
     }
     let meta = fs::symlink_metadata(&path).map_err(read_error(&path))?;
-    let mode = meta.mode() & 0o7777;
+    let mode = permissions(&meta, &path);
     let kind = meta.file_type();
     if kind.is_dir() {
         return Ok(FoundItem { entry: Entry { path: relative, mode, kind: EntryKind::Directory }, stamp: None });

@@ -3,11 +3,12 @@
 use bytes::Bytes;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, PieceIndex, ShardIndex, StripeIndex};
+use shoal_proto::manifest::Root;
 use shoal_store::ingest::{IngestError, IngestOptions, IngestProgress, WalkError};
 use shoal_store::{BeginError, ReadError, Store, StoreConfig, StoreEvent, SubmitError};
 use shoal_testkit::noise;
 use std::fs;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -44,6 +45,42 @@ fn fetch(from: &Store, to: &Store, events: &Receiver<StoreEvent>, id: &ContentId
         to.submit_shard(id, shard, from.read(id, shard).unwrap(), 7).unwrap();
         assert_eq!(events.recv().unwrap(), StoreEvent::Verified { content: *id, shard, token: 7 });
     }
+}
+
+/// All modes with which the owner can read, on files and folders.
+#[test]
+fn set_id_and_sticky_bits_do_not_enter_a_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(&dir.path().join("store"));
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let mut modes = Vec::new();
+    for special in 0..8u32 {
+        for others in 0..64u32 {
+            let mode = special << 9 | 0o700 | others;
+            let (file, folder) = (source.join(format!("f{mode:04o}")), source.join(format!("g{mode:04o}")));
+            fs::write(&file, "x").unwrap();
+            fs::create_dir(&folder).unwrap();
+            // Some systems drop bits at once. The test compares with what the source has.
+            set(&file, mode);
+            set(&folder, mode);
+            modes.push(fs::metadata(&file).unwrap().permissions().mode() & 0o7777);
+        }
+    }
+    assert!(modes.iter().any(|mode| mode & 0o4000 != 0), "the source has set-user-id files");
+    set(&source, 0o3777);
+    let id = ingest(&store, &source).unwrap();
+    let manifest = store.manifest(&id).unwrap();
+    assert_eq!(manifest.root, Root::Directory { mode: 0o777 });
+    assert_eq!(manifest.entries.len(), 2 * modes.len());
+    for entry in &manifest.entries {
+        let name = std::str::from_utf8(&entry.path).unwrap();
+        let mode = u32::from_str_radix(&name[1..], 8).unwrap();
+        assert_eq!(entry.mode, mode & 0o777, "{name}");
+    }
+    let single = ingest(&store, &source.join("f6755")).unwrap();
+    assert_eq!(store.manifest(&single).unwrap().entries[0].mode, 0o755);
 }
 
 #[test]

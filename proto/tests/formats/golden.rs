@@ -8,6 +8,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::frame::{CloseReason, FrameKind, Header, Part, SliceHeader};
 use shoal_proto::ids::{ContentId, ShardIndex};
+use shoal_proto::manifest::Manifest;
 use shoal_proto::trust::{Credential, Envelope, TrustDocument};
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -54,6 +55,21 @@ fn documents() {
     document("trust_succeeded", &samples::succeeded_trust_document());
     document("hub_flush", &samples::flush());
     bare("hub_submission", &samples::submission());
+}
+
+/// Before set-id bits were refused, a manifest could carry them. These are the bytes of such a manifest.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test reads its files")]
+fn an_old_manifest_with_a_set_group_id_bit_is_refused() {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/testdata/refused/manifest_setgid.hex"].iter().collect();
+    let text: String = std::fs::read_to_string(path).unwrap().split_whitespace().collect();
+    let digits = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    let bytes: Vec<u8> = digits.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
+    let error = Manifest::from_bytes(&bytes).unwrap_err().to_string();
+    assert!(error.contains("mode") && error.contains("bin"), "{error}");
+    let mut odd = samples::manifest();
+    odd.entries[0].mode = 0o2755;
+    assert_eq!(odd.to_bytes(), bytes, "only the mode differs from today's sample");
 }
 
 #[test]

@@ -135,6 +135,20 @@ fn links_that_lead_out() {
     }
 }
 
+/// Every mode bit of Linux, on an entry of each type and on the root.
+#[test]
+fn only_read_write_and_execute_bits_pass() {
+    for mode in 0..=0o17_7777u32 {
+        let at = |kind| Manifest::from_bytes(&of(vec![Entry { path: b"a".to_vec(), mode, kind }]).to_bytes());
+        let root = Manifest::from_bytes(&Manifest { root: Root::Directory { mode }, ..of(vec![]) }.to_bytes());
+        let passes = mode <= 0o777;
+        assert_eq!(at(EntryKind::Directory).is_ok(), passes, "{mode:o}");
+        assert_eq!(at(EntryKind::File { size: 0 }).is_ok(), passes, "{mode:o}");
+        assert_eq!(at(EntryKind::Link { target: b"b".to_vec() }).is_ok(), passes, "{mode:o}");
+        assert_eq!(root.is_ok(), passes, "{mode:o}");
+    }
+}
+
 #[test]
 fn roots_and_modes() {
     let file = samples::file_manifest();

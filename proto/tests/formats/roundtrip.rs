@@ -320,9 +320,9 @@ fn message() -> impl Strategy<Value = Message> {
 /// A directory of files, some empty, some links; cut anywhere; coded anyhow.
 fn manifest() -> impl Strategy<Value = Manifest> {
     let file =
-        (vec(any::<u8>().prop_filter("not in a name", |b| *b != 0 && *b != b'/'), 1..20), 0..3000u64, 0..=0o7777u32);
+        (vec(any::<u8>().prop_filter("not in a name", |b| *b != 0 && *b != b'/'), 1..20), 0..3000u64, 0..=0o777u32);
     let lens = (1..500u32, 1..=20u8, 0..=8u8, 1..=64u8);
-    (btree_map(vec(any::<u8>(), 1..9), file, 0..12), lens, any::<u8>(), 0..=0o7777u32).prop_map(
+    (btree_map(vec(any::<u8>(), 1..9), file, 0..12), lens, any::<u8>(), 0..=0o777u32).prop_map(
         |(files, (piece, data, parity, lanes), fill, mode)| {
             let files: std::collections::BTreeMap<Vec<u8>, (u64, u32)> = files
                 .into_values()

@@ -147,7 +147,7 @@ pub(crate) fn manifest() -> Manifest {
     Manifest {
         root: Root::Directory { mode: 0o755 },
         entries: vec![
-            entry(b"bin", 0o2755, EntryKind::Directory),
+            entry(b"bin", 0o750, EntryKind::Directory),
             entry(b"bin/tool", 0o755, EntryKind::File { size: 900 }),
             entry(b"bin/tool-1", 0o777, EntryKind::Link { target: b"tool".to_vec() }),
             entry(b"caf\xe9 au lait", 0o600, EntryKind::File { size: 0 }),
