@@ -4,8 +4,11 @@
 //! trackers therefore report everything again that the archive lacks.
 
 use crate::config::HubConfig;
-use crate::tables::{self, SEQUENCES};
+use crate::tables::{self, JOBS, ROSTER, SEQUENCES};
 use shoal_kv::Database;
+use shoal_proto::codec::decode_exact;
+use shoal_proto::locality::Locality;
+use shoal_proto::report::JobFlush;
 use shoal_service::backup::{BackupError, Rows, Writer};
 use shoal_service::tables as archive;
 use std::io::Write;
@@ -29,5 +32,22 @@ pub fn write_offline(config: &HubConfig, out: &mut Writer<impl Write>) -> Result
 /// # Errors
 /// [`BackupError`] if the folder cannot be used.
 pub fn restoring(dir: &Path) -> Result<Box<dyn Rows>, BackupError> {
-    Ok(archive::restoring(tables::open(dir)?, |_| Ok(())))
+    Ok(archive::restoring(tables::open(dir)?, check_row, |_| Ok(())))
+}
+
+/// The keys are those that the ledger makes.
+fn check_row(table: &str, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
+    match table {
+        SEQUENCES if key.len() == 32 => archive::counter(value).map(drop),
+        ROSTER if key.len() > 5 && key[key.len() - 5] == 0 => {
+            decode_exact::<Locality>(value).map(drop).map_err(|_| "a locality cannot be read")
+        }
+        JOBS if key.len() > 49 && key[key.len() - 33] == 0 => match decode_exact::<JobFlush>(value) {
+            Ok(job) if job.job.0 == key[..16] => Ok(()),
+            Ok(_) => Err("a job is stored under the key of another"),
+            Err(_) => Err("a job cannot be read"),
+        },
+        SEQUENCES | ROSTER | JOBS => Err("a key has another form"),
+        _ => Err("a hub has no such table"),
+    }
 }

@@ -3,7 +3,7 @@
 //! Invariant: a configuration that passed [`HubConfig::validate`] can be run.
 
 use serde::{Deserialize, Serialize};
-use shoal_service::config::ConfigError;
+use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_server::HttpAccess;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -47,6 +47,6 @@ impl HubConfig {
         if self.jobs_max == 0 {
             return Err(ConfigError::invalid("jobs_max", "must be at least 1"));
         }
-        Ok(())
+        check_folders(&[("dir", &self.dir)])
     }
 }

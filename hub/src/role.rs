@@ -9,6 +9,7 @@ use crate::ledger::Ledger;
 use shoal_kv::KvError;
 use shoal_proto::trust::{Trust, TrustError};
 use shoal_service::config::ConfigError;
+use shoal_service::folders::{self, FolderError};
 use shoal_service::http_server::{KnownAddresses, Server, TlsFilesError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
@@ -47,6 +48,8 @@ pub enum RunError {
     HttpTls(#[from] TlsFilesError),
     #[error("cannot start the HTTP server")]
     Http(#[source] io::Error),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// A task ended that runs as long as the hub.
     #[error("{0}")]
     Task(#[from] TaskError),
@@ -69,6 +72,7 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     let path = config.trust.clone();
     let bytes = std::fs::read(&path).map_err(|source| RunError::Read { path: path.clone(), source })?;
     let trust = Trust::open(&bytes, None).map_err(|source| RunError::Trust { path, source })?;
+    folders::private(&config.dir)?;
     let ledger = Ledger::open(&config.dir, config.jobs_max)
         .map_err(|source| RunError::Ledger { dir: config.dir.clone(), source })?;
     let database = ledger.database();

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a configuration that passed [`PeerConfig::validate`] can be run.
 
+use crate::activation::content_dir::ContentSettings;
+use crate::activation::mode_mask::ModeMask;
 use crate::activation::settings::{self, Activations};
 use crate::mirror::MirrorConfig;
 use crate::prewarm::ContainerdConfig;
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use shoal_net::links::RecordLayer;
 use shoal_proto::limits;
 use shoal_proto::locality::{Labels, validate_labels};
-use shoal_service::config::ConfigError;
+use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_server::HttpAccess;
 use shoal_service::units::ByteSize;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -153,6 +155,8 @@ pub struct PeerConfig {
     pub content_dir: PathBuf,
     /// Versions of a name that stay in the content folder, including the current one. Default 2.
     pub keep_versions: usize,
+    /// Mode bits that files and folders of contents may have in the content folder. Default `"0755"`.
+    pub mode_mask: ModeMask,
     /// Address of the HTTP API: `/healthz`, `/metrics`, `/feeds` and `/v1`. Default `127.0.0.1:7701`.
     pub http: SocketAddr,
     /// Names and TLS of the HTTP API. A port that other machines reach needs TLS. Default: no TLS.
@@ -175,6 +179,7 @@ impl Default for PeerConfig {
             dir: "/var/lib/shoal/peer".into(),
             content_dir: "/var/lib/shoal/content".into(),
             keep_versions: 2,
+            mode_mask: ModeMask::default(),
             http: (Ipv4Addr::LOCALHOST, 7701).into(),
             http_access: HttpAccess::default(),
             admin_token: None,
@@ -186,6 +191,11 @@ impl Default for PeerConfig {
 }
 
 impl PeerConfig {
+    /// Returns the settings of the content folder.
+    pub(crate) fn content(&self) -> ContentSettings {
+        ContentSettings { dir: self.content_dir.clone(), keep_versions: self.keep_versions, mode_mask: self.mode_mask }
+    }
+
     /// Checks the bounds that types cannot express.
     ///
     /// # Errors
@@ -198,6 +208,7 @@ impl PeerConfig {
         if self.keep_versions == 0 {
             return Err(ConfigError::invalid("keep_versions", "use at least 1"));
         }
+        check_folders(&[("dir", &self.dir), ("content_dir", &self.content_dir)])?;
         settings::validate(&self.activation)
     }
 }

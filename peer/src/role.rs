@@ -63,11 +63,8 @@ pub async fn start(config: &PeerConfig, token: CancellationToken) -> Result<Star
     let mut tasks = Tasks::new(token);
     let listener = bind(config.http).await?;
     let http = listener.local_addr()?;
-    let folders = Folders {
-        store: &config.dir,
-        content: Some((&config.content_dir, config.keep_versions)),
-        activations: config.activation.clone(),
-    };
+    let folders =
+        Folders { store: &config.dir, content: Some(config.content()), activations: config.activation.clone() };
     let requests = config.containerd.as_ref().map(|_| Arc::<PrewarmRequests>::default());
     let node = start_node(Role::Peer, &config.node, folders, requests.clone(), &metrics, &mut tasks).await?;
     let mirror = match config.mirror.addr()? {

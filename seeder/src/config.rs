@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shoal_peer::config::NodeSettings;
 use shoal_proto::image::{is_host, is_repository_prefix};
 use shoal_proto::limits;
-use shoal_service::config::ConfigError;
+use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_client::transport::HttpUrl;
 use shoal_service::http_server::HttpAccess;
 use shoal_service::units::Span;
@@ -96,6 +96,7 @@ impl SeederConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.http_access.check(self.http)?;
         self.node.validate()?;
+        check_folders(&[("dir", &self.dir)])?;
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
         check((1..=limits::STRIPE_DATA_MAX).contains(&self.data_shards), "data_shards", "must be between 1 and 64")?;
         check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "must be at most 32")?;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: an unknown key is an error that names the key.
 
+use crate::folder_places::{check_apart, check_place};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,20 @@ impl ConfigError {
     pub fn invalid(key: &str, why: impl std::fmt::Display) -> Self {
         Self::Invalid { origin: format!("`{key}`"), message: why.to_string() }
     }
+}
+
+/// Checks that a role may use these folders, each named by its key, and that none lies in another.
+///
+/// # Errors
+/// [`ConfigError::Invalid`] with the first key at fault.
+pub fn check_folders(folders: &[(&str, &Path)]) -> Result<(), ConfigError> {
+    for (at, (key, path)) in folders.iter().enumerate() {
+        check_place(path).map_err(|error| ConfigError::invalid(key, error))?;
+        for (_, other) in &folders[..at] {
+            check_apart(path, other).map_err(|error| ConfigError::invalid(key, error))?;
+        }
+    }
+    Ok(())
 }
 
 /// The layers to read, in rising precedence.

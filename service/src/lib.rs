@@ -6,13 +6,16 @@
 //! Where to look: layered configuration in [`config`] and its units in [`units`]; the HTTP server of each role in
 //! [`http_server`], its [`routes`], and the refusal of malformed requests in [`extract`]; the one HTTP transport and
 //! the client of the roles' APIs in [`http_client`]; metrics in [`metrics`]; tasks and stopping in [`shutdown`]; state
-//! in and out in [`backup`], tables of a database in [`tables`]; logs in [`logs`].
+//! in and out in [`backup`], state folders in [`folders`] and
+//! their places in [`folder_places`], tables of a database in [`tables`]; logs in [`logs`].
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 
 pub mod backup;
 pub mod config;
 pub mod extract;
+pub mod folder_places;
+pub mod folders;
 pub mod http_client;
 pub mod http_server;
 pub mod logs;

@@ -7,11 +7,12 @@ use super::{Outcome, output};
 use anyhow::{Context, bail};
 use serde_json::json;
 use shoal_service::backup::{
-    BackupError, Restored, Rows, SavedArchive, SecretFile, Writing, ask, offline, restore as restore_state, save,
+    BackupError, Record, Restored, Rows, SavedArchive, SecretFile, Writing, ask, offline, read as read_archive,
+    restore as restore_state, save,
 };
 use shoal_service::units::ByteSize;
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -154,6 +155,7 @@ impl Target {
 }
 
 pub(crate) fn backup(args: &Backup) -> anyhow::Result<Outcome> {
+    shoal_service::folders::restrict_new_files();
     let place = args.target.place()?;
     let secrets = if args.secrets { place.secrets } else { Vec::new() };
     let (stream, writing) = args.target.state(args.contents)?;
@@ -176,12 +178,16 @@ pub(crate) fn backup(args: &Backup) -> anyhow::Result<Outcome> {
 }
 
 pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
+    shoal_service::folders::restrict_new_files();
     let place = args.target.place()?;
     if args.secrets && !args.force {
         // The check comes before the first change.
         if let Some((_, path)) = place.secrets.iter().find(|(_, path)| path.exists()) {
             bail!("{} already exists; add --force to replace it", path.display());
         }
+    }
+    if args.secrets && !has_secrets(&args.from).with_context(|| format!("cannot restore {}", args.from.display()))? {
+        bail!("{} contains no secrets; restore without --secrets", args.from.display());
     }
     let role = args.target.role.name();
     let open = |dir: &Path| args.target.tables(dir);
@@ -194,9 +200,6 @@ pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
             written.push(*name);
         }
     }
-    if args.secrets && written.is_empty() {
-        bail!("the state is restored, but {} contains no secrets; restore without --secrets", args.from.display());
-    }
     if args.target.json {
         output::json(&json!({ "role": head.role, "dir": place.dir, "created_at": head.created_at,
             "contents": head.contents, "secrets": written }))?;
@@ -204,6 +207,16 @@ pub(crate) fn restore(args: &Restore) -> anyhow::Result<Outcome> {
         output::line(&format!("{}: state of {} in {}", head.role, output::ago(head.created_at), place.dir.display()));
     }
     Ok(Outcome::Ok)
+}
+
+/// Whether an archive has any secret.
+fn has_secrets(archive: &Path) -> Result<bool, BackupError> {
+    let mut found = false;
+    read_archive(BufReader::new(File::open(archive)?), |_, record| {
+        found |= matches!(record, Record::Secret { .. });
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Writes the file with mode 0600 and a rename, so that no reader sees half of it.

@@ -44,6 +44,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
+    // Before the first thread and the first file. State, sockets and spools are for the role's own user only.
+    shoal_service::folders::restrict_new_files();
     logs::init(args.log_format, &args.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -2,10 +2,14 @@
 //!
 //! Invariant: rows of contents and pieces are exported only along with the contents they describe.
 
+use crate::content::ContentState;
 use crate::inner::Inner;
 use crate::layout::stream_path;
+use crate::local_dedup::PiecePlace;
 use crate::tables::Tables;
 use shoal_kv::KvError;
+use shoal_proto::codec::{Document, decode_exact};
+use shoal_proto::trust::Envelope;
 use std::path::{Path, PathBuf};
 
 impl Inner {
@@ -38,6 +42,16 @@ impl Inner {
     }
 }
 
+/// Why a row of a backup is not restored.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum RestoreError {
+    #[error("a row of table `{table}` cannot be read")]
+    Row { table: String },
+    #[error(transparent)]
+    Database(#[from] KvError),
+}
+
 /// Writes the rows of a backup to a new store.
 pub struct RestoringStore {
     tables: Tables,
@@ -55,12 +69,20 @@ impl RestoringStore {
     /// Adds a row. Ignores rows of tables that this version does not have.
     ///
     /// # Errors
-    /// [`KvError`] if the database fails.
-    pub fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), KvError> {
-        match self.tables.by_name(table) {
-            Some(table) => table.put(key, value),
-            None => Ok(()),
+    /// [`RestoreError`] if the store cannot read the row, or the database fails.
+    pub fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), RestoreError> {
+        let Some(table) = self.tables.by_name(table) else { return Ok(()) };
+        let is_known = match table.name() {
+            "contents" => key.len() == 32 && decode_exact::<ContentState>(value).is_ok(),
+            "pieces" => key.len() == 16 && decode_exact::<PiecePlace>(value).is_ok(),
+            "jobs" => key.len() == 16 && Envelope::from_bytes(value).is_ok(),
+            // The role checks its own records.
+            _ => std::str::from_utf8(key).is_ok(),
+        };
+        if !is_known {
+            return Err(RestoreError::Row { table: table.name().to_string() });
         }
+        Ok(table.put(key, value)?)
     }
 
     /// Returns once all rows survive a loss of power.

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 /// The place of a piece with a known hash.
 #[derive(Encode, Decode)]
-struct PiecePlace {
+pub(crate) struct PiecePlace {
     #[n(0)]
     content: ContentId,
     #[n(1)]

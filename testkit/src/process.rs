@@ -57,6 +57,18 @@ impl Process {
     /// # Panics
     /// When the process ends instead.
     pub fn start(&mut self) {
+        let ready = self.spawn();
+        self.addrs = until(&format!("{} comes up", self.name), || {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
+                panic!("{} ended: {status}\n{}", self.name, self.log());
+            }
+            serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()
+        });
+        self.keep_ports();
+    }
+
+    /// Starts the process. Returns the path of its ready file.
+    fn spawn(&mut self) -> PathBuf {
         let ready = self.dir.join("ready");
         let _ = fs::remove_file(&ready); // The file is there only after an earlier start.
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
@@ -67,13 +79,19 @@ impl Process {
         });
         let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
-        self.addrs = until(&format!("{} comes up", self.name), || {
-            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
-                panic!("{} ended: {status}\n{}", self.name, self.log());
-            }
-            serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()
-        });
-        self.keep_ports();
+        ready
+    }
+
+    /// Starts the process where it must refuse to run; returns its status when it has ended.
+    ///
+    /// # Panics
+    /// When the process becomes ready instead.
+    pub fn try_start(&mut self) -> ExitStatus {
+        let ready = self.spawn();
+        until(&format!("{} refuses to start", self.name), || {
+            assert!(!ready.exists(), "{} started", self.name);
+            self.child.as_mut()?.try_wait().unwrap()
+        })
     }
 
     /// Makes the next start use the same ports, because other processes know these.

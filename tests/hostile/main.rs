@@ -1,5 +1,12 @@
-//! Attacks on running roles: by strangers, by admitted hosts, and by holders of a stolen key.
+//! Attacks on running roles: by strangers, by admitted hosts, by holders of a stolen key, and by users of a machine.
 //!
 //! Each test is one attack and what honest users see meanwhile. `docs/SECURITY.md` names the test of each threat.
 
+mod backup;
+mod disk;
 mod http_places;
+mod modes;
+mod switch_race;
+mod units;
+
+const SHOAL: shoal_testkit::Program = shoal_testkit::program!();

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use shoal_proto::ids::ClusterId;
-use shoal_service::config::ConfigError;
+use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_client::Client;
 use shoal_service::http_server::HttpAccess;
 use shoal_service::units::Span;
@@ -107,6 +107,7 @@ impl TrackerConfig {
         let within = |span: Span, low_ms: u64, high_s: u64| {
             (Duration::from_millis(low_ms)..=Duration::from_secs(high_s)).contains(&span.0)
         };
+        check_folders(&[("dir", &self.dir)])?;
         check(!self.listen.is_empty(), "listen", "at least one address is needed")?;
         check(within(self.beat, 100, 60), "beat", "must be between 100ms and 1m")?;
         check(self.grace.0 >= self.beat.0 * 3, "grace", "must be at least three beats")?;

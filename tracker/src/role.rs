@@ -12,6 +12,7 @@ use shoal_net::identity::{Identity, KeyFileError, load_key};
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Admitted, Keypair, Role, Trust, TrustError};
 use shoal_service::config::ConfigError;
+use shoal_service::folders::{self, FolderError};
 use shoal_service::http_client::{Client, ClientError};
 use shoal_service::http_server::{Server, TlsFilesError, bind};
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
@@ -65,6 +66,8 @@ pub enum RunError {
     Control(#[from] StartError),
     #[error("cannot start the HTTP server")]
     Http(#[source] io::Error),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     #[error("the address of the hub cannot be used")]
     Hub(#[from] ClientError),
     /// A task ended that runs as long as the tracker.
@@ -129,6 +132,7 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
     let files = Files::load(&config)?;
     let (node, identity) = (files.keys.node(), Identity::new(&files.keys));
     let state_error = |source| RunError::State { dir: config.dir.clone(), source };
+    folders::private(&config.dir)?;
     let (state, database) = open_state(&config, files).map_err(state_error)?;
     let state = Arc::new(Mutex::new(state));
 

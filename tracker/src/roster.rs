@@ -19,6 +19,10 @@ pub enum RosterError {
     /// A change would give two members one index or one key. Such a roster on disk is damaged.
     #[error("the roster is inconsistent: restore the tracker's folder from a backup")]
     Inconsistent(#[from] ApplyError),
+    /// A counter on the disk is higher than the tracker can count.
+    #[error("the counter `{key}` of the roster is out of range: restore the tracker's folder from a backup")]
+    #[allow(missing_docs, reason = "the message says it")]
+    Counter { key: &'static str },
 }
 
 /// Epochs that a restart skips. Epochs are not flushed, so the disk may be this far behind what hosts know.
@@ -44,10 +48,12 @@ impl Roster {
         let (indices, members, meta) = (table(INDICES), table(MEMBERS), table(META));
         let rows = members.scan([])?;
         let upserts = rows.iter().filter_map(|row| decode_exact::<Member>(&row.value).ok()).collect();
-        let epoch = Epoch(meta.get_u64(EPOCH)?.unwrap_or(0) + EPOCHS_SKIPPED);
+        let former = meta.get_u64(EPOCH)?.unwrap_or(0);
+        let epoch = Epoch(former.checked_add(EPOCHS_SKIPPED).ok_or(RosterError::Counter { key: EPOCH })?);
         let mut membership = Membership::default();
         membership.apply(MembershipUpdate { epoch, base: None, upserts, removed: Vec::new() })?;
-        let next_index = meta.get_u64(NEXT_INDEX)?.unwrap_or(0) as u32;
+        let next_index = u32::try_from(meta.get_u64(NEXT_INDEX)?.unwrap_or(0))
+            .map_err(|_| RosterError::Counter { key: NEXT_INDEX })?;
         meta.put_u64(EPOCH, epoch.0)?;
         Ok(Self { indices, members, meta, log: MembershipLog::new(membership), next_index })
     }
@@ -73,7 +79,7 @@ impl Roster {
             return Ok(HostIndex(u32::from_be_bytes(bytes)));
         }
         let index = HostIndex(self.next_index);
-        self.next_index += 1;
+        self.next_index = index.0.checked_add(1).ok_or(RosterError::Counter { key: NEXT_INDEX })?;
         // The counter goes first: a stop in between wastes an index instead of using it twice.
         self.meta.put_u64(NEXT_INDEX, u64::from(self.next_index))?;
         self.indices.put(node.0, index.0.to_be_bytes())?;

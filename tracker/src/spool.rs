@@ -34,7 +34,7 @@ impl Spool {
         let (flushes, meta) = (Table::new(database, SPOOL), Table::new(database, META));
         // A tracker that lost its folder starts above every sequence that it can have used. It writes less than one
         // flush per millisecond, so the clock in milliseconds is such a number.
-        let next = meta.get_u64(SEQUENCE)?.map_or_else(|| system_clock() * 1000, |last| last + 1);
+        let next = meta.get_u64(SEQUENCE)?.map_or_else(|| system_clock() * 1000, |last| last.saturating_add(1));
         let waiting = flushes.count()?;
         Ok(Self { flushes, meta, next, waiting })
     }

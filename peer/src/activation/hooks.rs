@@ -1,7 +1,8 @@
 //! Runs a hook: a command with a time limit in a process group of its own.
 //!
 //! The end of the hook's output becomes part of the report.
-//! Invariant: when the time limit passes or the caller drops the future, the whole process group is killed.
+//! Invariant: when the time limit passes or the caller drops the future, the whole process group is killed. A hook gets
+//! nothing of the peer's environment. The umask is the peer's, 077.
 
 use minicbor::{Decode, Encode};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -16,6 +17,10 @@ use tokio::process::Command;
 const TAIL_BYTES: usize = 160;
 /// How long output is read after a hook ended. A service that the hook started may keep the pipe open for ever.
 const READ_AFTER_END: Duration = Duration::from_millis(100);
+
+/// The environment of every hook, before the caller's variables. `docs/operations/rollouts.md` lists all variables.
+const ENVIRONMENT: [(&str, &str); 3] =
+    [("HOME", "/"), ("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")];
 
 /// Why a hook failed. `tail` is the end of its output.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +86,9 @@ pub(crate) async fn run(
     let Some((program, arguments)) = argv.split_first() else { return Ok(()) };
     let mut child = Command::new(program)
         .args(arguments)
+        .current_dir("/")
+        .env_clear()
+        .envs(ENVIRONMENT)
         .envs(env.iter().map(|(key, value)| (*key, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

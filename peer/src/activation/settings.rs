@@ -122,6 +122,10 @@ pub fn validate(activations: &Activations) -> Result<(), ConfigError> {
         if let Some((_, what)) = commands.iter().find(|(argv, _)| argv.first().is_some_and(String::is_empty)) {
             return Err(bad(what, "use a program and its arguments, or an empty list for no hook"));
         }
+        let is_relative = |program: &String| program.contains('/') && !program.starts_with('/');
+        if let Some((_, what)) = commands.iter().find(|(argv, _)| argv.first().is_some_and(is_relative)) {
+            return Err(bad(what, "use an absolute path or the name of a program in the fixed PATH of hooks"));
+        }
         let longest = Duration::from_secs(3600);
         let spans = [settings.pre_stop_timeout, settings.post_start_timeout, settings.check_timeout];
         if spans.iter().any(|span| span.0.is_zero() || span.0 > longest) {
@@ -192,6 +196,8 @@ mod tests {
         };
         assert!(refused("../x", named("a")).contains("../x"));
         assert!(refused("x", named("")).contains("check"));
+        assert!(refused("x", named("./bin/check")).contains("absolute"));
+        assert!(refused("x", named("bin/check")).contains("absolute"));
         for url in ["https://a:1/", "http://a/", "a:1", "http://u@a:1/", "http://a:1/ x"] {
             assert!(refused("x", probe(url)).contains("probe"), "{url}");
         }

@@ -3,7 +3,7 @@
 //! Invariant: a node that is not admitted by its own trust document does not start.
 
 use super::{Driver, NodeMetrics, Parts};
-use crate::activation::content_dir::{ContentDir, ContentDirError};
+use crate::activation::content_dir::{ContentDir, ContentDirError, ContentSettings};
 use crate::activation::settings::Activations;
 use crate::arrivals::Arrivals;
 use crate::config::NodeSettings;
@@ -19,6 +19,7 @@ use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvent};
 use shoal_proto::control::Join;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Admitted, Role, Trust, TrustError};
+use shoal_service::folders::{self, FolderError};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::Tasks;
 use shoal_store::{OpenError, Store, StoreConfig, StoreEvent};
@@ -47,6 +48,9 @@ pub enum SetupError {
     /// The trust document is invalid, or the credential is not admitted by it.
     #[error("cannot use {}", .path.display())]
     Trust { path: PathBuf, source: TrustError },
+    /// The state folder is unusable.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -69,8 +73,8 @@ pub enum SetupError {
 pub struct Folders<'a> {
     /// The store's folder.
     pub store: &'a Path,
-    /// The content folder, and how many versions of a name stay in it. Only peers have one.
-    pub content: Option<(&'a Path, usize)>,
+    /// The content folder. Only peers have one.
+    pub content: Option<ContentSettings>,
     /// Hooks and probes around a switch.
     pub activations: Activations,
 }
@@ -165,7 +169,8 @@ async fn bind_links(
 }
 
 fn open_feeds(folders: &Folders<'_>) -> std::io::Result<(FeedFiles, FeedWriter)> {
-    let files = FeedFiles::open(folders.store.join("feeds"), folders.content.map(|(dir, _)| dir))?;
+    let files =
+        FeedFiles::open(folders.store.join("feeds"), folders.content.as_ref().map(|content| content.dir.as_path()))?;
     let writer = FeedWriter::start(files.clone())?;
     Ok((files, writer))
 }
@@ -196,16 +201,17 @@ fn spawn_all(tasks: &mut Tasks, client: TrackerClient, limits: RateLimits, drive
 pub async fn start(
     role: Role,
     settings: &NodeSettings,
-    folders: Folders<'_>,
+    storage: Folders<'_>,
     prewarm: Option<Arc<PrewarmRequests>>,
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> Result<RunningNode, SetupError> {
     let checked = CheckedIdentity::load(role, settings)?;
     let arrivals = Arrivals::default();
-    let (store, store_events) = open_store(settings, folders.store, arrivals.clone()).await?;
-    let content_dir = folders.content.map(|(dir, keep)| ContentDir::open(dir, keep)).transpose()?;
-    let (feed_files, feed_writer) = open_feeds(&folders).map_err(SetupError::Feeds)?;
+    folders::private(storage.store)?;
+    let (store, store_events) = open_store(settings, storage.store, arrivals.clone()).await?;
+    let content_dir = storage.content.clone().map(ContentDir::open).transpose()?;
+    let (feed_files, feed_writer) = open_feeds(&storage).map_err(SetupError::Feeds)?;
     let (endpoint, link_events) = bind_links(settings, &checked, &store).await?;
     let limits = RateLimits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
@@ -230,7 +236,7 @@ pub async fn start(
         node,
         role,
         locality: credential.locality.clone(),
-        store_dir: folders.store.to_path_buf(),
+        store_dir: storage.store.to_path_buf(),
         trust,
         metrics: NodeMetrics::new(metrics, &store),
         store,
@@ -242,8 +248,8 @@ pub async fn start(
         tracker_events,
         shared,
         content_dir,
-        activations: folders.activations,
-        journal_dir: folders.store.to_path_buf(),
+        activations: storage.activations,
+        journal_dir: storage.store.to_path_buf(),
         latest_feeds: LatestVersions::new(metrics),
         feed_files,
         feed_writer,

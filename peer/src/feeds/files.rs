@@ -7,12 +7,14 @@
 //! ```
 //!
 //! Invariant: `current` is one whole version at any moment, and a file with this name never changes afterwards.
+//! Whatever another user swaps in below the readers' folder, nothing outside changes.
 //!
 //! Nothing here is flushed, so writes survive a kill but not a loss of power. A hash reveals a damaged file at the next
 //! start. The file is then dropped, and the host gets the version from neighbours.
 
 use super::version::{FeedData, FeedVersion};
 use crate::clone_file::clone_file;
+use crate::open_folder::OpenFolder;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -20,8 +22,10 @@ use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{Hash, JobId};
 use shoal_proto::limits;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,6 +33,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 const TEMPORARY: &str = ".shoal-";
 /// Folder of the readers' files in the content folder. A pushed content cannot have this name.
 pub(crate) const FOLDER: &str = "feeds";
+/// Mode of the readers' files. Any user of the host may read feeds.
+const READERS_MODE: u32 = 0o644;
+/// The longest file `version` that is read, in bytes.
+const VERSION_BYTES_MAX: u64 = 64 * 1024;
 
 /// The state of a feed for a restart.
 #[derive(Clone, Debug, Encode, Decode)]
@@ -62,8 +70,8 @@ pub(crate) struct VersionFile {
 #[derive(Clone)]
 pub(crate) struct FeedFiles {
     state: PathBuf,
-    /// `None` at a seeder, which has no local readers.
-    readers: Option<PathBuf>,
+    /// The content folder. `None` at a seeder, which has no local readers.
+    content_dir: Option<PathBuf>,
     /// The sequence of `current` of each feed. The writer's thread and the driver's threads both place versions.
     placed: Arc<Mutex<BTreeMap<String, u64>>>,
 }
@@ -78,11 +86,10 @@ impl FeedFiles {
                 fs::remove_file(path)?;
             }
         }
-        let readers = content_dir.map(|dir| dir.join(FOLDER));
-        if let Some(readers) = &readers {
-            fs::create_dir_all(readers)?;
+        if let Some(dir) = content_dir {
+            OpenFolder::open(dir)?.create_folders(Path::new(FOLDER))?;
         }
-        Ok(Self { state, readers, placed: Arc::default() })
+        Ok(Self { state, content_dir: content_dir.map(Path::to_path_buf), placed: Arc::default() })
     }
 
     /// Returns all saved feeds that are undamaged. Removes the others.
@@ -120,29 +127,27 @@ impl FeedFiles {
     ///
     /// The bytes come from memory, or else from `stream`. Returns `None` at a node without readers or without bytes.
     pub(crate) fn place(&self, version: &FeedVersion, stream: Option<&Path>) -> io::Result<Option<Arc<File>>> {
-        let Some(readers) = &self.readers else { return Ok(None) };
-        let folder = readers.join(&version.name);
-        fs::create_dir_all(&folder)?;
-        let temporary = folder.join(format!("{TEMPORARY}{}", version.sequence));
-        let _ = fs::remove_file(&temporary); // an interrupted attempt may have left one
-        let hash = match (&version.data, stream) {
-            (FeedData::Memory(bytes), _) => {
-                fs::write(&temporary, bytes)?;
-                Hash::of(bytes)
-            }
-            (_, Some(stream)) => {
-                clone_file(stream, version.size, 0o644, &temporary)?;
-                hash_file(&temporary)?
-            }
+        let Some(dir) = &self.content_dir else { return Ok(None) };
+        let folder = OpenFolder::open(dir)?.create_folders(&Path::new(FOLDER).join(&version.name))?;
+        let temporary = format!("{TEMPORARY}{}", version.sequence);
+        let temporary = OsStr::new(&temporary);
+        folder.remove(temporary)?; // an interrupted attempt may have left one
+        match (&version.data, stream) {
+            (FeedData::Memory(bytes), _) => write_for_readers(&folder, temporary, bytes)?,
+            (_, Some(stream)) => clone_file(stream, version.size, READERS_MODE, &folder, temporary)?,
             _ => return Ok(None),
+        }
+        let file = Arc::new(folder.file(Path::new(temporary))?);
+        let hash = match &version.data {
+            FeedData::Memory(bytes) => Hash::of(bytes),
+            _ => hash_file(folder.file(Path::new(temporary))?)?,
         };
-        let file = Arc::new(File::open(&temporary)?);
         let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
         if placed.get(&version.name).is_some_and(|newest| *newest >= version.sequence) {
-            fs::remove_file(&temporary)?;
+            folder.remove(temporary)?;
             return Ok(Some(file));
         }
-        fs::rename(&temporary, folder.join("current"))?;
+        folder.rename(temporary, OsStr::new("current"))?;
         let described = VersionFile {
             feed: version.name.clone(),
             sequence: version.sequence,
@@ -150,25 +155,37 @@ impl FeedFiles {
             size: version.size,
             hash,
         };
-        replace(&folder.join("version"), &serde_json::to_vec(&described)?)?;
+        let new_version = OsStr::new(".shoal-version");
+        folder.remove(new_version)?;
+        write_for_readers(&folder, new_version, &serde_json::to_vec(&described)?)?;
+        folder.rename(new_version, OsStr::new("version"))?;
         placed.insert(version.name.clone(), version.sequence);
         Ok(Some(file))
     }
 
     /// Returns the readers' version from before the restart, if both files are consistent.
     pub(crate) fn placed(&self, name: &str) -> Option<(VersionFile, Arc<File>)> {
-        let folder = self.readers.as_ref()?.join(name);
-        let described: VersionFile = serde_json::from_slice(&fs::read(folder.join("version")).ok()?).ok()?;
-        let current = folder.join("current");
-        let file = Arc::new(File::open(&current).ok()?);
+        let folder = OpenFolder::open(self.content_dir.as_ref()?).ok()?;
+        let folder = folder.folder(&Path::new(FOLDER).join(name)).ok()?;
+        let mut text = Vec::new();
+        folder.file(Path::new("version")).ok()?.take(VERSION_BYTES_MAX).read_to_end(&mut text).ok()?;
+        let described: VersionFile = serde_json::from_slice(&text).ok()?;
+        let file = Arc::new(folder.file(Path::new("current")).ok()?);
         let same = described.feed == name && file.metadata().ok()?.len() == described.size;
-        (same && hash_file(&current).ok()? == described.hash).then_some((described, file))
+        let hash = hash_file(folder.file(Path::new("current")).ok()?).ok()?;
+        (same && hash == described.hash).then_some((described, file))
     }
 }
 
-fn hash_file(path: &Path) -> io::Result<Hash> {
+fn write_for_readers(folder: &OpenFolder, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
+    let mut file = folder.create_file(Path::new(name))?;
+    file.write_all(bytes)?;
+    file.set_permissions(Permissions::from_mode(READERS_MODE))
+}
+
+fn hash_file(mut file: File) -> io::Result<Hash> {
     let mut hasher = blake3::Hasher::new();
-    io::copy(&mut File::open(path)?, &mut hasher)?;
+    io::copy(&mut file, &mut hasher)?;
     Ok(Hash(*hasher.finalize().as_bytes()))
 }
 

@@ -179,6 +179,11 @@ impl Job {
         }))
     }
 
+    /// Whether the bytes are the record of a job.
+    pub(crate) fn is_record(bytes: &[u8]) -> bool {
+        Self::from_record(bytes).is_ok()
+    }
+
     fn from_record(bytes: &[u8]) -> Result<Self, RecordError> {
         let record: Record = decode_exact(bytes)?;
         let status: JobStatus = serde_json::from_str(&record.status)?;

@@ -27,6 +27,17 @@ pub enum BackupError {
     #[error("a {role} runs on {}: stop it first", folder.display())]
     #[allow(missing_docs, reason = "the names say it")]
     Running { role: String, folder: PathBuf },
+    /// The state folder cannot be created.
+    #[error(transparent)]
+    Folder(#[from] crate::folders::FolderError),
+    /// A row does not belong into the state of the role.
+    #[error("the backup is damaged: table `{table}`: {why}")]
+    Row {
+        /// The table of the row, as the archive names it.
+        table: String,
+        /// What is invalid.
+        why: &'static str,
+    },
     /// A record of the role's state cannot be read.
     #[error("{0}")]
     State(String),

@@ -6,6 +6,7 @@
 use super::archive::{Head, Record, Writer, read};
 use super::error::BackupError;
 use super::socket::{is_running, unix_now};
+use crate::folders;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -95,6 +96,16 @@ pub trait Rows {
     /// Fails if the row cannot be stored.
     fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), BackupError>;
 
+    /// Checks the path of a file of the archive, relative to the state folder. Most roles keep rows only.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the role has no such file.
+    fn check_file(&self, path: &Path) -> Result<(), BackupError> {
+        let _ = path;
+        Err(BackupError::Malformed("the role has no such file"))
+    }
+
     /// Ends the rows. They survive a loss of power from then on.
     ///
     /// # Errors
@@ -141,16 +152,21 @@ pub fn restore(
     if new_folder.exists() {
         fs::remove_dir_all(&new_folder)?;
     }
-    fs::create_dir_all(&new_folder)?;
-    let rows = open(&new_folder)?;
-    let secrets = restore_records(archive, &new_folder, rows)?;
-    if occupied {
-        fs::rename(folder, beside(folder, &format!("before-{}", unix_now())))?;
-    } else if folder.exists() {
-        fs::remove_dir(folder)?;
+    folders::private(&new_folder)?;
+    let secrets = open(&new_folder).and_then(|rows| restore_records(archive, &new_folder, rows));
+    let moved = secrets.and_then(|secrets| {
+        if occupied {
+            fs::rename(folder, beside(folder, &format!("before-{}", unix_now())))?;
+        } else if folder.exists() {
+            fs::remove_dir(folder)?;
+        }
+        fs::rename(&new_folder, folder)?;
+        Ok(secrets)
+    });
+    if moved.is_err() {
+        let _ = fs::remove_dir_all(&new_folder); // the cause of the failure is reported
     }
-    fs::rename(&new_folder, folder)?;
-    Ok(Restored { head, secrets })
+    Ok(Restored { head, secrets: moved? })
 }
 
 fn restore_records(archive: &Path, folder: &Path, mut rows: Box<dyn Rows>) -> Result<Vec<Secret>, BackupError> {
@@ -160,6 +176,7 @@ fn restore_records(archive: &Path, folder: &Path, mut rows: Box<dyn Rows>) -> Re
             Record::Row { table, key, value } => rows.row(table, key, value)?,
             Record::Secret { name, body } => secrets.push(Secret { name: name.to_string(), body: body.to_vec() }),
             Record::File { path, body, .. } => {
+                rows.check_file(path)?;
                 let path = folder.join(path);
                 if let Some(parent) = path.parent() {
                     fs::create_dir_all(parent)?;

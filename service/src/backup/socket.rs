@@ -4,9 +4,10 @@
 
 use super::archive::{Head, Writer};
 use super::error::BackupError;
-use std::fs::{self, Permissions};
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use std::fs;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,13 +26,22 @@ pub type Writing = std::thread::JoinHandle<Result<(), BackupError>>;
 /// Writes a role's state to an archive. The flag asks for the payload of contents too.
 pub type Source = Arc<dyn Fn(&mut Writer<BufWriter<UnixStream>>, bool) -> Result<(), BackupError> + Send + Sync>;
 
+/// Listens on a new socket of mode 0600.
+fn listen_privately(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // On Linux the path gets the mode that the socket has at the bind. So there is no moment with another mode.
+    fchmod(&socket, Mode::from_raw_mode(0o600))?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, 16)?;
+    UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))
+}
+
 /// Offers a running role's state on a socket in its folder until the token is cancelled.
 pub async fn serve(folder: PathBuf, role: &'static str, source: Source, token: CancellationToken) {
     let path = folder.join(SOCKET);
     let _ = fs::remove_file(&path); // a killed process leaves its socket
-    let listener = UnixListener::bind(&path)
-        .and_then(|listener| fs::set_permissions(&path, Permissions::from_mode(0o600)).map(|()| listener));
-    let listener = match listener {
+    let listener = match listen_privately(&path) {
         Ok(listener) => listener,
         Err(error) => {
             // The path may be too long for a socket. Then a backup needs the role to be stopped.

@@ -37,8 +37,9 @@ pub(crate) struct Folder {
 
 impl Folder {
     pub(crate) fn create(base: &Path, keep: bool) -> anyhow::Result<Self> {
-        let path = base.join(format!("shoal-demo-{}", std::process::id()));
         std::fs::create_dir_all(base)?;
+        // Roles refuse relative folders.
+        let path = std::path::absolute(base)?.join(format!("shoal-demo-{}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| format!("cannot create the folder {}", path.display()))?;
         Ok(Self { path, keep })
     }

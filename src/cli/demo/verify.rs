@@ -1,8 +1,10 @@
 //! Compares a host's copy with the source.
 //!
-//! Invariant: copies match only if all names, kinds, modes, link targets and bytes are equal.
+//! Invariant: copies match only if all names, kinds, link targets and bytes are equal, and each mode is the source's
+//! mode within the hosts' mask.
 
 use anyhow::{Context, bail};
+use shoal_peer::activation::mode_mask::ModeMask;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -21,6 +23,18 @@ enum Entry {
 pub(crate) struct Fingerprint {
     entries: BTreeMap<PathBuf, Entry>,
     single: bool,
+}
+
+impl Entry {
+    /// The entry that a host makes of this one, with the default of `mode_mask`.
+    fn on_a_host(self) -> Self {
+        let masked = |mode| ModeMask::default().apply(mode);
+        match self {
+            Self::Directory { mode } => Self::Directory { mode: masked(mode) },
+            Self::File { mode, hash } => Self::File { mode: masked(mode), hash },
+            Self::Link { target } => Self::Link { target },
+        }
+    }
 }
 
 fn read_entry(path: &Path) -> anyhow::Result<Entry> {
@@ -63,10 +77,11 @@ pub(crate) fn fingerprint(source: &Path) -> anyhow::Result<Fingerprint> {
     if source.is_dir() {
         let mut entries = walk(source)?;
         entries.insert(PathBuf::new(), read_entry(source)?);
+        let entries = entries.into_iter().map(|(path, entry)| (path, entry.on_a_host())).collect();
         return Ok(Fingerprint { entries, single: false });
     }
     let name = source.file_name().context("the source has no file name")?;
-    Ok(Fingerprint { entries: BTreeMap::from([(PathBuf::from(name), read_entry(source)?)]), single: true })
+    Ok(Fingerprint { entries: BTreeMap::from([(PathBuf::from(name), read_entry(source)?.on_a_host())]), single: true })
 }
 
 /// Compares a copy with the source.

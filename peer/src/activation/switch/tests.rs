@@ -1,6 +1,8 @@
 //! Switches on a real disk with real hooks: successful, failed and interrupted ones.
 
 use super::*;
+use crate::activation::content_dir::ContentSettings;
+use crate::activation::mode_mask::ModeMask;
 use shoal_proto::ids::JobId;
 use shoal_service::units::Span;
 use shoal_store::StoreConfig;
@@ -20,7 +22,9 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(StoreConfig::new(dir.path().join("store")), Box::new(|_| {})).unwrap();
-        let folder = ContentDir::open(&dir.path().join("content"), 1).unwrap();
+        let (content, mode_mask) = (dir.path().join("content"), ModeMask::default());
+        let settings = ContentSettings { dir: content, keep_versions: 1, mode_mask };
+        let folder = ContentDir::open(settings).unwrap();
         let mut versions = Vec::new();
         for number in 1..=2u64 {
             let source = dir.path().join(format!("source{number}"));
