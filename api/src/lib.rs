@@ -6,11 +6,12 @@
 //!
 //! Terms are those of `docs/GLOSSARY.md`.
 //!
-//! Where to look: [`jobs`], [`images`], [`rollouts`] and [`hosts`] are the seeder's; [`contents`] is served by peers
-//! and seeders, and so are [`feeds`] and [`limits`]; [`tracker`] and [`hub`] are those roles' own; [`service`] is the
-//! same on every role; [`units`] is how numbers are written. With the feature `schema`, `openapi` makes the OpenAPI
-//! documents.
+//! Where to look: tokens and the audit log in [`access`]; [`jobs`], [`images`], [`rollouts`] and [`hosts`] are the
+//! seeder's; [`contents`] is served by peers and seeders, and so are [`feeds`] and [`limits`]; [`tracker`] and [`hub`]
+//! are those roles' own; [`service`] is the same on every role; [`units`] is how numbers are written. With the feature
+//! `schema`, `openapi` makes the OpenAPI documents.
 
+pub mod access;
 pub mod contents;
 pub mod feeds;
 pub mod hosts;

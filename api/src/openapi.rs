@@ -5,6 +5,7 @@
 //! servers answer.
 //! Invariant: a document lists each route of its role once, with every status that the route can answer.
 
+use crate::access::{AuditEntry, AuditQuery, RevokeRequest, Scope, TokenCreated, TokenRequest, TokenView};
 use crate::contents::{ContentStatus, PeerStatus};
 use crate::feeds::{FeedListing, FeedVersion, PublishQuery, ReadQuery, VersionPublished};
 use crate::hosts::Host;
@@ -70,7 +71,7 @@ pub fn document(role: Role) -> Value {
         "paths": document.paths,
         "components": {
             "schemas": schemas,
-            "securitySchemes": { "adminToken": { "type": "http", "scheme": "bearer" } },
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
         },
     })
 }
@@ -93,7 +94,7 @@ struct Operation<'a> {
     body: Option<Value>,
     answers: Map<String, Value>,
     summary: &'static str,
-    needs_token: bool,
+    scope: Option<Scope>,
 }
 
 impl Document {
@@ -107,7 +108,7 @@ impl Document {
 
     fn operation(&mut self, method: &'static str, path: &'static str, summary: &'static str) -> Operation<'_> {
         let (parameters, answers) = (Vec::new(), Map::new());
-        Operation { document: self, method, path, parameters, body: None, answers, summary, needs_token: false }
+        Operation { document: self, method, path, parameters, body: None, answers, summary, scope: None }
     }
 
     fn schema<T: JsonSchema>(&mut self) -> Value {
@@ -196,10 +197,21 @@ impl Operation<'_> {
         self.answer(status, description, json!({ JSON: { "schema": schema } }))
     }
 
-    /// The request carries the admin token.
-    fn token(mut self) -> Self {
-        self.needs_token = true;
-        self.error(401, "The request carries no valid admin token.")
+    /// The request carries a token of at least this scope.
+    fn token(mut self, scope: Scope) -> Self {
+        self.scope = Some(scope);
+        let refused = self.error(401, "The request carries no valid token.");
+        let small = match scope {
+            Scope::Read => return refused,
+            Scope::Push => "The token has a smaller scope than `push`, or does not allow the name or the hosts.",
+            Scope::Admin => "The token has a smaller scope than `admin`.",
+        };
+        refused.error(403, small)
+    }
+
+    /// The request may change something, so the audit log must have room for its entry.
+    fn audited(self) -> Self {
+        self.error(503, "The audit log cannot be written, or the seeder has too much to do.")
     }
 
     /// The errors of a JSON body that is not what the schema says.
@@ -218,8 +230,8 @@ impl Operation<'_> {
         if let Some(body) = self.body {
             operation["requestBody"] = body;
         }
-        if self.needs_token {
-            operation["security"] = json!([{ "adminToken": [] }]);
+        if let Some(scope) = self.scope {
+            operation["security"] = json!([{ "token": [scope.name()] }]);
         }
         let path = self.document.paths.entry(self.path).or_insert_with(|| json!({}));
         path[self.method] = operation;
@@ -244,14 +256,16 @@ fn limits(document: &mut Document) {
         .post("/v1/limits", "Set rate limits until the node restarts")
         .body::<Rates>(json!({ "uplink_in": "200 Mbit/s", "rack_out": "unlimited" }))
         .json::<LimitsView>("The limits that are in force now.")
-        .token()
+        .token(Scope::Admin)
         .body_errors()
-        .error(403, "The node has no admin token, so requests cannot set limits.")
+        .error(403, "The token has a smaller scope than `admin`, or the node has no admin token.")
+        .audited()
         .add();
 }
 
 fn feeds(document: &mut Document, needs_token: bool) {
-    let guard = |operation: Operation<'_>| if needs_token { operation.token().add() } else { operation.add() };
+    let guard =
+        |operation: Operation<'_>| if needs_token { operation.token(Scope::Read).add() } else { operation.add() };
     guard(document.get("/feeds", "The newest version of every feed").json::<FeedListing>("The feeds."));
     let events = document.schema::<FeedVersion>();
     guard(
@@ -279,19 +293,25 @@ fn feeds(document: &mut Document, needs_token: bool) {
 fn seeder(document: &mut Document) {
     seeder_jobs(document);
     seeder_rollouts(document);
+    seeder_access(document);
     document
         .get("/v1/contents", "The contents in the seeder's store")
         .json::<Vec<ContentStatus>>("The contents.")
-        .token()
+        .token(Scope::Read)
         .add();
-    document.get("/v1/hosts", "The hosts of the region").json::<Vec<Host>>("In order of index.").token().add();
+    document
+        .get("/v1/hosts", "The hosts of the region")
+        .json::<Vec<Host>>("In order of index.")
+        .token(Scope::Read)
+        .add();
     document
         .post("/v1/feeds/{name}", "Publish the next version of a feed")
         .part::<String>("name", "The feed's name.")
         .queries::<PublishQuery>()
         .bytes("The version's data, at most 64 MiB.")
         .json::<VersionPublished>("The version is durable and hosts are being informed.")
-        .token()
+        .token(Scope::Push)
+        .audited()
         .error(400, "The name, the kind or a selector is invalid, or no host matches.")
         .error(413, "The data is too large for a feed.")
         .error(500, "The seeder cannot store the version.")
@@ -313,7 +333,8 @@ fn seeder_jobs(document: &mut Document) {
         .post("/v1/push", "Push a version to hosts")
         .body::<PushRequest>(push)
         .json::<JobAccepted>("The job exists.")
-        .token()
+        .token(Scope::Push)
+        .audited()
         .body_errors()
         .error(409, "The name conflicts with another name, or a rollout of the name is under way.")
         .error(500, "The seeder cannot store the job.")
@@ -323,7 +344,8 @@ fn seeder_jobs(document: &mut Document) {
         .post("/v1/images/resolve", "What pulling an image would bring")
         .body::<PushRequest>(image)
         .json::<ResolvedImage>("The image's blobs.")
-        .token()
+        .token(Scope::Push)
+        .audited()
         .body_errors()
         .add();
     for (path, summary) in [
@@ -334,19 +356,20 @@ fn seeder_jobs(document: &mut Document) {
             .post(path, summary)
             .body::<OrderRequest>(order.clone())
             .json::<JobAccepted>("The job exists.")
-            .token()
+            .token(Scope::Push)
+            .audited()
             .body_errors()
             .error(404, "The seeder remembers no push of the target.")
             .error(409, "The content is the newest of its name, is too small, or is still distributing.")
             .error(500, "The seeder cannot store the job.")
             .add();
     }
-    document.get("/v1/jobs", "All jobs").json::<Vec<JobStatus>>("Newest first.").token().add();
+    document.get("/v1/jobs", "All jobs").json::<Vec<JobStatus>>("Newest first.").token(Scope::Read).add();
     document
         .get("/v1/jobs/{id}", "One job")
         .part::<schemas::JobId>("id", "The job.")
         .json::<JobStatus>("The job.")
-        .token()
+        .token(Scope::Read)
         .error(400, "The id is not 32 hexadecimal digits.")
         .error(404, "The seeder does not know the job.")
         .add();
@@ -354,9 +377,49 @@ fn seeder_jobs(document: &mut Document) {
         .get("/v1/jobs/{id}/events", "A job's progress")
         .part::<schemas::JobId>("id", "The job.")
         .lines::<JobStatus>("One line at each change and at least every 5 s, until the job ends.")
-        .token()
+        .token(Scope::Read)
         .error(400, "The id is not 32 hexadecimal digits.")
         .error(404, "The seeder does not know the job.")
+        .add();
+}
+
+fn seeder_access(document: &mut Document) {
+    let token = json!({
+        "name": "ci", "scope": "push", "names": ["edge/"], "to": ["site=fra"], "expires": "90d",
+    });
+    document
+        .get("/v1/tokens", "All tokens but the admin token")
+        .json::<Vec<TokenView>>("In order of name.")
+        .token(Scope::Admin)
+        .add();
+    document
+        .post("/v1/tokens", "Create a token")
+        .body::<TokenRequest>(token)
+        .json::<TokenCreated>("The token exists. No later answer has its secret.")
+        .token(Scope::Admin)
+        .audited()
+        .body_errors()
+        .error(409, "A token of the name exists, or there are too many tokens.")
+        .error(500, "The seeder cannot store the token.")
+        .add();
+    document
+        .post("/v1/tokens/revoke", "Revoke a token")
+        .body::<RevokeRequest>(json!({ "name": "ci" }))
+        .json::<TokenView>("The token no longer works.")
+        .token(Scope::Admin)
+        .audited()
+        .body_errors()
+        .error(404, "There is no such token.")
+        .error(409, "The admin token is a file and cannot be revoked.")
+        .error(500, "The seeder cannot store the change.")
+        .add();
+    document
+        .get("/v1/audit", "The audit log")
+        .queries::<AuditQuery>()
+        .json::<Vec<AuditEntry>>("The newest entries that match, oldest first.")
+        .token(Scope::Read)
+        .error(400, "A query parameter is invalid.")
+        .error(500, "The seeder cannot read the log.")
         .add();
 }
 
@@ -368,13 +431,14 @@ fn seeder_rollouts(document: &mut Document) {
         .get("/v1/rollouts", "All rollouts, or those of one name")
         .query("name", false, "Only rollouts of this name.")
         .json::<Vec<RolloutView>>("Newest first.")
-        .token()
+        .token(Scope::Read)
         .add();
     document
         .post("/v1/rollouts", "Begin a rollout")
         .body::<RolloutSpec>(spec.clone())
         .json::<RolloutAccepted>("The rollout exists.")
-        .token()
+        .token(Scope::Push)
+        .audited()
         .body_errors()
         .error(404, "The version was not pushed before and the request names no path.")
         .error(409, "Another rollout of the name is under way, or hosts were not sent the version.")
@@ -385,7 +449,7 @@ fn seeder_rollouts(document: &mut Document) {
         .post("/v1/rollouts/dry-run", "What a rollout would do")
         .body::<RolloutSpec>(spec)
         .json::<DryRun>("The batches.")
-        .token()
+        .token(Scope::Read)
         .body_errors()
         .error(404, "The version was not pushed before and the request names no path.")
         .error(409, "Another rollout of the name is under way, or hosts were not sent the version.")
@@ -394,7 +458,8 @@ fn seeder_rollouts(document: &mut Document) {
         .post("/v1/rollouts/command", "Send a command to a rollout")
         .body::<CommandRequest>(json!({ "of": "edge/app", "command": "pause" }))
         .json::<RolloutView>("The rollout after the command.")
-        .token()
+        .token(Scope::Push)
+        .audited()
         .body_errors()
         .error(404, "There is no such rollout.")
         .error(409, "The rollout's phase does not allow the command.")
@@ -404,14 +469,14 @@ fn seeder_rollouts(document: &mut Document) {
         .get("/v1/rollout", "One rollout")
         .query("of", true, "The rollout's id, or a name, which means its newest rollout.")
         .json::<RolloutView>("The rollout.")
-        .token()
+        .token(Scope::Read)
         .error(404, "There is no such rollout.")
         .add();
     document
         .get("/v1/versions", "Each host's version of a name")
         .query("name", true, "The name.")
         .json::<Vec<HostVersion>>("In order of locality.")
-        .token()
+        .token(Scope::Read)
         .error(503, "The tracker does not answer.")
         .add();
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: every error of every role is an [`ErrorAnswer`].
 
+use crate::access::Scope;
 use serde::{Deserialize, Serialize};
 
 /// What `/healthz` answers, with status 503 while `ok` is false.
@@ -28,6 +29,9 @@ pub struct Route {
     pub method: String,
     /// The path, with parameters in braces.
     pub path: String,
+    /// The smallest scope whose tokens the route accepts. Absent on a route that needs no token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
 }
 
 /// An error: what happened, why, and what to do about it.

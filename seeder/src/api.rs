@@ -1,29 +1,33 @@
 //! The seeder's HTTP API.
 //!
-//! Invariant: every route but the limits' GET needs the admin token, and every error says what to do.
+//! Invariant: every route but the limits' GET needs a token, every handler that changes something first checks that the
+//! token allows it, and every error says what to do.
 
+use crate::access::{self, Caller, Gate, Tokens};
 use crate::demotion::{Demotions, OrderError};
 use crate::errors::{SELECTOR_REMEDY, with_sources};
 use crate::feeds::{self, Feeds};
-use crate::images::{ImageError, Images, complete};
+use crate::images::{ImageError, Images, complete, reference_name};
 use crate::jobs::{Jobs, PushError, QueuedPush};
 use crate::rollout::{self, RolloutError, Rollouts};
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::stream;
+use shoal_api::access::Scope;
 use shoal_api::contents::ContentStatus;
 use shoal_api::hosts::Host;
 use shoal_api::images::ResolvedImage;
 use shoal_api::jobs::{JobAccepted, JobStatus, OrderRequest, PushRequest};
 use shoal_peer::handle::NodeHandle;
+use shoal_peer::rate_limits::RateLimits;
 use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
+use shoal_service::audit::AuditLog;
 use shoal_service::extract::{JsonBody, PathParam};
-use shoal_service::http_server::{AdminToken, ApiError, require_token};
+use shoal_service::http_server::ApiError;
 use shoal_service::routes::Routes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,22 +56,24 @@ pub(crate) struct ApiParts {
 }
 
 /// Returns the routes.
-pub(crate) fn routes(parts: ApiParts, token: AdminToken) -> Routes {
-    Routes::new()
-        .post("/v1/push", push)
-        .post("/v1/images/resolve", resolve)
-        .post("/v1/demote", demote)
-        .post("/v1/promote", promote)
-        .get("/v1/jobs", list)
-        .get("/v1/jobs/{id}", status)
-        .get("/v1/jobs/{id}/events", events)
-        .get("/v1/contents", contents)
-        .get("/v1/hosts", hosts)
+pub(crate) fn routes(parts: ApiParts, limits: RateLimits, tokens: Arc<Tokens>, audit: AuditLog) -> Routes {
+    let guarded = Routes::new()
+        .post_as(Scope::Push, "push", "/v1/push", push)
+        .post_as(Scope::Push, "resolve", "/v1/images/resolve", resolve)
+        .post_as(Scope::Push, "demote", "/v1/demote", demote)
+        .post_as(Scope::Push, "promote", "/v1/promote", promote)
+        .get_as(Scope::Read, "/v1/jobs", list)
+        .get_as(Scope::Read, "/v1/jobs/{id}", status)
+        .get_as(Scope::Read, "/v1/jobs/{id}/events", events)
+        .get_as(Scope::Read, "/v1/contents", contents)
+        .get_as(Scope::Read, "/v1/hosts", hosts)
         .with_state(parts.clone())
         .merge(feeds::routes(parts.feeds))
-        .merge(shoal_peer::feeds::routes(parts.node.feeds))
+        .merge(shoal_peer::feeds::routes(parts.node.feeds).for_readers())
         .merge(rollout::api::routes(parts.rollouts))
-        .map(|router| router.layer(from_fn_with_state(token, require_token)))
+        .merge(shoal_peer::rate_limits::api::set_routes(limits.clone()))
+        .merge(access::api::routes(tokens.clone(), audit.clone()));
+    Gate::guard(tokens, audit, guarded).merge(shoal_peer::rate_limits::api::show_routes(limits))
 }
 
 fn push_refused(error: PushError) -> ApiError {
@@ -101,11 +107,17 @@ fn image_refused(error: ImageError) -> ApiError {
 
 /// A plain push is refused while a rollout of its name is under way.
 fn rollout_in_the_way(error: RolloutError) -> ApiError {
+    if let RolloutError::Denied(denied) = error {
+        return denied.into();
+    }
     let remedy = "push it with --stage and roll it out, or cancel that rollout";
     ApiError::new(StatusCode::CONFLICT, "push refused", with_sources(&error), remedy)
 }
 
 fn order_refused(error: OrderError) -> ApiError {
+    if let OrderError::Denied(denied) = error {
+        return denied.into();
+    }
     let (status, remedy) = match &error {
         OrderError::Unknown(_) => (StatusCode::NOT_FOUND, "list what was pushed with `shoal status`"),
         OrderError::Selector(_) | OrderError::TooManySelectors => (StatusCode::BAD_REQUEST, SELECTOR_REMEDY),
@@ -114,7 +126,9 @@ fn order_refused(error: OrderError) -> ApiError {
         OrderError::Newest { .. } => (StatusCode::CONFLICT, "push or promote another version first"),
         OrderError::UnderWay(_) => (StatusCode::CONFLICT, "wait until it has ended, see `shoal status`"),
         OrderError::TooSmall(_) => (StatusCode::CONFLICT, "leave it whole on its hosts"),
-        OrderError::Push(_) | OrderError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, DISK_REMEDY),
+        OrderError::Push(_) | OrderError::Store(_) | OrderError::Denied(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, DISK_REMEDY)
+        }
     };
     ApiError::new(status, "order refused", with_sources(&error), remedy)
 }
@@ -130,15 +144,18 @@ fn unknown_job(job: &JobId) -> ApiError {
 
 async fn push(
     State(api): State<ApiParts>,
+    Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<PushRequest>,
 ) -> Result<Json<JobAccepted>, ApiError> {
     let permit = api.queue.try_reserve().map_err(|_| push_refused(PushError::Busy))?;
     // Blocks: an image's name may have to be read from its files, and the job is stored.
     let (jobs, rollouts) = (api.jobs.clone(), api.rollouts.clone());
     let created = tokio::task::spawn_blocking(move || {
+        caller.note(format!("{}@{} to {}", request.name, request.version, request.to.join(" or ")));
         let request = complete(request).map_err(image_refused)?;
+        check_push(&caller, &request)?;
         if !request.staged {
-            rollouts.retire(&request.name).map_err(rollout_in_the_way)?;
+            rollouts.retire(&request.name, &caller).map_err(rollout_in_the_way)?;
         }
         let job = jobs.create(&request).map_err(push_refused)?;
         Ok::<_, ApiError>(QueuedPush { job, request })
@@ -149,30 +166,55 @@ async fn push(
     Ok(Json(JobAccepted { job }))
 }
 
+/// Checks that a caller may push. The path is the last part of the object in the audit log.
+fn check_push(caller: &Caller, request: &PushRequest) -> Result<(), ApiError> {
+    let PushRequest { path, name, version, to, .. } = request;
+    let source = if path.as_os_str().is_empty() { String::new() } else { format!(" from {}", path.display()) };
+    caller.note(format!("{name}@{version} to {}{source}", to.join(" or ")));
+    caller.check(name, to)?;
+    // Hosts know an image by its reference, whatever the name of its push.
+    let by_reference = reference_name(request).map_err(image_refused)?;
+    Ok(by_reference.iter().try_for_each(|name| caller.check_name(name))?)
+}
+
 async fn resolve(
     State(api): State<ApiParts>,
+    Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<PushRequest>,
 ) -> Result<Json<ResolvedImage>, ApiError> {
+    if let Some(name) = reference_name(&request).map_err(image_refused)? {
+        caller.note(name.clone());
+        caller.check_name(&name)?;
+    }
     let hosts = api.jobs.select(&request.to).map_err(push_refused)?.count();
     api.images.resolve(&request, hosts).await.map(Json).map_err(image_refused)
 }
 
 async fn demote(
     State(api): State<ApiParts>,
+    Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<OrderRequest>,
 ) -> Result<Json<JobAccepted>, ApiError> {
-    order(&api, Order::Demote, &request).await
+    order(&api, Order::Demote, &request, &caller).await
 }
 
 async fn promote(
     State(api): State<ApiParts>,
+    Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<OrderRequest>,
 ) -> Result<Json<JobAccepted>, ApiError> {
-    order(&api, Order::Promote, &request).await
+    order(&api, Order::Promote, &request, &caller).await
 }
 
-async fn order(api: &ApiParts, order: Order, request: &OrderRequest) -> Result<Json<JobAccepted>, ApiError> {
-    let job = api.demotions.order(order, request).await.map_err(order_refused)?;
+async fn order(
+    api: &ApiParts,
+    order: Order,
+    request: &OrderRequest,
+    caller: &Caller,
+) -> Result<Json<JobAccepted>, ApiError> {
+    let to = if request.to.is_empty() { String::new() } else { format!(" to {}", request.to.join(" or ")) };
+    caller.note(format!("{}{to}", request.target));
+    let job = api.demotions.order(order, request, caller).await.map_err(order_refused)?;
     Ok(Json(JobAccepted { job }))
 }
 

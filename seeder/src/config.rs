@@ -9,7 +9,7 @@ use shoal_proto::limits;
 use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_client::transport::HttpUrl;
 use shoal_service::http_server::HttpAccess;
-use shoal_service::units::Span;
+use shoal_service::units::{ByteSize, Span};
 use shoal_store::ingest::IngestOptions;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,8 +29,11 @@ pub struct SeederConfig {
     pub http: SocketAddr,
     /// Names and TLS of the HTTP API. A port that other machines reach needs TLS. Default: no TLS.
     pub http_access: HttpAccess,
-    /// File of the admin token that requests carry, mode 0600. Default `/etc/shoal/admin.token`.
+    /// File of the admin token, mode 0600, which may do everything and create other tokens. Default
+    /// `/etc/shoal/admin.token`.
     pub admin_token: PathBuf,
+    /// How much the audit log keeps. The log is the folder `audit` in `dir`.
+    pub audit: AuditConfig,
     /// Data shards in a stripe (k). Default 16.
     pub data_shards: u8,
     /// Parity shards in a stripe (m). Default 4. With 0 the seeder codes no parity.
@@ -51,6 +54,22 @@ pub struct SeederConfig {
     /// How to reach registries that do not serve `https` at their own name, by the name in references, e.g.
     /// `registry.example:5000`.
     pub registries: BTreeMap<String, RegistrySettings>,
+}
+
+/// How much the audit log keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// The size at which a file of the log ends and the next one begins. Default `16 MiB`.
+    pub file_size: ByteSize,
+    /// Files that are kept for changes, and as many for refused requests. Default 16.
+    pub files: u32,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { file_size: ByteSize(16 << 20), files: 16 }
+    }
 }
 
 /// How to reach one registry.
@@ -76,6 +95,7 @@ impl Default for SeederConfig {
             http: (Ipv4Addr::LOCALHOST, 7721).into(),
             http_access: HttpAccess::default(),
             admin_token: "/etc/shoal/admin.token".into(),
+            audit: AuditConfig::default(),
             data_shards: 16,
             parity_shards: 4,
             lanes: 64,
@@ -103,6 +123,9 @@ impl SeederConfig {
         check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "must be between 1 and 64")?;
         check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "must be at least 1m")?;
         check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "must be at most 1d")?;
+        let size = 64 << 10..=1 << 30;
+        check(size.contains(&self.audit.file_size.0), "audit.file_size", "must be between 64 KiB and 1 GiB")?;
+        check((2..=1000).contains(&self.audit.files), "audit.files", "must be between 2 and 1000")?;
         for prefix in &self.fetch_through {
             let why = format!("`{prefix}` must be a registry, or a registry and the beginning of its repositories");
             check(is_repository_prefix(prefix), "fetch_through", &why)?;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the newest version of a name, and a content that hosts still fetch, are never demoted.
 
+use crate::access::{Caller, Denied};
 use crate::errors::StateError;
 use crate::jobs::{Job, Jobs, PushError, new_id};
 use crate::publisher::Publisher;
@@ -10,6 +11,7 @@ use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
 use shoal_proto::locality::{ParseLocalityError, Selector};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Why a demotion or promotion is refused.
@@ -31,6 +33,8 @@ pub(crate) enum OrderError {
     TooSmall(u64),
     #[error("cannot store the job")]
     Store(#[from] StateError),
+    #[error(transparent)]
+    Denied(#[from] Denied),
 }
 
 /// A push that the seeder remembers.
@@ -50,11 +54,18 @@ impl Demotions {
     ///
     /// # Errors
     /// Returns why the order is refused.
-    pub(crate) async fn order(&self, order: Order, request: &OrderRequest) -> Result<JobId, OrderError> {
+    pub(crate) async fn order(
+        &self,
+        order: Order,
+        request: &OrderRequest,
+        caller: &Caller,
+    ) -> Result<JobId, OrderError> {
         let pushes = self.pushes(&request.target);
         let Some(newest) = pushes.iter().max_by_key(|push| push.announcement.sequence) else {
             return Err(OrderError::Unknown(request.target.clone()));
         };
+        // The order is about the content, so it concerns every name that has the content.
+        self.names_of(newest.announcement.content).iter().try_for_each(|name| caller.check_name(name))?;
         if order == Order::Demote {
             self.check_demotion(&newest.announcement)?;
         }
@@ -63,6 +74,7 @@ impl Demotions {
         } else {
             Selector::parse(&request.to)?
         };
+        caller.check_hosts(&selector)?;
         self.jobs.select_hosts(&selector)?;
         let job = new_id().map_err(StateError::from)?;
         self.announce(job, order, newest, selector).await
@@ -80,6 +92,12 @@ impl Demotions {
             (is_target && !announcement.demotes()).then_some(FormerPush { announcement, pieces })
         };
         self.jobs.filter(|_| true).iter().filter_map(push).collect()
+    }
+
+    /// Returns the names under which a content was pushed.
+    fn names_of(&self, content: ContentId) -> BTreeSet<String> {
+        let jobs = self.jobs.filter(|job| job.status().content == Some(content));
+        jobs.into_iter().map(|job| job.status().name.clone()).collect()
     }
 
     fn check_demotion(&self, former: &Announcement) -> Result<(), OrderError> {

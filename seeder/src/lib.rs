@@ -9,9 +9,10 @@
 //! Where to look: configuration in [`config`]; the table of jobs in `jobs`; a push from path to announcement in
 //! `ingest` and `publisher`; images in `images`, their documents in `oci_documents`, registries in `registry`; images
 //! that hosts' mirrors lack in `fetch_through`; demotion and promotion in `demotion`; the hosts' progress in
-//! `progress` and `tracker`; feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`; state for
-//! backups in [`backup`].
+//! `progress` and `tracker`; feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`, and
+//! who may use it in `access`; state for backups in [`backup`].
 
+mod access;
 mod api;
 pub mod backup;
 pub mod config;

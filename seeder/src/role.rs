@@ -2,6 +2,7 @@
 //!
 //! Invariant: every task of a seeder is in [`Started::tasks`], so stopping the tasks stops the seeder.
 
+use crate::access::Tokens;
 use crate::api::{self, ApiParts, PUSHES_QUEUED};
 use crate::config::SeederConfig;
 use crate::demotion::Demotions;
@@ -20,6 +21,7 @@ use shoal_peer::driver::setup::{Folders, RunningNode, SetupError, start as start
 use shoal_peer::handle::NodeHandle;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Keypair, Role, Trust};
+use shoal_service::audit::{AuditError, AuditLog, AuditSettings};
 use shoal_service::http_server::{AdminToken, Server, TlsFilesError, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
@@ -47,6 +49,8 @@ pub enum RunError {
     Untrusted { trust: PathBuf, key: PathBuf, node: NodeId },
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     #[error(transparent)]
     Setup(#[from] SetupError),
     #[error(transparent)]
@@ -83,16 +87,20 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
     let mut node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
+    let settings = AuditSettings { file_size: config.audit.file_size, files: config.audit.files };
+    let audit = AuditLog::open(&config.dir.join("audit"), settings)?;
     serve_backups(config, &node, &mut tasks);
     let tracker = node.tracker.clone();
     let parts = start_parts(config, publisher, &mut node, &mut tasks);
-    let check = Arc::new(move || match *tracker.borrow() {
-        Some(_) => Vec::new(),
-        None => vec!["the seeder has no connection to a tracker".to_string()],
+    let log = audit.clone();
+    let check = Arc::new(move || {
+        let no_tracker = tracker.borrow().is_none().then_some("the seeder has no connection to a tracker");
+        let no_log = log.is_failed().then_some("the seeder cannot write its audit log");
+        [no_tracker, no_log].into_iter().flatten().map(str::to_string).collect()
     });
-    let limits = shoal_peer::rate_limits::api::routes(node.limits.clone(), Some(admin.clone()));
-    let server = Server::new("seeder", metrics, check, api::routes(parts, admin).merge(limits))
-        .with_access(&config.http_access)?;
+    let tokens = Tokens::open(node.handle.store.clone(), admin.hash());
+    let routes = api::routes(parts, node.limits.clone(), tokens, audit);
+    let server = Server::new("seeder", metrics, check, routes).with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "the seeder has started");
     Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })

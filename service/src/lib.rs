@@ -6,11 +6,12 @@
 //! Where to look: layered configuration in [`config`] and its units in [`units`]; the HTTP server of each role in
 //! [`http_server`], its [`routes`], and the refusal of malformed requests in [`extract`]; the one HTTP transport and
 //! the client of the roles' APIs in [`http_client`]; metrics in [`metrics`]; tasks and stopping in [`shutdown`]; state
-//! in and out in [`backup`], state folders in [`folders`] and
-//! their places in [`folder_places`], tables of a database in [`tables`]; logs in [`logs`].
+//! in and out in [`backup`], state folders in [`folders`] and their places in [`folder_places`], the record of changes
+//! in [`audit`], hashes of tokens in [`token_hash`], tables of a database in [`tables`]; logs in [`logs`].
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 
+pub mod audit;
 pub mod backup;
 pub mod config;
 pub mod extract;
@@ -23,5 +24,6 @@ pub mod metrics;
 pub mod routes;
 pub mod shutdown;
 pub mod tables;
+pub mod token_hash;
 
 pub use shoal_api::units;

@@ -15,8 +15,8 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("First steps", &["demo", "sim", "completions"]),
     ("Distribute contents", &["push", "prewarm", "demote", "promote", "feed"]),
     ("Activate in batches", &["rollout", "versions"]),
-    ("Inspect", &["status", "ls", "hosts", "limits"]),
-    ("Set up and maintain", &["cluster", "config", "containerd", "backup", "restore"]),
+    ("Inspect", &["status", "ls", "hosts", "limits", "audit"]),
+    ("Set up and maintain", &["cluster", "token", "config", "containerd", "backup", "restore"]),
     ("Run a role", &["seeder", "peer", "tracker", "hub"]),
 ];
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the exit code of a command is one of those that `help` lists.
 
+mod audit;
 mod backup;
 mod cluster;
 mod cluster_tls;
@@ -24,6 +25,7 @@ mod rollout;
 mod seeder;
 mod sim;
 mod status;
+mod token;
 mod versions;
 
 use clap::{FromArgMatches, Parser, Subcommand};
@@ -73,6 +75,10 @@ enum Command {
     /// Configure a host's containerd to pull from the mirror
     #[command(subcommand)]
     Containerd(containerd::Command),
+    /// Create, list and revoke tokens of the seeder's API
+    #[command(subcommand)]
+    Token(token::Command),
+    Audit(audit::Args),
     Backup(backup::Backup),
     Restore(backup::Restore),
     /// Check or show a role's configuration
@@ -132,6 +138,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Limits(command) => limits::run(&command),
         Command::Cluster(command) => cluster::run(&command),
         Command::Containerd(command) => containerd::run(&command),
+        Command::Token(command) => token::run(&command),
+        Command::Audit(args) => audit::run(&args),
         Command::Backup(args) => backup::backup(&args),
         Command::Restore(args) => backup::restore(&args),
         Command::Config(command) => config::run(&command),

@@ -5,8 +5,8 @@ use shoal_service::http_client::Client;
 use shoal_service::http_server::AdminToken;
 use std::path::PathBuf;
 
-/// What to do when the admin token is missing.
-pub(crate) const TOKEN_HINT: &str = "no admin token; name its file with --token-file or SHOAL_TOKEN_FILE";
+/// What to do when the token is missing.
+pub(crate) const TOKEN_HINT: &str = "no token; name its file with --token-file or SHOAL_TOKEN_FILE";
 
 /// Address of the seeder and the token that it requires.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub(crate) struct SeederArgs {
     /// HTTP API of the seeder
     #[arg(long, env = "SHOAL_SEEDER", default_value = "http://127.0.0.1:7721", value_name = "URL")]
     pub(crate) seeder: String,
-    /// File with the cluster's admin token
+    /// File with a token, such as the cluster's admin token
     #[arg(long, env = "SHOAL_TOKEN_FILE", default_value = "/etc/shoal/admin.token", value_name = "FILE")]
     pub(crate) token_file: PathBuf,
     #[command(flatten)]

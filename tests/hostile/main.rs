@@ -2,11 +2,13 @@
 //!
 //! Each test is one attack and what honest users see meanwhile. `docs/SECURITY.md` names the test of each threat.
 
+mod audit;
 mod backup;
 mod disk;
 mod http_places;
 mod modes;
 mod switch_race;
+mod tokens;
 mod units;
 
 const SHOAL: shoal_testkit::Program = shoal_testkit::program!();

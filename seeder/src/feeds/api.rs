@@ -1,13 +1,16 @@
 //! Publications over HTTP.
 //!
-//! Invariant: the caller puts the check of the admin token around these routes.
+//! Invariant: the caller puts the check of tokens around these routes, and a publication checks the names and hosts of
+//! the token.
 
 use super::{FeedError, Feeds};
+use crate::access::Caller;
 use crate::errors::{SELECTOR_REMEDY, with_sources};
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use bytes::Bytes;
+use shoal_api::access::Scope;
 use shoal_api::feeds::{PublishQuery, VersionPublished};
 use shoal_proto::announcement::Kind;
 use shoal_proto::desired::name_of;
@@ -20,7 +23,8 @@ use std::sync::Arc;
 
 /// Returns the routes.
 pub(crate) fn routes(feeds: Arc<Feeds>) -> Routes {
-    Routes::new().post_up_to(limits::FEED_BYTES_MAX as usize, "/v1/feeds/{*name}", publish).with_state(feeds)
+    let bytes_max = limits::FEED_BYTES_MAX as usize;
+    Routes::new().post_up_to_as(bytes_max, Scope::Push, "publish", "/v1/feeds/{*name}", publish).with_state(feeds)
 }
 
 fn refused(status: StatusCode, why: String, remedy: &str) -> ApiError {
@@ -44,17 +48,21 @@ fn refusal(error: FeedError) -> ApiError {
 
 async fn publish(
     State(feeds): State<Arc<Feeds>>,
+    Extension(caller): Extension<Caller>,
     PathParam(name): PathParam<String>,
     QueryParams(query): QueryParams<PublishQuery>,
     data: Bytes,
 ) -> Result<Json<VersionPublished>, ApiError> {
+    let to: Vec<&str> = query.to.as_deref().map_or_else(|| vec!["all"], |to| to.split(';').collect());
+    caller.note(format!("{name} to {}", to.join(" or ")));
+    caller.check_name(&name)?;
     if name_of(&name).is_some() {
         let why = format!("`{name}` carries the desired states of rollouts");
         return Err(refused(StatusCode::BAD_REQUEST, why, "use `shoal rollout`"));
     }
-    let to: Vec<&str> = query.to.as_deref().map_or_else(|| vec!["all"], |to| to.split(';').collect());
     let selector =
         Selector::parse(&to).map_err(|error| refused(StatusCode::BAD_REQUEST, error.to_string(), SELECTOR_REMEDY))?;
+    caller.check_hosts(&selector)?;
     let published = feeds.publish(&name, query.kind.unwrap_or(Kind::Gslb), data, &selector).await;
     Ok(Json(VersionPublished { sequence: published.map_err(refusal)?, feed: name }))
 }

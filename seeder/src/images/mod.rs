@@ -101,6 +101,16 @@ pub(crate) fn complete(mut request: PushRequest) -> Result<PushRequest, ImageErr
     Ok(request)
 }
 
+/// Returns the name that stands for the reference of a push's image, or `None` for other pushes.
+///
+/// # Errors
+/// Returns an error if the reference cannot be parsed.
+pub(crate) fn reference_name(request: &PushRequest) -> Result<Option<String>, ImageError> {
+    let Some(image) = &request.image else { return Ok(None) };
+    let wanted = WantedImage::parse(image)?;
+    Ok(wanted.reference.as_ref().map(|reference| names::job_names(reference).name))
+}
+
 /// An image's blobs, and the bytes of those that are documents.
 struct GatheredImage {
     index: ImageIndex,

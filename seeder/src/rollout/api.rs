@@ -1,14 +1,17 @@
 //! Rollouts over HTTP.
 //!
-//! Invariant: the caller puts the check of the admin token around these routes.
+//! Invariant: the caller puts the check of tokens around these routes, and each change checks the names and hosts of
+//! the token.
 
 use super::{RolloutError, Rollouts};
+use crate::access::Caller;
 use crate::errors::with_sources;
 use crate::jobs::PushError;
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::Deserialize;
+use shoal_api::access::Scope;
 use shoal_api::rollouts::{CommandRequest, DryRun, HostVersion, RolloutAccepted, RolloutSpec, RolloutView};
 use shoal_service::extract::{JsonBody, QueryParams};
 use shoal_service::http_server::ApiError;
@@ -28,16 +31,19 @@ type Query = QueryParams<RolloutQuery>;
 /// Returns the routes.
 pub(crate) fn routes(rollouts: Arc<Rollouts>) -> Routes {
     Routes::new()
-        .get("/v1/rollouts", list)
-        .post("/v1/rollouts", begin)
-        .post("/v1/rollouts/dry-run", dry_run)
-        .post("/v1/rollouts/command", command)
-        .get("/v1/rollout", one)
-        .get("/v1/versions", versions)
+        .get_as(Scope::Read, "/v1/rollouts", list)
+        .post_as(Scope::Push, "rollout", "/v1/rollouts", begin)
+        .post_as(Scope::Read, "dry-run", "/v1/rollouts/dry-run", dry_run)
+        .post_as(Scope::Push, "rollout command", "/v1/rollouts/command", command)
+        .get_as(Scope::Read, "/v1/rollout", one)
+        .get_as(Scope::Read, "/v1/versions", versions)
         .with_state(rollouts)
 }
 
 fn refused(error: RolloutError) -> ApiError {
+    if let RolloutError::Denied(denied) = error {
+        return denied.into();
+    }
     let (status, remedy) = match &error {
         RolloutError::Spec(_) => (StatusCode::BAD_REQUEST, "see `shoal rollout --help`"),
         RolloutError::NoHosts(_) => (StatusCode::BAD_REQUEST, "list the hosts with `shoal hosts`"),
@@ -54,7 +60,9 @@ fn refused(error: RolloutError) -> ApiError {
         RolloutError::Refused { .. } | RolloutError::Superseded { .. } => {
             (StatusCode::CONFLICT, "see its phase with `shoal rollout status NAME`")
         }
-        RolloutError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "check the seeder's disk and its log"),
+        RolloutError::Store(_) | RolloutError::Denied(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "check the seeder's disk and its log")
+        }
     };
     ApiError::new(status, "rollout refused", with_sources(&error), remedy)
 }
@@ -67,16 +75,27 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map(Json).map_err(refused)
 }
 
-async fn begin(State(api): Api, JsonBody(spec): JsonBody<RolloutSpec>) -> Result<Json<RolloutAccepted>, ApiError> {
-    blocking(move || api.create(spec).map(|rollout| RolloutAccepted { rollout })).await
+async fn begin(
+    State(api): Api,
+    Extension(caller): Extension<Caller>,
+    JsonBody(spec): JsonBody<RolloutSpec>,
+) -> Result<Json<RolloutAccepted>, ApiError> {
+    let source = spec.path.as_ref().map(|path| format!(" from {}", path.display())).unwrap_or_default();
+    caller.note(format!("{}@{} to {}{source}", spec.name, spec.version, spec.to.join(" or ")));
+    blocking(move || api.create(spec, &caller).map(|rollout| RolloutAccepted { rollout })).await
 }
 
 async fn dry_run(State(api): Api, JsonBody(spec): JsonBody<RolloutSpec>) -> Result<Json<DryRun>, ApiError> {
     api.dry_run(&spec).map(Json).map_err(refused)
 }
 
-async fn command(State(api): Api, JsonBody(request): JsonBody<CommandRequest>) -> Result<Json<RolloutView>, ApiError> {
-    blocking(move || api.command(&request.of, request.command)).await
+async fn command(
+    State(api): Api,
+    Extension(caller): Extension<Caller>,
+    JsonBody(request): JsonBody<CommandRequest>,
+) -> Result<Json<RolloutView>, ApiError> {
+    caller.note(format!("{} {}", request.command.name(), request.of));
+    blocking(move || api.command(&request.of, request.command, &caller)).await
 }
 
 async fn list(State(api): Api, QueryParams(query): Query) -> Json<Vec<RolloutView>> {

@@ -18,6 +18,7 @@ mod targets;
 mod versions;
 mod view;
 
+use crate::access::{Caller, Denied};
 use crate::errors::StateError;
 use crate::feeds::Feeds;
 use crate::jobs::{Jobs, PushError, QueuedPush, new_id};
@@ -65,6 +66,8 @@ pub(crate) enum RolloutError {
     Superseded { command: RolloutCommand },
     #[error("cannot store the rollout")]
     Store(#[from] StateError),
+    #[error(transparent)]
+    Denied(#[from] Denied),
 }
 
 /// The push of one version.
@@ -247,11 +250,20 @@ impl Rollouts {
         Ok(())
     }
 
+    /// Checks that a caller may replace the rollouts of a name, which concerns all their hosts.
+    fn check_caller(&self, name: &str, caller: &Caller) -> Result<(), RolloutError> {
+        let rows = self.rows();
+        let mut current = rows.values().filter(|rollout| rollout.is_current_of(name));
+        Ok(current.try_for_each(|rollout| caller.check(name, &rollout.machine.spec().to))?)
+    }
+
     /// Begins a rollout.
     ///
     /// # Errors
     /// Returns why the rollout is refused. Nothing has begun then, except that its push may have been accepted.
-    pub(crate) fn create(&self, spec: RolloutSpec) -> Result<JobId, RolloutError> {
+    pub(crate) fn create(&self, spec: RolloutSpec, caller: &Caller) -> Result<JobId, RolloutError> {
+        caller.check(&spec.name, &spec.to)?;
+        self.check_caller(&spec.name, caller)?;
         let mut pushes = self.check(&spec)?.pushes;
         let id = new_id().map_err(StateError::from)?;
         if let Some(path) = &spec.path {
@@ -314,8 +326,17 @@ impl Rollouts {
     ///
     /// # Errors
     /// Returns why the command is refused.
-    pub(crate) fn command(&self, of: &str, command: RolloutCommand) -> Result<RolloutView, RolloutError> {
+    pub(crate) fn command(
+        &self,
+        of: &str,
+        command: RolloutCommand,
+        caller: &Caller,
+    ) -> Result<RolloutView, RolloutError> {
         let id = self.find(of)?;
+        if let Some(rollout) = self.rows().get(&id) {
+            let spec = rollout.machine.spec();
+            caller.check(&spec.name, &spec.to)?;
+        }
         {
             let mut rows = self.rows();
             let rollout = rows.get_mut(&id).ok_or_else(|| RolloutError::Unknown(of.to_string()))?;
@@ -337,8 +358,10 @@ impl Rollouts {
     /// A rollout that has ended no longer brings returning hosts to its own version.
     ///
     /// # Errors
-    /// Returns [`RolloutError::UnderWay`] if a rollout of the name has not ended.
-    pub(crate) fn retire(&self, name: &str) -> Result<(), RolloutError> {
+    /// Returns [`RolloutError::UnderWay`] if a rollout of the name has not ended, and [`RolloutError::Denied`] if one
+    /// had hosts that are not the caller's.
+    pub(crate) fn retire(&self, name: &str, caller: &Caller) -> Result<(), RolloutError> {
+        self.check_caller(name, caller)?;
         let mut retired = Vec::new();
         for (id, rollout) in self.rows().iter_mut().filter(|(_, rollout)| rollout.is_current_of(name)) {
             let handled = rollout.machine.handle(now_ms(), Input::Retire);

@@ -33,7 +33,7 @@ pub enum ClientError {
     #[error("`{0}` is not a URL of the form http://host:port or https://host:port")]
     Url(String),
     /// The token cannot stand in a header.
-    #[error("the admin token holds characters that no HTTP header may hold: {0}")]
+    #[error("the token holds characters that no HTTP header may hold: {0}")]
     Token(#[from] InvalidHeaderValue),
     /// The authorities cannot be used.
     #[error(transparent)]
@@ -61,7 +61,7 @@ pub enum ClientError {
     TooLong { url: String },
 }
 
-/// A server with its admin token.
+/// A server with the token that it is shown.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// Without the path.

@@ -1,11 +1,11 @@
-//! The admin token: the secret that lets a request change something.
+//! The admin token of a role, or the token of a client, from a file.
 //!
-//! Invariant: the token is read only from a file that only its owner can read, and the comparison takes the same time
-//! for every wrong token.
+//! Invariant: the token is read only from a file that only its owner can read.
 
 use super::api_error::ApiError;
+use crate::token_hash::TokenHash;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::io;
@@ -13,24 +13,28 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The secret that requests must show as `Authorization: Bearer ...`.
+/// A secret from a file: the admin token of a role, or the token of a client.
 #[derive(Clone)]
 pub struct AdminToken {
     token: Arc<str>,
+    hash: TokenHash,
 }
 
-/// The reason for which an admin token cannot be used.
+/// The reason for which a token cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields carry their types' names")]
 pub enum TokenError {
     /// The file cannot be read.
-    #[error("cannot read the admin token {}: {source}", path.display())]
+    #[error("cannot read the token {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     /// The group or others can read the file.
-    #[error("others can read the admin token {} (mode {mode:o}): run `chmod 600` on it", path.display())]
+    #[error("others can read the token {} (mode {mode:o}): run `chmod 600` on it", path.display())]
     Exposed { path: PathBuf, mode: u32 },
     /// The file holds no usable secret.
-    #[error("the admin token {} is shorter than 16 characters; `shoal cluster` makes a longer one", path.display())]
+    #[error(
+        "the token {} is shorter than 16 characters; `shoal cluster` and `shoal token create` make a longer one",
+        path.display()
+    )]
     Short { path: PathBuf },
 }
 
@@ -52,7 +56,7 @@ impl AdminToken {
         if token.len() < 16 {
             return Err(TokenError::Short { path: name });
         }
-        Ok(Self { token: token.into() })
+        Ok(Self { token: token.into(), hash: TokenHash::of(token.as_bytes()) })
     }
 
     /// Returns the secret, for a client to show.
@@ -60,19 +64,15 @@ impl AdminToken {
         &self.token
     }
 
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        let Some(shown) = shown.and_then(|value| value.strip_prefix(b"Bearer ")) else { return false };
-        // Every byte is compared, so the time does not reveal where the tokens differ.
-        let ours = self.token.as_bytes();
-        let differ = shown.iter().zip(ours).fold(shown.len() ^ ours.len(), |acc, (a, b)| acc | usize::from(a ^ b));
-        differ == 0
+    /// Returns the hash of the secret.
+    pub fn hash(&self) -> TokenHash {
+        self.hash
     }
 }
 
 /// Middleware that refuses requests without the admin token.
 pub async fn require_token(State(token): State<AdminToken>, request: Request, next: Next) -> Response {
-    if token.admits(request.headers()) {
+    if TokenHash::shown(request.headers()) == Some(token.hash) {
         return next.run(request).await;
     }
     ApiError::new(

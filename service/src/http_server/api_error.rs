@@ -63,7 +63,10 @@ impl std::error::Error for ApiError {}
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let error = ErrorBody { what: self.what, why: self.why, remedy: self.remedy };
-        (status, Json(ErrorAnswer { error })).into_response()
+        let Self { what, why, remedy, .. } = self.clone();
+        let mut response = (status, Json(ErrorAnswer { error: ErrorBody { what, why, remedy } })).into_response();
+        // For layers outside of the handler, such as the audit log.
+        response.extensions_mut().insert(self);
+        response
     }
 }
