@@ -11,7 +11,7 @@ use shoal_proto::desired::{Desired, Hosts, Rule, Target, feed_of};
 use shoal_proto::feed::{FeedMark, feed_id};
 use shoal_proto::frame::{AnnounceFrame, Part};
 use shoal_proto::ids::{ContentId, Epoch, JobId, NodeId};
-use shoal_proto::locality::{Labels, Selector};
+use shoal_proto::locality::Selector;
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::message::Message;
 use shoal_proto::report::{HostState, Reason};
@@ -77,7 +77,7 @@ impl Intruder {
                 ControlPlane::start(ControlConfig::new(identity, Vec::new())).await.unwrap();
             let tracker = control.connect(tracker_addr, None).await.unwrap();
             let addrs = endpoint.local_addrs().to_vec();
-            let join = Join { credential, addrs, labels: Labels::new(), weight: 100, uplink_mbit: 0, known: None };
+            let join = Join { credential, addrs, weight: 100, uplink_mbit: 0, known: None };
             let answer = control.request(tracker, Request::Join(join)).await.unwrap();
             let Response::Joined { update: Some(update), .. } = answer else {
                 panic!("the tracker refused the intruder: {answer:?}")

@@ -11,7 +11,6 @@ use crate::rate_limits::RateLimitSettings;
 use serde::{Deserialize, Serialize};
 use shoal_net::links::RecordLayer;
 use shoal_proto::limits;
-use shoal_proto::locality::{Labels, validate_labels};
 use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_server::HttpAccess;
 use shoal_service::units::ByteSize;
@@ -27,7 +26,7 @@ pub struct NodeSettings {
     /// Addresses on which links are accepted. Default `[::]:7700` and `0.0.0.0:7700`.
     pub listen: Vec<SocketAddr>,
     /// Addresses that other hosts use. Default: the ports of `listen` at the address from which the tracker sees this
-    /// host.
+    /// host. The credential must cover them.
     pub advertise: Vec<SocketAddr>,
     /// Control addresses of the trackers, `host:port`. The host uses the first that answers. Names are looked up at
     /// each attempt.
@@ -38,10 +37,8 @@ pub struct NodeSettings {
     pub key: PathBuf,
     /// File of this node's credential. Default `/etc/shoal/node.cred`.
     pub credential: PathBuf,
-    /// The operator's labels of this host, for selectors.
-    pub labels: Labels,
-    /// Weight of this host among its rack peers when lane owners are chosen. Default 100. A host of weight 0 owns lanes
-    /// only if all its rack peers have weight 0.
+    /// Weight of this host among its rack peers when lane owners are chosen. Default 100. The credential states the
+    /// greatest one. A host of weight 0 owns lanes only if all its rack peers have weight 0.
     pub weight: u16,
     /// Rate of the rack's uplink, or of a seeder's own link, in Mbit/s. Default 0, which means undeclared. A rack below
     /// half of the other racks' rate relays to no other rack.
@@ -73,7 +70,6 @@ impl Default for NodeSettings {
             trust: "/etc/shoal/trust".into(),
             key: "/etc/shoal/node.key".into(),
             credential: "/etc/shoal/node.cred".into(),
-            labels: Labels::new(),
             weight: 100,
             uplink_mbit: 0,
             quota: None,
@@ -109,8 +105,7 @@ impl NodeSettings {
             "use at most half of node.receive_memory",
         )?;
         check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "use at least 16 MiB")?;
-        self.limits.validate()?;
-        validate_labels(&self.labels).map_err(|error| ConfigError::invalid("node.labels", error))
+        self.limits.validate()
     }
 }
 

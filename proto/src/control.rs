@@ -8,7 +8,6 @@ use crate::codec::{DecodeError, DocKind, Document};
 use crate::ids::{Epoch, HostIndex, JobId};
 use crate::image::Reference;
 use crate::limits;
-use crate::locality::{Labels, validate_labels};
 use crate::membership::MembershipUpdate;
 use crate::report::{HostReport, HostState, TierBytes};
 use minicbor::{Decode, Encode};
@@ -25,17 +24,14 @@ pub struct Join {
     /// Addresses for links. An unspecified address stands for the address that the tracker sees.
     #[n(1)]
     pub addrs: Vec<SocketAddr>,
-    /// Labels that the operator configured.
-    #[n(2)]
-    pub labels: Labels,
     /// See [`crate::membership::Member::weight`].
-    #[n(3)]
+    #[n(2)]
     pub weight: u16,
     /// See [`crate::membership::Member::uplink_mbit`].
-    #[n(4)]
+    #[n(3)]
     pub uplink_mbit: u32,
     /// The membership epoch the host has on disk.
-    #[n(5)]
+    #[n(4)]
     pub known: Option<Epoch>,
 }
 
@@ -304,7 +300,7 @@ impl Document for Request {
                 if join.addrs.len() > limits::ADDRS_MAX {
                     return Err(DecodeError::invalid("addrs", "too many"));
                 }
-                validate_labels(&join.labels)
+                Ok(())
             }
             Self::Beat { reports, versions, .. } => {
                 let len = reports.len().max(versions.len());

@@ -39,7 +39,7 @@ pub struct Member {
     /// Locality, from the credential.
     #[n(3)]
     pub locality: Locality,
-    /// Labels that the operator configured.
+    /// Labels, from the credential.
     #[n(4)]
     pub labels: Labels,
     /// Addresses for links.

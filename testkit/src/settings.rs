@@ -4,24 +4,17 @@ use crate::Program;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-/// Issues a key and a credential for a node into the folder of its name.
+/// Issues a key and a credential for a node on loopback addresses, into the folder of its name.
 pub fn issue(program: Program, folder: &Path, name: &str, role: &str, locality: &str) {
+    issue_with(program, folder, name, role, locality, &["--address", "127.0.0.0/8"]);
+}
+
+/// Issues a key and a credential with further options of `shoal cluster issue`, into the folder of the node's name.
+pub fn issue_with(program: Program, folder: &Path, name: &str, role: &str, locality: &str, options: &[&str]) {
     let (cluster, out) = (folder.join("cluster"), folder.join(name));
     let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
-    program.ok(&[
-        "cluster",
-        "issue",
-        "--dir",
-        cluster,
-        "--role",
-        role,
-        "--locality",
-        locality,
-        "--out",
-        out,
-        "--address",
-        "127.0.0.0/8",
-    ]);
+    let args = ["cluster", "issue", "--dir", cluster, "--role", role, "--locality", locality, "--out", out];
+    program.ok(&[&args, options].concat());
 }
 
 /// The settings that name the files which [`issue`] wrote. `prefix` is `node.` for seeders and peers.

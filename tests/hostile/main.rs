@@ -4,8 +4,10 @@
 
 mod audit;
 mod backup;
+mod claims;
 mod disk;
 mod http_places;
+mod member;
 mod modes;
 mod switch_race;
 mod tokens;

@@ -243,14 +243,18 @@ impl TrackerState {
                 self.region
             )));
         }
+        let addrs: Vec<SocketAddr> = join.addrs.into_iter().map(|addr| replace_unspecified(addr, remote)).collect();
+        if let Err(error) = credential.check_claims(join.weight, &addrs) {
+            tracing::warn!(node = %from.short(), %remote, %error, "refused the claims of a host");
+            return Ok(refused(error.to_string()));
+        }
         let index = self.roster.index_of(&from)?;
-        let addrs = join.addrs.into_iter().map(|addr| replace_unspecified(addr, remote)).collect();
         let member = Member {
             index,
             node: from,
             role: credential.role,
             locality: credential.locality.clone(),
-            labels: join.labels,
+            labels: credential.labels.clone(),
             addrs,
             weight: join.weight,
             uplink_mbit: join.uplink_mbit,

@@ -70,14 +70,8 @@ async fn a_request_and_its_answer_with_bytes_counted() {
         }
         other => panic!("{other:?}"),
     }
-    let join = Join {
-        credential: vec![1; 100],
-        addrs: vec![local()],
-        labels: Default::default(),
-        weight: 1,
-        uplink_mbit: 0,
-        known: Some(Epoch(3)),
-    };
+    let join =
+        Join { credential: vec![1; 100], addrs: vec![local()], weight: 1, uplink_mbit: 0, known: Some(Epoch(3)) };
     let (asked, client_handle) = (Request::Join(join.clone()), client.handle.clone());
     let asking = tokio::spawn(async move { client_handle.request(server.id, asked).await });
     match server.next().await {

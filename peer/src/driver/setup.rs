@@ -18,7 +18,7 @@ use shoal_net::identity::{Identity, KeyFileError, load_key};
 use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvent};
 use shoal_proto::control::Join;
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Admitted, Role, Trust, TrustError};
+use shoal_proto::trust::{Admitted, ClaimError, Credential, Role, Trust, TrustError};
 use shoal_service::folders::{self, FolderError};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::Tasks;
@@ -48,6 +48,9 @@ pub enum SetupError {
     /// The trust document is invalid, or the credential is not admitted by it.
     #[error("cannot use {}", .path.display())]
     Trust { path: PathBuf, source: TrustError },
+    /// The node's settings claim what its credential does not cover.
+    #[error("the credential {} does not cover the settings of this node", .path.display())]
+    Claim { path: PathBuf, source: ClaimError },
     /// The state folder is unusable.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -175,16 +178,26 @@ fn open_feeds(folders: &Folders<'_>) -> std::io::Result<(FeedFiles, FeedWriter)>
     Ok((files, writer))
 }
 
-fn join_request(settings: &NodeSettings, credential: Vec<u8>, listening: &[SocketAddr]) -> Join {
+/// Returns the request to join, after a check of what it claims. The tracker checks the same.
+fn join_request(
+    settings: &NodeSettings,
+    credential: &Credential,
+    credential_bytes: Vec<u8>,
+    listening: &[SocketAddr],
+) -> Result<Join, SetupError> {
     let addrs = if settings.advertise.is_empty() { listening.to_vec() } else { settings.advertise.clone() };
-    Join {
-        credential,
+    // Only the tracker knows what stands for an unspecified address.
+    let known: Vec<SocketAddr> = addrs.iter().filter(|addr| !addr.ip().is_unspecified()).copied().collect();
+    credential
+        .check_claims(settings.weight, &known)
+        .map_err(|source| SetupError::Claim { path: settings.credential.clone(), source })?;
+    Ok(Join {
+        credential: credential_bytes,
         addrs,
-        labels: settings.labels.clone(),
         weight: settings.weight,
         uplink_mbit: settings.uplink_mbit,
         known: None,
-    }
+    })
 }
 
 fn spawn_all(tasks: &mut Tasks, client: TrackerClient, limits: RateLimits, driver: Driver) {
@@ -226,7 +239,7 @@ pub async fn start(
         control: control.clone(),
         events: control_events,
         trackers: settings.trackers.clone(),
-        join: join_request(settings, credential_bytes, &bulk_addrs),
+        join: join_request(settings, &credential, credential_bytes, &bulk_addrs)?,
         shared: shared.clone(),
         sink: tracker_sink,
         current,

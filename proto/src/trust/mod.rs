@@ -3,12 +3,14 @@
 //! Invariant: a caller reaches the payload of an [`Envelope`] only through a check of its signature.
 
 mod checked;
+mod claims;
 mod credential;
 mod document;
 mod envelope;
 mod error;
 
 pub use checked::{Admitted, Published, Trust};
+pub use claims::{AddressFault, ClaimError};
 pub use credential::{AddressRange, Credential, ParseAddressRangeError, ParseRoleError, Role};
 pub use document::{Issuer, Publisher, Revocation, Succession, TrustDocument, cluster_of};
 pub use envelope::{Envelope, Keypair};

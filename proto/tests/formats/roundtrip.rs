@@ -201,15 +201,8 @@ fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let join = (bytes(100), vec(addr(), 0..=8), labels(), any::<u16>(), any::<u32>(), option::of(epoch())).prop_map(
-        |(credential, addrs, labels, weight, uplink_mbit, known)| Join {
-            credential,
-            addrs,
-            labels,
-            weight,
-            uplink_mbit,
-            known,
-        },
+    let join = (bytes(100), vec(addr(), 0..=8), any::<u16>(), any::<u32>(), option::of(epoch())).prop_map(
+        |(credential, addrs, weight, uplink_mbit, known)| Join { credential, addrs, weight, uplink_mbit, known },
     );
     prop_oneof![
         join.prop_map(Request::Join),

@@ -291,7 +291,6 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     let join = Join {
         credential: vec![1, 2, 3],
         addrs: vec!["0.0.0.0:7700".parse().unwrap()],
-        labels: labels(),
         weight: 50,
         uplink_mbit: 1000,
         known: Some(Epoch(9)),
