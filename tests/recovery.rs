@@ -138,6 +138,7 @@ fn a_region_moves_to_other_machines_under_the_same_names() {
     let mut set = node(&at, second, "seeder2", &named("tracker", &control));
     set.push(format!("publisher_key='{}'", at.join("seeder2/publisher.key").display()));
     set.push(format!("admin_token='{}'", at.join("seeder2/admin.token").display()));
+    set.push(format!("push_roots=['{}']", std::env::temp_dir().display()));
     region.seeder = Process::new(&at, "seeder2", "seeder", set, &launcher);
     region.seeder.start();
 

@@ -3,8 +3,8 @@
 //! Invariant: a file in the store never changes, whatever happens to the clone's name. Only the store's owner can write
 //! to a file that a store and another folder share.
 
-use crate::open_folder::OpenFolder;
 use rustix::fs::ioctl_ficlone;
+use shoal_store::open_folder::OpenFolder;
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io;

@@ -22,7 +22,6 @@ pub mod feeds;
 pub mod handle;
 pub mod images;
 pub mod mirror;
-mod open_folder;
 pub mod prewarm;
 pub mod rate_limits;
 pub mod reports;

@@ -40,6 +40,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 
 const HOSTS_REMEDY: &str = "list the hosts with `shoal hosts`";
 const DISK_REMEDY: &str = "check the seeder's disk and its log";
+const PATH_REMEDY: &str = "copy it on the seeder's machine below one of the folders in the key `push_roots` of the \
+     seeder's configuration, so that the seeder can read it, or name its folder there";
 const BUSY_REMEDY: &str = "wait until a job has ended, see `shoal status`";
 
 /// The parts of the seeder that serve requests.
@@ -87,10 +89,7 @@ fn push_refused(error: PushError) -> ApiError {
         }
         PushError::Selector(_) => (StatusCode::BAD_REQUEST, SELECTOR_REMEDY),
         PushError::NoHosts(_) => (StatusCode::BAD_REQUEST, HOSTS_REMEDY),
-        PushError::RelativePath(_) | PushError::Path { .. } => (
-            StatusCode::BAD_REQUEST,
-            "give the absolute path of a file or directory on the seeder's machine that the seeder may read",
-        ),
+        PushError::Path(_) => (StatusCode::BAD_REQUEST, PATH_REMEDY),
         PushError::Conflict { .. } => {
             (StatusCode::CONFLICT, "use another name: a name has one kind, and no name lies within another name")
         }
@@ -101,7 +100,10 @@ fn push_refused(error: PushError) -> ApiError {
 }
 
 fn image_refused(error: ImageError) -> ApiError {
-    let remedy = "name the image as containerd asks for it, e.g. registry.example:5000/lab/app:v1";
+    let remedy = match &error {
+        ImageError::Path(_) => PATH_REMEDY,
+        _ => "name the image as containerd asks for it, e.g. registry.example:5000/lab/app:v1",
+    };
     ApiError::new(StatusCode::BAD_REQUEST, "push refused", with_sources(&error), remedy)
 }
 
@@ -152,7 +154,7 @@ async fn push(
     let (jobs, rollouts) = (api.jobs.clone(), api.rollouts.clone());
     let created = tokio::task::spawn_blocking(move || {
         caller.note(format!("{}@{} to {}", request.name, request.version, request.to.join(" or ")));
-        let request = complete(request).map_err(image_refused)?;
+        let request = complete(request, jobs.roots()).map_err(image_refused)?;
         check_push(&caller, &request)?;
         if !request.staged {
             rollouts.retire(&request.name, &caller).map_err(rollout_in_the_way)?;

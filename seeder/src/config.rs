@@ -2,6 +2,7 @@
 //!
 //! Invariant: a seeder can run with a configuration that passed [`SeederConfig::validate`].
 
+use crate::push_roots::{DEFAULT_ROOT, PrivateFolder, PushRoots};
 use serde::{Deserialize, Serialize};
 use shoal_peer::config::NodeSettings;
 use shoal_proto::image::{is_host, is_repository_prefix};
@@ -32,6 +33,9 @@ pub struct SeederConfig {
     /// File of the admin token, mode 0600, which may do everything and create other tokens. Default
     /// `/etc/shoal/admin.token`.
     pub admin_token: PathBuf,
+    /// Folders below which pushes take files and directories. Links must not lead out of them. Default
+    /// `/var/lib/shoal/drop`.
+    pub push_roots: Vec<PathBuf>,
     /// How much the audit log keeps. The log is the folder `audit` in `dir`.
     pub audit: AuditConfig,
     /// Data shards in a stripe (k). Default 16.
@@ -95,6 +99,7 @@ impl Default for SeederConfig {
             http: (Ipv4Addr::LOCALHOST, 7721).into(),
             http_access: HttpAccess::default(),
             admin_token: "/etc/shoal/admin.token".into(),
+            push_roots: vec![DEFAULT_ROOT.into()],
             audit: AuditConfig::default(),
             data_shards: 16,
             parity_shards: 4,
@@ -117,6 +122,7 @@ impl SeederConfig {
         self.http_access.check(self.http)?;
         self.node.validate()?;
         check_folders(&[("dir", &self.dir)])?;
+        self.push_roots().check().map_err(|error| ConfigError::invalid("push_roots", error))?;
         let check = |ok: bool, key: &str, why: &str| if ok { Ok(()) } else { Err(ConfigError::invalid(key, why)) };
         check((1..=limits::STRIPE_DATA_MAX).contains(&self.data_shards), "data_shards", "must be between 1 and 64")?;
         check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "must be at most 32")?;
@@ -139,6 +145,16 @@ impl SeederConfig {
             check(url.https || settings.plain_http, &key, "an http `url` needs `plain_http = true`")?;
         }
         Ok(())
+    }
+
+    /// Returns the folders of pushes. The folders of keys and state are private.
+    pub(crate) fn push_roots(&self) -> PushRoots {
+        let tls = self.http_access.tls.as_ref().map(|tls| &tls.key);
+        let keys = [Some(&self.publisher_key), Some(&self.admin_token), Some(&self.node.key)];
+        let keys = keys.into_iter().chain([tls, self.docker_config.as_ref()]).flatten().filter_map(|key| key.parent());
+        let keys = keys.map(|path| PrivateFolder { path: path.into(), what: "which has keys of the seeder" });
+        let state = PrivateFolder { path: self.dir.clone(), what: "which has the state of the seeder" };
+        PushRoots { roots: self.push_roots.clone(), private: keys.chain([state]).collect() }
     }
 
     /// Returns how contents are cut and coded, with this average piece length or a computed one.

@@ -187,7 +187,7 @@ impl FetchThrough {
     async fn create(&self, request: PushRequest) -> Result<JobId, BeginError> {
         let permit = self.queue.reserve().await.map_err(|_| BeginError::Stopping)?;
         // The request has a reference, so this reads no files and does not block.
-        let request = complete(request)?;
+        let request = complete(request, self.jobs.roots())?;
         let job = self.jobs.create(&request)?;
         permit.send(QueuedPush { job, request });
         Ok(job)

@@ -44,7 +44,8 @@ pub fn gather(documents: &[Vec<u8>], all_platforms: bool) -> Option<ImageIndex> 
 /// Opens an archive and reads every blob of its image.
 pub fn read_archive(path: &Path, named: bool) -> Vec<ReadBlob> {
     let wanted = reference().filter(|_| named);
-    let Ok(image) = LocalImage::open(path, wanted.as_ref(), &Platforms::default()) else { return Vec::new() };
+    let Ok(source) = shoal_store::OpenSource::open(path) else { return Vec::new() };
+    let Ok(image) = LocalImage::open(source, wanted.as_ref(), &Platforms::default()) else { return Vec::new() };
     let read = |blob| {
         let shoal_store::BlobSource::Reader(mut reader) = image.source(blob).ok()? else { return None };
         let read = io::copy(&mut reader, &mut io::sink()).ok()?;

@@ -8,6 +8,7 @@ use crate::errors::{StateError, with_sources};
 use crate::images::{ImageError, Images, LayerDependencies, WantedImage};
 use crate::jobs::{Jobs, QueuedPush};
 use crate::publisher::Publisher;
+use crate::push_roots::PushPathError;
 use shoal_api::jobs::{JobPhase, PushRequest};
 use shoal_peer::handle::NodeHandle;
 use shoal_proto::announcement::{Announcement, Kind};
@@ -30,6 +31,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// Why a push failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
+    #[error(transparent)]
+    Path(#[from] PushPathError),
     #[error(transparent)]
     Ingest(#[from] IngestError),
     #[error(transparent)]
@@ -115,10 +118,11 @@ impl Ingest {
         self.announce(job, request, &ingested).await
     }
 
-    async fn ingest_path(&self, job: JobId, request: &PushRequest) -> Result<Ingested, IngestError> {
+    async fn ingest_path(&self, job: JobId, request: &PushRequest) -> Result<Ingested, Failure> {
         let options = self.config.ingest_options(self.jobs.average_piece_bytes(request.kind, &request.name));
-        let (store, path) = (self.node.store.clone(), request.path.clone());
-        self.run_ingest(job, move |progress| store.ingest(&path, &options, progress)).await
+        let (store, path, roots) = (self.node.store.clone(), request.path.clone(), self.jobs.roots().clone());
+        // Opened again: the job may be from a former run, with other roots.
+        self.run_ingest(job, move |progress| Ok(store.ingest_opened(&roots.open(&path)?, &options, progress)?)).await
     }
 
     async fn ingest_image(&self, job: JobId, request: &PushRequest) -> Result<Ingested, Failure> {
@@ -129,23 +133,23 @@ impl Ingest {
             let progress = IngestProgress::default();
             let pull = self.images.pull(job, &wanted, &progress);
             let pulled = self.show_while(job, JobPhase::Pulling, &progress, pull).await?;
-            return Ok(self.run_ingest(job, move |progress| pulled.ingest(&store, &options, progress)).await?);
+            return self.run_ingest(job, move |progress| Ok(pulled.ingest(&store, &options, progress)?)).await;
         }
-        let path = request.path.clone();
-        let local = tokio::task::spawn_blocking(move || wanted.open_files(&path)).await;
+        let (path, roots) = (request.path.clone(), self.jobs.roots().clone());
+        let local = tokio::task::spawn_blocking(move || wanted.open_files(&path, &roots)).await;
         let local = local.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let ingested = self.run_ingest(job, move |progress| {
-            store.ingest_image(local.index.clone(), |blob| local.source(blob), None, &options, progress)
+            Ok(store.ingest_image(local.index.clone(), |blob| local.source(blob), None, &options, progress)?)
         });
-        Ok(ingested.await?)
+        ingested.await
     }
 
     /// Runs an ingest on a thread of its own once there is a free place, and shows its progress.
     async fn run_ingest(
         &self,
         job: JobId,
-        work: impl FnOnce(&Arc<IngestProgress>) -> Result<Ingested, IngestError> + Send + 'static,
-    ) -> Result<Ingested, IngestError> {
+        work: impl FnOnce(&Arc<IngestProgress>) -> Result<Ingested, Failure> + Send + 'static,
+    ) -> Result<Ingested, Failure> {
         let _place = self.turns.acquire().await;
         let progress = CancelOnDrop(Arc::new(IngestProgress::default()));
         let shared = progress.0.clone();

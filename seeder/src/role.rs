@@ -117,7 +117,7 @@ fn serve_backups(config: &SeederConfig, node: &RunningNode, tasks: &mut Tasks) {
 /// Makes the parts of the seeder around its node, and starts their tasks.
 fn start_parts(config: &SeederConfig, key: Keypair, running: &mut RunningNode, tasks: &mut Tasks) -> ApiParts {
     let (node, me) = (running.handle.clone(), running.credential.node);
-    let jobs = Jobs::open(node.clone());
+    let jobs = Jobs::open(node.clone(), config.push_roots());
     let tracker = Tracker::new(running.control.clone(), running.tracker.clone(), jobs.clone());
     let feeds = Feeds::open(config, key.clone(), me, node.clone());
     let lifetime_s = config.job_lifetime.0.as_secs();

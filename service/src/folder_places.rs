@@ -34,6 +34,9 @@ const SYSTEM: [&str; 12] =
 /// Folders below [`SYSTEM`] that hold other programs' data.
 const OPEN: [&str; 3] = ["/usr/local", "/usr/share", "/dev/shm"];
 
+/// Folders of [`SHARED`] from which files may be distributed.
+const SOURCES: [&str; 6] = ["/tmp", "/var/tmp", "/var/www", "/srv", "/mnt", "/media"];
+
 /// Why a folder cannot be a role's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
@@ -51,7 +54,7 @@ pub enum PlaceError {
 }
 
 /// Returns the path that the file system knows, as far as it exists.
-fn real(path: &Path) -> PathBuf {
+pub fn real(path: &Path) -> PathBuf {
     for known in path.ancestors() {
         if let Ok(real) = fs::canonicalize(known) {
             // The rest does not exist, so it has no links.
@@ -83,6 +86,18 @@ pub fn check_place(path: &Path) -> Result<(), PlaceError> {
         return Err(PlaceError::System(path.to_path_buf()));
     }
     Ok(())
+}
+
+/// Checks that files may be distributed from a folder. As [`check_place`], but folders that people share pass too.
+///
+/// # Errors
+/// Fails if the path is relative, has a part `..`, or is a folder of the system.
+pub fn check_source(path: &Path) -> Result<(), PlaceError> {
+    let is_source = |path: &Path| SOURCES.iter().any(|source| path == Path::new(source));
+    match check_place(path) {
+        Err(PlaceError::System(_)) if is_source(path) && is_source(&real(path)) => Ok(()),
+        checked => checked,
+    }
 }
 
 /// Checks that two folders are not the same and that neither lies in the other.

@@ -10,6 +10,7 @@ use crate::errors::{BeginError, FinishError};
 use crate::inner::Inner;
 use crate::layout;
 use crate::piece_table::{ManifestParts, PieceTable, Shape};
+use crate::source::OpenSource;
 pub use crate::walk::WalkError;
 use crate::walk::{self, SourceReader};
 use bytes::Bytes;
@@ -139,7 +140,7 @@ impl Inner {
     /// Ingests the file or directory at `source`.
     pub(crate) fn ingest(
         self: &Arc<Self>,
-        source: &Path,
+        source: &OpenSource,
         options: &IngestOptions,
         progress: &IngestProgress,
     ) -> Result<Ingested, IngestError> {
@@ -149,7 +150,7 @@ impl Inner {
         let need = listing.size + listing.size / u64::from(average.max(1)) * MANIFEST_BYTES_PER_PIECE;
         let _space = self.make_space(need, None)?;
         let folder = self.ingest_folder()?;
-        let reader = SourceReader::new(listing.sources);
+        let reader = SourceReader::new(source, listing.sources);
         let pieces = write_stream(&folder.path, reader, average, options, progress)?;
         let manifest = pieces.into_manifest(ManifestParts {
             root: listing.root,
@@ -222,7 +223,7 @@ pub(crate) fn write_streams(
 
 fn write_stream(
     folder: &Path,
-    reader: SourceReader,
+    reader: SourceReader<'_>,
     average: u32,
     options: &IngestOptions,
     progress: &IngestProgress,

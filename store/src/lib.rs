@@ -9,7 +9,8 @@
 //! - files in [`layout`], [`direct_io`], [`content`], [`stored_parity`]
 //! - threads in [`verifier`] and [`writer`], memory in [`shard_cache`]
 //! - fetch in [`fetch`], [`mod@read`], [`local_dedup`], [`space`]
-//! - ingest in [`ingest`], [`image_ingest`], [`versions`], [`walk`], [`cdc`], [`piece_table`], [`erasure`]
+//! - ingest in [`ingest`], [`image_ingest`], [`versions`], [`source`], [`open_folder`], [`walk`], [`cdc`],
+//!   [`piece_table`], [`erasure`]
 //! - images in [`images`] and [`blob_places`], demotion in [`rack_share`]
 //! - small records in [`tables`], [`state_kv`], [`backup`]
 //!
@@ -31,10 +32,12 @@ mod inner;
 mod layout;
 mod local_dedup;
 mod lock;
+pub mod open_folder;
 mod piece_table;
 mod rack_share;
 mod read;
 mod shard_cache;
+mod source;
 mod space;
 mod state_kv;
 pub mod store;
@@ -51,6 +54,7 @@ pub use fetch::Begun;
 pub use image_ingest::BlobSource;
 pub use read::StoredContent;
 pub use shoal_kv::KvError;
+pub use source::{OpenSource, Opened};
 pub use space::SpaceReservation;
 pub use store::Store;
 pub use stored_parity::{RackShare, StoredShare};

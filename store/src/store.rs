@@ -16,10 +16,11 @@ use crate::errors::{BeginError, FinishError, OpenError, RackShareError, ReadErro
 use crate::fetch::{BeginAs, Begun};
 use crate::image_ingest::BlobSource;
 use crate::images::{BlobFile, StoredImage};
-use crate::ingest::{IngestError, IngestOptions, IngestProgress, Ingested};
+use crate::ingest::{IngestError, IngestOptions, IngestProgress, Ingested, WalkError};
 use crate::inner::Inner;
 use crate::layout::stream_path;
 use crate::read::StoredContent;
+use crate::source::OpenSource;
 use crate::space::SpaceReservation;
 use crate::stored_parity::StoredShare;
 use crate::tables::Tables;
@@ -283,6 +284,21 @@ impl Store {
     pub fn ingest(
         &self,
         source: &Path,
+        options: &IngestOptions,
+        progress: &Arc<IngestProgress>,
+    ) -> Result<Ingested, IngestError> {
+        let opened = OpenSource::open(source);
+        let opened = opened.map_err(|error| WalkError::Read { path: source.to_path_buf(), source: error })?;
+        self.ingest_opened(&opened, options, progress)
+    }
+
+    /// Ingests a file or directory that is open. Blocks for the whole ingest.
+    ///
+    /// # Errors
+    /// [`IngestError`] with the cause. Nothing of the attempt is left.
+    pub fn ingest_opened(
+        &self,
+        source: &OpenSource,
         options: &IngestOptions,
         progress: &Arc<IngestProgress>,
     ) -> Result<Ingested, IngestError> {

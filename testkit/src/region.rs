@@ -128,6 +128,8 @@ impl Starter {
         let mut set = node(&self.at, setup.addr, "seeder", control);
         set.push(format!("publisher_key='{}'", self.at.join("cluster/publisher.key").display()));
         set.push(format!("admin_token='{}'", self.at.join("cluster/admin.token").display()));
+        // Tests push from folders for temporary files.
+        set.push(format!("push_roots=['{}']", std::env::temp_dir().display()));
         set.extend(setup.seeder.iter().cloned());
         self.launch("seeder", "seeder", set)
     }

@@ -9,6 +9,7 @@ mod disk;
 mod http_places;
 mod member;
 mod modes;
+mod push_roots;
 mod switch_race;
 mod tokens;
 mod units;

@@ -6,10 +6,10 @@
 
 use super::mode_mask::ModeMask;
 use super::version_build::build;
-use crate::open_folder::OpenFolder;
 use shoal_proto::ids::ContentId;
 use shoal_service::folders::{self, FolderError};
 use shoal_store::Store;
+use shoal_store::open_folder::OpenFolder;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;

@@ -6,10 +6,10 @@
 use super::content_dir::{ContentDirError, io_error};
 use super::mode_mask::ModeMask;
 use crate::clone_file::clone_file;
-use crate::open_folder::OpenFolder;
 use shoal_proto::ids::ContentId;
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_store::Store;
+use shoal_store::open_folder::OpenFolder;
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};

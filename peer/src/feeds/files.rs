@@ -14,13 +14,13 @@
 
 use super::version::{FeedData, FeedVersion};
 use crate::clone_file::clone_file;
-use crate::open_folder::OpenFolder;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{Hash, JobId};
 use shoal_proto::limits;
+use shoal_store::open_folder::OpenFolder;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};

@@ -16,6 +16,7 @@ pub(crate) use pull::{PullError, PulledImage};
 
 use crate::config::SeederConfig;
 use crate::oci_documents::{DocumentError, Gather, ParsePlatformsError, Platforms};
+use crate::push_roots::{PushPathError, PushRoots};
 use crate::registry::{RegistryError, Repository};
 use archive::{ArchiveError, LocalImage};
 use bytes::Bytes;
@@ -41,6 +42,8 @@ pub(crate) enum ImageError {
     Reference(#[from] ParseReferenceError),
     #[error(transparent)]
     Platforms(#[from] ParsePlatformsError),
+    #[error(transparent)]
+    Path(#[from] PushPathError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     #[error(transparent)]
@@ -72,8 +75,8 @@ impl WantedImage {
     ///
     /// # Errors
     /// Returns an error if the files contain no such image.
-    pub(crate) fn open_files(&self, path: &Path) -> Result<LocalImage, ImageError> {
-        Ok(LocalImage::open(path, self.reference.as_ref(), &self.platforms)?)
+    pub(crate) fn open_files(&self, path: &Path, roots: &PushRoots) -> Result<LocalImage, ImageError> {
+        Ok(LocalImage::open(roots.open(path)?, self.reference.as_ref(), &self.platforms)?)
     }
 
     fn reference(&self) -> Result<&Reference, ImageError> {
@@ -86,14 +89,17 @@ impl WantedImage {
 /// Reads the documents of an image in files, so it blocks then. Returns other pushes unchanged.
 ///
 /// # Errors
-/// Returns an error if the image is not named, or is not in the files.
-pub(crate) fn complete(mut request: PushRequest) -> Result<PushRequest, ImageError> {
+/// Returns an error if the image is not named, is not in the files, or the files lie outside of the push roots.
+pub(crate) fn complete(mut request: PushRequest, roots: &PushRoots) -> Result<PushRequest, ImageError> {
     if request.kind != Kind::Image {
         return if request.image.is_some() { Err(ImageError::OtherKind) } else { Ok(request) };
     }
     let image = request.image.get_or_insert_default();
     let wanted = WantedImage::parse(image)?;
-    let reference = if image.pull { wanted.reference()?.clone() } else { wanted.open_files(&request.path)?.reference };
+    let reference = match image.pull {
+        true => wanted.reference()?.clone(),
+        false => wanted.open_files(&request.path, roots)?.reference,
+    };
     image.reference = Some(reference.to_string());
     let names = names::job_names(&reference);
     request.name = if request.name.is_empty() { names.name } else { request.name };

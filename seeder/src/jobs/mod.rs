@@ -13,6 +13,7 @@ pub(crate) use table::Jobs;
 pub(crate) use updates::ASK_MAX;
 
 use crate::errors::StateError;
+use crate::push_roots::PushPathError;
 use minicbor::{Decode, Encode};
 use shoal_api::jobs::{HostLine, JobPhase, JobStatus, PushRequest};
 use shoal_net::admission::system_clock;
@@ -23,8 +24,6 @@ use shoal_proto::ids::JobId;
 use shoal_proto::locality::ParseLocalityError;
 use shoal_proto::report::TierBytes;
 use shoal_proto::trust::{Envelope, TrustError};
-use std::io;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Jobs that the seeder remembers. It forgets the oldest ended ones first.
@@ -48,10 +47,8 @@ pub(crate) enum PushError {
     Selector(#[from] ParseLocalityError),
     #[error("no host of the region matches `{0}`")]
     NoHosts(String),
-    #[error("{} is not an absolute path", .0.display())]
-    RelativePath(PathBuf),
-    #[error("cannot read {}", .path.display())]
-    Path { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Path(#[from] PushPathError),
     /// On the hosts a name is a folder of versions.
     #[error("name `{name}` conflicts with the name `{other}` of kind {kind}")]
     Conflict { name: String, other: String, kind: Kind },
@@ -153,7 +150,7 @@ impl Job {
     /// Returns the job of a demotion or promotion that is about to be announced.
     pub(crate) fn of_order(announcement: &Announcement, envelope: Envelope, to: String, pieces: u32) -> Self {
         let request = PushRequest {
-            path: PathBuf::new(),
+            path: "".into(),
             name: announcement.name.clone(),
             version: announcement.version.clone(),
             kind: announcement.kind,

@@ -4,6 +4,7 @@
 
 use super::{JOBS_MAX, Job, PushError, QueuedPush, new_id, new_status};
 use crate::errors::{StateError, with_sources};
+use crate::push_roots::PushRoots;
 use shoal_api::jobs::{JobPhase, JobStatus, PushRequest};
 use shoal_net::admission::system_clock;
 use shoal_peer::handle::NodeHandle;
@@ -21,6 +22,7 @@ pub(crate) struct Jobs {
     pub(super) node: NodeHandle,
     rows: Mutex<BTreeMap<JobId, Job>>,
     changed: Notify,
+    roots: PushRoots,
 }
 
 fn key(job: &JobId) -> String {
@@ -29,7 +31,7 @@ fn key(job: &JobId) -> String {
 
 impl Jobs {
     /// Continues with the jobs on disk. A record that cannot be read is deleted and logged.
-    pub(crate) fn open(node: NodeHandle) -> Arc<Self> {
+    pub(crate) fn open(node: NodeHandle, roots: PushRoots) -> Arc<Self> {
         let mut rows = BTreeMap::new();
         for (key, bytes) in node.store.scan_state("job/").unwrap_or_default() {
             match Job::from_record(&bytes) {
@@ -40,7 +42,12 @@ impl Jobs {
                 }
             }
         }
-        Arc::new(Self { node, rows: Mutex::new(rows), changed: Notify::new() })
+        Arc::new(Self { node, rows: Mutex::new(rows), changed: Notify::new(), roots })
+    }
+
+    /// Returns the folders below which pushes take their paths.
+    pub(crate) fn roots(&self) -> &PushRoots {
+        &self.roots
     }
 
     /// Returns the pushes that were not ingested before the seeder stopped.
@@ -85,7 +92,7 @@ impl Jobs {
     /// # Errors
     /// Returns why the push is refused.
     pub(crate) fn create(&self, request: &PushRequest) -> Result<JobId, PushError> {
-        check(request)?;
+        check(request, &self.roots)?;
         self.select(&request.to)?;
         let selector = Selector::parse(&request.to)?;
         let job = new_id().map_err(StateError::from)?;
@@ -188,7 +195,7 @@ impl Jobs {
 }
 
 /// Checks a push by itself.
-fn check(request: &PushRequest) -> Result<(), PushError> {
+fn check(request: &PushRequest, roots: &PushRoots) -> Result<(), PushError> {
     if !is_content_name(&request.name) || is_reserved(&request.name) {
         return Err(PushError::Name(request.name.clone()));
     }
@@ -198,11 +205,7 @@ fn check(request: &PushRequest) -> Result<(), PushError> {
     if request.image.as_ref().is_some_and(|image| image.pull) {
         return Ok(());
     }
-    if !request.path.is_absolute() {
-        return Err(PushError::RelativePath(request.path.clone()));
-    }
-    let path = request.path.clone();
-    std::fs::metadata(&path).map(drop).map_err(|source| PushError::Path { path, source })
+    Ok(roots.open(&request.path).map(drop)?)
 }
 
 /// Returns the contents whose newest order is a demotion.

@@ -126,7 +126,8 @@ async fn demo(args: &Args, path: Option<&Path>, then: Option<&Path>, folder: &Pa
     say(format!("starting a hub, a tracker, a seeder and {racks} racks of {hosts} hosts"));
     let cluster = folder.join("cluster");
     init(&cluster)?;
-    let mut region = Region::start(folder, &cluster, racks, hosts).await?;
+    let sources: Vec<&Path> = [path.as_path()].into_iter().chain(then).collect();
+    let mut region = Region::start(folder, &cluster, (racks, hosts), &sources).await?;
     say(format!("pushing {what} as demo 1"));
     let (outcome, mut first) = push(args, &mut region, &path, "1", &say).await?;
     let mut worst = outcome;

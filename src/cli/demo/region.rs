@@ -191,11 +191,13 @@ impl Settings<'_> {
         Process::start(self.folder, "tracker", "tracker", &set).await
     }
 
-    async fn start_seeder(&self, control: &str) -> anyhow::Result<Process> {
+    async fn start_seeder(&self, control: &str, sources: &[&Path]) -> anyhow::Result<Process> {
         self.issue("seeder", Role::Seeder, "demo/core/core/seeder")?;
         let mut set = self.node("seeder", control);
         set.push(format!("publisher_key={}", quoted(&self.cluster.join("publisher.key"))));
         set.push(format!("admin_token={}", quoted(&self.cluster.join("admin.token"))));
+        let roots: Vec<String> = sources.iter().map(|source| quoted(source)).collect();
+        set.push(format!("push_roots=[{}]", roots.join(",")));
         Process::start(self.folder, "seeder", "seeder", &set).await
     }
 
@@ -214,13 +216,18 @@ impl Settings<'_> {
 }
 
 impl Region {
-    /// Starts all roles and waits until every host is up.
-    pub(crate) async fn start(folder: &Path, cluster: &Path, racks: u32, hosts: u32) -> anyhow::Result<Self> {
+    /// Starts all roles and waits until every host is up. The seeder pushes only the sources.
+    pub(crate) async fn start(
+        folder: &Path,
+        cluster: &Path,
+        (racks, hosts): (u32, u32),
+        sources: &[&Path],
+    ) -> anyhow::Result<Self> {
         let settings = Settings { folder, cluster };
         let hub = settings.start_hub().await?;
         let tracker = settings.start_tracker(&hub).await?;
         let control = tracker.addrs["control"][0].as_str().unwrap_or_default().to_string();
-        let seeder = settings.start_seeder(&control).await?;
+        let seeder = settings.start_seeder(&control, sources).await?;
         let peers = settings.start_peers(&control, racks, hosts).await?;
         let mut region = Self { cluster: cluster.to_path_buf(), hub, tracker, seeder, peers };
         tokio::select! {

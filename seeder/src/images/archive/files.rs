@@ -4,11 +4,13 @@
 
 use super::error::{ArchiveError, io_error, malformed};
 use crate::oci_documents::DOCUMENT_BYTES_MAX;
+use shoal_store::open_folder::OpenFolder;
+use shoal_store::{OpenSource, Opened};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Files that one archive may contain.
@@ -18,7 +20,7 @@ const LINKS_MAX: usize = 8;
 
 /// A folder or an archive.
 pub enum Files {
-    Folder(PathBuf),
+    Folder(OpenFolder),
     Tar { file: Arc<File>, entries: BTreeMap<String, Entry> },
 }
 
@@ -67,13 +69,14 @@ fn entry_of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<(String, Entry)> {
 }
 
 impl Files {
-    /// Opens a folder, or reads the list of an archive. Blocks.
-    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
-        let what = path.display().to_string();
-        let file = File::open(path).map_err(io_error(&what))?;
-        if file.metadata().map_err(io_error(&what))?.is_dir() {
-            return Ok(Self::Folder(path.to_path_buf()));
-        }
+    /// Reads a folder, or the list of an archive. Blocks.
+    pub fn open(source: OpenSource) -> Result<Self, ArchiveError> {
+        let what = source.path().display().to_string();
+        let file = match source.opened {
+            Opened::Folder(folder) => return Ok(Self::Folder(folder)),
+            Opened::File(file) => file,
+            Opened::Special => return Err(ArchiveError::UnknownForm(what)),
+        };
         let mut entries = BTreeMap::new();
         let mut archive = tar::Archive::new(&file);
         for entry in archive.entries_with_seek().map_err(|_| ArchiveError::UnknownForm(what.clone()))? {
@@ -99,13 +102,9 @@ impl Files {
     pub fn reader(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
         match self {
             Self::Folder(folder) => {
-                let path = folder.join(name);
-                // Checked before opening, because opening a pipe would wait for its writer.
-                let meta = std::fs::metadata(&path)?;
-                if !meta.is_file() {
-                    return Err(io::Error::other("not a regular file"));
-                }
-                Ok((Box::new(File::open(path)?), meta.len()))
+                let file = folder.file_through_links(Path::new(name))?;
+                let len = file.metadata()?.len();
+                Ok((Box::new(file), len))
             }
             Self::Tar { file, entries } => {
                 let mut at = name;

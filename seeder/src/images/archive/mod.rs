@@ -15,10 +15,9 @@ use error::{io_error, json_error, malformed};
 use files::{Files, normalized};
 use serde::Deserialize;
 use shoal_proto::image::{DOCKER_MANIFEST, Digest, ImageBlob, ImageIndex, Reference};
-use shoal_store::BlobSource;
+use shoal_store::{BlobSource, OpenSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Cursor, Read};
-use std::path::Path;
 
 /// Names that an error lists.
 const NAMES_LISTED_MAX: usize = 32;
@@ -43,14 +42,19 @@ impl LocalImage {
     ///
     /// # Errors
     /// Returns an error if the files have neither known form, or no such image.
-    pub(crate) fn open(path: &Path, wanted: Option<&Reference>, platforms: &Platforms) -> Result<Self, ArchiveError> {
-        let files = Files::open(path)?;
+    pub(crate) fn open(
+        source: OpenSource,
+        wanted: Option<&Reference>,
+        platforms: &Platforms,
+    ) -> Result<Self, ArchiveError> {
+        let path = source.path().display().to_string();
+        let files = Files::open(source)?;
         if files.has("index.json") && files.has("oci-layout") {
             Self::of_layout(files, wanted, platforms)
         } else if files.is_archive() && files.has("manifest.json") {
             Self::of_docker(files, wanted, platforms)
         } else {
-            Err(ArchiveError::UnknownForm(path.display().to_string()))
+            Err(ArchiveError::UnknownForm(path))
         }
     }
 

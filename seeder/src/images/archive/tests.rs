@@ -3,6 +3,7 @@
 use super::*;
 use shoal_proto::image::OCI_MANIFEST;
 use std::fs::{self, File};
+use std::path::Path;
 
 /// Writes a layout folder of one image with these annotations, and returns the root.
 fn layout(dir: &Path, annotations: &str) -> Digest {
@@ -24,7 +25,8 @@ fn layout(dir: &Path, annotations: &str) -> Digest {
 }
 
 fn open(path: &Path, wanted: Option<&str>) -> Result<LocalImage, ArchiveError> {
-    LocalImage::open(path, wanted.map(|text| text.parse().unwrap()).as_ref(), &Platforms::default())
+    let source = OpenSource::open(path).map_err(io_error(&path.display().to_string()))?;
+    LocalImage::open(source, wanted.map(|text| text.parse().unwrap()).as_ref(), &Platforms::default())
 }
 
 fn error(path: &Path, wanted: Option<&str>) -> String {

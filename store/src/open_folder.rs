@@ -4,7 +4,7 @@
 //! opens a device.
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, fchmod, fstat, linkat, mkdirat, openat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fchmod, fstat, linkat, mkdirat, openat,
     openat2, readlinkat, renameat, renameat_with, statat, symlinkat, syncfs, unlinkat,
 };
 use rustix::io::Errno;
@@ -23,25 +23,39 @@ const ATTEMPTS_MAX: usize = 16;
 
 /// An open folder.
 #[derive(Debug)]
-pub(crate) struct OpenFolder {
+pub struct OpenFolder {
     fd: OwnedFd,
 }
 
 /// An entry of a folder.
-pub(crate) struct FoundEntry {
-    pub(crate) name: OsString,
-    pub(crate) is_dir: bool,
+pub struct FoundEntry {
+    /// Its name in the folder.
+    pub name: OsString,
+    /// Whether it is a folder, and not a link to one.
+    pub is_dir: bool,
+}
+
+impl From<OwnedFd> for OpenFolder {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
 }
 
 impl OpenFolder {
     /// Opens a folder that the operator named. The path may lead through links.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn open(path: &Path) -> io::Result<Self> {
         let fd = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { fd })
     }
 
     /// Opens a folder below.
-    pub(crate) fn folder(&self, path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn folder(&self, path: &Path) -> io::Result<Self> {
         Ok(Self { fd: open_beneath(&self.fd, path, FOLDER, Mode::empty())? })
     }
 
@@ -55,7 +69,10 @@ impl OpenFolder {
     }
 
     /// Opens a folder below and creates what is missing of its path, with mode 0755.
-    pub(crate) fn create_folders(&self, path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn create_folders(&self, path: &Path) -> io::Result<Self> {
         let mut at = Self { fd: self.fd.try_clone()? };
         for part in path.components() {
             let name = Path::new(part.as_os_str());
@@ -68,7 +85,10 @@ impl OpenFolder {
     }
 
     /// Creates a folder with this mode. Fails if another user put a folder of his in its place.
-    pub(crate) fn create_folder(&self, path: &Path, mode: u32) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn create_folder(&self, path: &Path, mode: u32) -> io::Result<Self> {
         let (parent, name) = self.parent(path)?;
         mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
         let created = Self { fd: open_beneath(&parent, Path::new(name), FOLDER, Mode::empty())? };
@@ -80,7 +100,10 @@ impl OpenFolder {
     }
 
     /// Opens a regular file to read.
-    pub(crate) fn file(&self, path: &Path) -> io::Result<File> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn file(&self, path: &Path) -> io::Result<File> {
         let fd = open_beneath(&self.fd, path, SAFE | OFlags::RDONLY, Mode::empty())?;
         match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::RegularFile => Ok(fd.into()),
@@ -88,52 +111,93 @@ impl OpenFolder {
         }
     }
 
+    /// Opens a file to read. The path may lead through links that stay in the folder, as an OCI layout's can.
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, the path leads out, or it leads to no regular file.
+    pub fn file_through_links(&self, path: &Path) -> io::Result<File> {
+        let fd = open_inside(&self.fd, path)?;
+        match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
+            FileType::RegularFile => Ok(fd.into()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        }
+    }
+
+    /// Returns the status of an entry of this folder. A link has a status of its own.
+    ///
+    /// # Errors
+    /// Fails if the system refuses the call.
+    pub fn status(&self, name: &OsStr) -> io::Result<Stat> {
+        Ok(statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
     /// Creates a file of mode 0600 to write. Fails if the name is taken, also by a link.
-    pub(crate) fn create_file(&self, path: &Path) -> io::Result<File> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn create_file(&self, path: &Path) -> io::Result<File> {
         let (parent, name) = self.parent(path)?;
         let flags = SAFE | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         Ok(openat(&parent, name, flags, Mode::from_raw_mode(0o600))?.into())
     }
 
     /// Creates a symbolic link.
-    pub(crate) fn create_link(&self, target: &[u8], path: &Path) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn create_link(&self, target: &[u8], path: &Path) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         Ok(symlinkat(OsStr::from_bytes(target), &parent, name)?)
     }
 
     /// Makes `name` another name of the file `source`, which lies outside.
-    pub(crate) fn hard_link(&self, source: &Path, name: &OsStr) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn hard_link(&self, source: &Path, name: &OsStr) -> io::Result<()> {
         Ok(linkat(CWD, source, &self.fd, name, AtFlags::empty())?)
     }
 
     /// Returns the target of a link directly in this folder.
-    pub(crate) fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
         Ok(OsString::from_vec(readlinkat(&self.fd, name, Vec::new())?.into_bytes()))
     }
 
     /// Whether the folder has an entry of this name, of any type.
-    pub(crate) fn has(&self, name: &OsStr) -> bool {
+    pub fn has(&self, name: &OsStr) -> bool {
         statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Whether the entry of this name is a folder, and not a link to one.
-    pub(crate) fn has_folder(&self, name: &OsStr) -> bool {
+    pub fn has_folder(&self, name: &OsStr) -> bool {
         let found = statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
     }
 
     /// Renames an entry of this folder, and replaces a file or link of the new name.
-    pub(crate) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(renameat(&self.fd, from, &self.fd, to)?)
     }
 
     /// Exchanges two entries of this folder.
-    pub(crate) fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
         Ok(renameat_with(&self.fd, one, &self.fd, other, RenameFlags::EXCHANGE)?)
     }
 
     /// Returns the entries of the folder, without `.` and `..`.
-    pub(crate) fn entries(&self) -> io::Result<Vec<FoundEntry>> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn entries(&self) -> io::Result<Vec<FoundEntry>> {
         let mut found = Vec::new();
         for entry in Dir::read_from(&self.fd)? {
             let entry = entry?;
@@ -151,7 +215,10 @@ impl OpenFolder {
     }
 
     /// Removes an entry and everything below it, whatever modes its folders have. A missing entry is fine.
-    pub(crate) fn remove(&self, name: &OsStr) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn remove(&self, name: &OsStr) -> io::Result<()> {
         if !self.has_folder(name) {
             return match unlinkat(&self.fd, name, AtFlags::empty()) {
                 Err(Errno::NOENT) => Ok(()),
@@ -179,17 +246,26 @@ impl OpenFolder {
     }
 
     /// Sets the mode of the folder itself.
-    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         Ok(fchmod(&self.fd, Mode::from_raw_mode(mode))?)
     }
 
     /// Flushes the folder itself to the disk.
-    pub(crate) fn sync(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.fd)?)
     }
 
     /// Flushes the whole file system of the folder to the disk.
-    pub(crate) fn sync_file_system(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if the system refuses a call, or the path leads out.
+    pub fn sync_file_system(&self) -> io::Result<()> {
         Ok(syncfs(&self.fd)?)
     }
 }
@@ -201,6 +277,22 @@ fn open_beneath(folder: &OwnedFd, path: &Path, flags: OFlags, mode: Mode) -> io:
         match openat2(folder, path, flags, mode, resolve) {
             // Linux before 5.6 lacks the call, and some system call filters refuse it.
             Err(Errno::NOSYS | Errno::PERM) => return walk_beneath(folder, path, flags, mode),
+            Err(Errno::AGAIN) => {}
+            opened => return Ok(opened?),
+        }
+    }
+    Err(Errno::AGAIN.into())
+}
+
+/// Opens a path below a folder to read. Links on the way may lead anywhere in the folder and never out of it.
+///
+/// # Errors
+/// Fails if the system refuses the call or a link leads out. Linux before 5.6 follows no link at all.
+pub(crate) fn open_inside(folder: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    for _ in 0..ATTEMPTS_MAX {
+        match openat2(folder, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
+            Err(Errno::NOSYS | Errno::PERM) => return walk_beneath(folder, path, flags, Mode::empty()),
             Err(Errno::AGAIN) => {}
             opened => return Ok(opened?),
         }
@@ -256,6 +348,12 @@ mod tests {
             assert!(open("a/pipe").is_ok(), "the open of a pipe does not wait");
         }
         assert!(folder.file(Path::new("a/pipe")).is_err(), "a pipe is no file");
+        for inside in ["near/b/file", "a/../a/b/file"] {
+            assert!(folder.file_through_links(Path::new(inside)).is_ok(), "{inside}");
+        }
+        for outside in ["away/file", "a/up", "../outside/file", "/etc/passwd"] {
+            assert!(folder.file_through_links(Path::new(outside)).is_err(), "{outside}");
+        }
         assert!(folder.create_file(Path::new("away/new")).is_err());
         assert!(folder.create_file(Path::new("a/up")).is_err(), "a link takes its name");
         assert!(folder.create_folders(Path::new("away/new")).is_err());
