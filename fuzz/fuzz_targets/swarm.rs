@@ -245,6 +245,7 @@ fn member(index: u32, presence: Presence) -> Member {
         weight: 100,
         uplink_mbit: 0,
         presence,
+        credential: Default::default(),
     }
 }
 

@@ -6,9 +6,10 @@
 //! Invariant: only the driver's task touches the core. Slow work runs elsewhere and comes back as an input.
 //!
 //! Where to look: configuration in [`config`]; the driver in [`driver`], and how other tasks reach it in [`handle`];
-//! rate limits of links in [`rate_limits`]; feeds for local readers in [`feeds`]; versions, switches and hooks in
-//! [`activation`]; this host's reports in [`reports`]; the tracker's client in [`tracker_client`]; the HTTP API in
-//! [`api`]; the registry mirror in [`mirror`]; images in the store in [`images`]; prewarm of images in [`prewarm`].
+//! rate limits of links in [`rate_limits`]; the check of membership rows in [`row_check`]; feeds for local readers in
+//! [`feeds`]; versions, switches and hooks in [`activation`]; this host's reports in [`reports`]; the tracker's client
+//! in [`tracker_client`]; the HTTP API in [`api`]; the registry mirror in [`mirror`]; images in the store in
+//! [`images`]; prewarm of images in [`prewarm`].
 
 pub mod activation;
 pub mod api;
@@ -26,6 +27,7 @@ pub mod prewarm;
 pub mod rate_limits;
 pub mod reports;
 mod role;
+mod row_check;
 pub mod tracker_client;
 
 pub use config::PeerConfig;

@@ -5,6 +5,7 @@
 
 use crate::error_chain::ErrorChain;
 use crate::reports::Reports;
+use crate::row_check::RowCheck;
 use shoal_net::control::{ConnectError, ControlEvent, ControlHandle, ReplySlot, RequestError};
 use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
@@ -124,6 +125,8 @@ pub struct TrackerClient {
     pub sink: mpsc::Sender<TrackerEvent>,
     /// The tracker in use, for requests of other tasks.
     pub current: watch::Sender<Option<NodeId>>,
+    /// The check of what the tracker says of other hosts.
+    pub(crate) rows: Arc<Mutex<RowCheck>>,
     /// Receives fetch-through requests of hosts. Only seeders have it.
     pub wanted: Option<mpsc::Sender<FetchThroughRequest>>,
 }
@@ -220,10 +223,23 @@ impl TrackerClient {
         let _ = self.sink.send(event).await; // fails only while the node stops
     }
 
+    /// Checks the rows of an update, on a thread that may block, and hands the others to the driver. The first whole
+    /// membership of a large region takes seconds.
     async fn send_update(&self, update: Option<MembershipUpdate>) {
-        if let Some(update) = update {
-            self.send(TrackerEvent::Update(update)).await;
-        }
+        let Some(mut update) = update else { return };
+        let rows = self.rows.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            rows.lock().unwrap_or_else(PoisonError::into_inner).filter_update(&mut update);
+            update
+        });
+        let update = checked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        self.send(TrackerEvent::Update(update)).await;
+    }
+
+    /// Returns the membership epoch for the tracker. The first epoch makes it send the whole membership.
+    fn known_epoch(&self) -> Epoch {
+        let needs_whole = self.rows.lock().unwrap_or_else(PoisonError::into_inner).needs_whole();
+        if needs_whole { Epoch::default() } else { self.shared.epoch().unwrap_or_default() }
     }
 
     /// Sends beats and answers requests until the session ends. Returns why it ended.
@@ -265,7 +281,7 @@ impl TrackerClient {
         let ControlEvent::Request { from, request, reply, .. } = event else { return };
         match (request, &self.wanted) {
             (Request::Membership(update), _) if from == tracker => {
-                self.send(TrackerEvent::Update(update)).await;
+                self.send_update(Some(update)).await;
                 reply.send(Response::Done);
             }
             (Request::WantImage { reference, host: Some(host) }, Some(wanted)) if from == tracker => {
@@ -282,7 +298,7 @@ impl TrackerClient {
     /// Sends unacknowledged reports.
     async fn beat(&mut self, tracker: NodeId) -> Result<Backlog, TrackerError> {
         let batch = self.shared.reports().next_batch();
-        let known = self.shared.epoch().unwrap_or_default();
+        let known = self.known_epoch();
         let (reports, versions) = (batch.reports.clone(), batch.versions.clone());
         match self.control.request(tracker, Request::Beat { known, reports, versions }).await? {
             Response::Heard { update } => {

@@ -173,6 +173,23 @@ pub(crate) fn at_most<'b, const MAX: usize, C, T: Decode<'b, C>>(
     Ok(values)
 }
 
+/// Byte strings that several owners share, for `#[cbor(with)]`.
+pub(crate) mod shared_bytes {
+    use minicbor::encode::Write;
+    use minicbor::{Decoder, Encoder};
+    use std::sync::Arc;
+
+    type EncodeError<W> = minicbor::encode::Error<<W as Write>::Error>;
+
+    pub(crate) fn encode<C, W: Write>(bytes: &Arc<[u8]>, e: &mut Encoder<W>, _: &mut C) -> Result<(), EncodeError<W>> {
+        e.bytes(bytes)?.ok()
+    }
+
+    pub(crate) fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<Arc<[u8]>, minicbor::decode::Error> {
+        d.bytes().map(Arc::from)
+    }
+}
+
 /// Encodes one CBOR value.
 pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();

@@ -1,15 +1,17 @@
 //! The membership of a region: one row per host, and the updates that carry changes.
 //!
-//! Invariant: an update applies only to the epoch that it names. Two hosts at the same epoch hold the same rows.
+//! Invariant: an update applies only to the epoch that it names. Two hosts at the same epoch hold the same rows, except
+//! rows that a host refuses because their credentials are not valid there.
 
 use crate::codec::DecodeError;
 use crate::ids::{Epoch, HostIndex, NodeId};
 use crate::limits;
 use crate::locality::{Labels, Locality, validate_labels};
-use crate::trust::Role;
+use crate::trust::{ClaimError, Credential, Role};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// The liveness of a host at the tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
@@ -55,6 +57,21 @@ pub struct Member {
     /// Liveness at the tracker.
     #[n(8)]
     pub presence: Presence,
+    /// The host's signed credential. Empty in a delta whose receiver has it already.
+    #[n(9)]
+    #[cbor(with = "crate::codec::shared_bytes")]
+    pub credential: Arc<[u8]>,
+}
+
+/// Why a row does not fit the credential in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// A field differs from the credential.
+    #[error("the {0} is not the credential's")]
+    Differs(&'static str),
+    /// The row claims more than the credential covers.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
 }
 
 /// A change of membership.
@@ -66,7 +83,7 @@ pub struct MembershipUpdate {
     /// The epoch before the update. `None` means that the update replaces all rows.
     #[n(1)]
     pub base: Option<Epoch>,
-    /// New and changed rows.
+    /// New and changed rows. In a delta, a row has its credential only if the credential is newer than `base`.
     #[n(2)]
     #[cbor(decode_with = "crate::codec::at_most::<{ limits::HOSTS_MAX as usize }, _, _>")]
     pub upserts: Vec<Member>,
@@ -87,6 +104,25 @@ impl MembershipUpdate {
 }
 
 impl Member {
+    /// Checks the row against the checked credential in it.
+    ///
+    /// # Errors
+    ///
+    /// [`RowError`] with the first field that the credential does not cover.
+    pub fn check_against(&self, credential: &Credential) -> Result<(), RowError> {
+        let Credential { node, role, locality, labels, .. } = credential;
+        let same = [
+            (self.node == *node, "key"),
+            (self.role == *role, "role"),
+            (self.locality == *locality, "locality"),
+            (self.labels == *labels, "list of labels"),
+        ];
+        if let Some((_, field)) = same.into_iter().find(|(is_same, _)| !is_same) {
+            return Err(RowError::Differs(field));
+        }
+        Ok(credential.check_claims(self.weight, &self.addrs)?)
+    }
+
     /// Checks the bounds.
     pub(crate) fn validate(&self) -> Result<(), DecodeError> {
         if self.index.0 >= limits::HOSTS_MAX {
@@ -97,6 +133,10 @@ impl Member {
         }
         if self.addrs.len() > limits::ADDRS_MAX {
             return Err(DecodeError::invalid("addrs", "too many"));
+        }
+        let len = self.credential.len();
+        if len > limits::CREDENTIAL_BYTES_MAX {
+            return Err(DecodeError::TooLong { len, max: limits::CREDENTIAL_BYTES_MAX });
         }
         validate_labels(&self.labels)
     }

@@ -30,6 +30,7 @@ fn region(racks: u32, hosts: u32) -> Membership {
             weight: 100,
             uplink_mbit: 0,
             presence: Presence::Up,
+            credential: Default::default(),
         }
     });
     let mut membership = Membership::default();

@@ -56,6 +56,7 @@ fn membership(racks: u32, hosts: u32, epoch: u64, away: Option<HostIndex>) -> Ar
         weight: 100,
         uplink_mbit: 0,
         presence: if Some(HostIndex(index)) == away { Presence::Away } else { Presence::Up },
+        credential: Default::default(),
     };
     let mut upserts = vec![member(0, Role::Seeder, "core".into())];
     upserts.extend((0..racks * hosts).map(|number| member(number + 1, Role::Peer, format!("k{}", number / hosts))));

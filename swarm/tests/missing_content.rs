@@ -29,6 +29,7 @@ fn membership() -> Arc<Membership> {
         weight: 100,
         uplink_mbit: 0,
         presence: Presence::Up,
+        credential: Default::default(),
     };
     let upserts = (0..HOSTS).map(member).collect();
     let mut membership = Membership::default();

@@ -7,6 +7,7 @@ mod backup;
 mod claims;
 mod disk;
 mod http_places;
+mod lying_tracker;
 mod member;
 mod modes;
 mod push_roots;

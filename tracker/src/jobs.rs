@@ -257,6 +257,7 @@ mod tests {
             weight: 100,
             uplink_mbit: 0,
             presence: if index == 3 { Presence::Away } else { Presence::Up },
+            credential: Default::default(),
         };
         let mut members = Membership::default();
         let upserts = (0..count).map(member).collect();

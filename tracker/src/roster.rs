@@ -156,6 +156,7 @@ mod tests {
             weight: 100,
             uplink_mbit: 0,
             presence: Presence::Up,
+            credential: Default::default(),
         }
     }
 

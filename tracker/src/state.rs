@@ -259,6 +259,7 @@ impl TrackerState {
             weight: join.weight,
             uplink_mbit: join.uplink_mbit,
             presence: Presence::Up,
+            credential: join.credential.into(),
         };
         self.roster.admit(member)?;
         self.away_since.remove(&index);

@@ -48,6 +48,8 @@ pub struct NodeMetrics {
     links: Gauge,
     jobs: Gauge,
     members: Gauge,
+    /// Shared with the check of rows.
+    pub(crate) rows_refused: Counter,
 }
 
 impl NodeMetrics {
@@ -75,6 +77,7 @@ impl NodeMetrics {
             links: metrics.gauge("shoal_links", "Links that are up"),
             jobs: metrics.gauge("shoal_jobs", "Jobs remembered"),
             members: metrics.gauge("shoal_members", "Hosts in the membership"),
+            rows_refused: metrics.counter("shoal_membership_rows_refused", "Rows that do not fit their credentials"),
         }
     }
 }

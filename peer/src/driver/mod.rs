@@ -45,6 +45,7 @@ use crate::arrivals::Arrivals;
 use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
 use crate::handle::{DriverCommand, NodeHandle};
 use crate::prewarm::PrewarmRequests;
+use crate::row_check::RowCheck;
 use crate::tracker_client::{SharedReports, TrackerEvent};
 use accounting::Accounting;
 use activation::Activations;
@@ -72,7 +73,7 @@ use shoal_swarm::node::{Node, Progress};
 use shoal_swarm::time::Instant;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -128,6 +129,8 @@ struct Parts {
     feed_writer: FeedWriter,
     /// Requests to the prewarm task. Only peers with a containerd have one.
     prewarm: Option<Arc<PrewarmRequests>>,
+    /// The check of membership rows, which the tracker's client shares.
+    rows: Arc<Mutex<RowCheck>>,
     /// The node's counters.
     metrics: NodeMetrics,
 }
@@ -263,7 +266,7 @@ impl Driver {
             role: parts.role,
             started: std::time::Instant::now(),
             core: None,
-            region: Region::load(parts.node, &parts.store, recovery),
+            region: Region::load(parts.node, &parts.store, recovery, parts.rows),
             jobs: JobTable::default(),
             content_dir: parts.content_dir,
             endpoint: parts.endpoint,

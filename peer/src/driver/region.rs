@@ -4,6 +4,7 @@
 //! Invariant: only one membership counts at a time. The tracker's membership replaces a rack peer's at once.
 
 use super::rack_recovery::{RackListError, RackMembership, RackPeer, RackRecovery};
+use crate::row_check::RowCheck;
 use shoal_net::links::LinkEvent;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::ids::{HostIndex, NodeId};
@@ -13,7 +14,7 @@ use shoal_store::Store;
 use shoal_swarm::membership::{ApplyError, Membership, Tier};
 use shoal_swarm::time::Instant;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -45,11 +46,12 @@ pub struct Region {
     linked: HashSet<NodeId>,
     unknown_links: HashMap<NodeId, UnknownLink>,
     recovery: RackRecovery,
+    rows: Arc<Mutex<RowCheck>>,
 }
 
 impl Region {
     /// Reads the membership and the roster index that the store keeps.
-    pub fn load(node: NodeId, store: &Store, recovery: RackRecovery) -> Self {
+    pub fn load(node: NodeId, store: &Store, recovery: RackRecovery, rows: Arc<Mutex<RowCheck>>) -> Self {
         let mut membership = Membership::default();
         if let Ok(Some(bytes)) = store.get_state(MEMBERSHIP_KEY)
             && let Ok(update) = shoal_proto::codec::decode_exact::<MembershipUpdate>(&bytes)
@@ -59,6 +61,7 @@ impl Region {
         }
         let index = store.get_state(INDEX_KEY).ok().flatten();
         let me = index.and_then(|bytes| bytes.try_into().ok()).map(|bytes| HostIndex(u32::from_be_bytes(bytes)));
+        lock(&rows).trust(membership.iter());
         let membership = Arc::new(membership);
         Self {
             node,
@@ -70,6 +73,7 @@ impl Region {
             linked: HashSet::new(),
             unknown_links: HashMap::new(),
             recovery,
+            rows,
         }
     }
 
@@ -152,10 +156,11 @@ impl Region {
     ///
     /// # Errors
     /// Fails if the list is no valid membership with this host.
-    pub fn apply_rack_list(&mut self, from: &NodeId, rows: Vec<Member>) -> Result<bool, RackListError> {
+    pub fn apply_rack_list(&mut self, from: &NodeId, mut rows: Vec<Member>) -> Result<bool, RackListError> {
         if !self.membership.is_empty() || !self.recovery.is_linked_rack_peer(from) {
             return Ok(false);
         }
+        lock(&self.rows).filter_list(&mut rows);
         let RackMembership { me, membership } = self.recovery.read_list(self.node, rows)?;
         self.is_hearsay = true;
         self.me = Some(me);
@@ -244,6 +249,10 @@ impl Region {
     pub fn expire_unknown_links(&mut self, now: Instant) {
         self.unknown_links.retain(|_, link| now.since(link.since) < UNKNOWN_LINK_PATIENCE);
     }
+}
+
+fn lock(rows: &Mutex<RowCheck>) -> MutexGuard<'_, RowCheck> {
+    rows.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes a membership to the store. Blocks.

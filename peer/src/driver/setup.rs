@@ -11,6 +11,7 @@ use crate::feeds::{FeedFiles, FeedWriter, LatestVersions};
 use crate::handle::NodeHandle;
 use crate::prewarm::PrewarmRequests;
 use crate::rate_limits::RateLimits;
+use crate::row_check::RowCheck;
 use crate::tracker_client::{FetchThroughRequest, SharedReports, TrackerClient};
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
@@ -25,7 +26,7 @@ use shoal_service::shutdown::Tasks;
 use shoal_store::{OpenError, Store, StoreConfig, StoreEvent};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 
 /// Fetch-through requests that wait for the seeder.
@@ -158,9 +159,9 @@ async fn open_store(
 async fn bind_links(
     settings: &NodeSettings,
     checked: &CheckedIdentity,
+    admission: Admission,
     store: &Store,
 ) -> Result<(LinkEndpoint, mpsc::Receiver<LinkEvent>), SetupError> {
-    let admission = Admission::new(checked.trust.clone(), checked.credential_bytes.clone(), system_clock);
     let mut config = LinkConfig::new(settings.listen.clone(), checked.identity.clone(), admission);
     config.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
     config.records = settings.net.records.into();
@@ -225,7 +226,8 @@ pub async fn start(
     let (store, store_events) = open_store(settings, storage.store, arrivals.clone()).await?;
     let content_dir = storage.content.clone().map(ContentDir::open).transpose()?;
     let (feed_files, feed_writer) = open_feeds(&storage).map_err(SetupError::Feeds)?;
-    let (endpoint, link_events) = bind_links(settings, &checked, &store).await?;
+    let admission = Admission::new(checked.trust.clone(), checked.credential_bytes.clone(), system_clock);
+    let (endpoint, link_events) = bind_links(settings, &checked, admission.clone(), &store).await?;
     let limits = RateLimits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
     let announcements = endpoint.split_announcements().ok_or(BindError::Config("announcements were split before"))?;
@@ -235,6 +237,9 @@ pub async fn start(
     let (tracker_sink, tracker_events) = mpsc::channel(TRACKER_EVENTS_MAX);
     let (current, tracker) = watch::channel(None);
     let (wanted_in, wanted) = (role == Role::Seeder).then(|| mpsc::channel(FETCH_THROUGH_QUEUE_MAX)).unzip();
+    let latest_feeds = LatestVersions::new(metrics);
+    let metrics = NodeMetrics::new(metrics, &store);
+    let rows = Arc::new(Mutex::new(RowCheck::new(admission, metrics.rows_refused.clone())));
     let client = TrackerClient {
         control: control.clone(),
         events: control_events,
@@ -243,6 +248,7 @@ pub async fn start(
         shared: shared.clone(),
         sink: tracker_sink,
         current,
+        rows: rows.clone(),
         wanted: wanted_in,
     };
     let (driver, handle) = Driver::new(Parts {
@@ -251,7 +257,8 @@ pub async fn start(
         locality: credential.locality.clone(),
         store_dir: storage.store.to_path_buf(),
         trust,
-        metrics: NodeMetrics::new(metrics, &store),
+        metrics,
+        rows,
         store,
         store_events,
         arrivals,
@@ -263,7 +270,7 @@ pub async fn start(
         content_dir,
         activations: storage.activations,
         journal_dir: storage.store.to_path_buf(),
-        latest_feeds: LatestVersions::new(metrics),
+        latest_feeds,
         feed_files,
         feed_writer,
         prewarm,

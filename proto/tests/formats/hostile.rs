@@ -173,6 +173,7 @@ fn more_than_the_limit_is_refused() {
     too_many(&with(Member { addrs: vec![member.addrs[0]; limits::ADDRS_MAX + 1], ..member.clone() }));
     let labels = (0..=limits::LABELS_MAX).map(|at| (format!("l{at}"), "x".to_string())).collect();
     too_many(&with(Member { labels, ..member.clone() }));
+    too_many(&with(Member { credential: vec![0; limits::CREDENTIAL_BYTES_MAX + 1].into(), ..member.clone() }));
     let removed = vec![HostIndex(1); limits::HOSTS_MAX as usize + 1];
     too_many(&Request::Membership(MembershipUpdate { removed, ..samples::update() }));
     let reports = vec![samples::report(); limits::BEAT_ROWS_MAX + 1];

@@ -143,8 +143,9 @@ fn addr() -> impl Strategy<Value = SocketAddr> {
 
 fn member() -> impl Strategy<Value = Member> {
     let presence = prop_oneof![Just(Presence::Up), Just(Presence::Away)];
-    (host(), node(), role(), locality(), labels(), vec(addr(), 0..=8), any::<u16>(), any::<u32>(), presence).prop_map(
-        |(index, node, role, locality, labels, addrs, weight, uplink_mbit, presence)| Member {
+    let rates = (any::<u16>(), any::<u32>());
+    (host(), node(), role(), locality(), labels(), vec(addr(), 0..=8), rates, presence, bytes(100)).prop_map(
+        |(index, node, role, locality, labels, addrs, (weight, uplink_mbit), presence, credential)| Member {
             index,
             node,
             role,
@@ -154,6 +155,7 @@ fn member() -> impl Strategy<Value = Member> {
             weight,
             uplink_mbit,
             presence,
+            credential: credential.into(),
         },
     )
 }

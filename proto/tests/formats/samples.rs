@@ -254,6 +254,7 @@ pub(crate) fn member(index: u32) -> Member {
         weight: 100,
         uplink_mbit: 10_000,
         presence: Presence::Up,
+        credential: [1, 2, 3].into(),
     }
 }
 

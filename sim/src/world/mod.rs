@@ -315,6 +315,7 @@ impl World {
             weight: 100,
             uplink_mbit,
             presence: Presence::Up,
+            credential: Default::default(),
         };
         self.members.insert(index, member);
         self.hosts.push(Host::new(rack));

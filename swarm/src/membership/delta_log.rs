@@ -1,7 +1,8 @@
 //! The tracker's side of membership: the rows, and when each last changed.
 //!
 //! Owns: the current membership and the epoch of each row's last change.
-//! Invariant: a delta from an epoch has every row that changed since then, once, as the row is now.
+//! Invariant: a delta from an epoch has every row that changed since then, once, as the row is now. A row has its
+//! credential only if the credential changed since then.
 
 use super::{ApplyError, Membership};
 use shoal_proto::ids::{Epoch, HostIndex};
@@ -23,6 +24,8 @@ pub struct MembershipLog {
     history: BTreeSet<(Epoch, HostIndex)>,
     /// Epoch of each row's last change, by roster index; `Epoch(0)` when it is not in `history`.
     changed_at: Vec<Epoch>,
+    /// Epoch of the last change of each row's credential, by roster index.
+    credential_at: Vec<Epoch>,
     /// The oldest epoch that a delta can begin at.
     reach: Epoch,
 }
@@ -57,11 +60,23 @@ impl MembershipLog {
             return Ok(base);
         }
         let epoch = Epoch(base.0 + 1);
+        let has_new_credential = |row: &&Member| {
+            self.current
+                .get(row.index)
+                .is_none_or(|former| former.node != row.node || former.credential != row.credential)
+        };
+        let fresh: Vec<HostIndex> = upserts.iter().filter(has_new_credential).map(|row| row.index).collect();
         let touched: Vec<HostIndex> = upserts.iter().map(|row| row.index).chain(removed.iter().copied()).collect();
         let update = MembershipUpdate { epoch, base: Some(base), upserts, removed };
         Arc::make_mut(&mut self.current).apply(update)?;
         for host in touched {
             self.note(epoch, host);
+        }
+        for host in fresh {
+            if self.credential_at.len() <= host.index() {
+                self.credential_at.resize(host.index() + 1, Epoch(0));
+            }
+            self.credential_at[host.index()] = epoch;
         }
         Ok(epoch)
     }
@@ -97,6 +112,9 @@ impl MembershipLog {
         changed.sort_unstable();
         for host in changed {
             match self.current.get(host) {
+                Some(row) if self.credential_at.get(host.index()).is_none_or(|at| *at <= known) => {
+                    upserts.push(Member { credential: Arc::default(), ..row.clone() });
+                }
                 Some(row) => upserts.push(row.clone()),
                 None => removed.push(host),
             }

@@ -16,6 +16,7 @@ fn row(index: u32, rack: &str) -> Member {
         weight: 100,
         uplink_mbit: 0,
         presence: Presence::Up,
+        credential: Default::default(),
     }
 }
 
@@ -181,4 +182,30 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_delta_has_a_credential_only_if_it_is_new_to_the_host() {
+    let with = |row: Member, credential: &[u8]| Member { credential: credential.into(), ..row };
+    let sent = |log: &MembershipLog, known: u64| -> Vec<Vec<u8>> {
+        let update = log.update_since(Some(Epoch(known))).unwrap();
+        update.upserts.iter().map(|row| row.credential.to_vec()).collect()
+    };
+    let mut log = MembershipLog::starting_at(Epoch(100));
+    log.change(vec![with(row(1, "a"), b"first"), with(row(2, "a"), b"other")], Vec::new()).unwrap();
+    let away = Member { presence: Presence::Away, ..row(1, "a") };
+    log.change(vec![with(away.clone(), b"first")], Vec::new()).unwrap();
+    assert_eq!(sent(&log, 100), [b"first", b"other"]);
+    assert_eq!(sent(&log, 101), [b""], "only the presence changed");
+    log.change(vec![with(away, b"second")], Vec::new()).unwrap();
+    assert_eq!(sent(&log, 101), [b"second"]);
+    assert_eq!(sent(&log, 102), [b"second"]);
+    // A host that left and came back is new to those who removed it.
+    log.change(Vec::new(), vec![HostIndex(2)]).unwrap();
+    log.change(vec![with(row(2, "a"), b"other")], Vec::new()).unwrap();
+    assert_eq!(sent(&log, 104), [b"other"]);
+    // A whole membership has all of them, also after a restart of the tracker.
+    let log = MembershipLog::new((**log.current()).clone());
+    let whole = log.update_since(None).unwrap();
+    assert!(whole.upserts.iter().all(|row| !row.credential.is_empty()));
 }

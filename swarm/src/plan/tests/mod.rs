@@ -33,6 +33,7 @@ fn member(index: u32, role: Role, site: usize, rack: usize) -> Member {
         weight: 100,
         uplink_mbit: 0,
         presence: Presence::Up,
+        credential: Default::default(),
     }
 }
 
