@@ -6,7 +6,7 @@
 //!
 //! Terms are those of `docs/GLOSSARY.md`.
 //!
-//! Where to look: tokens and the audit log in [`access`]; [`jobs`], [`images`], [`rollouts`] and [`hosts`] are the
+//! Where to look: tokens and the audit log in [`access`]; the trust document in [`trust`]; [`jobs`], [`images`], [`rollouts`] and [`hosts`] are the
 //! seeder's; [`contents`] is served by peers and seeders, and so are [`feeds`] and [`limits`]; [`tracker`] and [`hub`]
 //! are those roles' own; [`service`] is the same on every role; [`units`] is how numbers are written. With the feature
 //! `schema`, `openapi` makes the OpenAPI documents.
@@ -26,4 +26,5 @@ pub mod rollouts;
 mod schemas;
 pub mod service;
 pub mod tracker;
+pub mod trust;
 pub mod units;

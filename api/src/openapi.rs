@@ -17,6 +17,7 @@ use crate::rollouts::{CommandRequest, DryRun, HostVersion, PeerRollout, RolloutA
 use crate::schemas;
 use crate::service::{ErrorAnswer, Health, Route};
 use crate::tracker::{TrackerHost, TrackerJob};
+use crate::trust::{NextPublisher, TrustInForce};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -314,9 +315,12 @@ fn seeder(document: &mut Document) {
         .audited()
         .error(400, "The name, the kind or a selector is invalid, or no host matches.")
         .error(413, "The data is too large for a feed.")
+        .error(409, "The clock, the publisher key or its scope does not allow the version.")
         .error(500, "The seeder cannot store the version.")
         .add();
     feeds(document, true);
+    trust(document, true);
+    next_publisher(document);
     limits(document);
 }
 
@@ -380,6 +384,37 @@ fn seeder_jobs(document: &mut Document) {
         .token(Scope::Read)
         .error(400, "The id is not 32 hexadecimal digits.")
         .error(404, "The seeder does not know the job.")
+        .add();
+}
+
+fn trust(document: &mut Document, of_seeder: bool) {
+    let shown = json!({ BYTES: { "schema": { "type": "string", "contentMediaType": BYTES } } });
+    let show = document.get("/v1/trust", "The trust document in force").answer(
+        200,
+        "The signed document, as the cluster's folder has it.",
+        shown,
+    );
+    if of_seeder {
+        show.token(Scope::Read).add()
+    } else {
+        show.add()
+    }
+    let put = document
+        .post("/v1/trust", "Put a newer trust document in force")
+        .bytes("The signed document, at most 64 KiB.")
+        .json::<TrustInForce>("The document is in force, or a newer one was before.")
+        .error(409, "The document is invalid, or does not continue the one in force.")
+        .error(413, "The body is too large.");
+    if of_seeder { put.token(Scope::Admin).audited().add() } else { put.add() }
+}
+
+fn next_publisher(document: &mut Document) {
+    document
+        .post("/v1/publisher/next", "Make the key for the next trust document")
+        .json::<NextPublisher>("The public key. The seeder signs with it once a trust document names it.")
+        .token(Scope::Admin)
+        .audited()
+        .error(500, "The seeder cannot store the key.")
         .add();
 }
 
@@ -504,6 +539,7 @@ fn hub(document: &mut Document) {
         .error(413, "The body is too large.")
         .error(500, "The hub cannot store the flush.")
         .add();
+    trust(document, false);
     document.get("/v1/jobs", "Jobs of all regions").queries::<Paging>().json::<Vec<HubJob>>("Newest first.").add();
     document
         .get("/v1/jobs/{id}", "One job in each region")

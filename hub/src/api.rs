@@ -12,19 +12,20 @@ use axum::response::Html;
 use axum::{Extension, Json};
 use prometheus_client::metrics::counter::Counter;
 use shoal_api::hub::{Detail, HubJob, Paging, Receipt};
+use shoal_api::trust::TrustInForce;
 use shoal_kv::KvError;
+use shoal_net::admission::Admission;
 use shoal_proto::codec::{DecodeError, Document, decode_exact};
 use shoal_proto::ids::JobId;
 use shoal_proto::limits;
 use shoal_proto::report::{HubFlush, HubSubmission};
-use shoal_proto::trust::{Envelope, Role, Trust, TrustError};
+use shoal_proto::trust::{Envelope, Role, TrustError};
 use shoal_service::extract::{PathParam, QueryParams};
 use shoal_service::http_server::{ApiError, KnownAddresses, RemoteAddr};
 use shoal_service::metrics::Metrics;
 use shoal_service::routes::Routes;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Jobs in one answer, unless the query sets `limit`.
 const LIST_DEFAULT: usize = 100;
@@ -65,7 +66,7 @@ impl RefusedReport {
 /// What every request needs.
 pub(crate) struct Hub {
     ledger: Ledger,
-    trust: Trust,
+    admission: Admission,
     /// The addresses of trackers. Strangers cannot take the places of their connections.
     known: KnownAddresses,
     reports: Counter,
@@ -74,10 +75,10 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(ledger: Ledger, trust: Trust, known: KnownAddresses, metrics: &Metrics) -> Self {
+    pub(crate) fn new(ledger: Ledger, admission: Admission, known: KnownAddresses, metrics: &Metrics) -> Self {
         Self {
             ledger,
-            trust,
+            admission,
             known,
             reports: metrics.counter("shoal_hub_reports", "Reports stored"),
             duplicates: metrics.counter("shoal_hub_duplicate_reports", "Reports that were stored before"),
@@ -89,8 +90,7 @@ impl Hub {
     fn open_report(&self, body: &[u8]) -> Result<HubFlush, RefusedReport> {
         let submission: HubSubmission = decode_exact(body)?;
         let envelope = Envelope::from_bytes(&submission.flush)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let credential = self.trust.admit(&submission.credential, envelope.signer(), now)?;
+        let credential = self.admission.admit(&submission.credential, envelope.signer())?;
         if credential.role != Role::Tracker {
             return Err(RefusedReport::Untrusted(TrustError::WrongRole(credential.role)));
         }
@@ -108,6 +108,8 @@ pub(crate) fn routes(hub: Arc<Hub>) -> Routes {
     Routes::new()
         .get("/", front_page)
         .post_up_to(limits::HUB_BODY_BYTES_MAX, "/v1/reports", report)
+        .get("/v1/trust", trust_document)
+        .post_up_to(limits::TRUST_BYTES_MAX, "/v1/trust", take_trust)
         .get("/v1/jobs", list_jobs)
         .get("/v1/jobs/{id}", show_job)
         .with_state(hub)
@@ -174,4 +176,21 @@ async fn show_job(
 async fn front_page(State(hub): SharedHub) -> Result<Html<String>, ApiError> {
     let jobs = hub.ledger.jobs().map_err(unreadable)?;
     Ok(Html(page::render(&jobs.iter().take(PAGE_JOBS).map(counts).collect::<Vec<_>>())))
+}
+
+async fn trust_document(State(hub): SharedHub) -> Bytes {
+    Bytes::copy_from_slice(hub.admission.trust().bytes())
+}
+
+/// Takes a tracker's trust document. It counts by its signatures, so the sender needs no token.
+async fn take_trust(State(hub): SharedHub, document: Bytes) -> Result<Json<TrustInForce>, ApiError> {
+    let taker = hub.clone();
+    let offered = tokio::task::spawn_blocking(move || taker.admission.offer(&document)).await;
+    let offered = offered.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    offered.map_err(|error| {
+        let remedy = "send the newest document that the cluster's root signed";
+        ApiError::new(StatusCode::CONFLICT, "trust document refused", error.to_string(), remedy)
+    })?;
+    let trust = hub.admission.trust();
+    Ok(Json(TrustInForce { version: trust.version(), epoch: trust.epoch() }))
 }

@@ -7,12 +7,14 @@ use crate::backup;
 use crate::config::HubConfig;
 use crate::ledger::Ledger;
 use shoal_kv::KvError;
-use shoal_proto::trust::{Trust, TrustError};
+use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
+use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_service::config::ConfigError;
 use shoal_service::folders::{self, FolderError};
 use shoal_service::http_server::{KnownAddresses, Server, TlsFilesError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
+use shoal_service::trust_metrics;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,18 +27,8 @@ use std::sync::atomic::Ordering;
 pub enum RunError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("cannot read {}", .path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("the trust document {} cannot be used", .path.display())]
-    Trust {
-        path: PathBuf,
-        #[source]
-        source: TrustError,
-    },
+    #[error(transparent)]
+    Trust(#[from] TrustFileError),
     #[error("cannot use the hub's folder {}", .dir.display())]
     Ledger {
         dir: PathBuf,
@@ -69,10 +61,11 @@ pub struct Started {
 /// [`RunError`] if a setting, the trust document, the folder or the address cannot be used.
 pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
-    let path = config.trust.clone();
-    let bytes = std::fs::read(&path).map_err(|source| RunError::Read { path: path.clone(), source })?;
-    let trust = Trust::open(&bytes, None).map_err(|source| RunError::Trust { path, source })?;
     folders::private(&config.dir)?;
+    let file = TrustFile::new(&config.trust, &config.dir);
+    let trust = Arc::new(file.load(None)?);
+    // The hub has no links, so it shows no credential.
+    let admission = Admission::new(trust, Vec::new(), system_clock).with_file(file);
     let ledger = Ledger::open(&config.dir, config.jobs_max)
         .map_err(|source| RunError::Ledger { dir: config.dir.clone(), source })?;
     let database = ledger.database();
@@ -80,7 +73,7 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     let http = listener.local_addr().map_err(RunError::Http)?;
     let metrics = Metrics::with_process();
     let known = KnownAddresses::default();
-    let hub = Arc::new(Hub::new(ledger, trust, known.clone(), &metrics));
+    let hub = Arc::new(Hub::new(ledger, admission.clone(), known.clone(), &metrics));
     let server = Server::new("hub", metrics.clone(), Arc::new(Vec::new), routes(hub))
         .with_access(&config.http_access)?
         .with_known(known);
@@ -88,6 +81,9 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     let received = metrics.counter("shoal_hub_received_bytes", "Bytes received from clients since the start");
     metrics.refresh(move || received.inner().store(bytes_in.load(Ordering::Relaxed), Ordering::Relaxed));
     let mut tasks = Tasks::new(token);
+    let in_force = admission.clone();
+    trust_metrics::register(&metrics, move || in_force.trust());
+    tasks.spawn("trust document", reload_on_hangup(admission, tasks.token().clone()));
     let source: shoal_service::backup::Source = Arc::new(move |out, _| backup::write(&*database, out));
     tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "hub", source, tasks.token().clone()));
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));

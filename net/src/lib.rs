@@ -4,7 +4,8 @@
 //! Invariant: a driver gets nothing from a connection whose other end has not proven its key. It gets nothing from a
 //! link whose other end has not shown a valid credential for that key.
 //!
-//! Where to look: keys and peer ids in [`identity`]; who is admitted in [`admission`]; host to host in [`links`]; host
+//! Where to look: keys and peer ids in [`identity`]; who is admitted in [`admission`]; the trust document
+//! on disk in [`trust_file`]; host to host in [`links`]; host
 //! to tracker in [`control`]. The TLS record layer is the crate `shoal-tls-records`.
 //!
 //! Terms are in `docs/GLOSSARY.md`.
@@ -16,5 +17,6 @@ pub mod links;
 #[cfg(test)]
 mod testing;
 mod tls;
+pub mod trust_file;
 
 pub use tls::{TlsError, TlsSetupError};

@@ -6,11 +6,13 @@
 use crate::error_chain::ErrorChain;
 use crate::reports::Reports;
 use crate::row_check::RowCheck;
+use shoal_net::admission::Admission;
 use shoal_net::control::{ConnectError, ControlEvent, ControlHandle, ReplySlot, RequestError};
 use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::limits;
 use shoal_proto::membership::MembershipUpdate;
+use shoal_proto::trust::Trust;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -119,6 +121,8 @@ pub struct TrackerClient {
     pub trackers: Vec<String>,
     /// The join request. The client sets `known`.
     pub join: Join,
+    /// The trust document, which this host and its tracker exchange.
+    pub admission: Admission,
     /// The reports and the epoch.
     pub shared: Arc<SharedReports>,
     /// Receives events for the driver.
@@ -247,6 +251,7 @@ impl TrackerClient {
         let tracker = session.tracker;
         let mut next = Instant::now();
         let mut last = next;
+        let mut trust = self.admission.changes();
         loop {
             tokio::select! {
                 biased;
@@ -259,6 +264,8 @@ impl TrackerClient {
                     Some(ControlEvent::Disconnected { node }) if node == tracker => return TrackerError::Disconnected,
                     Some(event) => self.on_event(event, tracker).await,
                 },
+                // The tracker tells it to the hosts to which this one has no link.
+                Ok(()) = trust.changed() => next = Instant::now(),
                 () = self.shared.changed.notified() => {
                     let urgent = self.shared.reports().is_urgent();
                     let shortest = if urgent { STATE_DELAY } else { PROGRESS_EVERY };
@@ -284,6 +291,10 @@ impl TrackerClient {
                 self.send_update(Some(update)).await;
                 reply.send(Response::Done);
             }
+            (Request::Trust { document }, _) if from == tracker => {
+                let answer = self.take_trust(document).await;
+                reply.send(answer);
+            }
             (Request::WantImage { reference, host: Some(host) }, Some(wanted)) if from == tracker => {
                 let request = FetchThroughRequest { reference, host, reply };
                 if let Err(mpsc::error::TrySendError::Full(request)) = wanted.try_send(request) {
@@ -295,13 +306,39 @@ impl TrackerClient {
         }
     }
 
+    async fn send_trust(&self, tracker: NodeId, trust: &Trust) -> Result<(), TrackerError> {
+        let request = Request::Trust { document: trust.bytes().to_vec() };
+        if let Response::Refused { why } = self.control.request(tracker, request).await? {
+            tracing::warn!(%why, version = trust.version(), "the tracker refuses the trust document");
+        }
+        Ok(())
+    }
+
+    /// Puts the tracker's trust document in force, if it is newer.
+    async fn take_trust(&self, document: Vec<u8>) -> Response {
+        let admission = self.admission.clone();
+        match tokio::task::spawn_blocking(move || admission.offer(&document)).await {
+            Ok(Ok(_)) => Response::Done,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "refused the tracker's trust document");
+                Response::Refused { why: error.to_string() }
+            }
+            Err(error) => Response::Refused { why: error.to_string() },
+        }
+    }
+
     /// Sends unacknowledged reports.
     async fn beat(&mut self, tracker: NodeId) -> Result<Backlog, TrackerError> {
         let batch = self.shared.reports().next_batch();
         let known = self.known_epoch();
         let (reports, versions) = (batch.reports.clone(), batch.versions.clone());
-        match self.control.request(tracker, Request::Beat { known, reports, versions }).await? {
-            Response::Heard { update } => {
+        let ours = self.admission.trust();
+        let beat = Request::Beat { known, reports, versions, trust: ours.version() };
+        match self.control.request(tracker, beat).await? {
+            Response::Heard { update, trust } => {
+                if trust < ours.version() {
+                    self.send_trust(tracker, &ours).await?;
+                }
                 self.shared.reports().on_acknowledged(&batch);
                 self.send_update(update).await;
                 let full = batch.reports.len().max(batch.versions.len()) == limits::BEAT_ROWS_MAX;

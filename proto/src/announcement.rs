@@ -193,8 +193,12 @@ impl Document for Announcement {
         if self.size > u64::from(limits::PIECES_MAX) * u64::from(limits::PIECE_BYTES_MAX) {
             return Err(DecodeError::invalid("size", self.size.to_string()));
         }
-        if self.expires_at < self.created_at {
-            return Err(DecodeError::invalid("expires_at", "before created_at"));
+        match self.expires_at.checked_sub(self.created_at) {
+            None => return Err(DecodeError::invalid("expires_at", "before created_at")),
+            Some(lifetime) if lifetime > limits::ANNOUNCEMENT_LIFETIME_MAX_S => {
+                return Err(DecodeError::invalid("expires_at", "more than 366 days after created_at"));
+            }
+            Some(_) => {}
         }
         if self.feed.is_none() && is_reserved(&self.name) {
             return Err(DecodeError::invalid("name", format!("`{}` lies in the folder of feeds", self.name)));

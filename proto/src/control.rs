@@ -56,6 +56,9 @@ pub enum Request {
         #[cbor(default, skip_if = "Vec::is_empty")]
         #[cbor(decode_with = "crate::codec::at_most::<{ limits::BEAT_ROWS_MAX }, _, _>")]
         versions: Vec<CurrentVersion>,
+        /// The version of the host's trust document.
+        #[n(3)]
+        trust: u64,
     },
     /// Seeder to tracker: a new job with its signed announcement.
     #[n(2)]
@@ -91,6 +94,14 @@ pub enum Request {
         /// The name.
         #[n(0)]
         name: String,
+    },
+    /// Both ways: a trust document that is newer than the receiver's.
+    #[n(13)]
+    Trust {
+        /// The signed document.
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        document: Vec<u8>,
     },
     /// Host to tracker, forwarded to a seeder: a client requested an image that the host lacks. `Done` means that the
     /// seeder accepted the request.
@@ -186,11 +197,14 @@ pub enum Response {
         /// The changes of membership that the host lacks.
         #[n(0)]
         update: Option<MembershipUpdate>,
+        /// The version of the tracker's trust document.
+        #[n(1)]
+        trust: u64,
     },
     /// To `JobStatus`.
     #[n(2)]
     Rollup(#[n(0)] JobRollup),
-    /// To `OpenJob`, `Membership` and `Leave`.
+    /// To `OpenJob`, `Membership`, `Trust` and `Leave`.
     #[n(3)]
     Done,
     /// The tracker refuses the request.
@@ -312,6 +326,9 @@ impl Document for Request {
             }
             Self::Versions { name } if !is_content_name(name) => Err(DecodeError::invalid("name", format!("`{name}`"))),
             Self::Membership(update) => update.validate(),
+            Self::Trust { document } if document.len() > limits::TRUST_BYTES_MAX => {
+                Err(DecodeError::TooLong { len: document.len(), max: limits::TRUST_BYTES_MAX })
+            }
             Self::OpenJob { envelope } if envelope.len() > limits::ANNOUNCEMENT_BYTES_MAX => {
                 Err(DecodeError::TooLong { len: envelope.len(), max: limits::ANNOUNCEMENT_BYTES_MAX })
             }
@@ -320,6 +337,7 @@ impl Document for Request {
                 _ => Err(DecodeError::invalid("reference", "not the full name of an image")),
             },
             Self::OpenJob { .. }
+            | Self::Trust { .. }
             | Self::JobStatus { .. }
             | Self::HostStates { .. }
             | Self::Versions { .. }
@@ -335,7 +353,7 @@ impl Document for Response {
 
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
-            Self::Joined { update: Some(update), .. } | Self::Heard { update: Some(update) } => update.validate(),
+            Self::Joined { update: Some(update), .. } | Self::Heard { update: Some(update), .. } => update.validate(),
             _ => Ok(()),
         }
     }

@@ -3,11 +3,15 @@
 //! Invariant: a body over the limit of its kind is refused before a byte of the body is read.
 //!
 //! ```text
-//! header  kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | stamp u64 LE, 0 but for Ping and Pong Hello
-//! protocol version u8, then the sender's signed credential Control one CBOR Message Announce one CBOR AnnounceFrame
-//! Slice   content [32] | index u32 LE | offset u32 LE | total u32 LE | bytes     index: shard, or u32::MAX = manifest
-//! Ping, Pong: empty; stamp of a Ping: the sender's clock, of its Pong: the receiver's clock less that, both us, mod
-//! 2^64 Bye     a CloseReason byte
+//! header        kind u8 | class u8 | reserved u16 = 0 | body length u32 LE | stamp u64 LE, 0 but for Ping and Pong
+//! Hello         protocol version u8, then the sender's signed credential
+//! Control       one CBOR Message
+//! Announce      one CBOR AnnounceFrame
+//! Slice         content [32] | index u32 LE | offset u32 LE | total u32 LE | bytes   index: shard, u32::MAX = manifest
+//! Ping, Pong    empty; stamp of a Ping: the sender's clock, of its Pong: the receiver's clock less that, us, mod 2^64
+//! Bye           a CloseReason byte
+//! TrustVersion  version u64 LE of the sender's trust document
+//! Trust         a signed trust document
 //! ```
 
 use crate::announcement::Class;
@@ -43,12 +47,18 @@ pub enum FrameKind {
     Pong = 6,
     /// The last frame: the reason for the end of the link.
     Bye = 7,
+    /// The version of the sender's trust document, after `Hello` and after each change.
+    TrustVersion = 8,
+    /// A signed trust document that is newer than the receiver's.
+    Trust = 9,
 }
 
 impl FrameKind {
     fn from_wire(number: u8) -> Option<Self> {
         use FrameKind::*;
-        [Hello, Control, Announce, Slice, Ping, Pong, Bye].into_iter().find(|kind| *kind as u8 == number)
+        [Hello, Control, Announce, Slice, Ping, Pong, Bye, TrustVersion, Trust]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
     }
 
     /// Returns the longest body of this kind, bytes.
@@ -60,6 +70,8 @@ impl FrameKind {
             Self::Slice => limits::SLICE_BYTES_MAX + SLICE_HEADER_BYTES,
             Self::Ping | Self::Pong => 0,
             Self::Bye => 1,
+            Self::TrustVersion => 8,
+            Self::Trust => limits::TRUST_BYTES_MAX,
         }
     }
 }

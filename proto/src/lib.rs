@@ -15,6 +15,7 @@
 //! - keys, credentials and signatures in [`trust`];
 //! - host to host in [`message`] and [`frame`], host to tracker in [`control`], completion in [`report`];
 //! - encoding in [`codec`] and [`bitmap`], bounds in [`limits`];
+//! - the order of versions in [`sequence`];
 //! - text from outside, made safe for people to read, in [`plain_text`].
 
 pub mod announcement;
@@ -36,4 +37,5 @@ mod names;
 pub mod plain_text;
 pub mod rack_placement;
 pub mod report;
+pub mod sequence;
 pub mod trust;

@@ -60,6 +60,10 @@ pub const SUCCESSIONS_MAX: usize = 32;
 pub const SUCCESSION_BYTES_MAX: usize = 128;
 /// Greatest trust epoch: the 20 bits above the time in a sequence.
 pub const TRUST_EPOCH_MAX: u32 = (1 << 20) - 1;
+/// How far ahead of a host's clock a time or a sequence may be, seconds. Clocks that NTP keeps differ by less than 1 s.
+pub const CLOCK_SKEW_MAX_S: u64 = 300;
+/// Longest time between the signature of an announcement and its end, seconds: 366 days.
+pub const ANNOUNCEMENT_LIFETIME_MAX_S: u64 = 366 * 86_400;
 /// Address ranges in one credential.
 pub const ADDRESS_RANGES_MAX: usize = 16;
 /// Largest signed announcement, bytes.

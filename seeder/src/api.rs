@@ -10,6 +10,7 @@ use crate::feeds::{self, Feeds};
 use crate::images::{ImageError, Images, complete, reference_name};
 use crate::jobs::{Jobs, PushError, QueuedPush};
 use crate::rollout::{self, RolloutError, Rollouts};
+use crate::trust::{self, TrustApi};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -58,7 +59,13 @@ pub(crate) struct ApiParts {
 }
 
 /// Returns the routes.
-pub(crate) fn routes(parts: ApiParts, limits: RateLimits, tokens: Arc<Tokens>, audit: AuditLog) -> Routes {
+pub(crate) fn routes(
+    parts: ApiParts,
+    trust: TrustApi,
+    limits: RateLimits,
+    tokens: Arc<Tokens>,
+    audit: AuditLog,
+) -> Routes {
     let guarded = Routes::new()
         .post_as(Scope::Push, "push", "/v1/push", push)
         .post_as(Scope::Push, "resolve", "/v1/images/resolve", resolve)
@@ -74,6 +81,7 @@ pub(crate) fn routes(parts: ApiParts, limits: RateLimits, tokens: Arc<Tokens>, a
         .merge(shoal_peer::feeds::routes(parts.node.feeds).for_readers())
         .merge(rollout::api::routes(parts.rollouts))
         .merge(shoal_peer::rate_limits::api::set_routes(limits.clone()))
+        .merge(trust::routes(trust))
         .merge(access::api::routes(tokens.clone(), audit.clone()));
     Gate::guard(tokens, audit, guarded).merge(shoal_peer::rate_limits::api::show_routes(limits))
 }
@@ -94,6 +102,7 @@ fn push_refused(error: PushError) -> ApiError {
             (StatusCode::CONFLICT, "use another name: a name has one kind, and no name lies within another name")
         }
         PushError::Busy => (StatusCode::SERVICE_UNAVAILABLE, BUSY_REMEDY),
+        PushError::Store(error) if error.is_refusal() => (StatusCode::CONFLICT, ""),
         PushError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, DISK_REMEDY),
     };
     ApiError::new(status, "push refused", with_sources(&error), remedy)

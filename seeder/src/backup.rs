@@ -8,6 +8,7 @@ use crate::jobs::Job;
 use shoal_net::admission::system_clock;
 use shoal_proto::codec::decode_exact;
 use shoal_proto::ids::{ContentId, JobId};
+use shoal_proto::sequence;
 use shoal_service::backup::{BackupError, Rows, Writer};
 use shoal_store::backup::{RestoreError, RestoringStore};
 use shoal_store::{Store, StoreConfig};
@@ -46,7 +47,7 @@ pub fn write_offline(config: &SeederConfig, contents: bool, out: &mut Writer<imp
 
 /// The store's table of the seeder's own records.
 const STATE: &str = "state";
-/// How far ahead of the clock a sequence may be. Sequences are the clock's milliseconds.
+/// How far ahead of the clock the time of a sequence may be.
 const SEQUENCE_AHEAD_MS: u64 = 24 * 3600 * 1000;
 
 /// Checks the records that decide what the seeder signs next. Others are checked when they are read.
@@ -55,7 +56,11 @@ fn check_record(key: &[u8], value: &[u8]) -> Result<(), &'static str> {
     if key.starts_with("sequence/") || key == "feed-ceiling" {
         let sequence = decode_exact::<u64>(value).map_err(|_| "a sequence cannot be read")?;
         let newest = system_clock().saturating_mul(1000).saturating_add(SEQUENCE_AHEAD_MS);
-        return if sequence <= newest { Ok(()) } else { Err("a sequence is more than a day ahead of the clock") };
+        return if sequence::unix_ms_of(sequence) <= newest {
+            Ok(())
+        } else {
+            Err("a sequence is more than a day ahead of the clock")
+        };
     }
     if key.starts_with("job/") {
         return if Job::is_record(value) { Ok(()) } else { Err("a job cannot be read") };

@@ -127,7 +127,8 @@ impl SeederConfig {
         check((1..=limits::STRIPE_DATA_MAX).contains(&self.data_shards), "data_shards", "must be between 1 and 64")?;
         check(self.parity_shards <= limits::STRIPE_PARITY_MAX, "parity_shards", "must be at most 32")?;
         check((1..=limits::LANES_MAX).contains(&self.lanes), "lanes", "must be between 1 and 64")?;
-        check(self.job_lifetime.0.as_secs() >= 60, "job_lifetime", "must be at least 1m")?;
+        let lifetime = 60..=limits::ANNOUNCEMENT_LIFETIME_MAX_S;
+        check(lifetime.contains(&self.job_lifetime.0.as_secs()), "job_lifetime", "must be between 1m and 366d")?;
         check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "must be at most 1d")?;
         let size = 64 << 10..=1 << 30;
         check(size.contains(&self.audit.file_size.0), "audit.file_size", "must be between 64 KiB and 1 GiB")?;

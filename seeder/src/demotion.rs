@@ -141,7 +141,7 @@ impl Demotions {
             order: Some(order),
             ..announcement.clone()
         };
-        let envelope = self.publisher.seal(&announcement);
+        let envelope = self.publisher.seal(&announcement).map_err(StateError::from)?;
         self.jobs.insert(Job::of_order(&announcement, envelope.clone(), to, *pieces))?;
         self.publisher.publish(announcement, envelope).await?;
         Ok(job)

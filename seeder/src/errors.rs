@@ -2,6 +2,8 @@
 //!
 //! Invariant: the text of an error contains every cause once.
 
+use crate::publisher_keys::SignError;
+use shoal_proto::sequence::SequenceError;
 use shoal_store::KvError;
 use std::error::Error;
 
@@ -15,10 +17,21 @@ pub(crate) enum StateError {
     Store(#[from] KvError),
     #[error("cannot encode the state")]
     Encode(#[from] serde_json::Error),
+    #[error("cannot number the version")]
+    Sequence(#[from] SequenceError),
+    #[error("cannot sign")]
+    Sign(#[from] SignError),
     #[error("the system has no random bytes")]
     Random(#[from] getrandom::Error),
     #[error("the seeder is stopping")]
     Stopping,
+}
+
+impl StateError {
+    /// Whether a clock, a key or the trust document is the cause, and not the disk.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Sequence(_) | Self::Sign(_))
+    }
 }
 
 /// Returns an error and its causes in one text, for people who see only the text.

@@ -203,7 +203,7 @@ impl Ingest {
             staged: request.staged,
             feed: None,
         };
-        let envelope = self.publisher.seal(&announcement);
+        let envelope = self.publisher.seal(&announcement).map_err(StateError::from)?;
         self.jobs.set_announced(&announcement, envelope.clone(), ingested.manifest.piece_count())?;
         Ok(self.publisher.publish(announcement, envelope).await?)
     }

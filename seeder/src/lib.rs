@@ -7,10 +7,11 @@
 //! Terms are those of `docs/GLOSSARY.md`.
 //!
 //! Where to look: configuration in [`config`]; the table of jobs in `jobs`; a push from path to announcement in
-//! `ingest` and `publisher`, and the folders that it may read in `push_roots`; images in `images`, their documents in
-//! `oci_documents`, registries in `registry`; images that hosts' mirrors lack in `fetch_through`; demotion and
-//! promotion in `demotion`; the hosts' progress in `progress` and `tracker`; feeds in `feeds`; staged activation in
-//! `rollout`; the HTTP API in `api`, and who may use it in `access`; state for backups in [`backup`].
+//! `ingest` and `publisher`, the keys in `publisher_keys`, the trust document in `trust`, and the folders that a push
+//! may read in `push_roots`; images in `images`, their documents in `oci_documents`, registries in `registry`; images
+//! that hosts' mirrors lack in `fetch_through`; demotion and promotion in `demotion`; the hosts' progress in
+//! `progress` and `tracker`; feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`, and who may use
+//! it in `access`; state for backups in [`backup`].
 
 mod access;
 mod api;
@@ -28,11 +29,13 @@ mod jobs;
 mod oci_documents;
 mod progress;
 mod publisher;
+mod publisher_keys;
 mod push_roots;
 mod registry;
 mod role;
 mod rollout;
 mod tracker;
+mod trust;
 
 pub use config::SeederConfig;
 pub use role::{RunError, Started, run, start};

@@ -1,22 +1,22 @@
 //! Signing announcements and handing them to the driver.
 //!
-//! Owns: the publisher key.
 //! Invariant: an announcement leaves only after it is durable here, so a restarted seeder knows every job that hosts
 //! know.
 
 use crate::errors::StateError;
 use crate::jobs::Jobs;
+use crate::publisher_keys::{PublisherKeys, SignError};
 use crate::tracker::Tracker;
 use shoal_net::admission::system_clock;
 use shoal_peer::handle::{DriverCommand, NodeHandle};
 use shoal_proto::announcement::Announcement;
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Envelope, Keypair};
+use shoal_proto::trust::Envelope;
 use std::sync::Arc;
 
 /// Signs and publishes.
 pub(crate) struct Publisher {
-    key: Keypair,
+    keys: Arc<PublisherKeys>,
     me: NodeId,
     job_lifetime_s: u64,
     jobs: Arc<Jobs>,
@@ -32,14 +32,14 @@ pub(crate) struct AnnouncementTimes {
 
 impl Publisher {
     pub(crate) fn new(
-        key: Keypair,
+        keys: Arc<PublisherKeys>,
         me: NodeId,
         job_lifetime_s: u64,
         jobs: Arc<Jobs>,
         node: NodeHandle,
         tracker: Tracker,
     ) -> Self {
-        Self { key, me, job_lifetime_s, jobs, node, tracker }
+        Self { keys, me, job_lifetime_s, jobs, node, tracker }
     }
 
     /// Returns this seeder's id, which is the origin of what it announces.
@@ -53,8 +53,12 @@ impl Publisher {
         AnnouncementTimes { created_at, expires_at: created_at + self.job_lifetime_s }
     }
 
-    pub(crate) fn seal(&self, announcement: &Announcement) -> Envelope {
-        Envelope::seal(announcement, &self.key)
+    /// Signs an announcement.
+    ///
+    /// # Errors
+    /// As [`PublisherKeys::seal`].
+    pub(crate) fn seal(&self, announcement: &Announcement) -> Result<Envelope, SignError> {
+        self.keys.seal(announcement)
     }
 
     /// Publishes an announcement whose job is in the table.

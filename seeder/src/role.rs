@@ -13,14 +13,15 @@ use crate::ingest::Ingest;
 use crate::jobs::{Jobs, QueuedPush};
 use crate::progress::Progress;
 use crate::publisher::Publisher;
+use crate::publisher_keys::{PublisherKeys, SignError};
 use crate::rollout::{RolloutParts, Rollouts};
 use crate::tracker::Tracker;
+use crate::trust::TrustApi;
 use shoal_net::identity::{KeyFileError, load_key};
 use shoal_peer::activation::settings::Activations;
 use shoal_peer::driver::setup::{Folders, RunningNode, SetupError, start as start_node};
 use shoal_peer::handle::NodeHandle;
-use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Keypair, Role, Trust};
+use shoal_proto::trust::Role;
 use shoal_service::audit::{AuditError, AuditLog, AuditSettings};
 use shoal_service::http_server::{AdminToken, Server, TlsFilesError, TokenError, bind};
 use shoal_service::metrics::Metrics;
@@ -42,11 +43,12 @@ pub enum RunError {
     #[error(transparent)]
     Key(#[from] KeyFileError),
     /// Every host would refuse what the key signs.
-    #[error(
-        "the trust document {} does not name the publisher key {} ({node}); sign a trust document that names it",
-        .trust.display(), .key.display()
-    )]
-    Untrusted { trust: PathBuf, key: PathBuf, node: NodeId },
+    #[error("cannot use the publisher key {}", .key.display())]
+    Untrusted {
+        key: PathBuf,
+        #[source]
+        source: SignError,
+    },
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error(transparent)]
@@ -79,7 +81,6 @@ pub struct Started {
 pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
     let publisher = load_key(&config.publisher_key)?;
-    check_publisher(config, publisher.node())?;
     let admin = AdminToken::load(&config.admin_token)?;
     let metrics = Metrics::with_process();
     let mut tasks = Tasks::new(token);
@@ -87,11 +88,14 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
     let mut node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
+    let keys = Arc::new(PublisherKeys::open(publisher, &config.dir, node.admission.clone())?);
+    keys.check().map_err(|source| RunError::Untrusted { key: config.publisher_key.clone(), source })?;
     let settings = AuditSettings { file_size: config.audit.file_size, files: config.audit.files };
     let audit = AuditLog::open(&config.dir.join("audit"), settings)?;
     serve_backups(config, &node, &mut tasks);
     let tracker = node.tracker.clone();
-    let parts = start_parts(config, publisher, &mut node, &mut tasks);
+    let trust = TrustApi { admission: node.admission.clone(), keys: keys.clone() };
+    let parts = start_parts(config, keys, &mut node, &mut tasks);
     let log = audit.clone();
     let check = Arc::new(move || {
         let no_tracker = tracker.borrow().is_none().then_some("the seeder has no connection to a tracker");
@@ -99,7 +103,7 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         [no_tracker, no_log].into_iter().flatten().map(str::to_string).collect()
     });
     let tokens = Tokens::open(node.handle.store.clone(), admin.hash());
-    let routes = api::routes(parts, node.limits.clone(), tokens, audit);
+    let routes = api::routes(parts, trust, node.limits.clone(), tokens, audit);
     let server = Server::new("seeder", metrics, check, routes).with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "the seeder has started");
@@ -115,13 +119,18 @@ fn serve_backups(config: &SeederConfig, node: &RunningNode, tasks: &mut Tasks) {
 }
 
 /// Makes the parts of the seeder around its node, and starts their tasks.
-fn start_parts(config: &SeederConfig, key: Keypair, running: &mut RunningNode, tasks: &mut Tasks) -> ApiParts {
+fn start_parts(
+    config: &SeederConfig,
+    keys: Arc<PublisherKeys>,
+    running: &mut RunningNode,
+    tasks: &mut Tasks,
+) -> ApiParts {
     let (node, me) = (running.handle.clone(), running.credential.node);
-    let jobs = Jobs::open(node.clone(), config.push_roots());
+    let jobs = Jobs::open(node.clone(), running.admission.clone(), config.push_roots());
     let tracker = Tracker::new(running.control.clone(), running.tracker.clone(), jobs.clone());
-    let feeds = Feeds::open(config, key.clone(), me, node.clone());
+    let feeds = Feeds::open(config, keys.clone(), running.admission.clone(), me, node.clone());
     let lifetime_s = config.job_lifetime.0.as_secs();
-    let publisher = Arc::new(Publisher::new(key, me, lifetime_s, jobs.clone(), node.clone(), tracker.clone()));
+    let publisher = Arc::new(Publisher::new(keys, me, lifetime_s, jobs.clone(), node.clone(), tracker.clone()));
     let images = Arc::new(Images::new(config.clone(), node.store.clone()));
     let (queue, queued) = mpsc::channel::<QueuedPush>(PUSHES_QUEUED);
     let ingest = Ingest::new(config.clone(), jobs.clone(), node.clone(), publisher.clone(), images.clone());
@@ -145,18 +154,6 @@ fn start_parts(config: &SeederConfig, key: Keypair, running: &mut RunningNode, t
     }
     let demotions = Arc::new(Demotions { jobs: jobs.clone(), publisher });
     ApiParts { jobs, node, images, demotions, feeds, rollouts, queue }
-}
-
-/// Checks that hosts trust the publisher key. Otherwise every host would refuse the first push.
-fn check_publisher(config: &SeederConfig, node: NodeId) -> Result<(), RunError> {
-    let trust = &config.node.trust;
-    // The start of the node reports a trust document that cannot be read.
-    let Ok(document) = std::fs::read(trust) else { return Ok(()) };
-    let Ok(known) = Trust::open(&document, None) else { return Ok(()) };
-    if known.publisher(&node).is_some() {
-        return Ok(());
-    }
-    Err(RunError::Untrusted { trust: trust.clone(), key: config.publisher_key.clone(), node })
 }
 
 /// Runs a seeder until the token is cancelled.

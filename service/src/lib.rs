@@ -25,5 +25,6 @@ pub mod routes;
 pub mod shutdown;
 pub mod tables;
 pub mod token_hash;
+pub mod trust_metrics;
 
 pub use shoal_api::units;

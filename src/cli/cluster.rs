@@ -1,20 +1,20 @@
-//! `shoal cluster`: creates the keys and the trust document of a cluster, and issues credentials.
+//! `shoal cluster`: creates the keys and the trust document of a cluster, and issues credentials. The commands that
+//! change the document are in `cluster_trust`.
 //!
 //! Invariant: no command replaces an existing key, token or credential.
 
-use super::{Outcome, cluster_tls, output};
+use super::cluster_files::{self, Signer, fresh_key, note_issued, write_new};
+use super::{Outcome, cluster_show, cluster_tls, cluster_trust, output};
 use anyhow::{Context, bail};
 use serde_json::json;
 use shoal_net::admission::system_clock;
-use shoal_net::identity::{load_key, save_key};
+use shoal_net::identity::save_key;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
 use shoal_proto::locality::Locality;
-use shoal_proto::trust::{AddressRange, Credential, Envelope, Keypair, Role, Trust, TrustDocument};
+use shoal_proto::trust::{AddressRange, Credential, Envelope, Role, Trust, TrustDocument};
 use shoal_service::units::Span;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Subcommand)]
@@ -24,7 +24,7 @@ pub(crate) enum Command {
 Examples:
   shoal cluster init --dir cluster
 
-Keep cluster/root.key offline. Only `shoal cluster issue` needs the file.")]
+Keep cluster/root.key offline. Only `shoal cluster` commands need the file.")]
     Init {
         /// Folder for the files. The command creates the folder
         #[arg(long)]
@@ -34,20 +34,14 @@ Keep cluster/root.key offline. Only `shoal cluster issue` needs the file.")]
         json: bool,
     },
     Issue(Issue),
+    Renew(cluster_trust::Renew),
+    Revoke(cluster_trust::Revoke),
+    AddPublisher(cluster_trust::AddPublisher),
+    RotatePublisher(cluster_trust::RotatePublisher),
+    RotateRoot(cluster_trust::RotateRoot),
+    Publish(cluster_trust::Publish),
     Tls(cluster_tls::Tls),
-    /// Show a cluster's trust document
-    #[command(after_help = "\
-Examples:
-  shoal cluster show --dir cluster
-  shoal cluster show --dir cluster --json")]
-    Show {
-        /// Folder of the cluster
-        #[arg(long)]
-        dir: PathBuf,
-        /// Print JSON instead of text
-        #[arg(long)]
-        json: bool,
-    },
+    Show(cluster_show::Show),
 }
 
 /// Create a node's key and issue its credential
@@ -84,6 +78,9 @@ pub(crate) struct Issue {
     /// the node may announce all addresses but loopback, link-local and multicast ones
     #[arg(long)]
     pub(crate) address: Vec<AddressRange>,
+    /// Issue the credential even if another key has a valid credential for this locality
+    #[arg(long)]
+    pub(crate) replace: bool,
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
@@ -100,7 +97,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
             } else {
                 output::line(&format!("cluster {}", cluster.short()));
                 output::line(&format!("created {}: root.key publisher.key trust admin.token", dir.display()));
-                output::line("keep root.key offline: only `shoal cluster issue` needs it");
+                output::line("keep root.key offline: only `shoal cluster` commands need it");
             }
         }
         Command::Issue(args) => {
@@ -118,33 +115,15 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
             }
         }
         Command::Tls(args) => cluster_tls::run(args)?,
-        Command::Show { dir, json } => {
-            let trust = open_trust(dir)?;
-            let document = trust.document();
-            if *json {
-                output::json(&json!({ "cluster": trust.cluster(), "root": document.root, "version": document.version,
-                    "epoch": document.epoch, "publishers": keys(document),
-                    "revoked": document.revoked.iter().map(|row| row.node).collect::<Vec<_>>() }))?;
-            } else {
-                output::line(&format!("cluster    {}", trust.cluster()));
-                output::line(&format!("version    {}", document.version));
-                output::line(&format!("epoch      {}", document.epoch));
-                keys(document).iter().for_each(|key| output::line(&format!("publisher  {key}")));
-                document.revoked.iter().for_each(|row| output::line(&format!("revoked    {}", row.node)));
-            }
-        }
+        Command::Renew(args) => cluster_trust::renew(args)?,
+        Command::Revoke(args) => cluster_trust::revoke(args)?,
+        Command::AddPublisher(args) => cluster_trust::add_publisher(args)?,
+        Command::RotatePublisher(args) => cluster_trust::rotate_publisher(args)?,
+        Command::RotateRoot(args) => cluster_trust::rotate_root(args)?,
+        Command::Publish(args) => cluster_trust::publish(args)?,
+        Command::Show(args) => cluster_show::run(args)?,
     }
     Ok(Outcome::Ok)
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// Reads the trust document of a cluster's folder.
-fn open_trust(dir: &Path) -> anyhow::Result<Trust> {
-    let path = dir.join("trust");
-    Trust::open(&read(&path)?, None).with_context(|| format!("{} is not a valid trust document", path.display()))
 }
 
 fn keys(document: &TrustDocument) -> Vec<NodeId> {
@@ -154,18 +133,6 @@ fn keys(document: &TrustDocument) -> Vec<NodeId> {
 fn parse_label(text: &str) -> anyhow::Result<(String, String)> {
     let (key, value) = text.split_once('=').with_context(|| format!("invalid label `{text}`: use key=value"))?;
     Ok((key.into(), value.into()))
-}
-
-fn fresh_key() -> anyhow::Result<Keypair> {
-    let mut seed = [0u8; 32];
-    getrandom::fill(&mut seed).context("the operating system returned no random bytes")?;
-    Ok(Keypair::from_seed(seed))
-}
-
-/// Writes a new file. An existing file is an error.
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    file.and_then(|mut file| file.write_all(bytes)).with_context(|| format!("cannot create {}", path.display()))
 }
 
 /// Creates a cluster's files.
@@ -194,12 +161,12 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<TrustDocument> {
 ///
 /// # Errors
 ///
-/// The root key is unreadable, the locality does not fit the role, or a file exists or cannot be written.
+/// The root key is unreadable, the locality is taken, or a file exists or cannot be written.
 pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
-    let root = load_key(&args.dir.join("root.key"))?;
-    let trust = open_trust(&args.dir)?;
-    if trust.document().root != root.node() {
-        bail!("root.key in {} is not the root of the trust document there", args.dir.display());
+    let signer = Signer::open(&args.dir)?;
+    let trust = &signer.trust;
+    if !args.replace {
+        refuse_taken(args, trust)?;
     }
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let keys = fresh_key()?;
@@ -218,10 +185,27 @@ pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
     };
     credential.validate()?;
     save_key(&args.out.join("node.key"), &keys)?;
-    write_new(&args.out.join("node.cred"), &Envelope::seal(&credential, &root).to_bytes(), 0o644)?;
+    let signed = Envelope::seal(&credential, &signer.root).to_bytes();
+    note_issued(&args.dir, &signed)?;
+    write_new(&args.out.join("node.cred"), &signed, 0o644)?;
     if fs::canonicalize(&args.out).ok() != fs::canonicalize(&args.dir).ok() {
         fs::write(args.out.join("trust"), trust.bytes())
             .with_context(|| format!("cannot copy the trust document to {}", args.out.display()))?;
     }
     Ok(credential)
+}
+
+/// Two hosts at one locality would replace each other in the membership.
+fn refuse_taken(args: &Issue, trust: &Trust) -> anyhow::Result<()> {
+    let now = system_clock();
+    let holds = |row: &Credential| row.not_after > now && !trust.is_revoked(&row.node);
+    let rows = cluster_files::issued(&args.dir)?;
+    match rows.iter().find(|row| row.locality == args.locality && holds(row)) {
+        Some(row) => bail!(
+            "{} is taken by node {}; use another locality, renew or revoke that node, or add --replace",
+            args.locality,
+            row.node.short()
+        ),
+        None => Ok(()),
+    }
 }

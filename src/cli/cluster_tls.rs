@@ -2,6 +2,7 @@
 //!
 //! Invariant: the authority's key is the root key, so no second secret has to be kept offline.
 
+use super::cluster_files::replace;
 use super::output;
 use anyhow::Context;
 use rcgen::{
@@ -12,9 +13,7 @@ use shoal_net::identity::load_key;
 use shoal_proto::trust::{Keypair, cluster_of};
 use shoal_service::units::Span;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use time::OffsetDateTime;
 
 /// The DER form of an Ed25519 private key before its 32 secret bytes (RFC 8410, section 7).
@@ -57,23 +56,19 @@ pub(crate) fn run(args: &Tls) -> anyhow::Result<()> {
     // Clocks of hosts differ by seconds, so the certificate is valid from five minutes ago.
     params.not_before = now - time::Duration::minutes(5);
     params.not_after = now + args.valid.0;
+    let not_after = params.not_after.unix_timestamp();
     let key = KeyPair::generate().context("the operating system returned no random bytes")?;
     let certificate = params.signed_by(&key, &authority, &signer).context("cannot sign the certificate")?;
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
-    replace(&args.out.join("tls.key"), &key.serialize_pem(), 0o600)?;
-    replace(&args.out.join("tls.crt"), &certificate.pem(), 0o644)?;
-    replace(&args.out.join("ca.pem"), &authority.pem(), 0o644)?;
-    let not_after = params_end(now, args.valid);
+    replace(&args.out.join("tls.key"), key.serialize_pem().as_bytes(), 0o600)?;
+    replace(&args.out.join("tls.crt"), certificate.pem().as_bytes(), 0o644)?;
+    replace(&args.out.join("ca.pem"), authority.pem().as_bytes(), 0o644)?;
     if args.json {
         output::json(&json!({ "names": args.names, "not_after": not_after, "out": args.out }))?;
     } else {
         output::line(&format!("{}: tls.crt, tls.key and ca.pem in {}", args.names.join(", "), args.out.display()));
     }
     Ok(())
-}
-
-fn params_end(now: OffsetDateTime, valid: Span) -> i64 {
-    (now + valid.0).unix_timestamp()
 }
 
 /// Returns the certificate of the authority, and the key that signs for it. Both come from the root key alone.
@@ -90,17 +85,4 @@ fn authority(root: &Keypair) -> anyhow::Result<(rcgen::Certificate, KeyPair)> {
     params.not_after = rcgen::date_time_ymd(2120, 1, 1);
     let certificate = params.self_signed(&key).context("cannot sign the authority's certificate")?;
     Ok((certificate, key))
-}
-
-/// Writes a file with a rename, so that a role that reads it again never sees half of it.
-fn replace(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
-    let temporary = path.with_extension("new");
-    let _ = fs::remove_file(&temporary); // left by a command that was killed
-    let file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
-    file.and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    })
-    .and_then(|()| fs::rename(&temporary, path))
-    .with_context(|| format!("cannot write {}", path.display()))
 }

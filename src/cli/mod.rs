@@ -5,7 +5,10 @@
 mod audit;
 mod backup;
 mod cluster;
+mod cluster_files;
+mod cluster_show;
 mod cluster_tls;
+mod cluster_trust;
 mod completions;
 mod config;
 mod containerd;

@@ -128,6 +128,12 @@ impl Process {
         }
     }
 
+    /// Sends a signal, for example `HUP`.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.as_ref().expect("the process runs").id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
+    }
+
     /// Sends SIGTERM; returns how long the process took to end, and its status.
     pub fn terminate(&mut self) -> (Duration, ExitStatus) {
         let mut child = self.child.take().expect("the process runs");

@@ -63,7 +63,7 @@ async fn answer(mut events: mpsc::Receiver<ControlEvent>, trust: Trust, updates:
                 update.upserts.push(true_row(&trust, from, join));
                 Response::Joined { index: HostIndex(0), update: Some(update), beat_ms: 100 }
             }
-            Request::Beat { .. } => Response::Heard { update: next() },
+            Request::Beat { .. } => Response::Heard { update: next(), trust: 1 },
             _ => Response::Done,
         });
     }

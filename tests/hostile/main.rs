@@ -7,12 +7,14 @@ mod backup;
 mod claims;
 mod disk;
 mod http_places;
+mod intruder;
 mod lying_tracker;
 mod member;
 mod modes;
 mod push_roots;
 mod switch_race;
 mod tokens;
+mod trust;
 mod units;
 
 const SHOAL: shoal_testkit::Program = shoal_testkit::program!();

@@ -22,7 +22,7 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("containerd", &[]),
     ("peer", &["api", "proto", "swarm", "net", "store", "service", "containerd"]),
     ("seeder", &["api", "peer", "proto", "swarm", "net", "store", "service"]),
-    ("hub", &["api", "proto", "service", "kv"]),
+    ("hub", &["api", "proto", "net", "service", "kv"]),
     ("testkit", &[]),
     ("lab", &["proto", "service", "sim", "testkit"]),
 ];

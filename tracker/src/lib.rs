@@ -20,6 +20,7 @@ pub mod backup;
 mod config;
 mod hub_flush;
 mod hub_sender;
+mod hub_trust;
 pub mod jobs;
 mod metrics;
 mod requests;

@@ -4,18 +4,20 @@
 
 use crate::config::TrackerConfig;
 use crate::state::{StateError, TrackerState};
-use crate::{api, backup, hub_sender, metrics, requests, tables, upkeep};
+use crate::{api, backup, hub_sender, hub_trust, metrics, requests, tables, upkeep};
 use shoal_kv::Database;
-use shoal_net::admission::{Admission, system_clock};
+use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
 use shoal_net::control::{ControlConfig, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
+use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Admitted, Keypair, Role, Trust, TrustError};
+use shoal_proto::trust::{Admitted, Keypair, Role, TrustError};
 use shoal_service::config::ConfigError;
 use shoal_service::folders::{self, FolderError};
 use shoal_service::http_client::{Client, ClientError};
 use shoal_service::http_server::{Server, TlsFilesError, bind};
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
+use shoal_service::trust_metrics;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -42,12 +44,8 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    #[error("the trust document {} cannot be used", .path.display())]
-    Trust {
-        path: PathBuf,
-        #[source]
-        source: TrustError,
-    },
+    #[error(transparent)]
+    Trust(#[from] TrustFileError),
     #[error("the credential {} cannot be used", .path.display())]
     Credential {
         path: PathBuf,
@@ -90,9 +88,8 @@ pub struct Started {
 /// What a tracker reads from its files at a start.
 struct Files {
     keys: Keypair,
-    trust: Arc<Trust>,
+    admission: Admission,
     credential: Admitted,
-    credential_bytes: Vec<u8>,
 }
 
 impl Files {
@@ -100,8 +97,8 @@ impl Files {
         let read =
             |path: &Path| std::fs::read(path).map_err(|source| RunError::Read { path: path.to_path_buf(), source });
         let keys = load_key(&config.key)?;
-        let trust = Trust::open(&read(&config.trust)?, config.cluster)
-            .map_err(|source| RunError::Trust { path: config.trust.clone(), source })?;
+        let file = TrustFile::new(&config.trust, &config.dir);
+        let trust = file.load(config.cluster)?;
         let credential_bytes = read(&config.credential)?;
         let path = || config.credential.clone();
         let credential = trust
@@ -110,16 +107,16 @@ impl Files {
         if credential.role != Role::Tracker {
             return Err(RunError::WrongRole { path: path(), role: credential.role });
         }
-        Ok(Self { keys, trust: Arc::new(trust), credential, credential_bytes })
+        let admission = Admission::new(Arc::new(trust), credential_bytes, system_clock).with_file(file);
+        Ok(Self { keys, admission, credential })
     }
 }
 
 /// Opens the state folder.
 fn open_state(config: &TrackerConfig, files: Files) -> Result<(TrackerState, Arc<dyn Database>), StateError> {
     let database = tables::open(&config.dir)?;
-    let admission = Admission::new(files.trust, files.credential_bytes, system_clock);
     let region = files.credential.locality.region.clone();
-    let state = TrackerState::open(config.clone(), admission, files.keys, region, &database)?;
+    let state = TrackerState::open(config.clone(), files.admission, files.keys, region, &database)?;
     Ok((state, database))
 }
 
@@ -129,10 +126,10 @@ fn open_state(config: &TrackerConfig, files: Files) -> Result<(TrackerState, Arc
 /// [`RunError`] if a setting, a file, the state folder or an address cannot be used.
 pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
-    let files = Files::load(&config)?;
-    let (node, identity) = (files.keys.node(), Identity::new(&files.keys));
-    let state_error = |source| RunError::State { dir: config.dir.clone(), source };
     folders::private(&config.dir)?;
+    let files = Files::load(&config)?;
+    let (node, identity, admission) = (files.keys.node(), Identity::new(&files.keys), files.admission.clone());
+    let state_error = |source| RunError::State { dir: config.dir.clone(), source };
     let (state, database) = open_state(&config, files).map_err(state_error)?;
     let state = Arc::new(Mutex::new(state));
 
@@ -148,13 +145,17 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
     let source: shoal_service::backup::Source = Arc::new(move |out, _| backup::write(&*database, out));
     tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "tracker", source, token.clone()));
     let metrics = metrics::register(&state, &control);
+    let trust = admission.clone();
+    trust_metrics::register(&metrics, move || trust.trust());
+    tasks.spawn("trust document", reload_on_hangup(admission.clone(), token.clone()));
     let server = Server::new("tracker", metrics, Arc::new(Vec::new), api::routes(state.clone()))
         .with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, token.clone()));
     let flush_written = Arc::new(Notify::new());
     if let Some(url) = &config.hub {
         let hub = Client::trusting(url, None, config.hub_ca.as_deref())?;
-        tasks.spawn("hub", hub_sender::run(state.clone(), hub, flush_written.clone(), token.clone()));
+        tasks.spawn("hub", hub_sender::run(state.clone(), hub.clone(), flush_written.clone(), token.clone()));
+        tasks.spawn("trust of the hub", hub_trust::run(admission, hub, token.clone()));
     }
     let control_addrs = control.local_addrs().to_vec();
     tasks.spawn("requests", requests::serve(state.clone(), control.clone(), events, token.clone()));

@@ -17,7 +17,7 @@ use shoal_proto::control::{CurrentVersion, Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, JobId, NodeId};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::report::{HostReport, HubFlush};
-use shoal_proto::trust::{Envelope, Keypair, Role, TrustError};
+use shoal_proto::trust::{Admitted, Envelope, Keypair, Role, Trust, TrustError};
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::net::SocketAddr;
@@ -45,11 +45,17 @@ pub enum StateError {
 struct Session {
     index: HostIndex,
     role: Role,
+    /// Checked again while the session lasts.
+    credential: Admitted,
     last_beat: Instant,
     /// The newest membership epoch that the host is known to have.
     epoch: Epoch,
     /// A membership update is on its way to the host.
     updating: bool,
+    /// The version of the host's trust document, 0 before its first beat.
+    trust: u64,
+    /// A trust document is on its way to the host.
+    trusting: bool,
 }
 
 /// A membership update that a host needs.
@@ -57,6 +63,13 @@ struct Session {
 pub(crate) struct DueUpdate {
     pub(crate) node: NodeId,
     pub(crate) update: MembershipUpdate,
+}
+
+/// The trust document that some hosts lack.
+#[derive(Debug)]
+pub(crate) struct DueTrust {
+    pub(crate) hosts: Vec<NodeId>,
+    pub(crate) trust: Arc<Trust>,
 }
 
 /// Why a request for an image is not forwarded.
@@ -196,7 +209,11 @@ impl TrackerState {
         }
         let answered = match request {
             Request::Join(join) => self.join(from, remote, join),
-            Request::Beat { known, reports, versions } => self.beat(from, known, reports, versions),
+            Request::Beat { known, reports, versions, trust } => {
+                self.note_trust(&from, trust);
+                self.beat(from, known, reports, versions)
+            }
+            Request::Trust { document } => Ok(self.take_trust(&from, &document)),
             Request::OpenJob { envelope } => self.open_job(from, envelope),
             Request::JobStatus { job } => Ok(match self.jobs.get(&job) {
                 Some(job) => Response::Rollup(job.rollup(self.roster.members())),
@@ -265,7 +282,16 @@ impl TrackerState {
         self.away_since.remove(&index);
         let update = self.roster.log().update_since(join.known);
         let epoch = self.roster.members().epoch();
-        let session = Session { index, role: credential.role, last_beat: Instant::now(), epoch, updating: false };
+        let session = Session {
+            index,
+            role: credential.role,
+            credential,
+            last_beat: Instant::now(),
+            epoch,
+            updating: false,
+            trust: 0,
+            trusting: false,
+        };
         self.sessions.insert(from, session);
         let beat_ms = self.config.beat.0.as_millis() as u32;
         Ok(Response::Joined { index, update, beat_ms })
@@ -302,7 +328,7 @@ impl TrackerState {
         if let Some(session) = self.sessions.get_mut(&from) {
             session.epoch = self.roster.members().epoch();
         }
-        Ok(Response::Heard { update })
+        Ok(Response::Heard { update, trust: self.admission.trust().version() })
     }
 
     fn open_job(&mut self, from: NodeId, envelope: Vec<u8>) -> Result<Response, StateError> {
@@ -321,7 +347,7 @@ impl TrackerState {
     }
 
     fn open_announcement(&self, envelope: &[u8]) -> Result<Announcement, TrustError> {
-        self.admission.trust().open_published(&Envelope::from_bytes(envelope)?)
+        self.admission.open_announcement(envelope)
     }
 
     fn forget_job(&self, job: &JobId) -> Result<(), StateError> {
@@ -369,6 +395,25 @@ impl TrackerState {
         Ok(())
     }
 
+    /// Removes hosts whose credentials have ended or are revoked from the membership. Returns their nodes, whose
+    /// connections must end.
+    pub(crate) fn sweep_credentials(&mut self) -> Result<Vec<NodeId>, StateError> {
+        let mut ended = Vec::new();
+        for (node, session) in &self.sessions {
+            if let Err(error) = self.admission.check_again(&session.credential) {
+                tracing::warn!(node = %node.short(), %error, "ended a session");
+                ended.push(*node);
+            }
+        }
+        for node in &ended {
+            if let Some(session) = self.sessions.remove(node) {
+                self.versions.remove_host(session.index)?;
+                self.roster.evict(vec![session.index])?;
+            }
+        }
+        Ok(ended)
+    }
+
     /// Marks every host as away that was up before this start and has not joined again.
     fn mark_missing_away(&mut self) -> Result<(), StateError> {
         let joined: HashSet<HostIndex> = self.sessions.values().map(|session| session.index).collect();
@@ -401,6 +446,45 @@ impl TrackerState {
         if let Some(session) = self.sessions.get_mut(node) {
             session.updating = false;
             session.epoch = arrived.map_or(session.epoch, |epoch| session.epoch.max(epoch));
+        }
+    }
+}
+
+/// The trust document, between the tracker and its hosts.
+impl TrackerState {
+    fn note_trust(&mut self, from: &NodeId, version: u64) {
+        if let Some(session) = self.sessions.get_mut(from) {
+            session.trust = version;
+        }
+    }
+
+    fn take_trust(&mut self, from: &NodeId, document: &[u8]) -> Response {
+        match self.admission.offer(document) {
+            Ok(_) => {
+                self.note_trust(from, self.admission.trust().version());
+                Response::Done
+            }
+            Err(error) => refused(error.to_string()),
+        }
+    }
+
+    /// Returns the trust document in force, and at most `max` hosts with an older one.
+    pub(crate) fn due_trust(&mut self, max: usize) -> DueTrust {
+        let trust = self.admission.trust();
+        let is_due = |session: &Session| (1..trust.version()).contains(&session.trust) && !session.trusting;
+        let due = self.sessions.iter_mut().filter(|(_, session)| is_due(session)).take(max);
+        let hosts = due.map(|(node, session)| {
+            session.trusting = true;
+            *node
+        });
+        DueTrust { hosts: hosts.collect(), trust }
+    }
+
+    /// Notes that a trust document arrived, with its version, or failed. The host's next beat makes it due again.
+    pub(crate) fn on_trust_sent(&mut self, node: &NodeId, arrived: Option<u64>) {
+        if let Some(session) = self.sessions.get_mut(node) {
+            session.trusting = false;
+            session.trust = arrived.unwrap_or(0);
         }
     }
 }

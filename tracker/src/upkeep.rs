@@ -1,9 +1,9 @@
-//! The task of the tracker's timers: silent hosts, membership updates, flushes.
+//! The task of the tracker's timers: silent hosts, membership updates, trust documents, flushes.
 //!
 //! Invariant: at most `bounds.membership_updates` updates are on their way, and at most one to each host.
 
 use crate::requests::lock;
-use crate::state::{StateError, TrackerState};
+use crate::state::{DueTrust, StateError, TrackerState};
 use shoal_net::control::ControlHandle;
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::{Epoch, NodeId};
@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 /// Membership changes within this time go out in one update.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How an update to one host ended.
-struct SentUpdate {
-    node: NodeId,
-    /// The update's epoch, if the host confirmed it.
-    arrived: Option<Epoch>,
+/// What was sent to one host, and whether the host confirmed it.
+enum Sent {
+    /// A membership update, with its epoch.
+    Update(NodeId, Option<Epoch>),
+    /// The trust document, with its version.
+    Trust(NodeId, Option<u64>),
 }
 
 /// Runs the timers until the token is cancelled, then writes a last flush.
@@ -34,17 +35,24 @@ pub(crate) async fn run(
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut updates: JoinSet<SentUpdate> = JoinSet::new();
+    let mut updates: JoinSet<Sent> = JoinSet::new();
     loop {
         tokio::select! {
             () = token.cancelled() => break,
             Some(ended) = updates.join_next(), if !updates.is_empty() => {
-                if let Ok(SentUpdate { node, arrived }) = ended {
-                    lock(&state).on_update_sent(&node, arrived);
+                match ended {
+                    Ok(Sent::Update(node, arrived)) => lock(&state).on_update_sent(&node, arrived),
+                    Ok(Sent::Trust(node, arrived)) => lock(&state).on_trust_sent(&node, arrived),
+                    Err(_) => {} // the task was cut off
                 }
                 continue;
             }
             _ = tick.tick() => {}
+        }
+        let ended = lock(&state).sweep_credentials();
+        match ended {
+            Ok(ended) => ended.into_iter().for_each(|node| control.disconnect(node)),
+            Err(error) => tracing::error!(error = &error as &dyn Error, "cannot write the tracker's records"),
         }
         let written = sweep_and_flush(&mut lock(&state));
         match written {
@@ -52,13 +60,14 @@ pub(crate) async fn run(
             Ok(false) => {}
             Err(error) => tracing::error!(error = &error as &dyn Error, "cannot write the tracker's records"),
         }
+        send_trust(&state, &control, &mut updates, updates_max);
         let due = lock(&state).due_updates(updates_max.saturating_sub(updates.len()));
         for due in due {
             let control = control.clone();
             updates.spawn(async move {
                 let epoch = due.update.epoch;
                 let answer = control.request(due.node, Request::Membership(due.update)).await;
-                SentUpdate { node: due.node, arrived: matches!(answer, Ok(Response::Done)).then_some(epoch) }
+                Sent::Update(due.node, matches!(answer, Ok(Response::Done)).then_some(epoch))
             });
         }
     }
@@ -66,6 +75,18 @@ pub(crate) async fn run(
     // The flush has the newest reports. The next start sends it if this one no longer can.
     if let Err(error) = lock(&state).flush() {
         tracing::error!(error = &error as &dyn Error, "cannot write the last flush");
+    }
+}
+
+/// Sends the trust document to hosts with an older one. A revocation is urgent, so it goes before updates.
+fn send_trust(state: &Mutex<TrackerState>, control: &ControlHandle, sending: &mut JoinSet<Sent>, sending_max: usize) {
+    let DueTrust { hosts, trust } = lock(state).due_trust(sending_max.saturating_sub(sending.len()));
+    for node in hosts {
+        let (control, version, document) = (control.clone(), trust.version(), trust.bytes().to_vec());
+        sending.spawn(async move {
+            let answer = control.request(node, Request::Trust { document }).await;
+            Sent::Trust(node, matches!(answer, Ok(Response::Done)).then_some(version))
+        });
     }
 }
 

@@ -10,6 +10,7 @@ use super::link::Link;
 use super::rate_limit::LinkScope;
 use super::send_queue::SendQueue;
 use super::session::Session;
+use super::trust_exchange;
 use crate::tls::{self, TlsError};
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::NodeId;
@@ -233,7 +234,7 @@ async fn introduce(
     }
 }
 
-/// Closes links whose credentials are no longer valid, and frees idle memory.
+/// Spreads a newer trust document, closes links whose credentials are no longer valid, and frees idle memory.
 pub async fn keep_house(context: Arc<EndpointContext>) {
     let mut trust = context.config().admission.changes();
     loop {
@@ -242,6 +243,7 @@ pub async fn keep_house(context: Arc<EndpointContext>) {
             _ = trust.changed() => {}
             () = tokio::time::sleep(HOUSEKEEPING_INTERVAL) => context.pool().trim(),
         }
+        trust_exchange::spread(&context);
         for link in context.registry().links() {
             if let Err(error) = context.config().admission.check_again(link.credential()) {
                 tracing::info!(node = %link.node().short(), %error, "closing a link whose credential is no longer valid");

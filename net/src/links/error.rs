@@ -65,12 +65,21 @@ pub enum ProtocolViolation {
     /// A `Bye` carries no known reason.
     #[error("bye without a reason")]
     ByeWithoutReason,
+    /// A version of a trust document is not eight bytes.
+    #[error("version of a trust document is not eight bytes")]
+    VersionWithoutNumber,
     /// A slice has fewer bytes than its own header.
     #[error("slice is shorter than its header")]
     SliceTooShort,
     /// A slice interrupts a part of a more urgent class.
     #[error("a less urgent slice interrupts a part")]
     LessUrgentSlice,
+    /// A trust document is not the cluster's.
+    #[error("trust document is refused: {0}")]
+    InvalidTrust(#[source] TrustError),
+    /// The other end sends trust documents that this node has.
+    #[error("too many trust documents that are not newer")]
+    UselessTrust,
     /// The first slice of a part has an offset above 0.
     #[error("a part begins in its middle")]
     PartStartsLate,

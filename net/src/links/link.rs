@@ -8,6 +8,7 @@ use super::error::AbortReason;
 use super::ledbat::Ledbat;
 use super::rate_limit::LinkRateLimiter;
 use super::send_queue::SendQueue;
+use super::trust_exchange::TrustExchange;
 use shoal_proto::ids::{ContentId, NodeId};
 use shoal_proto::trust::Admitted;
 use std::collections::HashMap;
@@ -46,6 +47,7 @@ pub struct Link {
     /// Notified on each `Pong`.
     pong: Notify,
     expected: Mutex<HashMap<ContentId, ExpectedManifest>>,
+    trust: TrustExchange,
     aborted: watch::Sender<Option<AbortReason>>,
 }
 
@@ -61,6 +63,7 @@ impl Link {
             ledbat: Mutex::new(Ledbat::new()),
             pong: Notify::new(),
             expected: Mutex::default(),
+            trust: TrustExchange::default(),
             aborted: watch::Sender::new(None),
         }
     }
@@ -87,6 +90,11 @@ impl Link {
 
     pub fn counters(&self) -> &ByteCounters {
         &self.counters
+    }
+
+    /// What both ends know of each other's trust documents.
+    pub fn trust(&self) -> &TrustExchange {
+        &self.trust
     }
 
     /// Returns the controller that bulk follows while urgent traffic is recent.

@@ -10,7 +10,8 @@
 //! both ends may send (`hello.rs`).
 //!
 //! Where to look: settings in `config.rs`, events and frames in `event.rs`, one link's life in `session.rs`, priorities
-//! in `send_queue.rs`, memory in `receive_memory.rs`, pacing of bulk in `ledbat.rs`, rates in `rate_limit/`.
+//! in `send_queue.rs`, memory in `receive_memory.rs`, pacing of bulk in `ledbat.rs`, rates in `rate_limit/`, trust documents
+//! in `trust_exchange.rs`.
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
 
@@ -35,6 +36,7 @@ mod session;
 mod sizes;
 #[cfg(test)]
 mod tests;
+mod trust_exchange;
 mod writer;
 
 pub use crate::tls::RecordLayer;

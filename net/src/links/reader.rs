@@ -8,6 +8,7 @@ use super::error::{LinkError, ProtocolViolation};
 use super::event::LinkEvent;
 use super::link::Link;
 use super::receive_memory::Payload;
+use super::trust_exchange;
 use bytes::BufMut;
 use shoal_proto::announcement::Class;
 use shoal_proto::codec::{self, DecodeError};
@@ -142,6 +143,20 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 self.read_body(len).await?;
                 let reason = self.body.first().copied().and_then(CloseReason::from_wire);
                 Err(reason.map_or(ProtocolViolation::ByeWithoutReason.into(), ReadEnd::Bye))
+            }
+            FrameKind::TrustVersion => {
+                self.read_body(len).await?;
+                let version = self.body.as_slice().try_into().map_err(|_| ProtocolViolation::VersionWithoutNumber)?;
+                trust_exchange::on_version(&self.context, &self.link, u64::from_le_bytes(version));
+                Ok(())
+            }
+            FrameKind::Trust => {
+                self.read_body(len).await?;
+                let document = self.body.clone();
+                self.link.activity().pause_reading();
+                let handled = trust_exchange::on_document(&self.context, &self.link, document).await;
+                self.link.activity().resume_reading();
+                Ok(handled?)
             }
             FrameKind::Hello => Err(ProtocolViolation::RepeatedHello.into()),
         }

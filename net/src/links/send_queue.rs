@@ -141,6 +141,16 @@ impl SendQueue {
         }
     }
 
+    /// Queues the version of the trust document in force.
+    pub fn push_trust_version(&self, version: u64) -> Result<(), SendError> {
+        self.push_message(FrameKind::TrustVersion, None, Bytes::copy_from_slice(&version.to_le_bytes()))
+    }
+
+    /// Queues a trust document.
+    pub fn push_trust(&self, document: Bytes) -> Result<(), SendError> {
+        self.push_message(FrameKind::Trust, None, document)
+    }
+
     fn push_message(&self, kind: FrameKind, key: Option<FeedKey>, body: Bytes) -> Result<(), SendError> {
         if body.is_empty() || body.len() > kind.body_max() {
             return Err(SendError::Invalid);

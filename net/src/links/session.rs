@@ -10,6 +10,7 @@ use super::keep_alive;
 use super::link::Link;
 use super::reader::{ReadEnd, Reader, discard_until_closed};
 use super::registry::LinkSlot;
+use super::trust_exchange;
 use super::writer;
 use shoal_proto::frame::CloseReason;
 use std::io;
@@ -55,6 +56,7 @@ impl Session {
         let Self { link, slot, permit, remote, dialled } = self;
         let node = link.node();
         context.emit(LinkEvent::LinkUp { node, credential: link.credential().clone(), remote, dialled }).await;
+        trust_exchange::tell_version(&context, &link);
         let (read_half, mut write_half) = tokio::io::split(stream);
         let mut reader = Reader::new(context.clone(), link.clone(), read_half);
         let end = {

@@ -1,26 +1,25 @@
 //! Announcements: checks and keeps received ones, and encodes those to send.
 //!
-//! Invariant: an announcement reaches the core only if a trusted publisher signed it and it has not expired.
+//! Invariant: an announcement reaches the core only if a trusted publisher signed it and it has not expired. Nothing of
+//! a refused announcement reaches a report.
 
 use super::accounting::{Event, Level};
 use super::contents::Contents;
 use super::{Context, Driver};
 use crate::handle::SmallContent;
 use bytes::Bytes;
+use shoal_net::admission::Admission;
 use shoal_net::links::{FeedKey, OutFrame, encode_announce};
 use shoal_proto::announcement::Announcement;
 use shoal_proto::codec::Document;
 use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{HostIndex, JobId};
 use shoal_proto::report::{HostState, Reason};
-use shoal_proto::trust::{Envelope, Trust, TrustError};
+use shoal_proto::trust::{Envelope, TrustError};
 use shoal_swarm::io::{Input, Via};
 use shoal_swarm::node::bounds::JOBS_MAX;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Jobs of untrusted publishers that this host reports on. Further ones are only counted.
-const UNTRUSTED_JOBS_MAX: usize = 16;
 
 /// What a received announcement of a push or a demotion means for this host.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,36 +50,45 @@ struct EncodedFrame {
     bytes: Bytes,
 }
 
-/// The publishers' keys, and the announcement that was sent last.
+/// The publishers' keys, what a change of them made void, and the announcement that was sent last.
 pub struct Announcements {
-    trust: Arc<Trust>,
-    /// Jobs of untrusted publishers that this host reported on.
-    untrusted: BTreeSet<JobId>,
+    admission: Admission,
+    /// Feeds whose newest version a former publisher signed, with the sequence of that version. Readers keep the
+    /// version, and no other host gets it.
+    void_feeds: BTreeMap<JobId, u64>,
+    /// Pushes of former publishers. Their reports stay until the next change.
+    void_pushes: Vec<JobId>,
     last_encoded: Option<EncodedFrame>,
 }
 
 impl Announcements {
-    pub fn new(trust: Arc<Trust>) -> Self {
-        Self { trust, untrusted: BTreeSet::new(), last_encoded: None }
+    pub fn new(admission: Admission) -> Self {
+        Self { admission, void_feeds: BTreeMap::new(), void_pushes: Vec::new(), last_encoded: None }
     }
 
-    /// Opens a signed announcement.
+    /// Opens a signed announcement that has arrived now.
     ///
     /// # Errors
-    /// Fails if no trusted publisher signed it.
+    /// Fails if no trusted publisher signed it, or its time or its trust epoch is ahead.
     pub fn open(&self, envelope: &[u8]) -> Result<Announcement, TrustError> {
-        self.trust.open_published(&Envelope::from_bytes(envelope)?)
+        self.admission.open_announcement(envelope)
     }
 
-    /// Reports a job whose publisher the trust document does not name. The operator may have forgotten the publisher.
-    /// [`UNTRUSTED_JOBS_MAX`] keeps forged announcements from filling the reports.
-    fn report_untrusted(&mut self, cx: &Context, announcement: &Announcement, error: &TrustError) {
-        let job = announcement.job;
-        let is_new = self.untrusted.len() < UNTRUSTED_JOBS_MAX && cx.jobs.get(&job).is_none();
-        if is_new && cx.region.is_selected(announcement) && self.untrusted.insert(job) {
-            cx.reporter.open(job);
-            cx.reporter.reach(&job, HostState::Failed(Reason::Untrusted), &error.to_string());
-        }
+    /// Checks an announcement that was accepted before, perhaps under another trust document.
+    ///
+    /// # Errors
+    /// Fails if its signer may not publish it now.
+    pub fn check_again(&self, envelope: &[u8]) -> Result<Announcement, TrustError> {
+        self.admission.trust().open_published(&Envelope::from_bytes(envelope)?)
+    }
+
+    /// Notes that no other host may get the versions of a feed up to `sequence`.
+    pub fn void_feed(&mut self, feed: JobId, sequence: u64) {
+        self.void_feeds.insert(feed, sequence);
+    }
+
+    fn is_void(&self, feed: &JobId, sequence: u64) -> bool {
+        self.void_feeds.get(feed).is_some_and(|void| sequence <= *void)
     }
 
     /// Encodes an announcement, or takes the frame that was sent last.
@@ -102,7 +110,7 @@ pub fn load_jobs(cx: &mut Context, announcements: &Announcements) {
         Vec::new()
     });
     for (job, bytes) in jobs {
-        match announcements.open(&bytes) {
+        match announcements.check_again(&bytes) {
             Ok(announcement) => {
                 cx.jobs.insert(Arc::new(announcement), bytes.into());
             }
@@ -124,7 +132,7 @@ impl Driver {
         }
         let announcement = match self.announcements.open(&frame.envelope) {
             Ok(announcement) => announcement,
-            Err(error) => return self.refuse_announcement(from, &frame.envelope, &error),
+            Err(error) => return self.refuse_announcement(from, &error),
         };
         if announcement.expires_at <= shoal_net::admission::system_clock() {
             self.cx.accounting.count(Event::AnnouncementRefused);
@@ -187,16 +195,31 @@ impl Driver {
         }
     }
 
-    fn refuse_announcement(&mut self, from: HostIndex, envelope: &[u8], error: &TrustError) {
+    /// Nothing in a refused announcement is verified, so nothing in it becomes a report.
+    fn refuse_announcement(&self, from: HostIndex, error: &TrustError) {
         self.cx.accounting.count(Event::AnnouncementRefused);
         tracing::warn!(%from, %error, "refused an announcement");
-        let TrustError::UntrustedSigner(_) = error else { return };
-        let opened = Envelope::from_bytes(envelope).map_err(TrustError::from);
-        let Ok(announcement) = opened.and_then(|envelope| envelope.open::<Announcement>()) else { return };
-        if announcement.feed.is_some() {
-            self.feeds.refuse_untrusted(&announcement, error);
-        } else {
-            self.announcements.report_untrusted(&self.cx, &announcement, error);
+    }
+
+    /// Ends what publishers announced that the trust document in force does not name. Active versions stay.
+    pub fn on_new_trust(&mut self) {
+        for job in std::mem::take(&mut self.announcements.void_pushes) {
+            self.cx.reporter.forget(&job);
+        }
+        for job in self.cx.jobs.ids() {
+            let Some(row) = self.cx.jobs.get(&job) else { continue };
+            let Err(error) = self.announcements.check_again(&row.envelope) else { continue };
+            if row.announcement.feed.is_some() {
+                self.announcements.void_feed(job, row.announcement.sequence);
+                continue;
+            }
+            tracing::warn!(%job, name = row.announcement.name, %error, "ended a job of a former publisher");
+            let is_selected = self.cx.region.is_selected(&row.announcement);
+            self.forget_job(job);
+            if is_selected {
+                self.cx.reporter.reach(&job, HostState::Failed(Reason::Untrusted), &error.to_string());
+                self.announcements.void_pushes.push(job);
+            }
         }
     }
 
@@ -273,11 +296,15 @@ impl Driver {
         let (content, is_feed) = (row.announcement.content, row.announcement.feed.is_some());
         // Of a feed the newest version with data goes out, even if a newer one was announced since.
         let version = self.feeds.small_version(&job).filter(|_| inline && is_feed);
+        let version = version.filter(|version| !self.announcements.is_void(&job, version.sequence));
         let (sequence, envelope, small) = match version {
             Some(version) => (version.sequence, &version.envelope, Some(&version.small)),
             None if inline && !is_feed => (row.announcement.sequence, &row.envelope, self.contents.small(&content)),
             None => (row.announcement.sequence, &row.envelope, None),
         };
+        if self.announcements.is_void(&job, sequence) {
+            return;
+        }
         let bytes = small.map_or(0, |small| small.data.len() as u64);
         let key = FrameKey { job, sequence, lane, has_data: small.is_some() };
         let frame = self.announcements.encode(key, envelope, small);

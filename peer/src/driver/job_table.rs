@@ -51,6 +51,11 @@ impl JobTable {
         self.jobs.len()
     }
 
+    /// All ids, in order.
+    pub fn ids(&self) -> Vec<JobId> {
+        self.jobs.keys().copied().collect()
+    }
+
     /// All announcements, in order of job id.
     pub fn announcements(&self) -> impl Iterator<Item = &Arc<Announcement>> {
         self.jobs.values().map(|job| &job.announcement)

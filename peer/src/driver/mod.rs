@@ -60,6 +60,7 @@ use rack_recovery::RackRecovery;
 use region::Region;
 use reporting::Reporter;
 use shoal_api::contents::{ContentName, ContentStatus};
+use shoal_net::admission::Admission;
 use shoal_net::links::{LinkEndpoint, LinkEvent};
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::bitmap::Bitmap;
@@ -75,7 +76,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often the driver looks for expired announcements.
@@ -97,8 +98,8 @@ struct Parts {
     locality: Locality,
     /// The store's folder.
     store_dir: PathBuf,
-    /// The publishers whose announcements count.
-    trust: Arc<Trust>,
+    /// The trust document, with the publishers whose announcements count.
+    admission: Admission,
     /// The node's store.
     store: Store,
     /// Events of `store`.
@@ -137,6 +138,7 @@ struct Parts {
 
 /// The channels that the driver reads.
 struct Inbox {
+    trust: watch::Receiver<Arc<Trust>>,
     store_events: mpsc::Receiver<StoreEvent>,
     link_events: mpsc::Receiver<LinkEvent>,
     announcements: mpsc::Receiver<LinkEvent>,
@@ -284,13 +286,15 @@ impl Driver {
             feeds: parts.latest_feeds.clone(),
             arrivals: parts.arrivals,
         };
-        let announcements = Announcements::new(parts.trust);
+        let trust = parts.admission.changes();
+        let mut announcements = Announcements::new(parts.admission);
         announcements::load_jobs(&mut cx, &announcements);
-        let feeds = Feeds::load(&mut cx, &announcements, parts.latest_feeds, parts.feed_files, parts.feed_writer);
+        let feeds = Feeds::load(&mut cx, &mut announcements, parts.latest_feeds, parts.feed_files, parts.feed_writer);
         let mut activations = Activations::new(parts.activations, Journal::new(&parts.journal_dir), parts.prewarm);
         activations.load(&cx);
         activations.load_rollouts(&cx);
         let inbox = Inbox {
+            trust,
             store_events: parts.store_events,
             link_events: parts.link_events,
             announcements: parts.announcements,
@@ -330,6 +334,8 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = token.cancelled() => break,
+                // Before announcements, because the next ones may need the new document.
+                Ok(()) = self.inbox.trust.changed() => self.on_new_trust(),
                 // First, because a host relays a feed's version the moment it arrives.
                 Some(event) = self.inbox.announcements.recv() => self.on_announcement_events(event),
                 Some(event) = self.inbox.store_events.recv() => self.on_store_events(event),

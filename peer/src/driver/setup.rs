@@ -13,16 +13,18 @@ use crate::prewarm::PrewarmRequests;
 use crate::rate_limits::RateLimits;
 use crate::row_check::RowCheck;
 use crate::tracker_client::{FetchThroughRequest, SharedReports, TrackerClient};
-use shoal_net::admission::{Admission, system_clock};
+use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
 use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvent};
+use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::control::Join;
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Admitted, ClaimError, Credential, Role, Trust, TrustError};
+use shoal_proto::trust::{Admitted, ClaimError, Credential, Role, TrustError};
 use shoal_service::folders::{self, FolderError};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::Tasks;
+use shoal_service::trust_metrics;
 use shoal_store::{OpenError, Store, StoreConfig, StoreEvent};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -46,12 +48,15 @@ pub enum SetupError {
     /// The key file is unusable.
     #[error(transparent)]
     Key(#[from] KeyFileError),
-    /// The trust document is invalid, or the credential is not admitted by it.
+    /// The trust document does not admit the credential.
     #[error("cannot use {}", .path.display())]
     Trust { path: PathBuf, source: TrustError },
     /// The node's settings claim what its credential does not cover.
     #[error("the credential {} does not cover the settings of this node", .path.display())]
     Claim { path: PathBuf, source: ClaimError },
+    /// No trust document can be put in force.
+    #[error(transparent)]
+    TrustFile(#[from] TrustFileError),
     /// The state folder is unusable.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -89,6 +94,8 @@ pub struct RunningNode {
     pub handle: NodeHandle,
     /// The node's own credential.
     pub credential: Admitted,
+    /// The trust document in force.
+    pub admission: Admission,
     /// Addresses where the node listens for links.
     pub bulk_addrs: Vec<SocketAddr>,
     /// Requests to the tracker go here.
@@ -109,19 +116,20 @@ fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
 struct CheckedIdentity {
     node: NodeId,
     identity: Identity,
-    trust: Arc<Trust>,
+    admission: Admission,
     credential: Admitted,
-    credential_bytes: Vec<u8>,
 }
 
 impl CheckedIdentity {
-    fn load(role: Role, settings: &NodeSettings) -> Result<Self, SetupError> {
+    /// `dir` has the copy of the trust document in force.
+    fn load(role: Role, settings: &NodeSettings, dir: &Path) -> Result<Self, SetupError> {
         let trust_fault = |path: &Path| {
             let path = path.to_path_buf();
             move |source| SetupError::Trust { path, source }
         };
         let keys = load_key(&settings.key)?;
-        let trust = Trust::open(&read(&settings.trust)?, None).map_err(trust_fault(&settings.trust))?;
+        let file = TrustFile::new(&settings.trust, dir);
+        let trust = file.load(None)?;
         let credential_bytes = read(&settings.credential)?;
         let admitted = trust.admit(&credential_bytes, keys.node(), system_clock());
         let credential = admitted.map_err(trust_fault(&settings.credential))?;
@@ -129,7 +137,8 @@ impl CheckedIdentity {
             return Err(trust_fault(&settings.credential)(TrustError::WrongRole(credential.role)));
         }
         let (node, identity) = (keys.node(), Identity::new(&keys));
-        Ok(Self { node, identity, trust: Arc::new(trust), credential, credential_bytes })
+        let admission = Admission::new(Arc::new(trust), credential_bytes, system_clock).with_file(file);
+        Ok(Self { node, identity, admission, credential })
     }
 }
 
@@ -159,10 +168,9 @@ async fn open_store(
 async fn bind_links(
     settings: &NodeSettings,
     checked: &CheckedIdentity,
-    admission: Admission,
     store: &Store,
 ) -> Result<(LinkEndpoint, mpsc::Receiver<LinkEvent>), SetupError> {
-    let mut config = LinkConfig::new(settings.listen.clone(), checked.identity.clone(), admission);
+    let mut config = LinkConfig::new(settings.listen.clone(), checked.identity.clone(), checked.admission.clone());
     config.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
     config.records = settings.net.records.into();
     // Received payload begins at the same offset in its block as on disk, so direct IO needs no copy.
@@ -220,31 +228,33 @@ pub async fn start(
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> Result<RunningNode, SetupError> {
-    let checked = CheckedIdentity::load(role, settings)?;
-    let arrivals = Arrivals::default();
     folders::private(storage.store)?;
+    let checked = CheckedIdentity::load(role, settings, storage.store)?;
+    let arrivals = Arrivals::default();
     let (store, store_events) = open_store(settings, storage.store, arrivals.clone()).await?;
     let content_dir = storage.content.clone().map(ContentDir::open).transpose()?;
     let (feed_files, feed_writer) = open_feeds(&storage).map_err(SetupError::Feeds)?;
-    let admission = Admission::new(checked.trust.clone(), checked.credential_bytes.clone(), system_clock);
-    let (endpoint, link_events) = bind_links(settings, &checked, admission.clone(), &store).await?;
+    let (endpoint, link_events) = bind_links(settings, &checked, &store).await?;
     let limits = RateLimits::new(settings.limits.clone(), endpoint.clone());
     let bulk_addrs = endpoint.local_addrs().to_vec();
     let announcements = endpoint.split_announcements().ok_or(BindError::Config("announcements were split before"))?;
-    let CheckedIdentity { node, identity, trust, credential, credential_bytes } = checked;
+    let CheckedIdentity { node, identity, admission, credential } = checked;
     let (control, control_events) = ControlPlane::start(ControlConfig::new(identity, Vec::new())).await?;
     let shared = Arc::new(SharedReports::default());
     let (tracker_sink, tracker_events) = mpsc::channel(TRACKER_EVENTS_MAX);
     let (current, tracker) = watch::channel(None);
     let (wanted_in, wanted) = (role == Role::Seeder).then(|| mpsc::channel(FETCH_THROUGH_QUEUE_MAX)).unzip();
     let latest_feeds = LatestVersions::new(metrics);
+    let in_force = admission.clone();
+    trust_metrics::register(metrics, move || in_force.trust());
     let metrics = NodeMetrics::new(metrics, &store);
-    let rows = Arc::new(Mutex::new(RowCheck::new(admission, metrics.rows_refused.clone())));
+    let rows = Arc::new(Mutex::new(RowCheck::new(admission.clone(), metrics.rows_refused.clone())));
     let client = TrackerClient {
         control: control.clone(),
         events: control_events,
         trackers: settings.trackers.clone(),
-        join: join_request(settings, &credential, credential_bytes, &bulk_addrs)?,
+        join: join_request(settings, &credential, admission.credential().to_vec(), &bulk_addrs)?,
+        admission: admission.clone(),
         shared: shared.clone(),
         sink: tracker_sink,
         current,
@@ -256,7 +266,7 @@ pub async fn start(
         role,
         locality: credential.locality.clone(),
         store_dir: storage.store.to_path_buf(),
-        trust,
+        admission: admission.clone(),
         metrics,
         rows,
         store,
@@ -275,6 +285,7 @@ pub async fn start(
         feed_writer,
         prewarm,
     });
+    tasks.spawn("trust document", reload_on_hangup(admission.clone(), tasks.token().clone()));
     spawn_all(tasks, client, limits.clone(), driver);
-    Ok(RunningNode { handle, credential, bulk_addrs, control, tracker, wanted, limits })
+    Ok(RunningNode { handle, credential, admission, bulk_addrs, control, tracker, wanted, limits })
 }

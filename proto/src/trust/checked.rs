@@ -11,6 +11,7 @@ use crate::codec::{DecodeError, Document};
 use crate::ids::{ClusterId, NodeId};
 use crate::limits;
 use crate::locality::Selector;
+use crate::sequence;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -206,6 +207,29 @@ impl Trust {
         }
         Ok(document)
     }
+
+    /// Opens an announcement that arrives at `now`, Unix seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Trust::open_published`]. [`TrustError::LaterEpoch`] for a sequence of an epoch after this document's.
+    /// [`TrustError::AheadOfClock`] for a sequence or a signature more than [`limits::CLOCK_SKEW_MAX_S`] after `now`.
+    pub fn open_announcement(&self, envelope: &Envelope, now: u64) -> Result<Announcement, TrustError> {
+        let announcement = self.open_published(envelope)?;
+        check_time(&announcement, self.document.epoch, now)?;
+        Ok(announcement)
+    }
+}
+
+/// Checks the sequence and the time of the signature at `now`, Unix seconds.
+fn check_time(announcement: &Announcement, epoch: u32, now: u64) -> Result<(), TrustError> {
+    let found = sequence::epoch_of(announcement.sequence);
+    if found > epoch {
+        return Err(TrustError::LaterEpoch { found, in_force: epoch });
+    }
+    let signed_at = announcement.created_at.max(sequence::unix_ms_of(announcement.sequence) / 1000);
+    let ahead_s = signed_at.saturating_sub(now);
+    if ahead_s > limits::CLOCK_SKEW_MAX_S { Err(TrustError::AheadOfClock { ahead_s }) } else { Ok(()) }
 }
 
 /// Returns all roots, the first one first, after a check of each signature.

@@ -67,6 +67,20 @@ pub enum TrustError {
         /// The version in force.
         in_force: u64,
     },
+    /// The sequence belongs to a later trust epoch. The newest trust document has not arrived yet.
+    #[error("its trust epoch is {found}, and the trust document in force has epoch {in_force}")]
+    LaterEpoch {
+        /// The epoch of the sequence.
+        found: u32,
+        /// The epoch in force.
+        in_force: u32,
+    },
+    /// The sequence or the time of the signature is ahead of the clock.
+    #[error("it is {ahead_s} s ahead of this host's clock; check the clocks of this host and of the seeder")]
+    AheadOfClock {
+        /// Seconds ahead of the clock.
+        ahead_s: u64,
+    },
     /// The chain of roots does not lead from the first root to the root that signed.
     #[error("the chain of roots is broken at link {0}")]
     BrokenChain(usize),

@@ -177,12 +177,12 @@ fn more_than_the_limit_is_refused() {
     let removed = vec![HostIndex(1); limits::HOSTS_MAX as usize + 1];
     too_many(&Request::Membership(MembershipUpdate { removed, ..samples::update() }));
     let reports = vec![samples::report(); limits::BEAT_ROWS_MAX + 1];
-    too_many(&Request::Beat { known: samples::update().epoch, reports, versions: Vec::new() });
+    too_many(&Request::Beat { known: samples::update().epoch, reports, versions: Vec::new(), trust: 1 });
     let report = HostReport { detail: "x".repeat(limits::DETAIL_BYTES_MAX + 1), ..samples::report() };
-    too_many(&Request::Beat { known: samples::update().epoch, reports: vec![report], versions: Vec::new() });
+    too_many(&Request::Beat { known: samples::update().epoch, reports: vec![report], versions: Vec::new(), trust: 1 });
     too_many(&Request::OpenJob { envelope: vec![0; limits::ANNOUNCEMENT_BYTES_MAX + 1] });
     let versions = vec![samples::versions()[0].clone(); limits::BEAT_ROWS_MAX + 1];
-    too_many(&Request::Beat { known: samples::update().epoch, reports: vec![], versions });
+    too_many(&Request::Beat { known: samples::update().epoch, reports: vec![], versions, trust: 1 });
     let sets = vec![samples::states().sets[0].clone(); limits::STATE_SETS_MAX + 1];
     too_many(&Response::States(JobStates { sets }));
     let desired = samples::desired();
@@ -214,11 +214,11 @@ fn values_out_of_range_are_refused() {
     }
     refused(&Request::Membership(MembershipUpdate { base: Some(samples::update().epoch), ..samples::update() }));
     let report = HostReport { pieces_have: limits::PIECES_MAX + 1, ..samples::report() };
-    refused(&Request::Beat { known: samples::update().epoch, reports: vec![report], versions: Vec::new() });
+    refused(&Request::Beat { known: samples::update().epoch, reports: vec![report], versions: Vec::new(), trust: 1 });
 
     for (name, version) in [("../x", "1"), ("a", "b/c"), ("a", "current")] {
         let row = CurrentVersion { name: name.into(), version: version.into() };
-        refused(&Request::Beat { known: samples::update().epoch, reports: vec![], versions: vec![row] });
+        refused(&Request::Beat { known: samples::update().epoch, reports: vec![], versions: vec![row], trust: 1 });
     }
     refused(&Request::Versions { name: "/".into() });
     let refused = |desired: Desired| assert!(Desired::from_bytes(&desired.to_bytes()).is_err(), "{desired:?}");
@@ -304,6 +304,8 @@ fn frames_are_measured_before_they_are_read() {
         FrameKind::Ping,
         FrameKind::Pong,
         FrameKind::Bye,
+        FrameKind::TrustVersion,
+        FrameKind::Trust,
     ] {
         let header =
             |body_len| Header { kind, class: shoal_proto::announcement::Class::Bulk, body_len, stamp: 0 }.to_bytes();
@@ -317,7 +319,7 @@ fn frames_are_measured_before_they_are_read() {
             assert_eq!(Header::from_bytes(&bytes).is_ok(), used);
         }
     }
-    for (kind, class) in [(0, 0), (8, 0), (255, 0), (1, 4), (1, 255)] {
+    for (kind, class) in [(0, 0), (10, 0), (255, 0), (1, 4), (1, 255)] {
         let mut bytes = [0; HEADER_BYTES];
         (bytes[0], bytes[1]) = (kind, class);
         assert!(Header::from_bytes(&bytes).is_err());

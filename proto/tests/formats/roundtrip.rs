@@ -111,7 +111,8 @@ fn any_job() -> impl Strategy<Value = Announcement> {
     let ids = (job(), content(), kind(), content_name(), component(), selector(), node());
     (ids, any::<u64>(), 0..=limits::MANIFEST_BYTES_MAX as u64, 0..=1u64 << 43, any::<(u32, u32)>()).prop_map(
         |((job, content, kind, name, version, selector, origin), sequence, manifest_bytes, size, (at, lasts))| {
-            let (created_at, expires_at) = (u64::from(at), u64::from(at) + u64::from(lasts));
+            let (created_at, expires_at) =
+                (u64::from(at), u64::from(at) + u64::from(lasts) % (limits::ANNOUNCEMENT_LIFETIME_MAX_S + 1));
             Announcement {
                 job,
                 content,
@@ -211,8 +212,10 @@ fn request() -> impl Strategy<Value = Request> {
         (epoch(), vec(report(), 0..4)).prop_map(|(known, reports)| Request::Beat {
             known,
             reports,
-            versions: samples::versions()
+            versions: samples::versions(),
+            trust: 9
         }),
+        bytes(100).prop_map(|document| Request::Trust { document }),
         bytes(100).prop_map(|envelope| Request::OpenJob { envelope }),
         job().prop_map(|job| Request::JobStatus { job }),
         update().prop_map(Request::Membership),
@@ -249,7 +252,7 @@ fn response() -> impl Strategy<Value = Response> {
             update,
             beat_ms
         }),
-        option::of(update()).prop_map(|update| Response::Heard { update }),
+        option::of(update()).prop_map(|update| Response::Heard { update, trust: 7 }),
         rollup().prop_map(Response::Rollup),
         Just(Response::Done),
         ".{0,60}".prop_map(|why| Response::Refused { why }),

@@ -299,8 +299,8 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     let other = HostReport { state: HostState::Has, detail: String::new(), ..report() };
     vec![
         ("join", Request::Join(join)),
-        ("beat", Request::Beat { known: Epoch(12), reports: vec![report(), other], versions: Vec::new() }),
-        ("beat_versions", Request::Beat { known: Epoch(12), reports: Vec::new(), versions: versions() }),
+        ("beat", Request::Beat { known: Epoch(12), reports: vec![report(), other], versions: Vec::new(), trust: 4 }),
+        ("beat_versions", Request::Beat { known: Epoch(12), reports: Vec::new(), versions: versions(), trust: 4 }),
         ("host_states", Request::HostStates { job: JobId([7; 16]) }),
         ("versions", Request::Versions { name: "edge/nginx".into() }),
         ("open_job", Request::OpenJob { envelope: vec![4, 5, 6] }),
@@ -373,8 +373,8 @@ pub(crate) fn rollup() -> JobRollup {
 pub(crate) fn responses() -> Vec<(&'static str, Response)> {
     vec![
         ("joined", Response::Joined { index: HostIndex(3), update: Some(update()), beat_ms: 2000 }),
-        ("heard", Response::Heard { update: None }),
-        ("heard_update", Response::Heard { update: Some(update()) }),
+        ("heard", Response::Heard { update: None, trust: 4 }),
+        ("heard_update", Response::Heard { update: Some(update()), trust: 4 }),
         ("rollup", Response::Rollup(rollup())),
         ("states", Response::States(states())),
         ("versions", Response::Versions { sets: vec![VersionSet { version: "2".into(), hosts: bitmap(9, &[1]) }] }),

@@ -39,6 +39,7 @@ fn refusal(error: FeedError) -> ApiError {
         ),
         FeedError::NoHosts(_) => (StatusCode::BAD_REQUEST, "list the hosts with `shoal hosts`"),
         FeedError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "push it as a content"),
+        FeedError::Store(error) if error.is_refusal() => (StatusCode::CONFLICT, ""),
         FeedError::Ingest(_) | FeedError::Store(_) | FeedError::Driver(_) | FeedError::Task(_) => {
             (StatusCode::INTERNAL_SERVER_ERROR, "check the seeder's disk and its log")
         }

@@ -12,8 +12,10 @@ pub(crate) use api::routes;
 
 use crate::config::SeederConfig;
 use crate::errors::StateError;
+use crate::publisher_keys::PublisherKeys;
 use bytes::Bytes;
 use sequences::{Reserved, Sequences};
+use shoal_net::admission::Admission;
 use shoal_peer::clock::unix_ms;
 use shoal_peer::feeds::FeedWriteError;
 use shoal_peer::handle::{DriverCommand, FeedPublication, NodeHandle, SmallContent};
@@ -24,7 +26,6 @@ use shoal_proto::ids::{ContentId, NodeId};
 use shoal_proto::limits;
 use shoal_proto::locality::Selector;
 use shoal_proto::manifest::Manifest;
-use shoal_proto::trust::{Envelope, Keypair};
 use shoal_store::ingest::{IngestError, IngestOptions};
 use shoal_store::inline_manifest;
 use std::sync::Arc;
@@ -68,7 +69,8 @@ struct PreparedVersion {
 
 /// The feeds of a seeder.
 pub(crate) struct Feeds {
-    publisher: Keypair,
+    keys: Arc<PublisherKeys>,
+    admission: Admission,
     me: NodeId,
     node: NodeHandle,
     options: IngestOptions,
@@ -78,9 +80,15 @@ pub(crate) struct Feeds {
 
 impl Feeds {
     /// Continues from the disk.
-    pub(crate) fn open(config: &SeederConfig, publisher: Keypair, me: NodeId, node: NodeHandle) -> Arc<Self> {
+    pub(crate) fn open(
+        config: &SeederConfig,
+        keys: Arc<PublisherKeys>,
+        admission: Admission,
+        me: NodeId,
+        node: NodeHandle,
+    ) -> Arc<Self> {
         let (options, sequences) = (config.ingest_options(None), Sequences::open(node.store.clone()));
-        Arc::new(Self { publisher, me, node, options, sequences, ingests: Semaphore::new(INGESTS_MAX) })
+        Arc::new(Self { keys, admission, me, node, options, sequences, ingests: Semaphore::new(INGESTS_MAX) })
     }
 
     /// Publishes the next version of a feed and returns its sequence.
@@ -118,7 +126,7 @@ impl Feeds {
             feed: Some(FeedMark { published_at_ms }),
             staged: false,
         };
-        let envelope = Envelope::seal(&announcement, &self.publisher);
+        let envelope = self.keys.seal(&announcement).map_err(StateError::from)?;
         let (kept, written) = oneshot::channel();
         let publication =
             FeedPublication { envelope, announcement: Arc::new(announcement), small: prepared.small, kept };
@@ -160,12 +168,13 @@ impl Feeds {
         Ok(PreparedVersion { content: ingested.content, manifest_bytes: ingested.manifest_bytes, small: None })
     }
 
-    /// Returns the next sequence of a name: the clock's milliseconds, or one more than the last sequence.
+    /// Returns the next sequence of a name: the clock, or one more than the last sequence.
     async fn next_sequence(&self, name: &str, now: u64) -> Result<u64, FeedError> {
         loop {
             // Another seeder may have published the name meanwhile.
             let heard = self.node.feeds.announced_sequence(name).unwrap_or(0);
-            let Reserved { sequence, reserve_up_to } = self.sequences.draw(name, now, heard);
+            let Reserved { sequence, reserve_up_to } =
+                self.sequences.draw(name, self.admission.trust().epoch(), now, heard).map_err(StateError::from)?;
             let reserving = reserve_up_to.map(|ceiling| {
                 let sequences = self.sequences.clone();
                 tokio::task::spawn_blocking(move || sequences.reserve(ceiling))

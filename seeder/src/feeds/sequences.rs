@@ -7,6 +7,7 @@
 
 use crate::errors::StateError;
 use shoal_proto::codec::{decode_exact, encode};
+use shoal_proto::sequence::{self, SequenceError};
 use shoal_store::Store;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,21 +55,19 @@ impl Sequences {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Draws the next sequence of a name, above `heard` and at least `now`.
-    pub fn draw(&self, name: &str, now: u64, heard: u64) -> Reserved {
+    /// Draws the next sequence of a name in trust epoch `epoch`, above `heard` and at least `now` (Unix milliseconds).
+    pub fn draw(&self, name: &str, epoch: u32, now: u64, heard: u64) -> Result<Reserved, SequenceError> {
         let mut state = self.state();
         let last = state.last.get(name).copied().unwrap_or(state.floor);
-        let next = now.max(last.max(heard) + 1);
-        let should_reserve = next + RESERVED_SPAN / 2 > state.ceiling && !state.is_raising;
+        let next = sequence::next(epoch, now, last.max(heard))?;
+        let should_reserve = next.saturating_add(RESERVED_SPAN / 2) > state.ceiling && !state.is_raising;
         state.is_raising |= should_reserve;
         let is_reserved = next <= state.ceiling;
         if is_reserved {
             state.last.insert(name.into(), next);
         }
-        Reserved {
-            sequence: is_reserved.then_some(next),
-            reserve_up_to: should_reserve.then_some(next + RESERVED_SPAN),
-        }
+        let reserve_up_to = should_reserve.then_some(next.saturating_add(RESERVED_SPAN));
+        Ok(Reserved { sequence: is_reserved.then_some(next), reserve_up_to })
     }
 
     /// Raises the ceiling durably. Blocks.

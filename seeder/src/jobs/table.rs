@@ -6,7 +6,7 @@ use super::{JOBS_MAX, Job, PushError, QueuedPush, new_id, new_status};
 use crate::errors::{StateError, with_sources};
 use crate::push_roots::PushRoots;
 use shoal_api::jobs::{JobPhase, JobStatus, PushRequest};
-use shoal_net::admission::system_clock;
+use shoal_net::admission::{Admission, system_clock};
 use shoal_peer::handle::NodeHandle;
 use shoal_proto::announcement::{Announcement, Kind, Order, is_content_name, is_reserved, is_version};
 use shoal_proto::bitmap::Bitmap;
@@ -20,6 +20,7 @@ use tokio::sync::futures::Notified;
 /// The jobs of a seeder.
 pub(crate) struct Jobs {
     pub(super) node: NodeHandle,
+    pub(super) admission: Admission,
     rows: Mutex<BTreeMap<JobId, Job>>,
     changed: Notify,
     roots: PushRoots,
@@ -31,7 +32,7 @@ fn key(job: &JobId) -> String {
 
 impl Jobs {
     /// Continues with the jobs on disk. A record that cannot be read is deleted and logged.
-    pub(crate) fn open(node: NodeHandle, roots: PushRoots) -> Arc<Self> {
+    pub(crate) fn open(node: NodeHandle, admission: Admission, roots: PushRoots) -> Arc<Self> {
         let mut rows = BTreeMap::new();
         for (key, bytes) in node.store.scan_state("job/").unwrap_or_default() {
             match Job::from_record(&bytes) {
@@ -42,7 +43,7 @@ impl Jobs {
                 }
             }
         }
-        Arc::new(Self { node, rows: Mutex::new(rows), changed: Notify::new(), roots })
+        Arc::new(Self { node, admission, rows: Mutex::new(rows), changed: Notify::new(), roots })
     }
 
     /// Returns the folders below which pushes take their paths.

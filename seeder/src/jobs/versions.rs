@@ -5,9 +5,11 @@
 use super::Jobs;
 use crate::errors::StateError;
 use shoal_api::jobs::JobPhase;
+use shoal_peer::clock::unix_ms;
 use shoal_proto::announcement::Kind;
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::ContentId;
+use shoal_proto::sequence;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A name that has versions. Of images, the repository without the tag.
@@ -71,18 +73,17 @@ impl Jobs {
         Ok(())
     }
 
-    /// Draws the next sequence of a name: the clock in milliseconds, or one more than the last sequence.
+    /// Draws the next sequence of a name: the clock in the present trust epoch, or one more than the last sequence.
     ///
     /// Sequences grow across restarts, and across seeders whose clocks agree.
     ///
     /// # Errors
-    /// Returns an error if the disk fails.
+    /// Returns an error if the disk fails, or hosts would refuse the sequence.
     pub(crate) fn next_sequence(&self, kind: Kind, name: &str) -> Result<u64, StateError> {
         let key = format!("sequence/{kind}/{name}");
         let store = &self.node.store;
         let last = store.get_state(&key)?.and_then(|bytes| decode_exact::<u64>(&bytes).ok()).unwrap_or(0);
-        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let next = clock.map_or(0, |since| since.as_millis() as u64).max(last + 1);
+        let next = sequence::next(self.admission.trust().epoch(), unix_ms(), last)?;
         store.put_state(&key, Some(encode(&next)))?;
         Ok(next)
     }

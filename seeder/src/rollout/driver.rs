@@ -7,7 +7,7 @@ use super::machine::{Gate, HostReport, Input, ObservedHost};
 use super::spec::rules;
 use super::targets::{in_order, targets};
 use super::{HostOrder, HostPlace, Rollouts, VersionPush, now_ms};
-use crate::errors::with_sources;
+use crate::errors::{StateError, with_sources};
 use crate::jobs::JobError;
 use shoal_api::jobs::{JobPhase, JobStatus, PushRequest};
 use shoal_api::rollouts::{RolloutPhase, RolloutSpec};
@@ -184,7 +184,7 @@ impl Rollouts {
             staged: false,
             image: None,
         };
-        let envelope = self.publisher.seal(&announcement);
+        let envelope = self.publisher.seal(&announcement).map_err(StateError::from)?;
         Ok(self.jobs.follow_rollout(&request, &announcement, envelope, pushed.pieces)?)
     }
 

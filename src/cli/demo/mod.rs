@@ -226,6 +226,7 @@ fn credentials(cluster: &Path, role: shoal_proto::trust::Role, locality: &str, o
         label: Vec::new(),
         weight_max: shoal_proto::trust::Credential::WEIGHT_DEFAULT,
         address: vec!["127.0.0.0/8".parse()?],
+        replace: false,
         json: false,
     })?;
     Ok(())

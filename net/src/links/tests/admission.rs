@@ -60,8 +60,7 @@ async fn an_empty_credential() {
 #[tokio::test]
 async fn a_revoked_node_is_refused_and_its_link_closed() {
     let (mut a, mut b) = linked().await;
-    let revoking = trust(0, 2, vec![b.id]);
-    a.endpoint.context.config().admission.set_trust(revoking);
+    a.endpoint.context.config().admission.offer(trust(0, 2, vec![b.id]).bytes()).unwrap();
     match b.next().await {
         LinkEvent::LinkDown { reason: Some(CloseReason::NotAdmitted), .. } => {}
         other => panic!("{other:?}"),

@@ -4,6 +4,7 @@ mod admission;
 mod hostile;
 mod priorities;
 mod silence;
+mod trust;
 
 use crate::links::{ExpectError, LinkEvent, OutFrame, RecordLayer, SendError, encode_announce};
 use crate::testing::{Node, config, linked, pair};

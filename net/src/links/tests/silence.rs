@@ -53,6 +53,7 @@ async fn link_by_hand(node: &mut Node, number: u8) -> DuplexStream {
     let (adopted, ()) = tokio::join!(adopt(node, number, near), hello_by_hand(&mut far, number, node));
     adopted.unwrap();
     node.expect_up(keys(number).node()).await;
+    assert_eq!(read_frame(&mut far).await.unwrap().0, FrameKind::TrustVersion);
     far
 }
 

@@ -19,7 +19,7 @@ use shoal_proto::codec::Document;
 use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{ContentId, Hash, HostIndex, JobId};
 use shoal_proto::message::Message;
-use shoal_proto::trust::{Role, TrustError};
+use shoal_proto::trust::{Envelope, Role, TrustError};
 use shoal_swarm::io::{Input, Via};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Feeds {
     /// Reads the feeds that the disk keeps. Readers have them at once.
     pub fn load(
         cx: &mut Context,
-        announcements: &Announcements,
+        announcements: &mut Announcements,
         latest: LatestVersions,
         files: FeedFiles,
         writer: FeedWriter,
@@ -103,7 +103,9 @@ impl Feeds {
         });
         for (id, kept) in kept {
             let envelope = Bytes::from(kept.envelope);
-            let announcement = match announcements.open(&envelope) {
+            // It was accepted before. Readers keep a version of a former publisher until the next version comes.
+            let opened = Envelope::from_bytes(&envelope).map_err(TrustError::from);
+            let announcement = match opened.and_then(|envelope| envelope.open::<Announcement>()) {
                 Ok(announcement) if announcement.job == id && announcement.feed.is_some() => Arc::new(announcement),
                 Ok(_) => continue,
                 Err(error) => {
@@ -112,6 +114,9 @@ impl Feeds {
                     continue;
                 }
             };
+            if announcements.check_again(&envelope).is_err() {
+                announcements.void_feed(id, announcement.sequence);
+            }
             let small = kept.manifest.zip(kept.data);
             let small = small.map(|(manifest, data)| SmallContent { manifest: manifest.into(), data: data.into() });
             let small = small.filter(|small| is_announced(&announcement, small));
@@ -379,10 +384,6 @@ impl Feeds {
         if let Message::Feeds { rows } = message {
             rows.iter().for_each(|row| self.latest.on_mention(&row.feed));
         }
-    }
-
-    pub fn refuse_untrusted(&self, announcement: &Announcement, error: &TrustError) {
-        self.latest.on_refused(&announcement.name, announcement.sequence, "untrusted", error.to_string());
     }
 
     /// Notes that the store refused a content, if the content is a feed's version.

@@ -15,12 +15,12 @@ use shoal_proto::locality::Selector;
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::message::Message;
 use shoal_proto::report::{HostState, Reason};
+use shoal_proto::sequence;
 use shoal_proto::trust::{Envelope, Keypair, Role, Trust};
 use shoal_testkit::Program;
-use shoal_testkit::{PATIENCE, Process, Region, until};
+use shoal_testkit::{PATIENCE, Process, Region, settings, until};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -30,7 +30,7 @@ const SHOAL: Program = shoal_testkit::program!();
 const NAME: &str = "edge/settings";
 
 /// A second seeder with a valid credential that announces invalid documents.
-struct Intruder {
+pub(crate) struct Intruder {
     runtime: Runtime,
     me: NodeId,
     tracker: NodeId,
@@ -43,26 +43,9 @@ struct Intruder {
 }
 
 impl Intruder {
-    fn enter(region: &Region) -> Self {
-        let at = region.folder.path();
-        let (cluster, out) = (at.join("cluster"), at.join("intruder"));
-        let (cluster, out) = (cluster.to_str().unwrap(), out.to_str().unwrap());
-        let locality = "t/core/core/intruder";
-        SHOAL.ok(&[
-            "cluster",
-            "issue",
-            "--dir",
-            cluster,
-            "--role",
-            "seeder",
-            "--locality",
-            locality,
-            "--out",
-            out,
-            "--address",
-            "127.0.0.0/8",
-        ]);
-        let file = |name: &str| Path::new(out).join(name);
+    pub(crate) fn enter(region: &Region) -> Self {
+        settings::issue(SHOAL, region.folder.path(), "intruder", "seeder", "t/core/core/intruder");
+        let file = |name: &str| region.folder.path().join("intruder").join(name);
         let identity = Identity::new(&load_key(&file("node.key")).unwrap());
         let trust = Arc::new(Trust::open(&fs::read(file("trust")).unwrap(), None).unwrap());
         let credential = fs::read(file("node.cred")).unwrap();
@@ -110,7 +93,8 @@ impl Intruder {
                     // Memberships are dropped.
                     event = control_events.recv() => if event.is_none() { return },
                     _ = tick.tick() => {
-                        let beat = Request::Beat { known: Epoch(0), reports: Vec::new(), versions: Vec::new() };
+                        let (known, reports, versions) = (Epoch(0), Vec::new(), Vec::new());
+                        let beat = Request::Beat { known, reports, versions, trust: 0 };
                         let _ = beating.request(tracker, beat).await; // A missed beat is repeated.
                     }
                 }
@@ -121,7 +105,7 @@ impl Intruder {
     }
 
     /// An announcement that is valid except for its content.
-    fn announcement(&mut self, manifest: &[u8], size: u64) -> Announcement {
+    pub(crate) fn announcement(&mut self, manifest: &[u8], size: u64) -> Announcement {
         self.sequence += 1;
         let now = system_clock();
         let content = Manifest::id(manifest);
@@ -132,7 +116,7 @@ impl Intruder {
             kind: Kind::Config,
             name: NAME.into(),
             version: format!("evil{}", self.sequence),
-            sequence: now * 2000 + u64::from(self.sequence),
+            sequence: sequence::at(1, now * 1000 + u64::from(self.sequence)).unwrap(),
             selector: Selector::all(),
             origin: self.me,
             manifest_bytes: manifest.len() as u64,
@@ -145,14 +129,14 @@ impl Intruder {
         }
     }
 
-    fn announce(&self, envelope: Vec<u8>, inline: Option<(Vec<u8>, Vec<u8>)>) {
+    pub(crate) fn announce(&self, envelope: Vec<u8>, inline: Option<(Vec<u8>, Vec<u8>)>) {
         let (manifest, data) = inline.unzip();
         let frame = encode_announce(&AnnounceFrame { envelope, lane: 0, manifest, data });
         self.endpoint.send(self.peer, OutFrame::Announce(frame)).unwrap();
     }
 
     /// The last reported state of a job.
-    fn state(&self, job: JobId) -> Option<HostState> {
+    pub(crate) fn state(&self, job: JobId) -> Option<HostState> {
         let asked = self.control.request(self.tracker, Request::HostStates { job });
         match self.runtime.block_on(asked).unwrap() {
             Response::States(states) => states.sets.first().map(|set| set.state),
@@ -172,7 +156,7 @@ impl Intruder {
 }
 
 /// The manifest of a small file, as a seeder makes it, with any path.
-fn small(path: &[u8], data: &[u8]) -> Vec<u8> {
+pub(crate) fn small(path: &[u8], data: &[u8]) -> Vec<u8> {
     let entry = Entry { path: path.to_vec(), mode: 0o644, kind: EntryKind::File { size: data.len() as u64 } };
     let manifest = Manifest {
         root: Root::Directory { mode: 0o755 },
@@ -231,25 +215,37 @@ fn invalid_documents_are_refused_with_the_reason() {
         intruder.announce(Envelope::seal(&escaping, &publisher).to_bytes(), Some((manifest, b"evil".to_vec())));
         intruder.wait_failed(escaping.job, Reason::BadManifest);
     }
-    // The signer is not trusted.
     let manifest = small(b"settings", b"evil");
-    let untrusted = intruder.announcement(&manifest, 4);
-    intruder.announce(Envelope::seal(&untrusted, &stranger).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
-    intruder.wait_failed(untrusted.job, Reason::Untrusted);
     // The sequence is older than that of the active version.
     let mut older = intruder.announcement(&manifest, 4);
     older.sequence = 1;
     intruder.announce(Envelope::seal(&older, &publisher).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
     intruder.wait_failed(older.job, Reason::Stale);
-    // The signature is invalid, so the signer is unknown. The host counts and logs it but reports nothing.
-    let refused = peer.metric("shoal_announcements_refused_total");
-    let unsigned = intruder.announcement(&manifest, 4);
-    let mut bytes = Envelope::seal(&unsigned, &publisher).to_bytes();
-    *bytes.last_mut().unwrap() ^= 1;
-    intruder.announce(bytes, Some((manifest, b"evil".to_vec())));
-    until("the host counts the refusal", || (peer.metric("shoal_announcements_refused_total") > refused).then_some(()));
-    assert_eq!(intruder.state(unsigned.job), None);
-    assert!(peer.log().contains("bad signature"));
+    // The signer is not trusted, the signature is invalid, or the time or the trust epoch is ahead. Nothing of such an
+    // announcement is verified, so the host counts and logs it but reports nothing.
+    let mut broken = Envelope::seal(&intruder.announcement(&manifest, 4), &publisher).to_bytes();
+    *broken.last_mut().unwrap() ^= 1;
+    let with = |change: fn(&mut Announcement), intruder: &mut Intruder, signer: &Keypair| {
+        let mut announcement = intruder.announcement(&manifest, 4);
+        change(&mut announcement);
+        (announcement.job, Envelope::seal(&announcement, signer).to_bytes())
+    };
+    let cases = [
+        ("not trusted", with(|_| {}, &mut intruder, &stranger)),
+        ("trust epoch is 2", with(|row| row.sequence = sequence::at(2, 1).unwrap(), &mut intruder, &publisher)),
+        ("trust epoch is 1048575", with(|row| row.sequence = u64::MAX, &mut intruder, &publisher)),
+        ("ahead of this host's clock", with(|row| row.sequence += 600_000, &mut intruder, &publisher)),
+        ("ahead of this host's clock", with(|row| row.created_at += 600, &mut intruder, &publisher)),
+        ("bad signature", (JobId([intruder.sequence; 16]), broken)),
+    ];
+    for (why, (job, bytes)) in cases {
+        let refused = peer.metric("shoal_announcements_refused_total");
+        intruder.announce(bytes, Some((manifest.clone(), b"evil".to_vec())));
+        let counts = || (peer.metric("shoal_announcements_refused_total") > refused).then_some(());
+        until("the host counts the refusal", counts);
+        assert_eq!(intruder.state(job), None, "{why}");
+        assert!(peer.log().contains(why), "{why}");
+    }
 
     // Desired states: one by an untrusted signer, and an old one.
     let current = region.cli_json(&["status", "--json"]).unwrap();
@@ -267,15 +263,15 @@ fn invalid_documents_are_refused_with_the_reason() {
     };
     let data = desired.to_bytes();
     let manifest = small(b"desired", &data);
-    for (signer, sequence, why) in [(&stranger, u64::MAX - 1, "untrusted"), (&publisher, 1, "stale")] {
+    let [refused, stale] = ["shoal_announcements_refused_total", "shoal_feed_refused_total{reason=\"stale\"}"];
+    for (signer, sequence, metric) in [(&stranger, u64::MAX - 1, refused), (&publisher, 1, stale)] {
         let mut document = intruder.announcement(&manifest, data.len() as u64);
         let feed = feed_of(NAME).unwrap();
         (document.job, document.name, document.sequence) = (feed_id(&feed), feed, sequence);
         (document.kind, document.feed) = (Kind::Gslb, Some(FeedMark { published_at_ms: 1 }));
-        let metric = format!("shoal_feed_refused_total{{reason=\"{why}\"}}");
-        let refused = peer.metric(&metric);
+        let refused = peer.metric(metric);
         intruder.announce(Envelope::seal(&document, signer).to_bytes(), Some((manifest.clone(), data.clone())));
-        until("the desired state is refused", || (peer.metric(&metric) > refused).then_some(()));
+        until("the desired state is refused", || (peer.metric(metric) > refused).then_some(()));
         assert_eq!(intruder.state(JobId([77; 16])), None);
     }
     assert_eq!(folder(peer), before, "the content folder has changed");
