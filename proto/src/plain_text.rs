@@ -18,20 +18,12 @@ pub fn is_unsafe(c: char) -> bool {
 
 /// Returns the text with every unsafe character as `\u{..}`.
 pub fn escape(text: &str) -> Cow<'_, str> {
-    escape_if(text, is_unsafe, |out, c| {
-        let _ = write!(out, "{}", c.escape_unicode()); // a string takes every write
-    })
+    escape_if(text, is_unsafe, |out, c| out.extend(c.escape_unicode()))
 }
 
 /// Returns the text as [`escape`] does, but keeps line feeds and tabs. For texts of our own that have several lines.
 pub fn escape_lines(text: &str) -> Cow<'_, str> {
-    escape_if(
-        text,
-        |c| is_unsafe(c) && c != '\n' && c != '\t',
-        |out, c| {
-            let _ = write!(out, "{}", c.escape_unicode()); // a string takes every write
-        },
-    )
+    escape_if(text, |c| is_unsafe(c) && c != '\n' && c != '\t', |out, c| out.extend(c.escape_unicode()))
 }
 
 /// Returns a JSON document with every unsafe character but line feeds as an escape of four digits. The value is the

@@ -55,8 +55,8 @@ impl FromStr for LogFormat {
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let parsed =
         EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_string(), source })?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(parsed).with_ansi(false).with_writer(|| OneLine(io::stderr()));
+    let writer = move || OneLine { out: io::stderr(), format };
+    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_ansi(false).with_writer(writer);
     match format {
         LogFormat::Text => init_with(builder),
         LogFormat::Json => init_with(builder.json().flatten_event(true)),
@@ -64,18 +64,26 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
 }
 
 /// A writer that receives a whole event in each call, and escapes everything that could look like another line.
-struct OneLine<W>(W);
+struct OneLine<W> {
+    out: W,
+    format: LogFormat,
+}
 
 impl<W: Write> Write for OneLine<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
-        let line = plain_text::escape(text.strip_suffix('\n').unwrap_or(&text));
-        self.0.write_all(format!("{line}\n").as_bytes())?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let line = match self.format {
+            LogFormat::Text => plain_text::escape(text),
+            // The formatter has escaped line feeds already.
+            LogFormat::Json => plain_text::escape_json(text),
+        };
+        self.out.write_all(format!("{line}\n").as_bytes())?;
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.out.flush()
     }
 }
 
@@ -89,8 +97,19 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line() {
-        let mut out = OneLine(Vec::new());
-        out.write_all(b"WARN refused why=a\x1b[2J\nINFO all is well\xff\n").unwrap();
-        assert_eq!(String::from_utf8(out.0).unwrap(), "WARN refused why=a\\u{1b}[2J\\u{a}INFO all is well\u{fffd}\n");
+        let mut log = OneLine { out: Vec::new(), format: LogFormat::Text };
+        log.write_all(b"WARN refused why=a\x1b[2J\nINFO all is well\xff\n").unwrap();
+        let line = String::from_utf8(log.out).unwrap();
+        assert_eq!(line, "WARN refused why=a\\u{1b}[2J\\u{a}INFO all is well\u{fffd}\n");
+    }
+
+    #[test]
+    fn a_json_line_stays_json() {
+        let event = serde_json::json!({ "why": "\u{202e}gpj.exe \u{85}\u{1b}[2J \u{e0001}\n" });
+        let mut log = OneLine { out: Vec::new(), format: LogFormat::Json };
+        log.write_all(format!("{event}\n").as_bytes()).unwrap();
+        let line = String::from_utf8(log.out).unwrap();
+        assert!(!line.trim_end().contains(plain_text::is_unsafe), "{line}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), event);
     }
 }
