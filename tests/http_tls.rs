@@ -2,6 +2,7 @@
 
 use shoal_service::http_client::Client;
 use shoal_testkit::process::Launcher;
+use shoal_testkit::settings::{files, issue};
 use shoal_testkit::{Process, Program, own_loopback, until};
 use std::path::Path;
 use std::process::Command;
@@ -42,9 +43,10 @@ fn an_api_proves_its_name_by_the_clusters_authority() {
     let set = vec![
         format!("http={addr}:0"),
         format!("dir='{}'", hub.join("state").display()),
-        format!("trust='{}'", cluster.join("trust").display()),
         format!("http_access.tls={{cert='{0}/tls.crt', key='{0}/tls.key'}}", hub.display()),
     ];
+    issue(SHOAL, folder.path(), "hub", "hub", "t/core/core/hub");
+    let set = [files(folder.path(), "hub", ""), set].concat();
     let mut process = Process::new(folder.path(), "hub", "hub", set, &Launcher::new(SHOAL, &[]));
     process.start();
     let (server, authority) = (process.http().to_string(), hub.join("ca.pem"));

@@ -310,6 +310,9 @@ fn servers_answer_as_documented() {
     // The examples name a registry that does not exist, and an answer must come within the patience of `call`.
     region.seeder.configure("pull_patience=1s");
     region.seeder.restart();
+    let admin = region.folder.path().join("cluster/admin.token");
+    region.hub.configure(&format!("admin_token='{}'", admin.display()));
+    region.hub.restart();
     region.wait_up(2);
     let token = fs::read_to_string(region.folder.path().join("cluster/admin.token")).unwrap();
     let token = token.trim();

@@ -176,7 +176,7 @@ fn configurations_are_checked_and_shown() {
     let file = dir.path().join("peer.toml");
     fs::write(&file, "keep_versions = 3\n[node]\ntrackers = ['tracker.example:7710']\nquota = '10 GiB'\n").unwrap();
     let file = file.to_str().unwrap();
-    assert!(SHOAL.ok(&["config", "check", "--role", "peer", file]).contains("valid"));
+    assert!(SHOAL.ok(&["config", "check", "--role", "peer", "--values-only", file]).contains("valid"));
     assert!(SHOAL.ok(&["config", "show", "--role", "peer", file]).contains("quota = \"10 GiB\""));
     let wrong = SHOAL.run(&["config", "check", "--role", "peer", file, "--set", "keep_version=1"]);
     assert!(!wrong.status.success());

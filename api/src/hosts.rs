@@ -22,6 +22,9 @@ pub struct Host {
     /// Whether the tracker sees the host.
     #[cfg_attr(feature = "schema", schemars(with = "crate::schemas::Presence"))]
     pub presence: Presence,
+    /// Whether a second host tried to join with this host's key or at its locality within the last 10 minutes.
+    #[serde(default)]
+    pub duplicate: bool,
     /// Labels that the host's operator configured.
     #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, String>"))]
     pub labels: Labels,

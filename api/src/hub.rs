@@ -69,6 +69,10 @@ pub struct Receipt {
     pub sequence: u64,
     /// The hub had the flush before.
     pub duplicate: bool,
+    /// The hub's credential, in hexadecimal digits.
+    pub credential: String,
+    /// The signed receipt, in hexadecimal digits. It has the hash of the submission, and the hub's key signs it.
+    pub signed: String,
 }
 
 /// Query parameters of the list of jobs.

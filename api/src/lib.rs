@@ -6,10 +6,15 @@
 //!
 //! Terms are those of `docs/GLOSSARY.md`.
 //!
-//! Where to look: tokens and the audit log in [`access`]; the trust document in [`trust`]; [`jobs`], [`images`], [`rollouts`] and [`hosts`] are the
-//! seeder's; [`contents`] is served by peers and seeders, and so are [`feeds`] and [`limits`]; [`tracker`] and [`hub`]
-//! are those roles' own; [`service`] is the same on every role; [`units`] is how numbers are written. With the feature
-//! `schema`, `openapi` makes the OpenAPI documents.
+//! Where to look:
+//!
+//! - tokens and the audit log in [`access`], the trust document in [`trust`]
+//! - the seeder's jobs and hosts in [`jobs`], [`images`], [`rollouts`] and [`hosts`]
+//! - what peers and seeders serve in [`contents`], [`feeds`] and [`limits`]
+//! - the other roles' own types in [`tracker`] and [`hub`], and those of every role in [`service`]
+//! - how numbers are written in [`units`]
+//!
+//! With the feature `schema`, `openapi` makes the OpenAPI documents.
 
 pub mod access;
 pub mod contents;

@@ -212,7 +212,7 @@ impl Operation<'_> {
 
     /// The request may change something, so the audit log must have room for its entry.
     fn audited(self) -> Self {
-        self.error(503, "The audit log cannot be written, or the seeder has too much to do.")
+        self.error(503, "The audit log cannot be written, or the server has too much to do.")
     }
 
     /// The errors of a JSON body that is not what the schema says.
@@ -294,7 +294,7 @@ fn feeds(document: &mut Document, needs_token: bool) {
 fn seeder(document: &mut Document) {
     seeder_jobs(document);
     seeder_rollouts(document);
-    seeder_access(document);
+    access(document);
     document
         .get("/v1/contents", "The contents in the seeder's store")
         .json::<Vec<ContentStatus>>("The contents.")
@@ -418,7 +418,7 @@ fn next_publisher(document: &mut Document) {
         .add();
 }
 
-fn seeder_access(document: &mut Document) {
+fn access(document: &mut Document) {
     let token = json!({
         "name": "ci", "scope": "push", "names": ["edge/"], "to": ["site=fra"], "expires": "90d",
     });
@@ -435,7 +435,7 @@ fn seeder_access(document: &mut Document) {
         .audited()
         .body_errors()
         .error(409, "A token of the name exists, or there are too many tokens.")
-        .error(500, "The seeder cannot store the token.")
+        .error(500, "The token cannot be stored.")
         .add();
     document
         .post("/v1/tokens/revoke", "Revoke a token")
@@ -446,7 +446,7 @@ fn seeder_access(document: &mut Document) {
         .body_errors()
         .error(404, "There is no such token.")
         .error(409, "The admin token is a file and cannot be revoked.")
-        .error(500, "The seeder cannot store the change.")
+        .error(500, "The change cannot be stored.")
         .add();
     document
         .get("/v1/audit", "The audit log")
@@ -454,7 +454,7 @@ fn seeder_access(document: &mut Document) {
         .json::<Vec<AuditEntry>>("The newest entries that match, oldest first.")
         .token(Scope::Read)
         .error(400, "A query parameter is invalid.")
-        .error(500, "The seeder cannot read the log.")
+        .error(500, "The log cannot be read.")
         .add();
 }
 
@@ -529,7 +529,7 @@ fn tracker(document: &mut Document) {
 }
 
 fn hub(document: &mut Document) {
-    document.get("/", "The jobs as a page for people").text("text/html", "The page.").add();
+    document.get("/", "The jobs as a page for people").text("text/html", "The page.").token(Scope::Read).add();
     document
         .post("/v1/reports", "Store a tracker's flush")
         .bytes("A CBOR submission: the tracker's credential and the signed flush.")
@@ -540,15 +540,23 @@ fn hub(document: &mut Document) {
         .error(500, "The hub cannot store the flush.")
         .add();
     trust(document, false);
-    document.get("/v1/jobs", "Jobs of all regions").queries::<Paging>().json::<Vec<HubJob>>("Newest first.").add();
+    document
+        .get("/v1/jobs", "Jobs of all regions")
+        .queries::<Paging>()
+        .json::<Vec<HubJob>>("Newest first.")
+        .token(Scope::Read)
+        .add();
     document
         .get("/v1/jobs/{id}", "One job in each region")
         .part::<schemas::JobId>("id", "The job.")
         .queries::<Detail>()
         .json::<Vec<HubJob>>("One entry a region.")
+        .token(Scope::Read)
         .error(400, "The id is not 32 hexadecimal digits.")
         .error(404, "The hub has no report of the job.")
+        .error(503, "The hub works on too many questions for hosts.")
         .add();
+    access(document);
 }
 
 fn peer(document: &mut Document) {

@@ -33,6 +33,9 @@ pub struct TrackerHost {
     /// Addresses at which the host accepts links.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub addrs: Vec<SocketAddr>,
+    /// Whether a second host tried to join with this host's key or at its locality within the last 10 minutes.
+    #[serde(default)]
+    pub duplicate: bool,
     /// Milliseconds since the host's last beat. Absent when the host is not connected.
     pub silent_ms: Option<u64>,
 }
@@ -44,9 +47,9 @@ pub struct TrackerJob {
     #[allow(missing_docs, reason = "the type says it")]
     #[cfg_attr(feature = "schema", schemars(with = "crate::schemas::JobId"))]
     pub job: JobId,
-    /// Name of the content. Empty until the tracker receives the job's announcement.
+    /// Name of the content.
     pub name: String,
-    /// Version of the name. Empty until the tracker receives the job's announcement.
+    /// Version of the name.
     pub version: String,
     /// Racks in order of name.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schemas::RackRollup>"))]

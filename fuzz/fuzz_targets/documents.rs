@@ -9,8 +9,9 @@ use shoal_proto::desired::Desired;
 use shoal_proto::ids::{ContentId, ShardIndex};
 use shoal_proto::limits;
 use shoal_proto::manifest::Manifest;
+use shoal_proto::receipt::HubReceipt;
 use shoal_proto::report::{HubFlush, HubSubmission};
-use shoal_proto::trust::{Credential, Envelope, Trust, TrustDocument};
+use shoal_proto::trust::{Credential, Envelope, JoinClaim, JoinToken, Trust, TrustDocument};
 
 /// Sets of hosts that a document may have, each of the size of the largest region.
 const SETS_MAX: usize = limits::FLUSH_JOBS_MAX * (limits::FLUSH_STATES_MAX + 1);
@@ -60,6 +61,17 @@ fn check(bytes: &[u8]) {
         }
         Some(7) => {
             stable::document::<HubFlush>(bytes);
+        }
+        Some(11) => {
+            stable::document::<HubReceipt>(bytes);
+        }
+        Some(16) => {
+            if let Some(token) = stable::document::<JoinToken>(bytes) {
+                let _ = token.locality_of(Some(&token.place), &token.key);
+            }
+        }
+        Some(17) => {
+            stable::document::<JoinClaim>(bytes);
         }
         Some(9) => {
             stable::document::<Desired>(bytes);

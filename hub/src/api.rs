@@ -4,28 +4,34 @@
 
 use crate::ledger::{Ledger, Recorded};
 use crate::page;
-use crate::view::{counts, with_hosts};
+use crate::signer::ReceiptSigner;
+use crate::view::with_hosts;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::Html;
+use axum::response::{Html, IntoResponse};
 use axum::{Extension, Json};
 use prometheus_client::metrics::counter::Counter;
+use shoal_api::access::Scope;
 use shoal_api::hub::{Detail, HubJob, Paging, Receipt};
 use shoal_api::trust::TrustInForce;
 use shoal_kv::KvError;
 use shoal_net::admission::Admission;
 use shoal_proto::codec::{DecodeError, Document, decode_exact};
-use shoal_proto::ids::JobId;
+use shoal_proto::ids::{Hash, JobId};
 use shoal_proto::limits;
+use shoal_proto::receipt::HubReceipt;
 use shoal_proto::report::{HubFlush, HubSubmission};
 use shoal_proto::trust::{Envelope, Role, TrustError};
+use shoal_service::access::{self, Gate, Tokens};
+use shoal_service::audit::AuditLog;
 use shoal_service::extract::{PathParam, QueryParams};
 use shoal_service::http_server::{ApiError, KnownAddresses, RemoteAddr};
 use shoal_service::metrics::Metrics;
 use shoal_service::routes::Routes;
 use std::error::Error;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// Jobs in one answer, unless the query sets `limit`.
 const LIST_DEFAULT: usize = 100;
@@ -33,6 +39,9 @@ const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 1000;
 /// Jobs on the page for people.
 const PAGE_JOBS: usize = 200;
+
+/// Questions for the hosts of one job at the same time.
+const DETAILED_MAX: usize = 4;
 
 /// Why the hub refuses a report.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +76,9 @@ impl RefusedReport {
 pub(crate) struct Hub {
     ledger: Ledger,
     admission: Admission,
+    signer: ReceiptSigner,
+    /// Answers about one job read all its hosts, so a few at a time are enough.
+    detailed: Semaphore,
     /// The addresses of trackers. Strangers cannot take the places of their connections.
     known: KnownAddresses,
     reports: Counter,
@@ -75,10 +87,18 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(ledger: Ledger, admission: Admission, known: KnownAddresses, metrics: &Metrics) -> Self {
+    pub(crate) fn new(
+        ledger: Ledger,
+        admission: Admission,
+        signer: ReceiptSigner,
+        known: KnownAddresses,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             ledger,
             admission,
+            signer,
+            detailed: Semaphore::new(DETAILED_MAX),
             known,
             reports: metrics.counter("shoal_hub_reports", "Reports stored"),
             duplicates: metrics.counter("shoal_hub_duplicate_reports", "Reports that were stored before"),
@@ -104,15 +124,20 @@ impl Hub {
 
 type SharedHub = State<Arc<Hub>>;
 
-pub(crate) fn routes(hub: Arc<Hub>) -> Routes {
-    Routes::new()
-        .get("/", front_page)
+/// Returns the routes. Reports and trust documents need no token, because they are signed.
+pub(crate) fn routes(hub: Arc<Hub>, tokens: Arc<Tokens>, audit: AuditLog) -> Routes {
+    let queries = Routes::new()
+        .get_as(Scope::Read, "/", front_page)
+        .get_as(Scope::Read, "/v1/jobs", list_jobs)
+        .get_as(Scope::Read, "/v1/jobs/{id}", show_job)
+        .with_state(hub.clone())
+        .merge(access::routes(tokens.clone(), audit.clone()));
+    let of_trackers = Routes::new()
         .post_up_to(limits::HUB_BODY_BYTES_MAX, "/v1/reports", report)
         .get("/v1/trust", trust_document)
         .post_up_to(limits::TRUST_BYTES_MAX, "/v1/trust", take_trust)
-        .get("/v1/jobs", list_jobs)
-        .get("/v1/jobs/{id}", show_job)
-        .with_state(hub)
+        .with_state(hub);
+    Gate::guard(tokens, audit, queries).merge(of_trackers)
 }
 
 /// Returns the answer to a request that the database failed.
@@ -134,7 +159,7 @@ async fn report(
     };
     let flush = hub.open_report(&body).map_err(refuse)?;
     hub.known.add(remote.ip());
-    let sequence = flush.sequence;
+    let receipt = HubReceipt { tracker: flush.tracker, sequence: flush.sequence, submission: Hash::of(&body) };
     let writer = hub.clone();
     // On a thread of its own, because the ledger waits for the disk.
     let recorded = tokio::task::spawn_blocking(move || writer.ledger.record(&flush)).await;
@@ -144,20 +169,20 @@ async fn report(
         Recorded::New => hub.reports.inc(),
         Recorded::Duplicate => hub.duplicates.inc(),
     };
-    Ok(Json(Receipt { sequence, duplicate: recorded == Recorded::Duplicate }))
+    hub.signer.sign(&receipt, recorded == Recorded::Duplicate).map(Json).map_err(|error| {
+        let what = "the report is stored, and its receipt cannot be signed";
+        tracing::error!(error = &error as &dyn Error, "{what}");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, what, error.to_string(), "see the hub's log")
+    })
 }
 
 fn unreadable(error: KvError) -> ApiError {
     database_failed(&error, "cannot read the reports")
 }
 
-async fn list_jobs(
-    State(hub): SharedHub,
-    QueryParams(paging): QueryParams<Paging>,
-) -> Result<Json<Vec<HubJob>>, ApiError> {
+async fn list_jobs(State(hub): SharedHub, QueryParams(paging): QueryParams<Paging>) -> Json<Vec<HubJob>> {
     let limit = paging.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
-    let jobs = hub.ledger.jobs().map_err(unreadable)?;
-    Ok(Json(jobs.iter().skip(paging.offset).take(limit).map(counts).collect()))
+    Json(hub.ledger.list(paging.offset, limit))
 }
 
 async fn show_job(
@@ -165,17 +190,25 @@ async fn show_job(
     PathParam(job): PathParam<JobId>,
     QueryParams(query): QueryParams<Detail>,
 ) -> Result<Json<Vec<HubJob>>, ApiError> {
-    let regions = hub.ledger.job(&job).map_err(unreadable)?;
-    if regions.is_empty() {
+    let _place = hub.detailed.try_acquire().map_err(|_| {
+        let (what, why) = ("too many questions for hosts", "the hub works on as many as it can");
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, what, why, "ask again")
+    })?;
+    let reader = hub.clone();
+    // On a thread of its own, because it reads a row for each host.
+    let read = tokio::task::spawn_blocking(move || {
+        let regions = reader.ledger.job(&job)?;
+        regions.iter().map(|row| with_hosts(&reader.ledger, row, query.hosts)).collect::<Result<Vec<_>, _>>()
+    });
+    let views = read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(unreadable)?;
+    if views.is_empty() {
         return Err(ApiError::not_found(format!("no tracker has reported job {job}")));
     }
-    let views = regions.iter().map(|row| with_hosts(&hub.ledger, row, query.hosts));
-    Ok(Json(views.collect::<Result<_, _>>().map_err(unreadable)?))
+    Ok(Json(views))
 }
 
-async fn front_page(State(hub): SharedHub) -> Result<Html<String>, ApiError> {
-    let jobs = hub.ledger.jobs().map_err(unreadable)?;
-    Ok(Html(page::render(&jobs.iter().take(PAGE_JOBS).map(counts).collect::<Vec<_>>())))
+async fn front_page(State(hub): SharedHub) -> impl IntoResponse {
+    (page::HEADERS, Html(page::render(&hub.ledger.list(0, PAGE_JOBS))))
 }
 
 async fn trust_document(State(hub): SharedHub) -> Bytes {

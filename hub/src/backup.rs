@@ -4,10 +4,10 @@
 //! trackers therefore report everything again that the archive lacks.
 
 use crate::config::HubConfig;
-use crate::tables::{self, JOBS, ROSTER, SEQUENCES};
+use crate::tables::{self, JOBS, ROSTER, SEQUENCES, TOKENS};
 use shoal_kv::Database;
 use shoal_proto::codec::decode_exact;
-use shoal_proto::locality::Locality;
+use shoal_proto::locality::{Locality, is_name};
 use shoal_proto::report::JobFlush;
 use shoal_service::backup::{BackupError, Rows, Writer};
 use shoal_service::tables as archive;
@@ -47,7 +47,10 @@ fn check_row(table: &str, key: &[u8], value: &[u8]) -> Result<(), &'static str> 
             Ok(_) => Err("a job is stored under the key of another"),
             Err(_) => Err("a job cannot be read"),
         },
-        SEQUENCES | ROSTER | JOBS => Err("a key has another form"),
+        TOKENS if std::str::from_utf8(key).is_ok_and(is_name) => {
+            serde_json::from_slice::<serde_json::Value>(value).map(drop).map_err(|_| "a token cannot be read")
+        }
+        SEQUENCES | ROSTER | JOBS | TOKENS => Err("a key has another form"),
         _ => Err("a hub has no such table"),
     }
 }

@@ -3,13 +3,15 @@
 //! Invariant: a tracker's flush counts only if its sequence is higher than that tracker's last one. If several
 //! trackers of a region report one host, the furthest state wins.
 
+use crate::folds::{Folds, counts};
 use crate::tables::{self, JOBS, ROSTER, SEQUENCES};
+use shoal_api::hub::HubJob;
 use shoal_kv::{Change, Database, KvError, Row, Table};
 use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{HostIndex, JobId, NodeId};
 use shoal_proto::locality::Locality;
 use shoal_proto::report::{HostState, HubFlush, JobFlush, RosterRow, TierBytes};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,6 +42,7 @@ pub struct Ledger {
     roster: Table,
     jobs: Table,
     jobs_max: usize,
+    folds: Folds,
 }
 
 /// The region, a zero byte, the index. No region contains a zero byte, so a region's rows have a prefix of their own.
@@ -50,6 +53,11 @@ fn roster_key(region: &str, index: HostIndex) -> Vec<u8> {
 /// The job first, so that all reports of one job have a common prefix.
 fn job_key(job: &JobId, region: &str, tracker: &NodeId) -> Vec<u8> {
     [&job.0[..], region.as_bytes(), &[0], &tracker.0[..]].concat()
+}
+
+/// Returns the job of a key that [`job_key`] made.
+fn job_of(key: &[u8]) -> Option<JobId> {
+    Some(JobId(key.get(..16)?.try_into().ok()?))
 }
 
 /// Returns the region of a key that [`job_key`] made: after 16 bytes of job, before a zero byte and 32 bytes of
@@ -67,7 +75,24 @@ impl Ledger {
         let database = tables::open(dir)?;
         let table = |name| Table::new(&database, name);
         let (sequences, roster, jobs) = (table(SEQUENCES), table(ROSTER), table(JOBS));
-        Ok(Self { sequences, roster, jobs, database, jobs_max })
+        let ledger = Self { sequences, roster, jobs, database, jobs_max, folds: Folds::default() };
+        let mut all = BTreeSet::new();
+        ledger.jobs.visit([], |key, _| all.extend(job_of(key)))?;
+        all.iter().try_for_each(|job| ledger.refresh(job))?;
+        Ok(ledger)
+    }
+
+    /// Folds the reports of one job again.
+    fn refresh(&self, job: &JobId) -> Result<(), KvError> {
+        self.folds.refresh(job, || {
+            let regions = self.merged(&job.0)?;
+            Ok(regions.iter().map(|row| counts(&row.region, &row.job, &row.hosts)).collect())
+        })
+    }
+
+    /// Returns the counts of jobs, newest first, without a look at the disk.
+    pub(crate) fn list(&self, offset: usize, limit: usize) -> Vec<HubJob> {
+        self.folds.list(offset, limit)
     }
 
     /// Returns the database, for a backup.
@@ -90,14 +115,17 @@ impl Ledger {
         self.jobs.apply(&flush.jobs.iter().map(job).collect::<Vec<_>>())?;
         // Last: after a kill in between, the tracker sends the flush again and it says the same.
         self.sequences.put_u64(flush.tracker.0, flush.sequence)?;
-        self.drop_oldest()?;
+        let dropped = self.drop_oldest()?;
         self.database.sync()?;
+        let changed: BTreeSet<JobId> = flush.jobs.iter().map(|job| job.job).chain(dropped).collect();
+        changed.iter().try_for_each(|job| self.refresh(job))?;
         Ok(Recorded::New)
     }
 
-    fn drop_oldest(&self) -> Result<(), KvError> {
+    /// Drops what exceeds the bound. Returns the jobs of dropped rows.
+    fn drop_oldest(&self) -> Result<Vec<JobId>, KvError> {
         if self.jobs.count()? <= self.jobs_max {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let mut ages: Vec<(u64, Vec<u8>)> = Vec::new();
         self.jobs.visit([], |key, value| {
@@ -105,8 +133,11 @@ impl Ledger {
         })?;
         ages.sort();
         let surplus = ages.len().saturating_sub(self.jobs_max);
-        let oldest = ages.into_iter().take(surplus).map(|(_, key)| Change::Delete { key });
-        self.jobs.apply(&oldest.collect::<Vec<_>>())
+        ages.truncate(surplus);
+        let dropped = ages.iter().filter_map(|(_, key)| job_of(key)).collect();
+        let oldest = ages.into_iter().map(|(_, key)| Change::Delete { key });
+        self.jobs.apply(&oldest.collect::<Vec<_>>())?;
+        Ok(dropped)
     }
 
     /// Returns a host's locality. `None` until a flush brings it.
@@ -138,16 +169,6 @@ impl Ledger {
         self.merged(&job.0)
     }
 
-    /// Returns all jobs by region, newest first.
-    ///
-    /// # Errors
-    /// [`KvError`] if the database fails.
-    pub fn jobs(&self) -> Result<Vec<RegionJob>, KvError> {
-        let mut jobs = self.merged(&[])?;
-        jobs.sort_by_key(|row| (std::cmp::Reverse(row.job.created_at), row.job.job, row.region.clone()));
-        Ok(jobs)
-    }
-
     /// Merges the reports of all trackers, by job and region.
     fn merged(&self, prefix: &[u8]) -> Result<Vec<RegionJob>, KvError> {
         let mut merged: BTreeMap<(JobId, String), RegionJob> = BTreeMap::new();
@@ -158,7 +179,9 @@ impl Ledger {
                 job: JobFlush { tiers: TierBytes::default(), ..job.clone() },
                 hosts: BTreeMap::new(),
             });
-            row.job.tiers.add(&job.tiers);
+            // A tracker may claim any number, as its hosts may.
+            let hosts = u64::from(job.targets.count());
+            row.job.tiers.add(&job.tiers.capped(TierBytes::most_of(job.size).saturating_mul(hosts)));
             for host in job.targets.iter() {
                 row.hosts.entry(HostIndex(host)).or_insert(HostState::Unknown);
             }
@@ -235,8 +258,31 @@ mod tests {
             flush.jobs[0].created_at = u64::from(number);
             ledger.record(&flush).unwrap();
         }
-        let kept: Vec<u64> = ledger.jobs().unwrap().iter().map(|job| job.job.created_at).collect();
-        assert_eq!(kept, [4, 3]);
+        let kept = |ledger: &Ledger| ledger.list(0, 9).iter().map(|job| job.created_at).collect::<Vec<_>>();
+        assert_eq!(kept(&ledger), [4, 3]);
+        drop(ledger);
+        assert_eq!(kept(&Ledger::open(dir.path(), 2).unwrap()), [4, 3], "the folds are made again from the disk");
+    }
+
+    /// The counts in memory are those that a fold of all reports has.
+    #[test]
+    fn lists_contain_every_report() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path(), 100).unwrap();
+        let listed = |ledger: &Ledger| {
+            let rows = ledger.list(0, 9);
+            rows.iter().map(|row| (row.hosts, row.has, row.active, row.failed)).collect::<Vec<_>>()
+        };
+        assert!(listed(&ledger).is_empty());
+        ledger.record(&flush(1, 1, &[(HostState::Has, &[0, 1])])).unwrap();
+        assert_eq!(listed(&ledger), [(6, 2, 0, 0)]);
+        ledger.record(&flush(2, 1, &[(HostState::Active, &[1, 2]), (HostState::Failed(Reason::Disk), &[4])])).unwrap();
+        assert_eq!(listed(&ledger), [(6, 3, 2, 1)]);
+        let mut other = flush(2, 2, &[]);
+        other.region = "south".into();
+        ledger.record(&other).unwrap();
+        assert_eq!(listed(&ledger).len(), 2, "one row a region");
+        assert_eq!((ledger.list(1, 9).len(), ledger.list(0, 1).len(), ledger.list(2, 9).len()), (1, 1, 0));
     }
 
     proptest! {

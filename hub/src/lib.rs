@@ -5,19 +5,22 @@
 //!
 //! Where to look:
 //! - settings in [`config`], start, stop and errors in [`role`]
-//! - the records in [`ledger`], their tables in [`tables`], backups in [`backup`]
-//! - the HTTP API in [`api`], its answers in [`view`], the page for people in [`page`]
+//! - the records in [`ledger`], their counts in [`folds`], their tables in [`tables`], backups in [`backup`]
+//! - the HTTP API in [`api`], signatures of receipts in [`signer`], its answers in [`view`], the page for people in
+//!   [`page`]
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 
 pub mod api;
 pub mod backup;
 pub mod config;
+mod folds;
 pub mod ledger;
 pub mod page;
 mod role;
+mod signer;
 mod tables;
 pub mod view;
 
 pub use config::HubConfig;
-pub use role::{RunError, Started, run, start};
+pub use role::{RunError, Started, check_files, run, start};

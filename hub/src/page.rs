@@ -16,6 +16,12 @@ font-variant-numeric:tabular-nums}progress{width:9rem}.bad{color:#a4262c;font-we
 @media(prefers-color-scheme:dark){body{background:#14191d;color:#dfe7ec}table{background:#1b2227}\
 th,td{border-color:#2c363d}.bad{color:#ff8f88}}</style><h1>Shoal</h1>";
 
+/// Headers of the page. A browser then loads and runs nothing from elsewhere, and shows the page in no frame.
+pub const HEADERS: [(&str, &str); 2] = [
+    ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+    ("cache-control", "no-store"),
+];
+
 /// Replaces the characters that have a meaning in HTML, and those that change how the text around them is shown.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

@@ -6,18 +6,24 @@ use crate::api::{Hub, routes};
 use crate::backup;
 use crate::config::HubConfig;
 use crate::ledger::Ledger;
-use shoal_kv::KvError;
+use crate::signer::ReceiptSigner;
+use crate::tables::TOKENS;
+use shoal_kv::{Change, KvError, Table};
 use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
+use shoal_net::identity::{KeyFileError, load_key};
 use shoal_net::trust_file::{TrustFile, TrustFileError};
+use shoal_proto::trust::{Admitted, Keypair, Role, TrustError};
+use shoal_service::access::{TokenRecords, Tokens};
+use shoal_service::audit::{AuditError, AuditLog};
 use shoal_service::config::ConfigError;
 use shoal_service::folders::{self, FolderError};
-use shoal_service::http_server::{KnownAddresses, Server, TlsFilesError, bind};
+use shoal_service::http_server::{AdminToken, KnownAddresses, Server, TlsFilesError, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use shoal_service::trust_metrics;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -27,8 +33,28 @@ use std::sync::atomic::Ordering;
 pub enum RunError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("cannot read {}", .path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Trust(#[from] TrustFileError),
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    #[error("the credential {} cannot be used", .path.display())]
+    Credential {
+        path: PathBuf,
+        #[source]
+        source: TrustError,
+    },
+    #[error("the credential {} is for a {role}: a hub needs one of role hub", .path.display())]
+    WrongRole { path: PathBuf, role: Role },
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     #[error("cannot use the hub's folder {}", .dir.display())]
     Ledger {
         dir: PathBuf,
@@ -55,17 +81,65 @@ pub struct Started {
     pub tasks: Tasks,
 }
 
+/// What a hub reads from its files at a start.
+struct Files {
+    keys: Keypair,
+    admission: Admission,
+    credential: Admitted,
+}
+
+impl Files {
+    fn load(config: &HubConfig) -> Result<Self, RunError> {
+        let read = |path: &Path| {
+            let path = path.to_path_buf();
+            std::fs::read(&path).map_err(|source| RunError::Read { path, source })
+        };
+        let keys = load_key(&config.key)?;
+        let file = TrustFile::new(&config.trust, &config.dir);
+        let bytes = read(&config.credential)?;
+        let admission = Admission::new(Arc::new(file.load(None)?), bytes.clone(), system_clock).with_file(file);
+        let path = || config.credential.clone();
+        let credential =
+            admission.admit(&bytes, keys.node()).map_err(|source| RunError::Credential { path: path(), source })?;
+        if credential.role != Role::Hub {
+            return Err(RunError::WrongRole { path: path(), role: credential.role });
+        }
+        Ok(Self { keys, admission, credential })
+    }
+}
+
+/// Checks the trust document, the key and the credential of a hub as its start does. Returns the credential.
+///
+/// # Errors
+/// Fails if the hub could not start with these files.
+pub fn check_files(config: &HubConfig) -> Result<Admitted, RunError> {
+    Files::load(config).map(|files| files.credential)
+}
+
+/// The records of tokens in the hub's database.
+struct StoredTokens(Table);
+
+impl TokenRecords for StoredTokens {
+    fn all(&self) -> Result<Vec<(String, Vec<u8>)>, KvError> {
+        let rows = self.0.scan([])?.into_iter();
+        Ok(rows.filter_map(|row| Some((String::from_utf8(row.key).ok()?, row.value))).collect())
+    }
+
+    fn put(&self, name: &str, record: Option<Vec<u8>>) -> Result<(), KvError> {
+        self.0.apply(&[Change::set(name, record)])?;
+        self.0.sync()
+    }
+}
+
 /// Starts a hub and returns once trackers can reach it. The hub stops when `token` is cancelled.
 ///
 /// # Errors
 /// [`RunError`] if a setting, the trust document, the folder or the address cannot be used.
 pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
+    let Files { keys, admission, .. } = Files::load(config)?;
+    let admin = config.admin_token.as_deref().map(AdminToken::load).transpose()?;
     folders::private(&config.dir)?;
-    let file = TrustFile::new(&config.trust, &config.dir);
-    let trust = Arc::new(file.load(None)?);
-    // The hub has no links, so it shows no credential.
-    let admission = Admission::new(trust, Vec::new(), system_clock).with_file(file);
     let ledger = Ledger::open(&config.dir, config.jobs_max)
         .map_err(|source| RunError::Ledger { dir: config.dir.clone(), source })?;
     let database = ledger.database();
@@ -73,8 +147,17 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     let http = listener.local_addr().map_err(RunError::Http)?;
     let metrics = Metrics::with_process();
     let known = KnownAddresses::default();
-    let hub = Arc::new(Hub::new(ledger, admission.clone(), known.clone(), &metrics));
-    let server = Server::new("hub", metrics.clone(), Arc::new(Vec::new), routes(hub))
+    let signer = ReceiptSigner::new(keys, config.credential.clone());
+    let hub = Arc::new(Hub::new(ledger, admission.clone(), signer, known.clone(), &metrics));
+    let records = Box::new(StoredTokens(Table::new(&database, TOKENS)));
+    let tokens = Tokens::open(records, admin.map(|admin| admin.hash()));
+    let audit = AuditLog::open(&config.dir.join("audit"), config.audit.settings())?;
+    let log = audit.clone();
+    let check = Arc::new(move || {
+        let no_log = log.is_failed().then(|| "the hub cannot write its audit log".to_string());
+        no_log.into_iter().collect()
+    });
+    let server = Server::new("hub", metrics.clone(), check, routes(hub, tokens, audit))
         .with_access(&config.http_access)?
         .with_known(known);
     let bytes_in = server.bytes_in();

@@ -13,6 +13,8 @@ pub(crate) const SEQUENCES: &str = "sequences";
 pub(crate) const ROSTER: &str = "roster";
 /// Job id, region and tracker to [`shoal_proto::report::JobFlush`].
 pub(crate) const JOBS: &str = "jobs";
+/// Name of a token to its record, which has only a hash of the secret.
+pub(crate) const TOKENS: &str = "tokens";
 
 const OPTIONS: SledOptions = SledOptions { cache_bytes: 32 << 20, flush_interval: Duration::from_millis(500) };
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a view is made from the ledger alone and changes nothing.
 
+use crate::folds::counts;
 use crate::ledger::{Ledger, RegionJob};
 use shoal_api::hub::{HubHost, HubJob};
 use shoal_kv::KvError;
@@ -9,29 +10,6 @@ use shoal_proto::announcement::Kind;
 use shoal_proto::control::RackRollup;
 use shoal_proto::report::HostState;
 use std::collections::BTreeMap;
-
-/// Returns the counts of a job, without racks and hosts.
-pub(crate) fn counts(row: &RegionJob) -> HubJob {
-    let count = |test: fn(HostState) -> bool| row.hosts.values().filter(|state| test(**state)).count() as u32;
-    let job = &row.job;
-    HubJob {
-        job: job.job,
-        region: row.region.clone(),
-        content: job.content,
-        kind: job.kind,
-        name: job.name.clone(),
-        version: job.version.clone(),
-        size: job.size,
-        created_at: job.created_at,
-        hosts: row.hosts.len() as u32,
-        has: count(HostState::has_all),
-        active: count(|state| state == HostState::Active),
-        failed: count(|state| matches!(state, HostState::Failed(_))),
-        tiers: job.tiers,
-        racks: Vec::new(),
-        lines: Vec::new(),
-    }
-}
 
 /// Returns a job with its racks and its failed hosts, or with all its hosts.
 ///
@@ -55,5 +33,5 @@ pub(crate) fn with_hosts(ledger: &Ledger, row: &RegionJob, every_host: bool) -> 
             lines.push(HubHost { host, state: if prewarmed { "prewarmed".into() } else { state.to_string() } });
         }
     }
-    Ok(HubJob { racks: racks.into_values().collect(), lines, ..counts(row) })
+    Ok(HubJob { racks: racks.into_values().collect(), lines, ..counts(&row.region, &row.job, &row.hosts) })
 }

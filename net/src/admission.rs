@@ -1,6 +1,6 @@
 //! Admission: which nodes may have a link, by the cluster's trust document and their credentials.
 //!
-//! Invariant: a credential counts only for the key that TLS has proven, and the trust document in force never goes back.
+//! Invariant: a credential counts only for the key that TLS has proven. The trust document in force never goes back.
 
 use crate::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::announcement::Announcement;
@@ -29,20 +29,25 @@ pub enum Offered {
     Known,
 }
 
-/// The basis of admission. Cheap to clone. Clones share the trust document.
+/// The basis of admission. Cheap to clone. Clones share the trust document and the credential.
 #[derive(Clone, Debug)]
 pub struct Admission {
     trust: watch::Sender<Arc<Trust>>,
     /// Keeps the document in force over a restart. Held while a document is replaced, so that versions only grow.
     file: Arc<Mutex<Option<TrustFile>>>,
-    credential: Arc<[u8]>,
+    credential: watch::Sender<Arc<[u8]>>,
     clock: UnixClock,
 }
 
 impl Admission {
     /// `credential` is this node's own signed credential, as it stands in `node.cred`.
     pub fn new(trust: Arc<Trust>, credential: impl Into<Arc<[u8]>>, clock: UnixClock) -> Self {
-        Self { trust: watch::Sender::new(trust), file: Arc::default(), credential: credential.into(), clock }
+        Self {
+            trust: watch::Sender::new(trust),
+            file: Arc::default(),
+            credential: watch::Sender::new(credential.into()),
+            clock,
+        }
     }
 
     /// Keeps documents that come into force in `file`.
@@ -52,8 +57,18 @@ impl Admission {
     }
 
     /// Returns this node's own signed credential.
-    pub fn credential(&self) -> &Arc<[u8]> {
-        &self.credential
+    pub fn credential(&self) -> Arc<[u8]> {
+        self.credential.borrow().clone()
+    }
+
+    /// Puts a new credential of this node in force. Links that begin later show it.
+    pub(crate) fn set_credential(&self, credential: Vec<u8>) {
+        self.credential.send_replace(credential.into());
+    }
+
+    /// Returns the present time, Unix seconds.
+    pub fn now(&self) -> u64 {
+        (self.clock)()
     }
 
     /// Returns the trust document in force.

@@ -4,11 +4,12 @@
 //! not go back to an older document.
 //! Invariant: a role starts with the newer one of both, and never with a document that leaves the chain of the other.
 
+use crate::replace_file::replace_file;
 use shoal_proto::ids::ClusterId;
 use shoal_proto::limits;
 use shoal_proto::trust::{Trust, TrustError};
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Name of the copy in a role's folder.
@@ -91,15 +92,7 @@ impl TrustFile {
     ///
     /// Fails if the disk fails or is full. The former copy then stays.
     pub fn save(&self, trust: &Trust) -> io::Result<()> {
-        let draft = self.copy.with_extension("new");
-        let written =
-            File::create(&draft).and_then(|mut file| file.write_all(trust.bytes()).and_then(|()| file.sync_all()));
-        let renamed = written.and_then(|()| fs::rename(&draft, &self.copy));
-        if renamed.is_err() {
-            let _ = fs::remove_file(&draft); // the first error is the one to report
-        }
-        renamed?;
-        self.copy.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        replace_file(&self.copy, trust.bytes(), 0o600)
     }
 }
 
@@ -115,6 +108,7 @@ mod tests {
     use super::*;
     use shoal_proto::codec::Document;
     use shoal_proto::trust::{Envelope, Keypair, TrustDocument};
+    use std::fs;
 
     fn document(version: u64, change: impl FnOnce(&mut TrustDocument)) -> Trust {
         let root = Keypair::from_seed([1; 32]);

@@ -13,9 +13,13 @@ use shoal_net::links::RecordLayer;
 use shoal_proto::limits;
 use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_server::HttpAccess;
+use shoal_service::machine::{check_disk, check_memory};
 use shoal_service::units::ByteSize;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Versions of a name that can be kept.
+const KEEP_VERSIONS_MAX: usize = 1000;
 
 /// The configuration that peers and seeders share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,7 +109,20 @@ impl NodeSettings {
             "use at most half of node.receive_memory",
         )?;
         check(self.receive_memory.0 >= 16 << 20, "node.receive_memory", "use at least 16 MiB")?;
+        check(self.quota.is_none_or(|quota| quota.0 > 0), "node.quota", "use more than zero, or leave it out")?;
         self.limits.validate()
+    }
+}
+
+impl NodeSettings {
+    /// Checks sizes against this machine. `dir` is the folder of the store.
+    ///
+    /// # Errors
+    /// Names the first key with a size that the machine does not have.
+    pub fn check_machine(&self, dir: &Path) -> Result<(), ConfigError> {
+        check_memory("node.receive_memory", self.receive_memory.0)?;
+        self.quota.map_or(Ok(()), |quota| check_disk("node.quota", quota.0, dir))?;
+        check_disk("node.min_free", self.min_free.0, dir)
     }
 }
 
@@ -200,8 +217,8 @@ impl PeerConfig {
         self.node.validate()?;
         self.mirror.validate()?;
         self.containerd.iter().try_for_each(ContainerdConfig::validate)?;
-        if self.keep_versions == 0 {
-            return Err(ConfigError::invalid("keep_versions", "use at least 1"));
+        if !(1..=KEEP_VERSIONS_MAX).contains(&self.keep_versions) {
+            return Err(ConfigError::invalid("keep_versions", format!("use 1 to {KEEP_VERSIONS_MAX}")));
         }
         check_folders(&[("dir", &self.dir), ("content_dir", &self.content_dir)])?;
         settings::validate(&self.activation)

@@ -8,6 +8,7 @@ use crate::reports::Reports;
 use crate::row_check::RowCheck;
 use shoal_net::admission::Admission;
 use shoal_net::control::{ConnectError, ControlEvent, ControlHandle, ReplySlot, RequestError};
+use shoal_net::own_credential::{OwnCredential, RenewError};
 use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::limits;
@@ -90,6 +91,8 @@ enum TrackerError {
     Refused(String),
     #[error("the tracker sent an unexpected answer: {0:?}")]
     Unexpected(Box<Response>),
+    #[error("the new credential cannot be used")]
+    Renew(#[from] RenewError),
     #[error("the connection ended")]
     Disconnected,
     #[error("the control plane stopped")]
@@ -119,7 +122,9 @@ pub struct TrackerClient {
     pub events: mpsc::Receiver<ControlEvent>,
     /// Control addresses of trackers, `host:port`.
     pub trackers: Vec<String>,
-    /// The join request. The client sets `known`.
+    /// This host's credential, which the client renews.
+    pub own: OwnCredential,
+    /// The join request. The client sets `known` and the credential.
     pub join: Join,
     /// The trust document, which this host and its tracker exchange.
     pub admission: Admission,
@@ -206,7 +211,8 @@ impl TrackerClient {
     }
 
     async fn join(&mut self, tracker: NodeId) -> Result<Session, TrackerError> {
-        let join = Join { known: self.shared.epoch(), ..self.join.clone() };
+        let credential = self.own.bytes().to_vec();
+        let join = Join { known: self.shared.epoch(), credential, ..self.join.clone() };
         match self.control.request(tracker, Request::Join(join)).await? {
             Response::Joined { index, update, beat_ms } => {
                 self.shared.reports().on_new_tracker();
@@ -261,7 +267,7 @@ impl TrackerClient {
                 }
                 event = self.events.recv() => match event {
                     None => return TrackerError::ControlStopped,
-                    Some(ControlEvent::Disconnected { node }) if node == tracker => return TrackerError::Disconnected,
+                    Some(ControlEvent::Disconnected { node, last: true, .. }) if node == tracker => return TrackerError::Disconnected,
                     Some(event) => self.on_event(event, tracker).await,
                 },
                 // The tracker tells it to the hosts to which this one has no link.
@@ -276,10 +282,35 @@ impl TrackerClient {
                         Ok(backlog) => backlog,
                         Err(error) => return error,
                     };
+                    self.renew_if_due(tracker).await;
                     last = Instant::now();
                     next = last + if backlog == Backlog::Left { STATE_DELAY } else { session.beat_interval };
                 }
             }
+        }
+    }
+
+    /// Asks for a new credential when this host's own one ends soon. A failure is logged and tried again later.
+    async fn renew_if_due(&mut self, tracker: NodeId) {
+        if !self.own.should_renew() {
+            return;
+        }
+        let left_s = self.own.seconds_left();
+        match self.renew(tracker).await {
+            Ok(()) => tracing::info!(left_s = self.own.seconds_left(), "renewed this host's credential"),
+            Err(error) => tracing::warn!(
+                left_s,
+                error = %ErrorChain(&error),
+                "cannot renew this host's credential, which ends soon: set `issuer_key` at a tracker, or join again"
+            ),
+        }
+    }
+
+    async fn renew(&mut self, tracker: NodeId) -> Result<(), TrackerError> {
+        match self.control.request(tracker, Request::Renew).await? {
+            Response::Renewed { credential } => Ok(self.own.replace(credential).await?),
+            Response::Refused { why } => Err(TrackerError::Refused(why)),
+            other => Err(TrackerError::Unexpected(Box::new(other))),
         }
     }
 

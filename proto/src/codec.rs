@@ -29,6 +29,12 @@ pub enum DocKind {
     Desired = 9,
     /// A [`crate::trust::Succession`].
     Succession = 10,
+    /// A [`crate::receipt::HubReceipt`].
+    HubReceipt = 11,
+    /// A [`crate::trust::JoinToken`].
+    JoinToken = 16,
+    /// A [`crate::trust::JoinClaim`].
+    JoinClaim = 17,
 }
 
 /// Why bytes are not the expected document.

@@ -1,6 +1,7 @@
 //! Requests and responses between a host and its tracker, on the libp2p control plane.
 //!
-//! Invariant: every request on a connection is refused until the tracker accepted a `Join` with a valid credential.
+//! Invariant: every request on a connection, except `Clock`, is refused until the tracker accepted a `Join` with a
+//! valid credential.
 
 use crate::announcement::{is_content_name, is_version};
 use crate::bitmap::Bitmap;
@@ -103,6 +104,9 @@ pub enum Request {
         #[cbor(with = "minicbor::bytes")]
         document: Vec<u8>,
     },
+    /// Seeder to tracker: the question for the hosts in whose place another host tried to join.
+    #[n(20)]
+    Duplicates,
     /// Host to tracker, forwarded to a seeder: a client requested an image that the host lacks. `Done` means that the
     /// seeder accepted the request.
     #[n(12)]
@@ -114,6 +118,25 @@ pub enum Request {
         #[n(1)]
         host: Option<HostIndex>,
     },
+    /// Anybody to tracker, also before a join: the question for the tracker's clock. `shoal doctor` compares clocks,
+    /// because a host with a wrong clock cannot join.
+    #[n(14)]
+    Clock,
+    /// Host to tracker, instead of `Join`: the request for a credential, from a host that has a join token.
+    #[n(16)]
+    Enrol {
+        /// The envelope of the [`crate::trust::JoinToken`].
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        token: Vec<u8>,
+        /// The envelope of the [`crate::trust::JoinClaim`].
+        #[n(1)]
+        #[cbor(with = "minicbor::bytes")]
+        claim: Vec<u8>,
+    },
+    /// Host to tracker, after `Join`: the request for a credential with the same claims and a later end.
+    #[n(17)]
+    Renew,
 }
 
 /// The current version of a name on a host.
@@ -217,6 +240,30 @@ pub enum Response {
     /// To `HostStates`.
     #[n(8)]
     States(#[n(0)] JobStates),
+    /// To `Enrol`: the host may join. The host checks all three.
+    #[n(16)]
+    Enrolled {
+        /// The host's signed credential.
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        credential: Vec<u8>,
+        /// The cluster's trust document.
+        #[n(1)]
+        #[cbor(with = "minicbor::bytes")]
+        trust: Vec<u8>,
+        /// The tracker's own signed credential.
+        #[n(2)]
+        #[cbor(with = "minicbor::bytes")]
+        tracker: Vec<u8>,
+    },
+    /// To `Renew`.
+    #[n(17)]
+    Renewed {
+        /// The host's new signed credential.
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        credential: Vec<u8>,
+    },
     /// To `Versions`: the versions with the most hosts, at most [`limits::VERSION_SETS_MAX`].
     #[n(9)]
     Versions {
@@ -224,6 +271,21 @@ pub enum Response {
         #[n(0)]
         #[cbor(decode_with = "crate::codec::at_most::<{ limits::VERSION_SETS_MAX }, _, _>")]
         sets: Vec<VersionSet>,
+    },
+    /// To `Duplicates`.
+    #[n(20)]
+    Duplicates {
+        /// The hosts, by roster index.
+        #[n(0)]
+        #[cbor(decode_with = "crate::bitmap::decode_hosts")]
+        hosts: Bitmap,
+    },
+    /// To `Clock`.
+    #[n(10)]
+    Clock {
+        /// The tracker's clock, milliseconds since the Unix epoch.
+        #[n(0)]
+        unix_ms: u64,
     },
 }
 
@@ -303,6 +365,10 @@ pub struct JobRollup {
     pub seeder_sent: u64,
 }
 
+fn within(bytes: &[u8], max: usize) -> Result<(), DecodeError> {
+    if bytes.len() > max { Err(DecodeError::TooLong { len: bytes.len(), max }) } else { Ok(()) }
+}
+
 impl Document for Request {
     const KIND: DocKind = DocKind::Control;
     const VERSION: u8 = 1;
@@ -336,11 +402,18 @@ impl Document for Request {
                 Ok(name) if name.to_string() == *reference => Ok(()),
                 _ => Err(DecodeError::invalid("reference", "not the full name of an image")),
             },
+            Self::Enrol { token, claim } => {
+                within(token, limits::JOIN_TOKEN_BYTES_MAX + limits::ENVELOPE_HEAD_BYTES_MAX)?;
+                within(claim, limits::JOIN_CLAIM_BYTES_MAX + limits::ENVELOPE_HEAD_BYTES_MAX)
+            }
             Self::OpenJob { .. }
             | Self::Trust { .. }
+            | Self::Renew
             | Self::JobStatus { .. }
             | Self::HostStates { .. }
             | Self::Versions { .. }
+            | Self::Duplicates
+            | Self::Clock
             | Self::Leave => Ok(()),
         }
     }
@@ -354,6 +427,12 @@ impl Document for Response {
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
             Self::Joined { update: Some(update), .. } | Self::Heard { update: Some(update), .. } => update.validate(),
+            Self::Enrolled { credential, trust, tracker } => {
+                within(credential, limits::CREDENTIAL_BYTES_MAX)?;
+                within(trust, limits::TRUST_BYTES_MAX)?;
+                within(tracker, limits::CREDENTIAL_BYTES_MAX)
+            }
+            Self::Renewed { credential } => within(credential, limits::CREDENTIAL_BYTES_MAX),
             _ => Ok(()),
         }
     }

@@ -13,7 +13,8 @@
 //! - what a publisher signs in [`announcement`], versions of feeds in [`feed`], the versions that a rollout wants in
 //!   [`desired`];
 //! - keys, credentials and signatures in [`trust`];
-//! - host to host in [`message`] and [`frame`], host to tracker in [`control`], completion in [`report`];
+//! - host to host in [`message`] and [`frame`], host to tracker in [`control`], completion in [`report`], the hub's
+//!   answer in [`receipt`];
 //! - encoding in [`codec`] and [`bitmap`], bounds in [`limits`];
 //! - the order of versions in [`sequence`];
 //! - text from outside, made safe for people to read, in [`plain_text`].
@@ -36,6 +37,7 @@ pub mod message;
 mod names;
 pub mod plain_text;
 pub mod rack_placement;
+pub mod receipt;
 pub mod report;
 pub mod sequence;
 pub mod trust;

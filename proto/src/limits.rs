@@ -42,6 +42,14 @@ pub const SELECTOR_TERMS_MAX: usize = 64;
 pub const ADDRS_MAX: usize = 8;
 /// Largest signed credential, bytes.
 pub const CREDENTIAL_BYTES_MAX: usize = 4 * 1024;
+/// Largest document of a join token, bytes. It has the lists of a credential.
+pub const JOIN_TOKEN_BYTES_MAX: usize = CREDENTIAL_BYTES_MAX;
+/// Hosts that may join with one token.
+pub const JOIN_TOKEN_USES_MAX: u32 = 100_000;
+/// Largest request of a host to use a join token, bytes.
+pub const JOIN_CLAIM_BYTES_MAX: usize = 256;
+/// What an envelope adds to a document, bytes.
+pub const ENVELOPE_HEAD_BYTES_MAX: usize = 128;
 /// Largest trust document, bytes.
 pub const TRUST_BYTES_MAX: usize = 64 * 1024;
 /// Publishers a trust document may name.
@@ -82,6 +90,9 @@ pub const CONTROL_PLANE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const HOSTS_MAX: u32 = 200_000;
 /// Longest free-text detail of a report, bytes.
 pub const DETAIL_BYTES_MAX: usize = 256;
+/// How often a host can count the bytes of a content in one job: parity, copies that came twice, repeated attempts.
+/// Greater counts are lies.
+pub const REPORTED_COPIES_MAX: u64 = 16;
 /// Reports or progress rows in one beat.
 pub const BEAT_ROWS_MAX: usize = 256;
 /// Hosts with a line of their own in the rollup of a job.
@@ -102,6 +113,8 @@ pub const FLUSH_STATES_MAX: usize = 32;
 pub const FLUSH_ROSTER_MAX: usize = 20_000;
 /// Largest body of a request to the hub, bytes.
 pub const HUB_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Encoded receipt of a hub, bytes.
+pub const HUB_RECEIPT_BYTES_MAX: usize = 256;
 /// Lanes: distribution trees per content. One bit each in a `u64`.
 pub const LANES_MAX: u8 = 64;
 /// Data shards in a stripe.

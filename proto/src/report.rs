@@ -166,6 +166,24 @@ impl TierBytes {
         self.local.saturating_add(self.rack).saturating_add(self.imported())
     }
 
+    /// Returns the most payload that one host can move in a job of this size, with parity, copies that came twice and
+    /// repeated attempts. The least is one shard, because a small content is one.
+    pub fn most_of(size: u64) -> u64 {
+        size.saturating_add(u64::from(limits::PIECE_BYTES_MAX)).saturating_mul(limits::REPORTED_COPIES_MAX)
+    }
+
+    /// Returns the counts with no tier over `most`.
+    #[must_use]
+    pub fn capped(&self, most: u64) -> Self {
+        Self {
+            local: self.local.min(most),
+            rack: self.rack.min(most),
+            site: self.site.min(most),
+            region: self.region.min(most),
+            seeder: self.seeder.min(most),
+        }
+    }
+
     /// Adds another count. A host may claim any number, so the sums saturate.
     pub fn add(&mut self, other: &Self) {
         self.local = self.local.saturating_add(other.local);

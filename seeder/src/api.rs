@@ -3,7 +3,6 @@
 //! Invariant: every route but the limits' GET needs a token, every handler that changes something first checks that the
 //! token allows it, and every error says what to do.
 
-use crate::access::{self, Caller, Gate, Tokens};
 use crate::demotion::{Demotions, OrderError};
 use crate::errors::{SELECTOR_REMEDY, with_sources};
 use crate::feeds::{self, Feeds};
@@ -26,6 +25,7 @@ use shoal_peer::handle::NodeHandle;
 use shoal_peer::rate_limits::RateLimits;
 use shoal_proto::announcement::Order;
 use shoal_proto::ids::JobId;
+use shoal_service::access::{self, Caller, Gate, Tokens};
 use shoal_service::audit::AuditLog;
 use shoal_service::extract::{JsonBody, PathParam};
 use shoal_service::http_server::ApiError;
@@ -82,7 +82,7 @@ pub(crate) fn routes(
         .merge(rollout::api::routes(parts.rollouts))
         .merge(shoal_peer::rate_limits::api::set_routes(limits.clone()))
         .merge(trust::routes(trust))
-        .merge(access::api::routes(tokens.clone(), audit.clone()));
+        .merge(access::routes(tokens.clone(), audit.clone()));
     Gate::guard(tokens, audit, guarded).merge(shoal_peer::rate_limits::api::show_routes(limits))
 }
 
@@ -280,12 +280,14 @@ async fn contents(State(api): State<ApiParts>) -> Json<Vec<ContentStatus>> {
 }
 
 async fn hosts(State(api): State<ApiParts>) -> Json<Vec<Host>> {
+    let duplicates = api.rollouts.duplicates().await;
     let membership = api.node.membership.borrow().clone();
     let hosts = membership.iter().map(|member| Host {
         index: member.index,
         host: member.locality.to_string(),
         role: member.role.to_string(),
         presence: member.presence,
+        duplicate: duplicates.get(member.index.0),
         labels: member.labels.clone(),
         addrs: member.addrs.clone(),
     });

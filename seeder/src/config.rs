@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use shoal_peer::config::NodeSettings;
 use shoal_proto::image::{is_host, is_repository_prefix};
 use shoal_proto::limits;
+use shoal_service::audit::AuditConfig;
 use shoal_service::config::{ConfigError, check_folders};
 use shoal_service::http_client::transport::HttpUrl;
 use shoal_service::http_server::HttpAccess;
-use shoal_service::units::{ByteSize, Span};
+use shoal_service::units::Span;
 use shoal_store::ingest::IngestOptions;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -58,22 +59,6 @@ pub struct SeederConfig {
     /// How to reach registries that do not serve `https` at their own name, by the name in references, e.g.
     /// `registry.example:5000`.
     pub registries: BTreeMap<String, RegistrySettings>,
-}
-
-/// How much the audit log keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AuditConfig {
-    /// The size at which a file of the log ends and the next one begins. Default `16 MiB`.
-    pub file_size: ByteSize,
-    /// Files that are kept for changes, and as many for refused requests. Default 16.
-    pub files: u32,
-}
-
-impl Default for AuditConfig {
-    fn default() -> Self {
-        Self { file_size: ByteSize(16 << 20), files: 16 }
-    }
 }
 
 /// How to reach one registry.
@@ -130,9 +115,7 @@ impl SeederConfig {
         let lifetime = 60..=limits::ANNOUNCEMENT_LIFETIME_MAX_S;
         check(lifetime.contains(&self.job_lifetime.0.as_secs()), "job_lifetime", "must be between 1m and 366d")?;
         check(self.pull_patience.0.as_secs() <= 86_400, "pull_patience", "must be at most 1d")?;
-        let size = 64 << 10..=1 << 30;
-        check(size.contains(&self.audit.file_size.0), "audit.file_size", "must be between 64 KiB and 1 GiB")?;
-        check((2..=1000).contains(&self.audit.files), "audit.files", "must be between 2 and 1000")?;
+        self.audit.validate()?;
         for prefix in &self.fetch_through {
             let why = format!("`{prefix}` must be a registry, or a registry and the beginning of its repositories");
             check(is_repository_prefix(prefix), "fetch_through", &why)?;

@@ -2,7 +2,6 @@
 //!
 //! Invariant: the newest version of a name, and a content that hosts still fetch, are never demoted.
 
-use crate::access::{Caller, Denied};
 use crate::errors::StateError;
 use crate::jobs::{Job, Jobs, PushError, new_id};
 use crate::publisher::Publisher;
@@ -11,6 +10,7 @@ use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
 use shoal_proto::locality::{ParseLocalityError, Selector};
+use shoal_service::access::{Caller, Denied};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

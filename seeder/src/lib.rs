@@ -10,10 +10,9 @@
 //! `ingest` and `publisher`, the keys in `publisher_keys`, the trust document in `trust`, and the folders that a push
 //! may read in `push_roots`; images in `images`, their documents in `oci_documents`, registries in `registry`; images
 //! that hosts' mirrors lack in `fetch_through`; demotion and promotion in `demotion`; the hosts' progress in
-//! `progress` and `tracker`; feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`, and who may use
-//! it in `access`; state for backups in [`backup`].
+//! `progress` and `tracker`; feeds in `feeds`; staged activation in `rollout`; the HTTP API in `api`; state for
+//! backups in [`backup`].
 
-mod access;
 mod api;
 pub mod backup;
 pub mod config;
@@ -38,4 +37,4 @@ mod tracker;
 mod trust;
 
 pub use config::SeederConfig;
-pub use role::{RunError, Started, run, start};
+pub use role::{RunError, Started, check_publisher, run, start};

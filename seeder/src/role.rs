@@ -2,7 +2,6 @@
 //!
 //! Invariant: every task of a seeder is in [`Started::tasks`], so stopping the tasks stops the seeder.
 
-use crate::access::Tokens;
 use crate::api::{self, ApiParts, PUSHES_QUEUED};
 use crate::config::SeederConfig;
 use crate::demotion::Demotions;
@@ -17,19 +16,26 @@ use crate::publisher_keys::{PublisherKeys, SignError};
 use crate::rollout::{RolloutParts, Rollouts};
 use crate::tracker::Tracker;
 use crate::trust::TrustApi;
+use shoal_net::admission::{Admission, system_clock};
 use shoal_net::identity::{KeyFileError, load_key};
+use shoal_net::trust_file::TrustFile;
 use shoal_peer::activation::settings::Activations;
 use shoal_peer::driver::setup::{Folders, RunningNode, SetupError, start as start_node};
 use shoal_peer::handle::NodeHandle;
 use shoal_proto::trust::Role;
-use shoal_service::audit::{AuditError, AuditLog, AuditSettings};
+use shoal_service::access::{TokenRecords, Tokens};
+use shoal_service::audit::{AuditError, AuditLog};
 use shoal_service::http_server::{AdminToken, Server, TlsFilesError, TokenError, bind};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
+use shoal_store::{KvError, Store};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+
+/// The beginning of keys of tokens in the store.
+const TOKENS: &str = "token/";
 
 /// Why the role cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +86,6 @@ pub struct Started {
 /// Returns an error if the configuration, a key or a port cannot be used.
 pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
-    let publisher = load_key(&config.publisher_key)?;
     let admin = AdminToken::load(&config.admin_token)?;
     let metrics = Metrics::with_process();
     let mut tasks = Tasks::new(token);
@@ -88,10 +93,8 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
     let http = listener.local_addr()?;
     let folders = Folders { store: &config.dir, content: None, activations: Activations::new() };
     let mut node = start_node(Role::Seeder, &config.node, folders, None, &metrics, &mut tasks).await?;
-    let keys = Arc::new(PublisherKeys::open(publisher, &config.dir, node.admission.clone())?);
-    keys.check().map_err(|source| RunError::Untrusted { key: config.publisher_key.clone(), source })?;
-    let settings = AuditSettings { file_size: config.audit.file_size, files: config.audit.files };
-    let audit = AuditLog::open(&config.dir.join("audit"), settings)?;
+    let keys = open_publisher(config, node.admission.clone())?;
+    let audit = AuditLog::open(&config.dir.join("audit"), config.audit.settings())?;
     serve_backups(config, &node, &mut tasks);
     let tracker = node.tracker.clone();
     let trust = TrustApi { admission: node.admission.clone(), keys: keys.clone() };
@@ -102,12 +105,27 @@ pub async fn start(config: &SeederConfig, token: CancellationToken) -> Result<St
         let no_log = log.is_failed().then_some("the seeder cannot write its audit log");
         [no_tracker, no_log].into_iter().flatten().map(str::to_string).collect()
     });
-    let tokens = Tokens::open(node.handle.store.clone(), admin.hash());
+    let tokens = Tokens::open(Box::new(StoredTokens(node.handle.store.clone())), Some(admin.hash()));
     let routes = api::routes(parts, trust, node.limits.clone(), tokens, audit);
     let server = Server::new("seeder", metrics, check, routes).with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(host = %node.credential.locality, bulk = ?node.bulk_addrs, %http, "the seeder has started");
     Ok(Started { bulk: node.bulk_addrs, http, node: node.handle, tasks })
+}
+
+/// The records of tokens in the store.
+struct StoredTokens(Store);
+
+impl TokenRecords for StoredTokens {
+    fn all(&self) -> Result<Vec<(String, Vec<u8>)>, KvError> {
+        let rows = self.0.scan_state(TOKENS)?.into_iter();
+        Ok(rows.map(|(key, bytes)| (key.trim_start_matches(TOKENS).to_string(), bytes)).collect())
+    }
+
+    fn put(&self, name: &str, record: Option<Vec<u8>>) -> Result<(), KvError> {
+        self.0.put_state(&format!("{TOKENS}{name}"), record)?;
+        self.0.sync()
+    }
 }
 
 fn serve_backups(config: &SeederConfig, node: &RunningNode, tasks: &mut Tasks) {
@@ -154,6 +172,22 @@ fn start_parts(
     }
     let demotions = Arc::new(Demotions { jobs: jobs.clone(), publisher });
     ApiParts { jobs, node, images, demotions, feeds, rollouts, queue }
+}
+
+/// Reads the publisher keys, as the start of a seeder does.
+///
+/// # Errors
+/// Fails if a file is unusable, or hosts trust none of the keys.
+pub fn check_publisher(config: &SeederConfig) -> Result<(), RunError> {
+    let trust = TrustFile::new(&config.node.trust, &config.dir).load(None).map_err(SetupError::from)?;
+    let admission = Admission::new(Arc::new(trust), Vec::new(), system_clock);
+    open_publisher(config, admission).map(drop)
+}
+
+fn open_publisher(config: &SeederConfig, admission: Admission) -> Result<Arc<PublisherKeys>, RunError> {
+    let keys = PublisherKeys::open(load_key(&config.publisher_key)?, &config.dir, admission)?;
+    keys.check().map_err(|source| RunError::Untrusted { key: config.publisher_key.clone(), source })?;
+    Ok(Arc::new(keys))
 }
 
 /// Runs a seeder until the token is cancelled.

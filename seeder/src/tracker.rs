@@ -4,14 +4,18 @@
 
 use crate::jobs::{ASK_MAX, EnvelopeForTracker, Jobs};
 use shoal_net::control::{ControlHandle, RequestError};
+use shoal_proto::bitmap::Bitmap;
 use shoal_proto::control::{JobStates, Request, Response};
 use shoal_proto::ids::{JobId, NodeId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// How long to wait before asking a tracker again that refused a job.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
+/// How long a list of hosts waits for the tracker's word on duplicates.
+const DUPLICATES_WAIT: Duration = Duration::from_secs(1);
 
 /// The tracker. Clones are the same.
 #[derive(Clone)]
@@ -51,6 +55,15 @@ impl Tracker {
                 tracing::debug!(%job, %error, "cannot ask the tracker for the hosts' states");
                 None
             }
+        }
+    }
+
+    /// Returns the hosts in whose place another host tried to join. No host, if the tracker does not tell soon.
+    pub(crate) async fn duplicates(&self) -> Bitmap {
+        let Some(tracker) = self.current() else { return Bitmap::default() };
+        match timeout(DUPLICATES_WAIT, self.request(tracker, Request::Duplicates)).await {
+            Ok(Ok(Response::Duplicates { hosts })) => hosts,
+            _ => Bitmap::default(),
         }
     }
 

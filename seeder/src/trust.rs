@@ -2,7 +2,6 @@
 //!
 //! Invariant: a document counts by its signatures. The token only decides who may try.
 
-use crate::access::Caller;
 use crate::errors::with_sources;
 use crate::publisher_keys::PublisherKeys;
 use axum::body::Bytes;
@@ -13,6 +12,7 @@ use shoal_api::access::Scope;
 use shoal_api::trust::{NextPublisher, TrustInForce};
 use shoal_net::admission::Admission;
 use shoal_proto::limits;
+use shoal_service::access::Caller;
 use shoal_service::http_server::ApiError;
 use shoal_service::routes::Routes;
 use std::sync::Arc;

@@ -7,19 +7,24 @@
 //! [`http_server`], its [`routes`], and the refusal of malformed requests in [`extract`]; the one HTTP transport and
 //! the client of the roles' APIs in [`http_client`]; metrics in [`metrics`]; tasks and stopping in [`shutdown`]; state
 //! in and out in [`backup`], state folders in [`folders`] and their places in [`folder_places`], the record of changes
-//! in [`audit`], hashes of tokens in [`token_hash`], tables of a database in [`tables`]; logs in [`logs`].
+//! in [`audit`], the limit of open files in [`descriptors`], hashes of tokens in [`token_hash`], tables of a database
+//! in [`tables`]; logs in [`logs`]; the size of the machine in [`machine`].
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 
+pub mod access;
 pub mod audit;
 pub mod backup;
 pub mod config;
+pub mod descriptors;
+pub mod error_text;
 pub mod extract;
 pub mod folder_places;
 pub mod folders;
 pub mod http_client;
 pub mod http_server;
 pub mod logs;
+pub mod machine;
 pub mod metrics;
 pub mod routes;
 pub mod shutdown;

@@ -47,14 +47,18 @@ impl FromStr for LogFormat {
     }
 }
 
+/// Libraries that write a line for each connection or stream that breaks their rules. Strangers could fill the log. A
+/// filter that names a library brings its lines back.
+const QUIET: &str = "yamux=off,libp2p_yamux=off,libp2p_request_response=off,libp2p_swarm=error,libp2p_tcp=error";
+
 /// Starts the logs. `filter` is a level or a list such as `info,shoal_net=debug`.
 ///
 /// # Errors
 ///
 /// Fails if the filter cannot be parsed or logs were started before.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let parsed =
-        EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_string(), source })?;
+    let parsed = EnvFilter::try_new(format!("{QUIET},{filter}"))
+        .map_err(|source| LogError::Filter { filter: filter.to_string(), source })?;
     let writer = move || OneLine { out: io::stderr(), format };
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_ansi(false).with_writer(writer);
     match format {

@@ -44,6 +44,9 @@ impl Metrics {
             cpu.clone(),
         );
         let fds = metrics.gauge("process_open_fds", "Open file descriptors of the process");
+        let max_fds = metrics.gauge("process_max_fds", "File descriptors that the process may open");
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        max_fds.set(limit.and_then(|limit| i64::try_from(limit).ok()).unwrap_or(i64::MAX));
         metrics.refresh(move || {
             let sample = ProcessSample::take();
             rss.set(sample.resident_bytes as i64);
@@ -69,6 +72,14 @@ impl Metrics {
         let gauge = Gauge::default();
         self.lock().registry.register(name, help, gauge.clone());
         gauge
+    }
+
+    /// Registers a gauge that each scrape reads from `value`.
+    pub fn gauge_of(&self, name: &str, help: &str, value: Arc<AtomicU64>) {
+        let gauge = self.gauge(name, help);
+        self.refresh(move || {
+            gauge.set(i64::try_from(value.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+        });
     }
 
     /// Registers counters with labels, named `NAME_total`.

@@ -4,6 +4,8 @@
 //! its length.
 
 use axum::http::{HeaderMap, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 
 /// The BLAKE3 hash of a secret.
 ///
@@ -22,6 +24,15 @@ impl TokenHash {
     pub fn shown(headers: &HeaderMap) -> Option<Self> {
         let shown = headers.get(header::AUTHORIZATION)?.as_bytes();
         Some(Self::of(shown.strip_prefix(b"Bearer ")?))
+    }
+
+    /// Returns the hash of the secret that a browser shows as the password of `Authorization: Basic ...`. The user name
+    /// means nothing.
+    pub fn shown_by_browser(headers: &HeaderMap) -> Option<Self> {
+        let shown = headers.get(header::AUTHORIZATION)?.as_bytes().strip_prefix(b"Basic ")?;
+        let pair = BASE64.decode(shown).ok()?;
+        let colon = pair.iter().position(|byte| *byte == b':')?;
+        Some(Self::of(&pair[colon + 1..]))
     }
 
     /// Returns the hash as 64 hexadecimal digits, to store it.

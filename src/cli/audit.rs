@@ -1,6 +1,6 @@
-//! `shoal audit`: who did what at the seeder, from where, and how it ended.
+//! `shoal audit`: who did what at the seeder or the hub, from where, and how it ended.
 
-use super::seeder::{SeederArgs, block_on};
+use super::seeder::{SeederOrHubArgs, block_on};
 use super::{Outcome, output};
 use shoal_api::access::AuditEntry;
 use shoal_service::units::Span;
@@ -11,7 +11,8 @@ use shoal_service::units::Span;
 Examples:
   shoal audit
   shoal audit --since 1h --who ci --verb push
-  shoal audit --since 7d --json")]
+  shoal audit --since 7d --json
+  shoal audit --hub https://hub.example:7740")]
 pub(crate) struct Args {
     /// Show only entries that are not older, such as 1h
     #[arg(long)]
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    seeder: SeederArgs,
+    server: SeederOrHubArgs,
 }
 
 /// Returns a text as it stands in a query.
@@ -38,7 +39,7 @@ fn encoded(text: &str) -> String {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
-    let client = args.seeder.client()?;
+    let client = args.server.client()?;
     let mut path = format!("/v1/audit?limit={}", args.limit);
     let since = args.since.map(|since| since.to_string());
     for (key, value) in [("since", &since), ("who", &args.who), ("verb", &args.verb)] {

@@ -87,7 +87,9 @@ impl Target {
         Ok(match self.role {
             Role::Hub => {
                 let config: shoal_hub::HubConfig = read(self.role, file, set)?;
-                Place { dir: config.dir, secrets: vec![("trust", config.trust)] }
+                let mut secrets = vec![("trust", config.trust), ("key", config.key), ("credential", config.credential)];
+                secrets.extend(config.admin_token.map(|token| ("admin_token", token)));
+                Place { dir: config.dir, secrets }
             }
             Role::Tracker => {
                 let config: shoal_tracker::TrackerConfig = read(self.role, file, set)?;

@@ -4,7 +4,7 @@
 //! Invariant: no command replaces an existing key, token or credential.
 
 use super::cluster_files::{self, Signer, fresh_key, note_issued, write_new};
-use super::{Outcome, cluster_show, cluster_tls, cluster_trust, output};
+use super::{Outcome, cluster_issuer, cluster_show, cluster_tls, cluster_token, cluster_trust, output};
 use anyhow::{Context, bail};
 use serde_json::json;
 use shoal_net::admission::system_clock;
@@ -12,7 +12,7 @@ use shoal_net::identity::save_key;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
 use shoal_proto::locality::Locality;
-use shoal_proto::trust::{AddressRange, Credential, Envelope, Role, Trust, TrustDocument};
+use shoal_proto::trust::{AddressRange, Credential, Envelope, Role, TrustDocument};
 use shoal_service::units::Span;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,10 @@ Keep cluster/root.key offline. Only `shoal cluster` commands need the file.")]
     RotateRoot(cluster_trust::RotateRoot),
     Publish(cluster_trust::Publish),
     Tls(cluster_tls::Tls),
+    AddIssuer(cluster_issuer::AddIssuer),
+    /// Create tokens with which hosts join
+    #[command(subcommand)]
+    Token(cluster_token::Command),
     Show(cluster_show::Show),
 }
 
@@ -122,6 +126,8 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::RotateRoot(args) => cluster_trust::rotate_root(args)?,
         Command::Publish(args) => cluster_trust::publish(args)?,
         Command::Show(args) => cluster_show::run(args)?,
+        Command::AddIssuer(args) => cluster_issuer::run(args)?,
+        Command::Token(command) => cluster_token::run(command)?,
     }
     Ok(Outcome::Ok)
 }
@@ -130,7 +136,7 @@ fn keys(document: &TrustDocument) -> Vec<NodeId> {
     document.publishers.iter().map(|publisher| publisher.key).collect()
 }
 
-fn parse_label(text: &str) -> anyhow::Result<(String, String)> {
+pub(crate) fn parse_label(text: &str) -> anyhow::Result<(String, String)> {
     let (key, value) = text.split_once('=').with_context(|| format!("invalid label `{text}`: use key=value"))?;
     Ok((key.into(), value.into()))
 }
@@ -163,10 +169,11 @@ pub(crate) fn init(dir: &Path) -> anyhow::Result<TrustDocument> {
 ///
 /// The root key is unreadable, the locality is taken, or a file exists or cannot be written.
 pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
+    let _lock = cluster_files::lock(&args.dir)?;
     let signer = Signer::open(&args.dir)?;
     let trust = &signer.trust;
     if !args.replace {
-        refuse_taken(args, trust)?;
+        cluster_files::check_free(&cluster_files::issued(&args.dir)?, &args.locality, trust)?;
     }
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let keys = fresh_key()?;
@@ -193,19 +200,4 @@ pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
             .with_context(|| format!("cannot copy the trust document to {}", args.out.display()))?;
     }
     Ok(credential)
-}
-
-/// Two hosts at one locality would replace each other in the membership.
-fn refuse_taken(args: &Issue, trust: &Trust) -> anyhow::Result<()> {
-    let now = system_clock();
-    let holds = |row: &Credential| row.not_after > now && !trust.is_revoked(&row.node);
-    let rows = cluster_files::issued(&args.dir)?;
-    match rows.iter().find(|row| row.locality == args.locality && holds(row)) {
-        Some(row) => bail!(
-            "{} is taken by node {}; use another locality, renew or revoke that node, or add --replace",
-            args.locality,
-            row.node.short()
-        ),
-        None => Ok(()),
-    }
 }

@@ -6,10 +6,12 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use shoal_net::admission::system_clock;
 use shoal_net::identity::{load_key, save_key};
+use shoal_net::replace_file::replace_file;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
+use shoal_proto::locality::Locality;
 use shoal_proto::trust::{Credential, Envelope, Keypair, Trust, TrustDocument};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -38,10 +40,7 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<
 
 /// Replaces a file by a rename, so that a reader never sees half of it.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    let draft = path.with_extension("new");
-    let _ = fs::remove_file(&draft); // left by a command that was killed
-    write_new(&draft, bytes, mode)?;
-    fs::rename(&draft, path).with_context(|| format!("cannot write {}", path.display()))
+    replace_file(path, bytes, mode).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Reads the trust document of a cluster's folder.
@@ -188,4 +187,34 @@ pub(crate) fn issued(dir: &Path) -> anyhow::Result<Vec<Credential>> {
     let mut rows: Vec<Credential> = last.into_values().collect();
     rows.sort_by_key(|row| (row.locality.to_string(), row.node));
     Ok(rows)
+}
+
+/// Locks the folder of a cluster against other commands until the result is dropped.
+///
+/// # Errors
+///
+/// The folder cannot be opened or locked.
+pub(crate) fn lock(dir: &Path) -> anyhow::Result<File> {
+    let locked = File::open(dir).and_then(|folder| folder.lock().map(|()| folder));
+    locked.with_context(|| format!("cannot lock {}", dir.display()))
+}
+
+/// Fails if a place has a node whose credential is valid. Two hosts at one place would replace each other in the
+/// membership.
+///
+/// # Errors
+///
+/// The place is taken.
+pub(crate) fn check_free(issued: &[Credential], place: &Locality, trust: &Trust) -> anyhow::Result<()> {
+    let now = system_clock();
+    let holds = |row: &&Credential| row.locality == *place && row.not_after > now && !trust.is_revoked(&row.node);
+    match issued.iter().find(holds) {
+        Some(row) => bail!(
+            "{place} is taken by node {}, whose credential ends in {} days; use another locality, renew or revoke that \
+             node, or add --replace",
+            row.node.short(),
+            (row.not_after - now) / 86_400
+        ),
+        None => Ok(()),
+    }
 }

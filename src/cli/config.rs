@@ -1,8 +1,12 @@
 //! `shoal config`: checks a role's configuration, or shows it with all defaults.
 //!
-//! Invariant: a configuration that `check` accepts is one that the role accepts, because both call `read`.
+//! Invariant: a configuration that `check` accepts is one that the role accepts, because both call the same functions.
 
+use super::config_check::CheckedHere;
+use super::findings::{Findings, Severity};
+use super::role_facts::{Examined, Facts};
 use super::{Outcome, output};
+use anyhow::bail;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shoal_hub::HubConfig;
@@ -34,12 +38,22 @@ impl Role {
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Check a configuration and name the first invalid key
+    /// Check a configuration, its files and its folders on this machine
+    ///
+    /// The check refuses what the role would refuse at its start, and warns of what is risky. Warnings leave the exit
+    /// code at 0. Run it as the user of the role or as root.
     #[command(after_help = "\
 Examples:
   shoal config check --role peer /etc/shoal/peer.toml
-  shoal config check --role seeder /etc/shoal/seeder.toml --json")]
-    Check(Target),
+  shoal config check --role seeder /etc/shoal/seeder.toml --json
+  shoal config check --role peer --values-only ./peer-of-another-machine.toml")]
+    Check {
+        #[command(flatten)]
+        target: Target,
+        /// Check only the values, for a configuration of another machine
+        #[arg(long)]
+        values_only: bool,
+    },
     /// Show a configuration with all defaults
     #[command(after_help = "\
 Examples:
@@ -63,6 +77,16 @@ pub(crate) struct Target {
     json: bool,
 }
 
+impl Target {
+    pub(crate) fn role(&self) -> Role {
+        self.role
+    }
+
+    pub(crate) fn json(&self) -> bool {
+        self.json
+    }
+}
+
 /// The sources of a role's configuration, weakest first: file, environment, `--set`.
 pub(crate) fn sources(role: Role, file: Option<&PathBuf>, set: &[String]) -> Sources {
     Sources {
@@ -78,12 +102,16 @@ pub(crate) fn sources(role: Role, file: Option<&PathBuf>, set: &[String]) -> Sou
 ///
 /// A source is unreadable, or a key is unknown or invalid.
 pub(crate) fn read<T: Checked>(role: Role, file: Option<&PathBuf>, set: &[String]) -> Result<T, ConfigError> {
+    let config: T = read_unchecked(role, file, set)?;
+    config.check()?;
+    Ok(config)
+}
+
+fn read_unchecked<T: Checked>(role: Role, file: Option<&PathBuf>, set: &[String]) -> Result<T, ConfigError> {
     // Variables of other programs need not be UTF-8. Shoal's are.
     let vars =
         std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-    let config: T = load(&sources(role, file, set), vars)?;
-    config.check()?;
-    Ok(config)
+    load(&sources(role, file, set), vars)
 }
 
 /// A configuration that can check itself.
@@ -116,23 +144,77 @@ impl Checked for PeerConfig {
 }
 
 pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
-    let (Command::Check(target) | Command::Show(target)) = command;
-    let show = matches!(command, Command::Show(_));
-    match target.role {
-        Role::Hub => one::<HubConfig>(target, show),
-        Role::Tracker => one::<TrackerConfig>(target, show),
-        Role::Seeder => one::<SeederConfig>(target, show),
-        Role::Peer => one::<PeerConfig>(target, show),
+    match command {
+        Command::Show(target) => match target.role {
+            Role::Hub => show::<HubConfig>(target),
+            Role::Tracker => show::<TrackerConfig>(target),
+            Role::Seeder => show::<SeederConfig>(target),
+            Role::Peer => show::<PeerConfig>(target),
+        },
+        Command::Check { target, values_only } => match target.role {
+            Role::Hub => check::<HubConfig>(target, *values_only),
+            Role::Tracker => check::<TrackerConfig>(target, *values_only),
+            Role::Seeder => check::<SeederConfig>(target, *values_only),
+            Role::Peer => check::<PeerConfig>(target, *values_only),
+        },
     }
 }
 
-fn one<T: Checked>(target: &Target, show: bool) -> anyhow::Result<Outcome> {
+fn show<T: Checked>(target: &Target) -> anyhow::Result<Outcome> {
     let config: T = read(target.role, target.file.as_ref(), &target.set)?;
-    match (show, target.json) {
-        (true, true) => output::json(&config)?,
-        (true, false) => output::line(render(&config)?.trim_end()),
-        (false, true) => output::json(&serde_json::json!({ "ok": true, "role": target.role.name() }))?,
-        (false, false) => output::line(&format!("the {} configuration is valid", target.role.name())),
+    match target.json {
+        true => output::json(&config)?,
+        false => output::line(render(&config)?.trim_end()),
+    }
+    Ok(Outcome::Ok)
+}
+
+/// What is known of a role on this machine.
+pub(crate) struct Examination {
+    pub(crate) findings: Findings,
+    /// `None` if the configuration cannot be read.
+    pub(crate) facts: Option<Facts>,
+}
+
+/// Returns what is found. A configuration that cannot be read has one finding.
+fn find<T: Checked + CheckedHere + Examined>(target: &Target, values_only: bool) -> Examination {
+    let mut findings = Findings::default();
+    let config: Result<T, _> = read_unchecked(target.role, target.file.as_ref(), &target.set);
+    let config = findings.check("configuration", config);
+    if let Some(config) = &config {
+        findings.check("configuration", config.check());
+    }
+    if let Some(config) = config.as_ref().filter(|_| !values_only) {
+        config.check_here(&mut findings);
+    }
+    Examination { findings, facts: config.map(|config| config.facts()) }
+}
+
+/// Checks a configuration on this machine, for the doctor.
+pub(crate) fn examine(target: &Target) -> Examination {
+    match target.role {
+        Role::Hub => find::<HubConfig>(target, false),
+        Role::Tracker => find::<TrackerConfig>(target, false),
+        Role::Seeder => find::<SeederConfig>(target, false),
+        Role::Peer => find::<PeerConfig>(target, false),
+    }
+}
+
+fn check<T: Checked + CheckedHere + Examined>(target: &Target, values_only: bool) -> anyhow::Result<Outcome> {
+    let role = target.role.name();
+    let found = find::<T>(target, values_only).findings;
+    let (refused, warnings) = (found.count(Severity::Refused), found.count(Severity::Warning));
+    if target.json {
+        output::json(&serde_json::json!({ "ok": refused == 0, "role": role, "findings": found.rows() }))?;
+    } else {
+        found.print();
+    }
+    if refused > 0 {
+        bail!("the {role} configuration is refused: mend {refused} finding(s) and check again");
+    }
+    if !target.json {
+        let noted = if warnings > 0 { format!(", with {warnings} warning(s)") } else { String::new() };
+        output::line(&format!("the {role} configuration is valid{noted}"));
     }
     Ok(Outcome::Ok)
 }

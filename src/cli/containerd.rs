@@ -105,7 +105,7 @@ fn write_all(args: &Setup) -> anyhow::Result<Vec<(PathBuf, Change)>> {
 }
 
 /// Whether containerd's configuration names the folder. `None` if the file is unreadable.
-fn is_looked_at(config: &Path, dir: &Path) -> Option<bool> {
+pub(crate) fn is_looked_at(config: &Path, dir: &Path) -> Option<bool> {
     let table: toml::Table = fs::read_to_string(config).ok()?.parse().ok()?;
     Some(names(&toml::Value::Table(table), dir))
 }

@@ -16,7 +16,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Distribute contents", &["push", "prewarm", "demote", "promote", "feed"]),
     ("Activate in batches", &["rollout", "versions"]),
     ("Inspect", &["status", "ls", "hosts", "limits", "audit"]),
-    ("Set up and maintain", &["cluster", "token", "config", "containerd", "backup", "restore"]),
+    ("Set up and maintain", &["cluster", "join", "token", "config", "doctor", "containerd", "backup", "restore"]),
     ("Run a role", &["seeder", "peer", "tracker", "hub"]),
 ];
 

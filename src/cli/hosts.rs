@@ -32,7 +32,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             let labels: Vec<String> = host.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
             let addrs: Vec<String> = host.addrs.iter().map(ToString::to_string).collect();
             let presence = if host.presence == Presence::Up { "up" } else { "away" };
-            vec![host.host.clone(), host.role.clone(), presence.into(), labels.join(","), addrs.join(" ")]
+            let duplicate = if host.duplicate { ", duplicate" } else { "" };
+            vec![
+                host.host.clone(),
+                host.role.clone(),
+                format!("{presence}{duplicate}"),
+                labels.join(","),
+                addrs.join(" "),
+            ]
         })
         .collect();
     output::table(&["HOST", "ROLE", "STATE", "LABELS", "ADDRESSES"], &rows);

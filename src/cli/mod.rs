@@ -6,16 +6,22 @@ mod audit;
 mod backup;
 mod cluster;
 mod cluster_files;
+mod cluster_issuer;
 mod cluster_show;
 mod cluster_tls;
+mod cluster_token;
 mod cluster_trust;
 mod completions;
 mod config;
+mod config_check;
 mod containerd;
 mod demo;
+mod doctor;
 mod feed;
+mod findings;
 mod help;
 mod hosts;
+mod join;
 mod limits;
 mod ls;
 mod order;
@@ -24,6 +30,7 @@ mod prewarm;
 mod progress;
 mod push;
 mod role;
+mod role_facts;
 mod rollout;
 mod seeder;
 mod sim;
@@ -75,10 +82,11 @@ enum Command {
     /// Create a cluster's keys and issue credentials to its nodes
     #[command(subcommand)]
     Cluster(cluster::Command),
+    Join(join::Args),
     /// Configure a host's containerd to pull from the mirror
     #[command(subcommand)]
     Containerd(containerd::Command),
-    /// Create, list and revoke tokens of the seeder's API
+    /// Create, list and revoke tokens of the API of the seeder or a hub
     #[command(subcommand)]
     Token(token::Command),
     Audit(audit::Args),
@@ -87,6 +95,7 @@ enum Command {
     /// Check or show a role's configuration
     #[command(subcommand)]
     Config(config::Command),
+    Doctor(doctor::Args),
     /// Run the hub, which stores completion reports
     #[command(after_help = role::HUB_EXAMPLES)]
     Hub(role::Args),
@@ -140,12 +149,14 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Hosts(args) => hosts::run(&args),
         Command::Limits(command) => limits::run(&command),
         Command::Cluster(command) => cluster::run(&command),
+        Command::Join(args) => join::run(&args),
         Command::Containerd(command) => containerd::run(&command),
         Command::Token(command) => token::run(&command),
         Command::Audit(args) => audit::run(&args),
         Command::Backup(args) => backup::backup(&args),
         Command::Restore(args) => backup::restore(&args),
         Command::Config(command) => config::run(&command),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Hub(args) => role::run(config::Role::Hub, &args),
         Command::Tracker(args) => role::run(config::Role::Tracker, &args),
         Command::Seeder(args) => role::run(config::Role::Seeder, &args),

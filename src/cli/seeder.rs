@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use shoal_service::http_client::Client;
-use shoal_service::http_server::AdminToken;
+use shoal_service::http_server::{AdminToken, TokenError};
 use std::path::PathBuf;
 
 /// What to do when the token is missing.
@@ -20,6 +20,33 @@ pub(crate) struct SeederArgs {
     pub(crate) token_file: PathBuf,
     #[command(flatten)]
     pub(crate) authority: AuthorityArgs,
+}
+
+/// A seeder or a hub, which both have tokens and an audit log.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SeederOrHubArgs {
+    /// Ask this hub instead of the seeder, as https://hub.example:7740
+    #[arg(long, env = "SHOAL_HUB", value_name = "URL")]
+    hub: Option<String>,
+    #[command(flatten)]
+    seeder: SeederArgs,
+}
+
+impl SeederOrHubArgs {
+    /// Returns a client that sends the token with every request. A hub on a loopback address can do without one.
+    ///
+    /// # Errors
+    ///
+    /// The token file is unreadable, or the URL is invalid.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        let Some(hub) = &self.hub else { return self.seeder.client() };
+        let token = match AdminToken::load(&self.seeder.token_file) {
+            Ok(token) => Some(token.secret().to_string()),
+            Err(TokenError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).context(TOKEN_HINT),
+        };
+        Ok(Client::trusting(hub, token, self.seeder.authority.ca.as_deref())?)
+    }
 }
 
 /// The authority of an https server.

@@ -1,8 +1,8 @@
-//! `shoal token`: creates, lists and revokes the tokens of a seeder's API.
+//! `shoal token`: creates, lists and revokes the tokens of a seeder's or a hub's API.
 //!
 //! Invariant: a secret is printed or written once, to its creator.
 
-use super::seeder::{SeederArgs, block_on};
+use super::seeder::{SeederOrHubArgs, block_on};
 use super::{Outcome, help, output};
 use anyhow::Context;
 use shoal_api::access::{RevokeRequest, Scope, TokenCreated, TokenRequest, TokenView};
@@ -26,7 +26,7 @@ Examples:
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        seeder: SeederArgs,
+        server: SeederOrHubArgs,
     },
     /// Revoke a token at once
     #[command(after_help = "\
@@ -39,7 +39,7 @@ Examples:
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        seeder: SeederArgs,
+        server: SeederOrHubArgs,
     },
 }
 
@@ -49,6 +49,7 @@ Examples:
 Examples:
   shoal token create ci --scope push --names edge/ --to site=lon1 --expires 90d --out ci.token
   shoal token create dashboard --scope read --out dashboard.token
+  shoal token create anna --scope read --hub https://hub.example:7740 --out anna.token
 
 Commands use the file with --token-file or SHOAL_TOKEN_FILE.")]
 pub(crate) struct Create {
@@ -73,15 +74,15 @@ pub(crate) struct Create {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    seeder: SeederArgs,
+    server: SeederOrHubArgs,
 }
 
 pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
     match command {
         Command::Create(args) => create(args),
-        Command::Ls { json, seeder } => list(*json, seeder),
-        Command::Revoke { name, json, seeder } => {
-            let client = seeder.client()?;
+        Command::Ls { json, server } => list(*json, server),
+        Command::Revoke { name, json, server } => {
+            let client = server.client()?;
             let request = RevokeRequest { name: name.clone() };
             let revoked: TokenView = block_on(async { Ok(client.post("/v1/tokens/revoke", &request).await?) })?;
             match json {
@@ -94,7 +95,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
 }
 
 fn create(args: &Create) -> anyhow::Result<Outcome> {
-    let client = args.seeder.client()?;
+    let client = args.server.client()?;
     let request = TokenRequest {
         name: args.name.clone(),
         scope: args.scope,
@@ -119,7 +120,7 @@ fn create(args: &Create) -> anyhow::Result<Outcome> {
         output::json(&created)?;
     } else {
         output::line(&created.secret);
-        output::note("the seeder stores only a hash; keep the secret in a file of mode 0600");
+        output::note("the server stores only a hash; keep the secret in a file of mode 0600");
     }
     Ok(Outcome::Ok)
 }
@@ -129,8 +130,8 @@ fn create_file(path: &Path) -> anyhow::Result<std::fs::File> {
     file.with_context(|| format!("cannot create {}", path.display()))
 }
 
-fn list(json: bool, seeder: &SeederArgs) -> anyhow::Result<Outcome> {
-    let client = seeder.client()?;
+fn list(json: bool, server: &SeederOrHubArgs) -> anyhow::Result<Outcome> {
+    let client = server.client()?;
     let tokens: Vec<TokenView> = block_on(async { Ok(client.get("/v1/tokens").await?) })?;
     if json {
         output::json(&tokens)?;

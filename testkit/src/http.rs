@@ -25,8 +25,10 @@ pub struct Answer {
 /// Sends a request with a JSON body, if there is one. Returns `None` when the server does not answer.
 pub fn send(addr: &str, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Option<Answer> {
     let mut stream = begin(addr, method, path, token, body)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    // A trust document is not text.
+    let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some(Answer { status, head: head.to_string(), body: body.to_string() })

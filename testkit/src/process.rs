@@ -109,6 +109,11 @@ impl Process {
         }
     }
 
+    /// The settings of the next start, as `KEY=VALUE`. Later ones count.
+    pub fn settings(&self) -> &[String] {
+        &self.set
+    }
+
     /// Changes a setting, as `KEY=VALUE`, from the next start on.
     pub fn configure(&mut self, pair: &str) {
         self.set.push(pair.to_string());
@@ -147,6 +152,14 @@ impl Process {
     /// The address of its HTTP API.
     pub fn http(&self) -> &str {
         self.addrs["http"].as_str().expect("the process serves HTTP")
+    }
+
+    /// The id of the running process.
+    ///
+    /// # Panics
+    /// When the process does not run.
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("the process runs").id()
     }
 
     /// Its log so far.

@@ -28,6 +28,7 @@ pub struct Setup<'a> {
     hosts: usize,
     addr: Ipv4Addr,
     wrap: Vec<String>,
+    issuer: bool,
     seeder: Vec<String>,
     peer: PeerSettings<'a>,
     name: Naming<'a>,
@@ -42,6 +43,7 @@ impl<'a> Setup<'a> {
             hosts,
             addr: own_loopback(),
             wrap: Vec::new(),
+            issuer: false,
             seeder: Vec::new(),
             peer: Box::new(|_| Vec::new()),
             name: Box::new(|_, addr| addr.to_string()),
@@ -56,6 +58,12 @@ impl<'a> Setup<'a> {
     /// Further settings of each peer, by its number. [`ADDR`] and [`ADMIN_TOKEN`] are filled in.
     pub fn peers(mut self, settings: impl Fn(usize) -> Vec<String> + 'a) -> Self {
         self.peer = Box::new(settings);
+        self
+    }
+
+    /// Adds an issuer of credentials for peers, seeders and trackers, whose key `cluster/issuer.key` the tracker has.
+    pub fn with_issuer(mut self) -> Self {
+        self.issuer = true;
         self
     }
 
@@ -82,6 +90,11 @@ impl<'a> Setup<'a> {
         let folder = tempfile::tempdir().unwrap();
         let cluster = folder.path().join("cluster");
         self.program.ok(&["cluster", "init", "--dir", cluster.to_str().unwrap()]);
+        if self.issuer {
+            let out = cluster.join("issuer.key");
+            let dir = ["cluster", "add-issuer", "--dir", cluster.to_str().unwrap(), "--out", out.to_str().unwrap()];
+            self.program.ok(&[&dir[..], &["--role", "peer", "--role", "seeder", "--role", "tracker"]].concat());
+        }
         let starter = Starter { at: folder.path().to_path_buf(), launcher: Launcher::new(self.program, &self.wrap) };
         let hub = starter.hub(&self);
         let tracker = starter.tracker(&self, &hub);
@@ -105,8 +118,8 @@ struct Starter {
 impl Starter {
     fn hub(&self, setup: &Setup<'_>) -> Process {
         issue(setup.program, &self.at, "hub", "hub", "t/core/core/hub");
-        let trust = format!("trust='{}'", self.at.join("hub/trust").display());
-        let mut set = vec![trust, self.state("hub"), format!("http={}:0", setup.addr)];
+        let mut set = files(&self.at, "hub", "");
+        set.extend([self.state("hub"), format!("http={}:0", setup.addr)]);
         let named = (setup.name)("hub", &format!("{}:0", setup.addr));
         set.push(format!("http_access.names=['{}']", named.trim_end_matches(":0")));
         self.launch("hub", "hub", set)
@@ -118,6 +131,9 @@ impl Starter {
         let addr = setup.addr;
         set.extend([self.state("tracker"), format!("listen=['{addr}:0']"), format!("http={addr}:0")]);
         set.push(format!("hub=http://{}", (setup.name)("hub", hub.http())));
+        if setup.issuer {
+            set.push(format!("issuer_key='{}'", self.at.join("cluster/issuer.key").display()));
+        }
         // Shorter than the defaults, so that tests wait less.
         set.extend(["beat=300ms".into(), "flush=200ms".into()]);
         self.launch("tracker", "tracker", set)
@@ -258,7 +274,8 @@ impl Region {
 
     /// How many hosts the hub counts as active in a job.
     pub fn hub_active(&self, job: &str) -> Option<u64> {
-        let (status, body) = get(self.hub.http(), &format!("/v1/jobs/{job}"), None)?;
+        let token = fs::read_to_string(self.folder.path().join("cluster/admin.token")).ok()?;
+        let (status, body) = get(self.hub.http(), &format!("/v1/jobs/{job}"), Some(token.trim()))?;
         (status == 200).then(|| serde_json::from_str::<Value>(&body).ok()?[0]["active"].as_u64())?
     }
 }

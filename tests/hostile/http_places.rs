@@ -1,7 +1,8 @@
 //! Strangers who hold connections to an HTTP port: silent ones, half requests, and readers of nothing.
 
 use shoal_testkit::network::{NETWORK, in_own_network};
-use shoal_testkit::{Program, Region, until};
+use shoal_testkit::region::ADDR;
+use shoal_testkit::{Program, Region, Setup, until};
 use socket2::{Domain, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -97,17 +98,19 @@ fn strangers_who_hold_connections_shut_out_no_other() {
 
 #[test]
 fn a_page_of_another_site_is_answered_by_no_role() {
-    let region = Region::start(SHOAL, 1, 1);
-    for role in [&region.hub, &region.tracker, &region.seeder, &region.peers[0]] {
+    let region = Setup::new(SHOAL, 1, 1).peers(|_| vec![format!("mirror.listen='{ADDR}:0'")]).start();
+    let http = [&region.hub, &region.tracker, &region.seeder, &region.peers[0]].map(|role| (role.http(), "/metrics"));
+    let mirror = (region.peers[0].addrs["mirror"].as_str().unwrap(), "/v2/");
+    for (addr, path) in http.into_iter().chain([mirror]) {
         let ask = |host: &str| {
-            let mut stream = std::net::TcpStream::connect(role.http()).unwrap();
-            write!(stream, "GET /metrics HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").unwrap();
+            let mut stream = std::net::TcpStream::connect(addr).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
             answer
         };
-        assert!(ask("rebound.example:80").starts_with("HTTP/1.1 421"), "{}", role.http());
-        let own = ask(role.http());
+        assert!(ask("rebound.example:80").starts_with("HTTP/1.1 421"), "{addr}");
+        let own = ask(addr);
         assert!(own.starts_with("HTTP/1.1 200") && own.contains("x-content-type-options: nosniff"), "{own:.300}");
     }
 }

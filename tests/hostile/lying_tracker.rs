@@ -57,15 +57,15 @@ async fn answer(mut events: mpsc::Receiver<ControlEvent>, trust: Trust, updates:
     };
     while let Some(event) = events.recv().await {
         let ControlEvent::Request { from, request, reply, .. } = event else { continue };
-        reply.send(match request {
+        match request {
             Request::Join(join) => {
                 let mut update = next().expect("the test has said something");
                 update.upserts.push(true_row(&trust, from, join));
-                Response::Joined { index: HostIndex(0), update: Some(update), beat_ms: 100 }
+                reply.admit(Response::Joined { index: HostIndex(0), update: Some(update), beat_ms: 100 });
             }
-            Request::Beat { .. } => Response::Heard { update: next(), trust: 1 },
-            _ => Response::Done,
-        });
+            Request::Beat { .. } => reply.send(Response::Heard { update: next(), trust: 1 }),
+            _ => reply.send(Response::Done),
+        }
     }
 }
 

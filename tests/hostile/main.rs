@@ -2,18 +2,23 @@
 //!
 //! Each test is one attack and what honest users see meanwhile. `docs/SECURITY.md` names the test of each threat.
 
+mod admitted;
+mod attacker;
 mod audit;
 mod backup;
 mod claims;
 mod disk;
 mod http_places;
+mod hub;
 mod intruder;
+mod joining;
 mod lying_tracker;
 mod member;
 mod modes;
 mod push_roots;
 mod switch_race;
 mod tokens;
+mod tracker_strangers;
 mod trust;
 mod units;
 

@@ -17,6 +17,7 @@ pub(crate) struct Member {
     control: ControlHandle,
     credential: Vec<u8>,
     tracker: NodeId,
+    addr: SocketAddr,
     _events: mpsc::Receiver<ControlEvent>,
 }
 
@@ -39,12 +40,20 @@ impl Member {
             let tracker = control.connect(addr, None).await.unwrap();
             (control, events, tracker)
         });
-        Self { runtime, control, credential, tracker, _events: events }
+        Self { runtime, control, credential, tracker, addr, _events: events }
     }
 
-    /// Sends a request to the tracker and returns the answer.
+    /// Sends a request to the tracker and returns the answer. The tracker ends a connection after it refused a join, so
+    /// the next request may need another one.
     pub(crate) fn request(&self, request: Request) -> Response {
-        self.runtime.block_on(self.control.request(self.tracker, request)).unwrap()
+        self.runtime.block_on(async {
+            loop {
+                if let Ok(answer) = self.control.request(self.tracker, request.clone()).await {
+                    return answer;
+                }
+                self.control.connect(self.addr, None).await.unwrap();
+            }
+        })
     }
 
     /// Joins with these claims and returns the answer.

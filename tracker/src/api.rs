@@ -28,6 +28,7 @@ async fn hosts(State(state): State<Shared>) -> Json<Vec<TrackerHost>> {
         presence: member.presence,
         labels: member.labels.clone(),
         addrs: member.addrs.clone(),
+        duplicate: state.sessions().has_duplicate(member.index),
         silent_ms: state.silence(member.index).map(|span| span.as_millis() as u64),
     };
     Json(state.roster().members().iter().map(view).collect())
@@ -35,11 +36,11 @@ async fn hosts(State(state): State<Shared>) -> Json<Vec<TrackerHost>> {
 
 fn view(state: &TrackerState, id: &JobId) -> Option<TrackerJob> {
     let job = state.jobs().get(id)?;
-    let named = job.announcement();
+    let announcement = job.announcement();
     Some(TrackerJob {
         job: *id,
-        name: named.map_or_else(String::new, |announcement| announcement.name.clone()),
-        version: named.map_or_else(String::new, |announcement| announcement.version.clone()),
+        name: announcement.name.clone(),
+        version: announcement.version.clone(),
         racks: job.rollup(state.roster().members()).racks,
     })
 }

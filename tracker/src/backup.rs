@@ -4,15 +4,17 @@
 //! starts, however old the backup is.
 
 use crate::config::TrackerConfig;
+use crate::issuing::{Holder, TokenUse};
 use crate::roster::Roster;
 use crate::tables::{
-    self, ANNOUNCEMENTS, EPOCH, INDICES, MEMBERS, META, NEXT_INDEX, REPORTS, SEQUENCE, SPOOL, VERSIONS,
+    self, ANNOUNCEMENTS, EPOCH, INDICES, MEMBERS, META, NEXT_INDEX, PLACES, REPORTS, SEQUENCE, SPOOL, TOKENS, VERSIONS,
 };
 use shoal_kv::{Database, Table};
 use shoal_net::admission::system_clock;
 use shoal_proto::announcement::{Announcement, is_version};
 use shoal_proto::codec::{Document, decode_exact};
 use shoal_proto::limits::HOSTS_MAX;
+use shoal_proto::locality::Locality;
 use shoal_proto::membership::Member;
 use shoal_proto::report::{HostReport, HubSubmission};
 use shoal_proto::trust::Envelope;
@@ -83,7 +85,14 @@ fn check_row(table: &str, key: &[u8], value: &[u8]) -> Result<(), &'static str> 
             archive::counter(key)?;
             decode_exact::<HubSubmission>(value).map(drop).map_err(|_| "a report to the hub cannot be read")
         }
-        INDICES | REPORTS | VERSIONS | SPOOL => Err("a key has another form"),
+        TOKENS if key.len() == 64 => {
+            decode_exact::<TokenUse>(value).map(drop).map_err(|_| "a use of a token cannot be read")
+        }
+        PLACES => match std::str::from_utf8(key).map(str::parse::<Locality>) {
+            Ok(Ok(_)) => decode_exact::<Holder>(value).map(drop).map_err(|_| "a holder of a place cannot be read"),
+            _ => Err("a place has another form"),
+        },
+        INDICES | REPORTS | VERSIONS | SPOOL | TOKENS => Err("a key has another form"),
         _ => Err("a tracker has no such table"),
     }
 }

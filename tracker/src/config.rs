@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use shoal_proto::ids::ClusterId;
 use shoal_service::config::{ConfigError, check_folders};
-use shoal_service::http_client::Client;
+use shoal_service::http_client::transport::HttpUrl;
 use shoal_service::http_server::HttpAccess;
 use shoal_service::units::Span;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -38,6 +38,9 @@ pub struct TrackerConfig {
     /// This node's credential, of role tracker. The tracker serves the region of the credential. Default
     /// `/etc/shoal/node.cred`.
     pub credential: PathBuf,
+    /// Key of an issuer of the trust document, mode 0600. With it, the tracker issues credentials to hosts that have a
+    /// join token, and renews credentials. Default: none.
+    pub issuer_key: Option<PathBuf>,
     /// The hub, `https://host:port` or `http://host:port`. Default: none, and reports stay in the region.
     pub hub: Option<String>,
     /// PEM file with the authority of an `https` hub, beside the system's authorities. Default: none.
@@ -59,8 +62,10 @@ pub struct TrackerConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrackerBounds {
-    /// Open connections, at least 1. Default 65,536. Each takes about 16 KiB of memory. The tracker refuses more.
-    pub connections: u32,
+    /// Connections of admitted hosts, at least 1. Each takes about 16 KiB of memory. The tracker refuses more. Default:
+    /// as many as the limit of open files allows, and at most 65,536.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
     /// Jobs kept, 1 to 4,096. Default 1,024. A new job replaces the oldest finished one.
     pub jobs: usize,
     /// Flushes that wait for the hub, 1 to 65,536. Default 1,024. Beyond that, one new flush of all jobs replaces them.
@@ -71,7 +76,7 @@ pub struct TrackerBounds {
 
 impl Default for TrackerBounds {
     fn default() -> Self {
-        Self { connections: 65_536, jobs: 1024, spooled_flushes: 1024, membership_updates: 64 }
+        Self { connections: None, jobs: 1024, spooled_flushes: 1024, membership_updates: 64 }
     }
 }
 
@@ -86,6 +91,7 @@ impl Default for TrackerConfig {
             cluster: None,
             key: "/etc/shoal/node.key".into(),
             credential: "/etc/shoal/node.cred".into(),
+            issuer_key: None,
             hub: None,
             hub_ca: None,
             beat: Span::seconds(2),
@@ -113,13 +119,14 @@ impl TrackerConfig {
         check(self.grace.0 >= self.beat.0 * 3, "grace", "must be at least three beats")?;
         check(within(self.flush, 50, 60), "flush", "must be between 50ms and 1m")?;
         let bounds = &self.bounds;
-        check(bounds.connections > 0, "bounds.connections", "must be at least 1")?;
+        check(bounds.connections != Some(0), "bounds.connections", "must be at least 1")?;
         check((1..=4096).contains(&bounds.jobs), "bounds.jobs", "must be between 1 and 4096")?;
         let spool = (1..=65_536).contains(&bounds.spooled_flushes);
         check(spool, "bounds.spooled_flushes", "must be between 1 and 65536")?;
         check(bounds.membership_updates > 0, "bounds.membership_updates", "must be at least 1")?;
         if let Some(hub) = &self.hub {
-            Client::trusting(hub, None, self.hub_ca.as_deref()).map_err(|error| ConfigError::invalid("hub", error))?;
+            let url = HttpUrl::parse(hub.trim_end_matches('/')).filter(|url| url.path == "/" && url.has_port());
+            check(url.is_some(), "hub", "must be https://host:port or http://host:port")?;
         }
         Ok(())
     }

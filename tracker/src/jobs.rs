@@ -1,8 +1,9 @@
 //! Hosts' reports by job, and what is folded from them: for seeders, for the HTTP API and for the hub.
 //!
 //! Invariant: a host's report is only replaced by one of the same or a higher rank. Reports may therefore arrive late,
-//! twice or out of order.
+//! twice or out of order. A report makes no job: reports of jobs that no seeder opened wait aside.
 
+use crate::aside::Aside;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::control::{AttemptSet, HostLine, JobRollup, JobStates, RackRollup};
@@ -16,12 +17,14 @@ use std::sync::Arc;
 
 /// Host lines of a rollup.
 const LINES_MAX: usize = 256;
+/// Reports of jobs that no seeder has opened, of one host and of all hosts.
+const ASIDE_PER_HOST_MAX: usize = 16;
+const ASIDE_MAX: usize = 16 * 1024;
 
 /// A job and its hosts' reports.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Job {
-    /// `None` until a seeder opens the job. Reports may arrive before that.
-    announcement: Option<Arc<Announcement>>,
+    announcement: Arc<Announcement>,
     reports: BTreeMap<HostIndex, HostReport>,
     /// A host's state changed after the last flush of this job.
     changed: bool,
@@ -38,45 +41,58 @@ pub struct DueFlush {
     pub urgent: bool,
 }
 
-/// All jobs of the region.
+/// What the opening of a job changed.
 #[derive(Debug, Default)]
+pub struct OpenedJob {
+    /// The jobs that it replaces: the oldest finished ones, or the oldest if none is finished.
+    pub dropped: Vec<JobId>,
+    /// Reports that had arrived before.
+    pub reports: Vec<(HostIndex, HostReport)>,
+}
+
+/// All jobs of the region.
+#[derive(Debug)]
 pub struct JobTable {
     jobs: BTreeMap<JobId, Job>,
+    aside: Aside<JobId, HostReport>,
     jobs_max: usize,
 }
 
 impl JobTable {
     /// Returns an empty table of at most `jobs_max` jobs.
     pub fn new(jobs_max: usize) -> Self {
-        Self { jobs: BTreeMap::new(), jobs_max }
+        Self { jobs: BTreeMap::new(), aside: Aside::new(ASIDE_PER_HOST_MAX, ASIDE_MAX), jobs_max }
     }
 
-    /// Opens a job. Returns the jobs that it replaces: the oldest finished ones, or the oldest if none is finished.
-    pub fn open(&mut self, announcement: Announcement) -> Vec<JobId> {
+    /// Opens a job, with the reports that wait for it.
+    pub fn open(&mut self, announcement: Announcement) -> OpenedJob {
         let opened = announcement.job;
-        let job = self.jobs.entry(opened).or_default();
-        if job.announcement.is_none() {
-            job.changed = true;
-            job.announcement = Some(Arc::new(announcement));
+        if self.jobs.contains_key(&opened) {
+            return OpenedJob::default();
         }
+        let reports = self.aside.take(&opened);
+        let announcement = Arc::new(announcement);
+        let job = Job { announcement, reports: reports.iter().cloned().collect(), changed: true, flushed_final: false };
+        self.jobs.insert(opened, job);
         let mut dropped = Vec::new();
         while self.jobs.len() > self.jobs_max {
-            let age = |job: &Job| job.announcement.as_ref().map_or(0, |announcement| announcement.created_at);
             let others = self.jobs.iter().filter(|(id, _)| **id != opened);
-            let oldest = others.min_by_key(|(id, job)| (!job.flushed_final, age(job), **id)).map(|(id, _)| *id);
-            let Some(oldest) = oldest else { break };
+            let age = |id: &JobId, job: &Job| (!job.flushed_final, job.announcement.created_at, *id);
+            let Some(oldest) = others.min_by_key(|(id, job)| age(id, job)).map(|(id, _)| *id) else { break };
             self.jobs.remove(&oldest);
             dropped.push(oldest);
         }
-        dropped
+        OpenedJob { dropped, reports }
     }
 
-    /// Adds a host's report. Returns whether the host's state advanced.
+    /// Adds a host's report. Returns whether the host's state in an opened job advanced.
     pub fn report(&mut self, host: HostIndex, report: HostReport) -> bool {
-        if !self.jobs.contains_key(&report.job) && self.jobs.len() >= self.jobs_max {
+        let Some(job) = self.jobs.get_mut(&report.job) else {
+            if self.aside.get(host, &report.job).is_none_or(|former| report.rank() >= former.rank()) {
+                self.aside.put(host, report.job, report);
+            }
             return false;
-        }
-        let job = self.jobs.entry(report.job).or_default();
+        };
         let advanced = match job.reports.get(&host) {
             None => report.state != HostState::Unknown,
             Some(former) if report.rank() < former.rank() => return false,
@@ -88,7 +104,23 @@ impl JobTable {
         advanced
     }
 
-    /// Returns a job, opened or only reported.
+    /// Drops the reports of a host on jobs that no seeder has opened.
+    pub(crate) fn remove_host(&mut self, host: HostIndex) {
+        self.aside.remove_host(host);
+    }
+
+    /// Returns the hosts by attempt and state, newest attempt first. A job that no seeder has opened includes every
+    /// host that reported. `None` if there is no report either.
+    pub fn states(&self, id: &JobId, members: &Membership) -> Option<JobStates> {
+        if let Some(job) = self.jobs.get(id) {
+            return Some(states(&job.targets(members), job.reports.iter().map(|(host, report)| (*host, report))));
+        }
+        let mut reports = self.aside.of(id).peekable();
+        reports.peek()?;
+        Some(states(&Bitmap::full(members.index_space()), reports))
+    }
+
+    /// Returns an opened job.
     pub fn get(&self, job: &JobId) -> Option<&Job> {
         self.jobs.get(job)
     }
@@ -100,7 +132,7 @@ impl JobTable {
 
     /// Returns the opened jobs that changed after their last flush.
     pub fn due_flush(&self, members: &Membership) -> DueFlush {
-        let due = || self.jobs.iter().filter(|(_, job)| job.changed && job.announcement.is_some());
+        let due = || self.jobs.iter().filter(|(_, job)| job.changed);
         DueFlush {
             jobs: due().map(|(id, _)| *id).collect(),
             urgent: due().any(|(_, job)| !job.flushed_final && job.is_final(members)),
@@ -109,7 +141,7 @@ impl JobTable {
 
     /// Returns what a flush says of a job. `None` if no seeder has opened the job.
     pub fn fold(&self, id: &JobId, members: &Membership) -> Option<JobFlush> {
-        self.jobs.get(id)?.fold(members)
+        Some(self.jobs.get(id)?.fold(members))
     }
 
     /// Notes that a flush has the job's present state.
@@ -127,13 +159,18 @@ impl JobTable {
 }
 
 impl Job {
-    /// Returns the announcement, if a seeder has opened the job.
-    pub fn announcement(&self) -> Option<&Arc<Announcement>> {
-        self.announcement.as_ref()
+    /// Returns the announcement.
+    pub fn announcement(&self) -> &Arc<Announcement> {
+        &self.announcement
     }
 
     fn targets(&self, members: &Membership) -> Bitmap {
-        self.announcement.as_ref().map_or_else(Bitmap::default, |announcement| members.select(&announcement.selector))
+        members.select(&self.announcement.selector)
+    }
+
+    /// Returns a host's counts, which the size of the job bounds. A host may claim any number.
+    fn tiers(&self, report: &HostReport) -> TierBytes {
+        report.tiers.capped(TierBytes::most_of(self.announcement.size))
     }
 
     fn state(&self, host: HostIndex) -> HostState {
@@ -149,39 +186,21 @@ impl Job {
 
     /// Returns whether a host has nothing left to do in this job. A staged job ends when the host has every piece.
     fn is_done(&self, state: HostState) -> bool {
-        let staged = self.announcement.as_ref().is_some_and(|announcement| announcement.staged);
-        state.is_final() || (staged && state == HostState::Has)
+        state.is_final() || (self.announcement.staged && state == HostState::Has)
     }
 
-    /// Returns the targeted hosts by attempt and state, newest attempt first. A job without an announcement includes
-    /// every host that reported.
-    pub fn states(&self, members: &Membership) -> JobStates {
-        let targets = match &self.announcement {
-            Some(_) => self.targets(members),
-            None => Bitmap::full(members.index_space()),
-        };
-        let mut sets: BTreeMap<(u16, HostState), Bitmap> = BTreeMap::new();
-        for (host, report) in self.reports.iter().filter(|(host, _)| targets.get(host.0)) {
-            if report.state != HostState::Unknown {
-                sets.entry((report.attempt, report.state)).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
-            }
-        }
-        let sets = sets.into_iter().rev().take(limits::STATE_SETS_MAX);
-        JobStates { sets: sets.map(|((attempt, state), hosts)| AttemptSet { attempt, state, hosts }).collect() }
-    }
-
-    fn fold(&self, members: &Membership) -> Option<JobFlush> {
-        let announcement = self.announcement.as_ref()?;
+    fn fold(&self, members: &Membership) -> JobFlush {
+        let announcement = &self.announcement;
         let targets = self.targets(members);
         let mut sets: BTreeMap<HostState, Bitmap> = BTreeMap::new();
         let mut tiers = TierBytes::default();
         for (host, report) in self.reports.iter().filter(|(host, _)| targets.get(host.0)) {
-            tiers.add(&report.tiers);
+            tiers.add(&self.tiers(report));
             if report.state != HostState::Unknown {
                 sets.entry(report.state).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
             }
         }
-        Some(JobFlush {
+        JobFlush {
             job: announcement.job,
             content: announcement.content,
             kind: announcement.kind,
@@ -192,7 +211,7 @@ impl Job {
             targets,
             states: sets.into_iter().map(|(state, hosts)| StateSet { state, hosts }).collect(),
             tiers,
-        })
+        }
     }
 
     /// Returns the job's counts by rack and one line for each unfinished host. Failed hosts come first, then hosts that
@@ -200,7 +219,7 @@ impl Job {
     pub fn rollup(&self, members: &Membership) -> JobRollup {
         let mut racks: BTreeMap<String, RackRollup> = BTreeMap::new();
         let mut lines = Vec::new();
-        let mut pieces_total = 0;
+        let mut pieces_totals: BTreeMap<u32, usize> = BTreeMap::new();
         for host in self.targets(members).iter().map(HostIndex) {
             let Some(member) = members.get(host) else { continue };
             let path = member.locality.rack_path();
@@ -214,9 +233,9 @@ impl Job {
             rack.failed += u32::from(matches!(state, HostState::Failed(_)));
             rack.away += u32::from(away);
             if let Some(report) = report {
-                rack.pieces += u64::from(report.pieces_have);
-                rack.tiers.add(&report.tiers);
-                pieces_total = pieces_total.max(report.pieces_total);
+                rack.pieces += u64::from(report.pieces_have.min(report.pieces_total));
+                rack.tiers.add(&self.tiers(report));
+                *pieces_totals.entry(report.pieces_total).or_default() += usize::from(report.pieces_total > 0);
             }
             if matches!(state, HostState::Failed(_)) || !self.is_done(state) {
                 lines.push(HostLine {
@@ -232,8 +251,23 @@ impl Job {
             (!matches!(line.state, HostState::Failed(_)), !line.away, line.pieces_have, line.host.clone())
         });
         lines.truncate(LINES_MAX);
+        // The number that most hosts report, because one host may claim any number.
+        let most = pieces_totals.iter().max_by_key(|(_, hosts)| **hosts);
+        let pieces_total = most.map_or(0, |(pieces, _)| *pieces);
         JobRollup { racks: racks.into_values().collect(), pieces_total, lines, seeder_sent: 0 }
     }
+}
+
+/// Returns the targeted hosts by attempt and state, newest attempt first.
+fn states<'a>(targets: &Bitmap, reports: impl Iterator<Item = (HostIndex, &'a HostReport)>) -> JobStates {
+    let mut sets: BTreeMap<(u16, HostState), Bitmap> = BTreeMap::new();
+    for (host, report) in reports.filter(|(host, _)| targets.get(host.0)) {
+        if report.state != HostState::Unknown {
+            sets.entry((report.attempt, report.state)).or_insert_with(|| Bitmap::new(targets.len())).set(host.0);
+        }
+    }
+    let sets = sets.into_iter().rev().take(limits::STATE_SETS_MAX);
+    JobStates { sets: sets.map(|((attempt, state), hosts)| AttemptSet { attempt, state, hosts }).collect() }
 }
 
 #[cfg(test)]
@@ -303,12 +337,14 @@ mod tests {
     #[test]
     fn late_and_repeated_reports_change_no_state() {
         let mut jobs = JobTable::new(10);
-        let host = HostIndex(0);
+        let (host, members) = (HostIndex(0), members(1));
+        jobs.open(announcement(1, 1, false));
         assert!(!jobs.report(host, report(1, 0, HostState::Unknown)), "an unknown state is not an advance");
         assert!(jobs.report(host, report(1, 0, HostState::Active)));
         assert!(!jobs.report(host, report(1, 0, HostState::Active)));
         assert!(!jobs.report(host, report(1, 0, HostState::Has)));
         assert_eq!(jobs.get(&JobId([1; 16])).unwrap().state(host), HostState::Active);
+        assert_eq!(jobs.states(&JobId([1; 16]), &members).unwrap().sets.len(), 1);
         assert!(jobs.report(host, report(1, 1, HostState::Has)), "a new attempt begins again");
         assert!(!jobs.report(host, report(1, 0, FAILED)));
         assert_eq!(jobs.get(&JobId([1; 16])).unwrap().state(host), HostState::Has);
@@ -356,9 +392,44 @@ mod tests {
         jobs.open(announcement(2, 2, false));
         jobs.report(HostIndex(0), report(2, 0, HostState::Active));
         jobs.mark_flushed(&JobId([2; 16]), &members);
-        assert_eq!(jobs.open(announcement(3, 3, false)), [JobId([2; 16])], "the older job is not finished");
-        assert_eq!(jobs.open(announcement(4, 4, false)), [JobId([1; 16])], "no job is finished");
-        assert!(!jobs.report(HostIndex(0), report(5, 0, HostState::Has)), "a report alone replaces no job");
+        assert_eq!(jobs.open(announcement(3, 3, false)).dropped, [JobId([2; 16])], "the older job is not finished");
+        assert_eq!(jobs.open(announcement(4, 4, false)).dropped, [JobId([1; 16])], "no job is finished");
+    }
+
+    #[test]
+    fn reports_of_unknown_jobs_wait_aside_and_replace_no_job() {
+        let members = members(2);
+        let mut jobs = JobTable::new(2);
+        jobs.open(announcement(1, 1, false));
+        assert!(!jobs.report(HostIndex(1), report(2, 0, HostState::Has)));
+        for fake in 3..=200 {
+            assert!(!jobs.report(HostIndex(0), report(fake, 0, HostState::Active)));
+        }
+        assert!(jobs.get(&JobId([1; 16])).is_some() && jobs.get(&JobId([200; 16])).is_none());
+        let early = jobs.states(&JobId([2; 16]), &members).unwrap();
+        assert_eq!(early.sets[0].hosts.iter().collect::<Vec<_>>(), [1]);
+        let opened = jobs.open(announcement(2, 2, false));
+        assert_eq!((opened.dropped.len(), opened.reports.len()), (0, 1));
+        assert_eq!(jobs.get(&JobId([2; 16])).unwrap().state(HostIndex(1)), HostState::Has);
+    }
+
+    #[test]
+    fn no_host_counts_more_than_its_job_can_be() {
+        let members = members(3);
+        let mut jobs = JobTable::new(2);
+        jobs.open(announcement(1, 1, false));
+        let lie = TierBytes { rack: u64::MAX, site: u64::MAX, region: u64::MAX, seeder: u64::MAX, local: u64::MAX };
+        let lying =
+            HostReport { tiers: lie, pieces_total: 1 << 20, pieces_have: 1 << 20, ..report(1, 0, HostState::Has) };
+        jobs.report(HostIndex(0), lying);
+        for host in 1..3 {
+            jobs.report(HostIndex(host), HostReport { pieces_total: 7, ..report(1, 0, HostState::Has) });
+        }
+        let (job, most) = (jobs.get(&JobId([1; 16])).unwrap(), TierBytes::most_of(1));
+        assert_eq!(job.fold(&members).tiers.rack, most);
+        let rollup = job.rollup(&members);
+        assert_eq!(rollup.racks.iter().map(|rack| rack.tiers.seeder).sum::<u64>(), most);
+        assert_eq!(rollup.pieces_total, 7);
     }
 
     #[test]

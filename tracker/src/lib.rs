@@ -8,7 +8,10 @@
 //! Where to look:
 //! - settings in [`config`], start, stop and errors in [`role`]
 //! - answers to hosts in [`requests`] and [`state`], timers in [`upkeep`]
+//! - sessions and duplicates in [`sessions`], rates in [`pace`], unannounced things in [`aside`]
 //! - the roster in [`roster`], reports by job in [`jobs`], the versions that hosts run in [`versions`]
+//! - credentials for hosts with a join token, and their renewal, in [`issuing`];
+//!   the tracker's own renewal in [`own_renewal`]
 //! - reports to the hub in [`hub_flush`], [`spool`], [`hub_sender`]
 //! - the tables on disk in [`tables`], backups in [`backup`]
 //! - the HTTP API in [`api`], metrics in [`metrics`]
@@ -16,16 +19,21 @@
 //! Terms are in `docs/GLOSSARY.md`.
 
 pub mod api;
+mod aside;
 pub mod backup;
 mod config;
 mod hub_flush;
 mod hub_sender;
 mod hub_trust;
+mod issuing;
 pub mod jobs;
 mod metrics;
+mod own_renewal;
+mod pace;
 mod requests;
 mod role;
 pub mod roster;
+mod sessions;
 pub mod spool;
 mod state;
 mod tables;
@@ -33,5 +41,5 @@ mod upkeep;
 mod versions;
 
 pub use config::{TrackerBounds, TrackerConfig};
-pub use role::{RunError, Started, run, start};
+pub use role::{RunError, Started, check_files, run, start};
 pub use state::StateError;

@@ -20,12 +20,23 @@ pub(crate) fn register(state: &Arc<Mutex<TrackerState>>, control: &ControlHandle
     let sent = metrics.counter("shoal_tracker_sent_bytes", "Bytes sent on the control plane since the start");
     let beats = metrics.counter("shoal_tracker_beats", "Beats received from hosts");
     let flushes = metrics.counter("shoal_tracker_flushes", "Flushes written for the hub");
+    let unadmitted =
+        metrics.gauge("shoal_tracker_unadmitted_connections", "Connections that wait for the admission of their host");
+    let dropped = metrics
+        .counter("shoal_tracker_unadmitted_dropped", "Connections that ended before the admission of their host");
+    let duplicates = metrics.counter(
+        "shoal_tracker_duplicate_joins",
+        "Refused joins with the key, or at the locality, of a host that answers",
+    );
     let (state, control) = (state.clone(), control.clone());
     metrics.refresh(move || {
         let counts = state.lock().unwrap_or_else(PoisonError::into_inner).counts();
         hosts_up.set(counts.hosts_up as i64);
         hosts_away.set(counts.hosts_away as i64);
         spooled.set(counts.spooled_flushes as i64);
+        unadmitted.set(control.unadmitted() as i64);
+        set(&dropped, control.dropped_unadmitted());
+        set(&duplicates, counts.duplicates);
         set(&received, control.bytes_in());
         set(&sent, control.bytes_out());
         set(&beats, counts.beats);

@@ -45,13 +45,19 @@ pub(crate) async fn serve(
             Some(ControlEvent::Connected { node, remote }) => {
                 tracing::debug!(node = %node.short(), %remote, "connected")
             }
-            Some(ControlEvent::Disconnected { node }) => {
-                if let Err(error) = lock(&state).on_disconnected(&node) {
+            Some(ControlEvent::Disconnected { node, connection, .. }) => {
+                if let Err(error) = lock(&state).on_disconnected(&node, connection) {
                     tracing::error!(error = &error as &dyn Error, "cannot store that a host is away");
                 }
             }
-            Some(ControlEvent::Request { from, request: Request::WantImage { reference, .. }, reply, .. }) => {
-                let request = lock(&state).image_request(&from);
+            Some(ControlEvent::Request {
+                from,
+                connection,
+                request: Request::WantImage { reference, .. },
+                reply,
+                ..
+            }) => {
+                let request = lock(&state).image_request(&from, connection);
                 match request {
                     Ok(_) if forwarded.len() >= IMAGE_REQUESTS_MAX => {
                         reply.send(refused("too many image requests at once: try again later"));
@@ -67,13 +73,11 @@ pub(crate) async fn serve(
                     Err(error) => reply.send(refused(&error.to_string())),
                 }
             }
-            Some(ControlEvent::Request { from, remote, request, reply }) => {
-                let joins = matches!(request, Request::Join(_));
-                let answer = lock(&state).answer(from, remote, request);
-                if joins && matches!(answer, Response::Refused { .. }) {
-                    tracing::debug!(node = %from.short(), "refused a join");
+            Some(ControlEvent::Request { from, connection, remote, request, reply }) => {
+                match lock(&state).answer(from, connection, remote, request) {
+                    joined @ Response::Joined { .. } => reply.admit(joined),
+                    answer => reply.send(answer),
                 }
-                reply.send(answer);
             }
         }
     }

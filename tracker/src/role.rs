@@ -4,28 +4,32 @@
 
 use crate::config::TrackerConfig;
 use crate::state::{StateError, TrackerState};
-use crate::{api, backup, hub_sender, hub_trust, metrics, requests, tables, upkeep};
+use crate::{api, backup, hub_sender, hub_trust, metrics, own_renewal, requests, tables, upkeep};
 use shoal_kv::Database;
 use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
 use shoal_net::control::{ControlConfig, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
+use shoal_net::own_credential::{self, OwnCredential};
 use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Admitted, Keypair, Role, TrustError};
 use shoal_service::config::ConfigError;
+use shoal_service::descriptors::{self, DescriptorError};
 use shoal_service::folders::{self, FolderError};
 use shoal_service::http_client::{Client, ClientError};
 use shoal_service::http_server::{Server, TlsFilesError, bind};
 use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks};
 use shoal_service::trust_metrics;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
-/// Longest request read from a host, admitted or not.
+/// Longest request read from an admitted host.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// Connections of admitted hosts where the limit of open files allows them.
+const CONNECTIONS_MAX: u32 = 65_536;
 
 /// Why a tracker cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +69,8 @@ pub enum RunError {
     #[error("cannot start the HTTP server")]
     Http(#[source] io::Error),
     #[error(transparent)]
+    Descriptors(#[from] DescriptorError),
+    #[error(transparent)]
     Folder(#[from] FolderError),
     #[error("the address of the hub cannot be used")]
     Hub(#[from] ClientError),
@@ -88,6 +94,7 @@ pub struct Started {
 /// What a tracker reads from its files at a start.
 struct Files {
     keys: Keypair,
+    issuer: Option<Keypair>,
     admission: Admission,
     credential: Admitted,
 }
@@ -97,6 +104,7 @@ impl Files {
         let read =
             |path: &Path| std::fs::read(path).map_err(|source| RunError::Read { path: path.to_path_buf(), source });
         let keys = load_key(&config.key)?;
+        let issuer = config.issuer_key.as_deref().map(load_key).transpose()?;
         let file = TrustFile::new(&config.trust, &config.dir);
         let trust = file.load(config.cluster)?;
         let credential_bytes = read(&config.credential)?;
@@ -108,16 +116,41 @@ impl Files {
             return Err(RunError::WrongRole { path: path(), role: credential.role });
         }
         let admission = Admission::new(Arc::new(trust), credential_bytes, system_clock).with_file(file);
-        Ok(Self { keys, admission, credential })
+        Ok(Self { keys, issuer, admission, credential })
     }
 }
 
+/// Checks the trust document, the key and the credential of a tracker as its start does. Returns the credential.
+///
+/// # Errors
+/// Fails if the tracker could not start with these files.
+pub fn check_files(config: &TrackerConfig) -> Result<Admitted, RunError> {
+    Files::load(config).map(|files| files.credential)
+}
+
 /// Opens the state folder.
-fn open_state(config: &TrackerConfig, files: Files) -> Result<(TrackerState, Arc<dyn Database>), StateError> {
+fn open_state(
+    config: &TrackerConfig,
+    admission: Admission,
+    files: Files,
+) -> Result<(TrackerState, Arc<dyn Database>), StateError> {
     let database = tables::open(&config.dir)?;
     let region = files.credential.locality.region.clone();
-    let state = TrackerState::open(config.clone(), files.admission, files.keys, region, &database)?;
+    let state = TrackerState::open(config.clone(), admission, files.keys, files.issuer, region, &database)?;
     Ok((state, database))
+}
+
+fn control_config(
+    config: &TrackerConfig,
+    identity: Identity,
+    known: Vec<IpAddr>,
+) -> Result<ControlConfig, DescriptorError> {
+    let mut control = ControlConfig::new(identity, config.listen.clone());
+    let (wanted, others) = (config.bounds.connections, control.unadmitted_descriptors());
+    control.connections_max = descriptors::connections("bounds.connections", wanted, CONNECTIONS_MAX, others)?;
+    control.request_bytes_max = REQUEST_BYTES_MAX;
+    control.known = known;
+    Ok(control)
 }
 
 /// Starts a tracker and returns once hosts can reach it. The tracker stops when `shutdown` is cancelled.
@@ -130,12 +163,12 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
     let files = Files::load(&config)?;
     let (node, identity, admission) = (files.keys.node(), Identity::new(&files.keys), files.admission.clone());
     let state_error = |source| RunError::State { dir: config.dir.clone(), source };
-    let (state, database) = open_state(&config, files).map_err(state_error)?;
+    let own = OwnCredential::new(admission.clone(), node, config.credential.clone(), files.credential.clone());
+    let (state, database) = open_state(&config, admission.clone(), files).map_err(state_error)?;
+    let known = state.roster().members().iter().flat_map(|member| &member.addrs).map(SocketAddr::ip).collect();
     let state = Arc::new(Mutex::new(state));
 
-    let mut control_config = ControlConfig::new(identity, config.listen.clone());
-    control_config.connections_max = config.bounds.connections;
-    control_config.request_bytes_max = REQUEST_BYTES_MAX;
+    let control_config = control_config(&config, identity, known)?;
     let (control, events) = ControlPlane::start(control_config).await?;
     let listener = bind(config.http).await.map_err(RunError::Http)?;
     let http_addr = listener.local_addr().map_err(RunError::Http)?;
@@ -148,6 +181,8 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
     let trust = admission.clone();
     trust_metrics::register(&metrics, move || trust.trust());
     tasks.spawn("trust document", reload_on_hangup(admission.clone(), token.clone()));
+    metrics.gauge_of(own_credential::METRIC, own_credential::METRIC_HELP, own.end());
+    tasks.spawn("credential", own_renewal::run(state.clone(), own, token.clone()));
     let server = Server::new("tracker", metrics, Arc::new(Vec::new), api::routes(state.clone()))
         .with_access(&config.http_access)?;
     tasks.spawn("http", server.serve(listener, token.clone()));

@@ -8,6 +8,7 @@ use shoal_proto::codec::{decode_exact, encode};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_swarm::membership::{ApplyError, Membership, MembershipLog};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Why the roster cannot be read or changed.
@@ -92,6 +93,9 @@ impl Roster {
     /// # Errors
     /// [`RosterError`] if the database fails or the change is inconsistent.
     pub fn admit(&mut self, member: Member) -> Result<(), RosterError> {
+        if self.members().get(member.index) == Some(&member) {
+            return Ok(());
+        }
         let replaced: Vec<HostIndex> = self
             .members()
             .iter()
@@ -136,6 +140,11 @@ impl Roster {
         self.meta.put_u64(EPOCH, epoch.0)?;
         Ok(())
     }
+}
+
+/// Returns `addr` with the IP address of `remote` if `addr` has none of its own.
+pub(crate) fn replace_unspecified(addr: SocketAddr, remote: SocketAddr) -> SocketAddr {
+    if addr.ip().is_unspecified() { SocketAddr::new(remote.ip(), addr.port()) } else { addr }
 }
 
 #[cfg(test)]

@@ -4,20 +4,27 @@
 
 use crate::config::TrackerConfig;
 use crate::hub_flush::{self, HubFlusher};
+use crate::issuing::{Asked, IssueError, Issuing};
 use crate::jobs::JobTable;
-use crate::roster::{Roster, RosterError};
+use crate::roster::{Roster, RosterError, replace_unspecified};
+use crate::sessions::{Session, Sessions};
 use crate::spool::{Spool, SpooledFlush};
 use crate::tables::{ANNOUNCEMENTS, REPORTS};
 use crate::versions::RunningVersions;
 use shoal_kv::{Change, Database, KvError, Table};
 use shoal_net::admission::Admission;
+use shoal_net::control::ConnectionId;
+use shoal_net::log_limit::LogLimit;
 use shoal_proto::announcement::Announcement;
+use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::control::{CurrentVersion, Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, JobId, NodeId};
+use shoal_proto::locality::Locality;
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::report::{HostReport, HubFlush};
-use shoal_proto::trust::{Admitted, Envelope, Keypair, Role, Trust, TrustError};
+use shoal_proto::trust::{Envelope, Keypair, Role, Trust, TrustError};
+use shoal_service::audit::now_ms;
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::net::SocketAddr;
@@ -26,6 +33,10 @@ use std::time::{Duration, Instant};
 
 /// Beats that a host may miss before it is away.
 const BEATS_MISSED: u32 = 3;
+/// How often the credentials of joined hosts are checked again.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// Refusals in the log per second.
+const REFUSALS_LOGGED: u32 = 5;
 /// How long after its start a tracker waits for hosts that were up before. Longer than the longest pause between two
 /// attempts of a host to reach a tracker.
 const REJOIN: Duration = Duration::from_secs(20);
@@ -38,24 +49,6 @@ pub enum StateError {
     Roster(#[from] RosterError),
     #[error(transparent)]
     Database(#[from] KvError),
-}
-
-/// A host that has joined on its present connection.
-#[derive(Debug)]
-struct Session {
-    index: HostIndex,
-    role: Role,
-    /// Checked again while the session lasts.
-    credential: Admitted,
-    last_beat: Instant,
-    /// The newest membership epoch that the host is known to have.
-    epoch: Epoch,
-    /// A membership update is on its way to the host.
-    updating: bool,
-    /// The version of the host's trust document, 0 before its first beat.
-    trust: u64,
-    /// A trust document is on its way to the host.
-    trusting: bool,
 }
 
 /// A membership update that a host needs.
@@ -96,6 +89,7 @@ pub(crate) struct Counts {
     pub(crate) beats: u64,
     pub(crate) flushes: u64,
     pub(crate) spooled_flushes: usize,
+    pub(crate) duplicates: u64,
 }
 
 /// Everything a tracker knows. A mutex around it makes each request one step.
@@ -108,15 +102,23 @@ pub(crate) struct TrackerState {
     jobs: JobTable,
     spool: Spool,
     versions: RunningVersions,
+    issuing: Issuing,
     announcements: Table,
     reports: Table,
     flusher: HubFlusher,
-    sessions: HashMap<NodeId, Session>,
+    sessions: Sessions,
+    /// Connections to close, because their session ended.
+    ended: Vec<ConnectionId>,
+    /// When the credentials were checked last.
+    checked: Instant,
+    /// The version of the trust document whose revoked hosts are removed.
+    swept_trust: u64,
     /// When each away host went away, or when this process started.
     away_since: HashMap<HostIndex, Instant>,
     /// Until when hosts that were up before this start count as up. `None` afterwards.
     rejoin_until: Option<Instant>,
     beats: u64,
+    refusals: LogLimit,
 }
 
 fn refused(why: impl Into<String>) -> Response {
@@ -129,6 +131,7 @@ impl TrackerState {
         config: TrackerConfig,
         admission: Admission,
         keys: Keypair,
+        issuer: Option<Keypair>,
         region: String,
         database: &Arc<dyn Database>,
     ) -> Result<Self, StateError> {
@@ -136,6 +139,7 @@ impl TrackerState {
         let now = Instant::now();
         let away = roster.members().iter().filter(|member| member.presence == Presence::Away);
         let away_since = away.map(|member| (member.index, now)).collect();
+        let now_s = admission.now();
         let mut state = Self {
             jobs: JobTable::new(config.bounds.jobs),
             config,
@@ -145,13 +149,18 @@ impl TrackerState {
             roster,
             spool: Spool::open(database)?,
             versions: RunningVersions::open(database)?,
+            issuing: Issuing::open(database, issuer, now_s)?,
             announcements: Table::new(database, ANNOUNCEMENTS),
             reports: Table::new(database, REPORTS),
             flusher: HubFlusher::default(),
-            sessions: HashMap::new(),
+            sessions: Sessions::default(),
+            ended: Vec::new(),
+            checked: now,
+            swept_trust: 0,
             away_since,
             rejoin_until: Some(now + REJOIN),
             beats: 0,
+            refusals: LogLimit::new(REFUSALS_LOGGED, Duration::from_secs(1)),
         };
         state.load_jobs()?;
         Ok(state)
@@ -161,6 +170,7 @@ impl TrackerState {
         for row in self.announcements.scan([])? {
             let envelope = Envelope::from_bytes(&row.value).ok();
             if let Some(announcement) = envelope.and_then(|envelope| envelope.open::<Announcement>().ok()) {
+                self.versions.announce(&announcement.name)?;
                 self.jobs.open(announcement);
             }
         }
@@ -178,6 +188,15 @@ impl TrackerState {
         &self.roster
     }
 
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Takes the connections to close.
+    pub(crate) fn take_ended(&mut self) -> Vec<ConnectionId> {
+        std::mem::take(&mut self.ended)
+    }
+
     pub(crate) fn jobs(&self) -> &JobTable {
         &self.jobs
     }
@@ -191,24 +210,40 @@ impl TrackerState {
             beats: self.beats,
             flushes: self.flusher.flushes(),
             spooled_flushes: self.spool.len(),
+            duplicates: self.sessions.refused_duplicates(),
         }
     }
 
     /// Returns how long ago a connected host sent its last beat.
     pub(crate) fn silence(&self, host: HostIndex) -> Option<Duration> {
-        self.sessions.values().find(|session| session.index == host).map(|session| session.last_beat.elapsed())
+        let node = self.roster.members().get(host)?.node;
+        Some(self.sessions.get(&node)?.last_beat.elapsed())
     }
 }
 
 /// Requests of hosts and seeders.
 impl TrackerState {
     /// Carries out a request and returns its answer.
-    pub(crate) fn answer(&mut self, from: NodeId, remote: SocketAddr, request: Request) -> Response {
-        if !self.sessions.contains_key(&from) && !matches!(request, Request::Join(_)) {
-            return refused("join first");
+    pub(crate) fn answer(
+        &mut self,
+        from: NodeId,
+        connection: ConnectionId,
+        remote: SocketAddr,
+        request: Request,
+    ) -> Response {
+        if matches!(request, Request::Clock) {
+            return Response::Clock { unix_ms: now_ms() };
+        }
+        if !matches!(request, Request::Join(_) | Request::Enrol { .. }) {
+            let Some(session) = self.sessions.on(&from, connection) else { return refused("join first") };
+            if !session.may_request() {
+                return refused("too many requests: wait between requests");
+            }
         }
         let answered = match request {
-            Request::Join(join) => self.join(from, remote, join),
+            Request::Join(join) => self.join(from, connection, remote, join),
+            Request::Enrol { token, claim } => Ok(self.enrol(from, remote, &token, &claim)),
+            Request::Renew => self.renew(from),
             Request::Beat { known, reports, versions, trust } => {
                 self.note_trust(&from, trust);
                 self.beat(from, known, reports, versions)
@@ -219,15 +254,18 @@ impl TrackerState {
                 Some(job) => Response::Rollup(job.rollup(self.roster.members())),
                 None => refused(format!("the tracker does not know job {job}")),
             }),
-            Request::HostStates { job } => Ok(match self.jobs.get(&job) {
-                Some(job) => Response::States(job.states(self.roster.members())),
+            Request::HostStates { job } => Ok(match self.jobs.states(&job, self.roster.members()) {
+                Some(states) => Response::States(states),
                 None => refused(format!("the tracker does not know job {job}")),
             }),
             Request::Versions { name } => Ok(Response::Versions { sets: self.versions.sets(&name) }),
-            Request::Leave => self.on_disconnected(&from).map(|()| Response::Done),
+            Request::Duplicates => Ok(Response::Duplicates { hosts: self.duplicates() }),
+            Request::Leave => self.on_disconnected(&from, connection).map(|()| Response::Done),
             // Never reached: the task that reads requests forwards these to a seeder.
             Request::WantImage { .. } => Ok(refused("no seeder is connected")),
             Request::Membership(_) => Ok(refused("only a tracker sends a membership")),
+            // Never reached: answered above.
+            Request::Clock => Ok(Response::Clock { unix_ms: now_ms() }),
         };
         answered.unwrap_or_else(|error| {
             tracing::error!(error = &error as &dyn Error, "cannot answer a request");
@@ -237,19 +275,40 @@ impl TrackerState {
 
     /// Returns the seeder that answers requests for images, and the index of the asking host. All requests go to the
     /// seeder with the lowest key, so that one seeder sees all requests for one image.
-    pub(crate) fn image_request(&self, from: &NodeId) -> Result<ImageRequest, ImageRequestError> {
-        let asker = self.sessions.get(from).filter(|session| session.role == Role::Peer);
-        let asker = asker.ok_or(ImageRequestError::NotJoined)?;
+    pub(crate) fn image_request(
+        &self,
+        from: &NodeId,
+        connection: ConnectionId,
+    ) -> Result<ImageRequest, ImageRequestError> {
+        let asker = self.sessions.get(from).filter(|session| session.connection == connection);
+        let asker = asker.filter(|session| session.role == Role::Peer).ok_or(ImageRequestError::NotJoined)?;
         let seeders = self.sessions.iter().filter(|(_, session)| session.role == Role::Seeder);
         let seeder = seeders.map(|(node, _)| *node).min().ok_or(ImageRequestError::NoSeeder)?;
         Ok(ImageRequest { seeder, asker: asker.index })
     }
 
-    fn join(&mut self, from: NodeId, remote: SocketAddr, join: Join) -> Result<Response, StateError> {
+    /// Returns the hosts in whose place another host tried to join.
+    fn duplicates(&self) -> Bitmap {
+        let mut hosts = Bitmap::new(self.roster.members().index_space());
+        for host in self.sessions.duplicates().filter(|host| host.0 < self.roster.members().index_space()) {
+            hosts.set(host.0);
+        }
+        hosts
+    }
+
+    fn join(
+        &mut self,
+        from: NodeId,
+        connection: ConnectionId,
+        remote: SocketAddr,
+        join: Join,
+    ) -> Result<Response, StateError> {
         let credential = match self.admission.admit(&join.credential, from) {
             Ok(credential) => credential,
             Err(error) => {
-                tracing::warn!(node = %from.short(), %remote, %error, "refused a host");
+                if let Some(skipped) = self.refusals.pass() {
+                    tracing::warn!(node = %from.short(), %remote, %error, skipped, "refused a host");
+                }
                 return Ok(refused(error.to_string()));
             }
         };
@@ -260,9 +319,14 @@ impl TrackerState {
                 self.region
             )));
         }
+        if let Err(refusal) = self.sessions.may_join(&credential, connection) {
+            return Ok(refused(refusal.to_string()));
+        }
         let addrs: Vec<SocketAddr> = join.addrs.into_iter().map(|addr| replace_unspecified(addr, remote)).collect();
         if let Err(error) = credential.check_claims(join.weight, &addrs) {
-            tracing::warn!(node = %from.short(), %remote, %error, "refused the claims of a host");
+            if let Some(skipped) = self.refusals.pass() {
+                tracing::warn!(node = %from.short(), %remote, %error, skipped, "refused the claims of a host");
+            }
             return Ok(refused(error.to_string()));
         }
         let index = self.roster.index_of(&from)?;
@@ -282,19 +346,68 @@ impl TrackerState {
         self.away_since.remove(&index);
         let update = self.roster.log().update_since(join.known);
         let epoch = self.roster.members().epoch();
-        let session = Session {
-            index,
-            role: credential.role,
-            credential,
-            last_beat: Instant::now(),
-            epoch,
-            updating: false,
-            trust: 0,
-            trusting: false,
-        };
-        self.sessions.insert(from, session);
+        self.sessions.begin(Session::new(index, connection, credential, epoch));
         let beat_ms = self.config.beat.0.as_millis() as u32;
         Ok(Response::Joined { index, update, beat_ms })
+    }
+
+    /// Answers a host that has a join token.
+    fn enrol(&mut self, from: NodeId, remote: SocketAddr, token: &[u8], claim: &[u8]) -> Response {
+        let trust = self.admission.trust();
+        let asked = Asked { trust: &trust, region: &self.region, node: from, now: self.admission.now() };
+        let members = self.roster.members();
+        let occupant = |place: &Locality| members.iter().find(|row| row.locality == *place).map(|row| row.node);
+        match self.issuing.enrol(&asked, token, claim, occupant) {
+            Ok(credential) => {
+                tracing::info!(node = %from.short(), %remote, "issued a credential for a join token");
+                let tracker = self.admission.credential().to_vec();
+                Response::Enrolled { credential, trust: trust.bytes().to_vec(), tracker }
+            }
+            Err(error) => self.refuse_credential(from, &error),
+        }
+    }
+
+    /// Answers a member whose credential ends soon, and tells the region its new one.
+    fn renew(&mut self, from: NodeId) -> Result<Response, StateError> {
+        let Some(session) = self.sessions.get(&from) else { return Ok(refused("join first")) };
+        let Some(row) = self.roster.members().get(session.index).cloned() else { return Ok(refused("join first")) };
+        let renewed = match self.admission.admit(&row.credential, from) {
+            Ok(admitted) => self.issuing.renew(&self.admission.trust(), &admitted, self.admission.now()),
+            Err(error) => Err(IssueError::NotAdmitted(error)),
+        };
+        match renewed {
+            Ok(credential) => {
+                tracing::info!(host = %row.locality, "renewed a credential");
+                self.roster.admit(Member { credential: credential.as_slice().into(), ..row })?;
+                // The session would end with the former credential.
+                if let (Some(session), Ok(admitted)) =
+                    (self.sessions.get_mut(&from), self.admission.admit(&credential, from))
+                {
+                    session.credential = admitted;
+                }
+                Ok(Response::Renewed { credential })
+            }
+            Err(error) => Ok(self.refuse_credential(from, &error)),
+        }
+    }
+
+    /// Issues a new credential for this tracker itself.
+    pub(crate) fn renew_own(&self) -> Result<Vec<u8>, IssueError> {
+        let node = self.keys.node();
+        let own = self.admission.admit(&self.admission.credential(), node).map_err(IssueError::NotAdmitted)?;
+        self.issuing.renew(&self.admission.trust(), &own, self.admission.now())
+    }
+
+    fn refuse_credential(&self, from: NodeId, error: &IssueError) -> Response {
+        if let IssueError::Database(error) = error {
+            tracing::error!(error = error as &dyn Error, "cannot write who has which credential");
+        }
+        let why = match error.source() {
+            Some(source) if !matches!(error, IssueError::Database(_)) => format!("{error}: {source}"),
+            _ => error.to_string(),
+        };
+        tracing::info!(node = %from.short(), %why, "issued no credential");
+        refused(why)
     }
 
     fn beat(
@@ -309,20 +422,22 @@ impl TrackerState {
             return Ok(refused("join first"));
         };
         session.last_beat = Instant::now();
-        session.epoch = known;
+        let may_update = session.on_known(known, self.roster.members().epoch());
         let index = session.index;
         if self.away_since.remove(&index).is_some() {
             self.roster.set_presence(&[index], Presence::Up)?;
         }
         for report in reports {
-            let key = [&report.job.0[..], &index.0.to_be_bytes()].concat();
-            let bytes = encode(&report);
+            let (key, bytes) = (report_key(index, &report), encode(&report));
             if self.jobs.report(index, report) {
                 self.reports.put(key, bytes)?;
             }
         }
         for current in versions {
             self.versions.set(index, current)?;
+        }
+        if !may_update {
+            return Ok(Response::Heard { update: None, trust: self.admission.trust().version() });
         }
         let update = self.roster.log().update_since(Some(known));
         if let Some(session) = self.sessions.get_mut(&from) {
@@ -340,7 +455,12 @@ impl TrackerState {
             Err(error) => return Ok(refused(error.to_string())),
         };
         self.announcements.put(announcement.job.0, envelope)?;
-        for dropped in self.jobs.open(announcement) {
+        self.versions.announce(&announcement.name)?;
+        let opened = self.jobs.open(announcement);
+        for (host, report) in opened.reports {
+            self.reports.put(report_key(host, &report), encode(&report))?;
+        }
+        for dropped in opened.dropped {
             self.forget_job(&dropped)?;
         }
         Ok(Response::Done)
@@ -360,26 +480,46 @@ impl TrackerState {
 
 /// Liveness, and the updates that keep hosts' memberships current.
 impl TrackerState {
-    /// Marks a host as away at once: its connection ended, or it left.
-    pub(crate) fn on_disconnected(&mut self, node: &NodeId) -> Result<(), StateError> {
-        let Some(session) = self.sessions.remove(node) else { return Ok(()) };
+    /// Marks a host as away at once: its connection ended, or it left. Another connection with its key changes nothing.
+    pub(crate) fn on_disconnected(&mut self, node: &NodeId, connection: ConnectionId) -> Result<(), StateError> {
+        if self.sessions.on(node, connection).is_none() {
+            return Ok(());
+        }
+        let Some(session) = self.sessions.end(node) else { return Ok(()) };
         self.away_since.insert(session.index, Instant::now());
         self.roster.set_presence(&[session.index], Presence::Away)?;
         Ok(())
     }
 
+    /// Ends the sessions of hosts that are silent, or whose credential is no longer valid.
+    fn end_sessions(&mut self) -> Result<(), StateError> {
+        let patience = self.config.beat.0 * BEATS_MISSED;
+        let is_due = self.checked.elapsed() >= CHECK_EVERY;
+        let mut ended = Vec::new();
+        for (node, session) in self.sessions.iter() {
+            let invalid = if is_due { self.admission.check_again(&session.credential).err() } else { None };
+            if let Some(error) = &invalid {
+                tracing::info!(node = %node.short(), %error, "ended the session of a host that is no longer admitted");
+            }
+            if invalid.is_some() || session.last_beat.elapsed() > patience {
+                ended.push((*node, session.connection));
+            }
+        }
+        for (node, connection) in ended {
+            self.on_disconnected(&node, connection)?;
+            self.ended.push(connection);
+        }
+        if is_due {
+            self.checked = Instant::now();
+            self.sessions.sweep();
+            self.evict_revoked()?;
+        }
+        Ok(())
+    }
+
     /// Marks silent hosts as away, and removes hosts that were away for longer than the grace period.
     pub(crate) fn sweep(&mut self) -> Result<(), StateError> {
-        let patience = self.config.beat.0 * BEATS_MISSED;
-        let silent: Vec<NodeId> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.last_beat.elapsed() > patience)
-            .map(|(node, _)| *node)
-            .collect();
-        for node in silent {
-            self.on_disconnected(&node)?;
-        }
+        self.end_sessions()?;
         if self.rejoin_until.is_some_and(|until| until <= Instant::now()) {
             self.rejoin_until = None;
             self.mark_missing_away()?;
@@ -390,33 +530,32 @@ impl TrackerState {
         for host in &expired {
             self.away_since.remove(host);
             self.versions.remove_host(*host)?;
+            self.jobs.remove_host(*host);
         }
         self.roster.evict(expired)?;
         Ok(())
     }
 
-    /// Removes hosts whose credentials have ended or are revoked from the membership. Returns their nodes, whose
-    /// connections must end.
-    pub(crate) fn sweep_credentials(&mut self) -> Result<Vec<NodeId>, StateError> {
-        let mut ended = Vec::new();
-        for (node, session) in &self.sessions {
-            if let Err(error) = self.admission.check_again(&session.credential) {
-                tracing::warn!(node = %node.short(), %error, "ended a session");
-                ended.push(*node);
-            }
+    /// Removes revoked hosts from the membership, also those that are away.
+    fn evict_revoked(&mut self) -> Result<(), StateError> {
+        let trust = self.admission.trust();
+        if std::mem::replace(&mut self.swept_trust, trust.version()) == trust.version() {
+            return Ok(());
         }
-        for node in &ended {
-            if let Some(session) = self.sessions.remove(node) {
-                self.versions.remove_host(session.index)?;
-                self.roster.evict(vec![session.index])?;
-            }
+        let revoked: HashSet<NodeId> = trust.document().revoked.iter().map(|row| row.node).collect();
+        let members = self.roster.members().iter().filter(|member| revoked.contains(&member.node));
+        let revoked: Vec<HostIndex> = members.map(|member| member.index).collect();
+        for host in &revoked {
+            self.away_since.remove(host);
+            self.versions.remove_host(*host)?;
         }
-        Ok(ended)
+        self.roster.evict(revoked)?;
+        Ok(())
     }
 
     /// Marks every host as away that was up before this start and has not joined again.
     fn mark_missing_away(&mut self) -> Result<(), StateError> {
-        let joined: HashSet<HostIndex> = self.sessions.values().map(|session| session.index).collect();
+        let joined: HashSet<HostIndex> = self.sessions.iter().map(|(_, session)| session.index).collect();
         let members = self.roster.members();
         let missing: Vec<HostIndex> = members
             .iter()
@@ -516,7 +655,7 @@ impl TrackerState {
             roster,
             jobs,
         };
-        self.spool.push(&hub_flush::seal(&flush, &self.keys, self.admission.credential()))?;
+        self.spool.push(&hub_flush::seal(&flush, &self.keys, &self.admission.credential()))?;
         self.flusher.on_written();
         Ok(true)
     }
@@ -530,9 +669,14 @@ impl TrackerState {
     pub(crate) fn next_submission(&self) -> Result<Option<SpooledFlush>, KvError> {
         let next = self.spool.first()?;
         Ok(next.map(|flush| SpooledFlush {
-            bytes: hub_flush::with_credential(&flush.bytes, self.admission.credential()),
+            bytes: hub_flush::with_credential(&flush.bytes, &self.admission.credential()),
             ..flush
         }))
+    }
+
+    /// Returns what the check of a receipt needs: the trust document in force, and this tracker's key.
+    pub(crate) fn trust_and_key(&self) -> (Arc<Trust>, NodeId) {
+        (self.admission.trust(), self.keys.node())
     }
 
     /// Drops a flush that the hub has.
@@ -548,7 +692,7 @@ impl TrackerState {
     }
 }
 
-/// Returns `addr` with the IP address of `remote` if `addr` has none of its own.
-fn replace_unspecified(addr: SocketAddr, remote: SocketAddr) -> SocketAddr {
-    if addr.ip().is_unspecified() { SocketAddr::new(remote.ip(), addr.port()) } else { addr }
+/// Job first, so that all reports of one job have a common prefix.
+fn report_key(host: HostIndex, report: &HostReport) -> Vec<u8> {
+    [&report.job.0[..], &host.0.to_be_bytes()].concat()
 }

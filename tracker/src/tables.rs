@@ -21,6 +21,10 @@ pub(crate) const REPORTS: &str = "reports";
 pub(crate) const VERSIONS: &str = "versions";
 /// Flush sequence to the flush.
 pub(crate) const SPOOL: &str = "spool";
+/// Key of a join token and key of a host to the host's place.
+pub(crate) const TOKENS: &str = "tokens";
+/// Locality to the key that has it.
+pub(crate) const PLACES: &str = "places";
 
 /// Key in [`META`]: the membership epoch.
 pub(crate) const EPOCH: &str = "epoch";

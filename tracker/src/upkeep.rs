@@ -49,17 +49,14 @@ pub(crate) async fn run(
             }
             _ = tick.tick() => {}
         }
-        let ended = lock(&state).sweep_credentials();
-        match ended {
-            Ok(ended) => ended.into_iter().for_each(|node| control.disconnect(node)),
-            Err(error) => tracing::error!(error = &error as &dyn Error, "cannot write the tracker's records"),
-        }
         let written = sweep_and_flush(&mut lock(&state));
         match written {
             Ok(true) => flush_written.notify_one(),
             Ok(false) => {}
             Err(error) => tracing::error!(error = &error as &dyn Error, "cannot write the tracker's records"),
         }
+        let ended = lock(&state).take_ended();
+        ended.into_iter().for_each(|connection| control.close(connection));
         send_trust(&state, &control, &mut updates, updates_max);
         let due = lock(&state).due_updates(updates_max.saturating_sub(updates.len()));
         for due in due {

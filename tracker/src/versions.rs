@@ -1,7 +1,9 @@
 //! The version of each name that each host runs, as the hosts report it.
 //!
-//! Invariant: a host has one version per name, and at most [`NAMES_MAX`] names are kept.
+//! Invariant: a host has one version per name. Only names that a publisher announced take one of the [`NAMES_MAX`]
+//! places. A host's other names wait aside.
 
+use crate::aside::Aside;
 use crate::tables::VERSIONS;
 use shoal_kv::{Change, Database, KvError, Table};
 use shoal_proto::bitmap::Bitmap;
@@ -12,12 +14,17 @@ use shoal_proto::limits;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Names that are kept. The tracker ignores reports of further names.
-const NAMES_MAX: usize = 1024;
+/// Announced names that are kept. A new one replaces one that no host reports.
+const NAMES_MAX: usize = 4096;
+/// Names that no publisher announced here, of one host and of all hosts. After the loss of its folder a tracker knows
+/// no announcement, but hosts report what they run.
+const ASIDE_PER_HOST_MAX: usize = 64;
+const ASIDE_MAX: usize = 256 * 1024;
 
 /// The versions in memory, and their copy on disk.
 pub(crate) struct RunningVersions {
     names: BTreeMap<String, BTreeMap<HostIndex, String>>,
+    aside: Aside<String, String>,
     table: Table,
 }
 
@@ -34,7 +41,8 @@ fn split_key(key: &[u8]) -> Option<(HostIndex, &str)> {
 impl RunningVersions {
     /// Continues from the disk.
     pub(crate) fn open(database: &Arc<dyn Database>) -> Result<Self, KvError> {
-        let mut versions = Self { names: BTreeMap::new(), table: Table::new(database, VERSIONS) };
+        let aside = Aside::new(ASIDE_PER_HOST_MAX, ASIDE_MAX);
+        let mut versions = Self { names: BTreeMap::new(), aside, table: Table::new(database, VERSIONS) };
         for row in versions.table.scan([])? {
             if let (Some((host, name)), Ok(version)) = (split_key(&row.key), decode_exact::<String>(&row.value)) {
                 versions.names.entry(name.to_string()).or_default().insert(host, version);
@@ -43,13 +51,35 @@ impl RunningVersions {
         Ok(versions)
     }
 
-    /// Stores what a host reports.
-    pub(crate) fn set(&mut self, host: HostIndex, current: CurrentVersion) -> Result<(), KvError> {
-        if self.names.len() >= NAMES_MAX && !self.names.contains_key(&current.name) {
+    /// Makes a place for an announced name, and moves there what hosts reported before.
+    pub(crate) fn announce(&mut self, name: &str) -> Result<(), KvError> {
+        if self.names.contains_key(name) {
             return Ok(());
         }
-        self.table.put(key(host, &current.name), encode(&current.version))?;
-        self.names.entry(current.name).or_default().insert(host, current.version);
+        if self.names.len() >= NAMES_MAX {
+            self.names.retain(|_, hosts| !hosts.is_empty());
+            if self.names.len() >= NAMES_MAX {
+                return Ok(());
+            }
+        }
+        self.names.insert(name.to_string(), BTreeMap::new());
+        for (host, version) in self.aside.take(&name.to_string()) {
+            self.set(host, CurrentVersion { name: name.to_string(), version })?;
+        }
+        Ok(())
+    }
+
+    /// Stores what a host reports.
+    pub(crate) fn set(&mut self, host: HostIndex, current: CurrentVersion) -> Result<(), KvError> {
+        match self.names.get_mut(&current.name) {
+            Some(hosts) => {
+                if hosts.get(&host) != Some(&current.version) {
+                    self.table.put(key(host, &current.name), encode(&current.version))?;
+                    hosts.insert(host, current.version);
+                }
+            }
+            None => self.aside.put(host, current.name, current.version),
+        }
         Ok(())
     }
 
@@ -58,14 +88,16 @@ impl RunningVersions {
         let rows = self.table.scan(host.0.to_be_bytes())?;
         self.table.apply(&rows.into_iter().map(|row| Change::Delete { key: row.key }).collect::<Vec<_>>())?;
         self.names.values_mut().for_each(|hosts| drop(hosts.remove(&host)));
-        self.names.retain(|_, hosts| !hosts.is_empty());
+        self.aside.remove_host(host);
         Ok(())
     }
 
     /// Returns the hosts of each version of a name. The version of the most hosts comes first.
     pub(crate) fn sets(&self, name: &str) -> Vec<VersionSet> {
         let mut sets: BTreeMap<&str, Bitmap> = BTreeMap::new();
-        for (host, version) in self.names.get(name).into_iter().flatten() {
+        let name = name.to_string();
+        let announced = self.names.get(&name).into_iter().flatten().map(|(host, version)| (*host, version));
+        for (host, version) in announced.chain(self.aside.of(&name)) {
             let hosts = sets.entry(version).or_default();
             hosts.grow(host.0 + 1);
             hosts.set(host.0);
@@ -93,6 +125,8 @@ mod tests {
         {
             let database = tables::open(dir.path()).unwrap();
             let mut versions = RunningVersions::open(&database).unwrap();
+            versions.announce("edge/a").unwrap();
+            versions.announce("edge/b").unwrap();
             for host in 0..5 {
                 versions.set(HostIndex(host), current("edge/a", "1")).unwrap();
             }
@@ -112,5 +146,27 @@ mod tests {
         assert!(versions.sets("edge/b").is_empty());
         drop(versions);
         assert!(RunningVersions::open(&database).unwrap().sets("edge/b").is_empty());
+    }
+
+    #[test]
+    fn names_of_one_host_take_no_place_of_announced_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = tables::open(dir.path()).unwrap();
+        let mut versions = RunningVersions::open(&database).unwrap();
+        versions.set(HostIndex(1), current("edge/early", "1")).unwrap();
+        for number in 0..2 * NAMES_MAX {
+            versions.set(HostIndex(0), current(&format!("fake/{number}"), "1")).unwrap();
+        }
+        assert!(versions.names.is_empty());
+        assert_eq!(versions.sets("edge/early")[0].hosts.iter().collect::<Vec<_>>(), [1], "shown before its push");
+        versions.announce("edge/early").unwrap();
+        versions.announce("edge/late").unwrap();
+        versions.set(HostIndex(1), current("edge/late", "1")).unwrap();
+        for name in ["edge/early", "edge/late"] {
+            assert_eq!(versions.sets(name)[0].hosts.iter().collect::<Vec<_>>(), [1], "{name}");
+        }
+        drop(versions);
+        let versions = RunningVersions::open(&database).unwrap();
+        assert_eq!(versions.names.keys().collect::<Vec<_>>(), ["edge/early", "edge/late"]);
     }
 }

@@ -156,7 +156,11 @@ fn settings(stage: &Stage, place: Place) -> anyhow::Result<(&'static str, Vec<St
     // The lab's networks exist on this machine only.
     let mut set = vec![format!("dir={}", text(&folder.join("state"))), "http_access.behind_proxy=true".into()];
     match place {
-        Place::Hub => set.extend([files("")[0].clone(), format!("http={}:7731", place.addr())]),
+        Place::Hub => {
+            set.extend(files(""));
+            set.push(format!("http={}:7731", place.addr()));
+            set.push(format!("admin_token={}", text(&cluster(stage).join("admin.token"))));
+        }
         Place::Tracker => {
             set.extend(files(""));
             set.push(format!("listen=['{}:7710']", place.addr()));

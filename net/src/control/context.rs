@@ -4,6 +4,8 @@
 //! nodes.
 
 use super::byte_counter::ByteCounter;
+use super::entrance::EntranceCounts;
+use libp2p::swarm::ConnectionId;
 use shoal_proto::ids::NodeId;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,7 @@ use tokio_util::task::TaskTracker;
 /// The state that handles and event loop share.
 pub struct ControlContext {
     pub(super) byte_counter: Arc<ByteCounter>,
+    pub(super) entrance: Arc<EntranceCounts>,
     pub(super) node_orders: NodeOrders,
     pub(super) tasks: TaskTracker,
     /// Set when the event loop must close every connection and end.
@@ -28,6 +31,7 @@ impl ControlContext {
     pub fn new(timeout: Duration) -> Self {
         Self {
             byte_counter: Arc::default(),
+            entrance: Arc::default(),
             node_orders: NodeOrders::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -37,11 +41,12 @@ impl ControlContext {
     }
 }
 
-/// The nodes to disconnect and to block.
+/// The nodes to disconnect and to block, and the connections to close.
 #[derive(Default)]
 pub struct PendingOrders {
     disconnect: BTreeSet<NodeId>,
     block: BTreeSet<NodeId>,
+    close: BTreeSet<ConnectionId>,
 }
 
 impl PendingOrders {
@@ -51,6 +56,10 @@ impl PendingOrders {
 
     pub fn block(&self) -> impl Iterator<Item = &NodeId> {
         self.block.iter()
+    }
+
+    pub fn close(&self) -> impl Iterator<Item = &ConnectionId> {
+        self.close.iter()
     }
 }
 
@@ -73,6 +82,11 @@ impl NodeOrders {
 
     pub fn block(&self, node: NodeId) {
         self.pending().block.insert(node);
+        self.changed.notify_one();
+    }
+
+    pub fn close(&self, connection: ConnectionId) {
+        self.pending().close.insert(connection);
         self.changed.notify_one();
     }
 

@@ -6,10 +6,12 @@
 use super::address::{multiaddr, socket_addr};
 use super::config::ControlConfig;
 use super::context::ControlContext;
+use super::entrance::Turn;
 use super::error::{ConnectError, RequestError, StartError, Unavailable, connect_error, request_error};
-use super::event::{ControlEvent, ReplySlot};
+use super::event::{ControlEvent, Reply, ReplySlot};
 use super::setup::{self, Behaviour, BehaviourEvent};
 use crate::identity::{node_of, peer_id_of};
+use crate::log_limit::LogLimit;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use libp2p::core::ConnectedPoint;
@@ -22,6 +24,7 @@ use shoal_proto::ids::NodeId;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Requests of this node that wait for an answer.
@@ -50,9 +53,12 @@ struct Dial {
 
 /// The driver's answer to an inbound request.
 struct Answer {
+    connection: ConnectionId,
     channel: ResponseChannel<Response>,
+    /// The node was admitted when it asked.
+    admitted: bool,
     /// `None` if the driver dropped the slot or took too long.
-    response: Option<Response>,
+    reply: Option<Reply>,
 }
 
 /// The state of the task.
@@ -69,6 +75,9 @@ pub struct EventLoop {
     /// Timeouts in a row, for each connected node.
     timeouts: HashMap<PeerId, u32>,
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Answers to admitted nodes among `answers`. The places before admission bound the others.
+    admitted_waiting: usize,
+    accept_errors: LogLimit,
 }
 
 impl EventLoop {
@@ -93,6 +102,8 @@ impl EventLoop {
             outbound: HashMap::new(),
             timeouts: HashMap::new(),
             answers: FuturesUnordered::new(),
+            admitted_waiting: 0,
+            accept_errors: LogLimit::new(1, Duration::from_secs(10)),
         };
         Ok((event_loop, local_addrs))
     }
@@ -110,7 +121,7 @@ impl EventLoop {
                     // The driver has dropped its queue.
                     Err(_) => break,
                 },
-                Some(answer) = self.answers.next() => self.send_answer(answer),
+                Some(answer) = self.answers.next() => self.on_answer(answer),
                 command = self.commands.recv() => match command {
                     Some(command) => self.on_command(command),
                     None => break,
@@ -150,6 +161,7 @@ impl EventLoop {
         for peer in orders.block().filter_map(peer_id_of) {
             self.swarm.behaviour_mut().blocked.block_peer(peer);
         }
+        orders.close().for_each(|connection| self.close_one(*connection));
         for peer in orders.disconnect().filter_map(peer_id_of) {
             self.disconnect(peer);
         }
@@ -217,11 +229,33 @@ impl EventLoop {
         Ok(Dialled::Now(id))
     }
 
-    fn send_answer(&mut self, Answer { channel, response }: Answer) {
-        if let Some(response) = response {
-            // An error hands the response back if the requester is gone.
-            let _ = self.swarm.behaviour_mut().requests.send_response(channel, response);
+    fn on_answer(&mut self, Answer { connection, channel, admitted, reply }: Answer) {
+        if admitted {
+            self.admitted_waiting -= 1;
+            if let Some(Reply { response, .. }) = reply {
+                self.send(channel, response);
+            }
+            return;
         }
+        let entrance = &mut self.swarm.behaviour_mut().entrance;
+        match reply {
+            Some(Reply { response, admits: true }) if entrance.admit(connection) => self.send(channel, response),
+            Some(Reply { response, admits }) => {
+                entrance.on_refused(connection);
+                let full = || refused("the tracker has as many connections as it may have: try another tracker");
+                self.send(channel, if admits { full() } else { response });
+            }
+            None => self.close_one(connection),
+        }
+    }
+
+    fn send(&mut self, channel: ResponseChannel<Response>, response: Response) {
+        // An error hands the response back if the requester is gone.
+        let _ = self.swarm.behaviour_mut().requests.send_response(channel, response);
+    }
+
+    fn close_one(&mut self, connection: ConnectionId) {
+        self.swarm.close_connection(connection); // `false` means that the connection is gone already
     }
 
     fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -232,11 +266,12 @@ impl EventLoop {
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
                 self.remotes.remove(&connection_id);
-                if num_established == 0 {
+                let last = num_established == 0;
+                if last {
                     self.timeouts.remove(&peer_id);
-                    if let Some(node) = node_of(&peer_id) {
-                        self.backlog.push_back(ControlEvent::Disconnected { node });
-                    }
+                }
+                if let Some(node) = node_of(&peer_id) {
+                    self.backlog.push_back(ControlEvent::Disconnected { node, connection: connection_id, last });
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
@@ -247,7 +282,11 @@ impl EventLoop {
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 tracing::debug!(remote = %send_back_addr, %error, "dropped a connection");
             }
-            SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "cannot accept a connection"),
+            SwarmEvent::ListenerError { error, .. } => {
+                if let Some(skipped) = self.accept_errors.pass() {
+                    tracing::warn!(%error, skipped, "cannot accept a connection");
+                }
+            }
             SwarmEvent::ListenerClosed { addresses, .. } => {
                 tracing::error!(?addresses, "a listener of the control plane closed");
             }
@@ -295,8 +334,15 @@ impl EventLoop {
                     let _ = reply.send(Err(request_error(error))); // the requester may have given up
                 }
             }
-            Event::InboundFailure { peer, error, .. } => tracing::debug!(%peer, %error, "an inbound request failed"),
-            Event::ResponseSent { .. } => {}
+            Event::InboundFailure { peer, connection_id, error, .. } => {
+                tracing::debug!(%peer, %error, "an inbound request failed");
+                if self.swarm.behaviour().entrance.is_waiting(connection_id) {
+                    self.close_one(connection_id);
+                }
+            }
+            Event::ResponseSent { connection_id, .. } => {
+                self.swarm.behaviour_mut().entrance.on_answered(connection_id);
+            }
         }
     }
 
@@ -312,19 +358,27 @@ impl EventLoop {
 
     fn on_request(&mut self, peer: PeerId, id: ConnectionId, request: Request, channel: ResponseChannel<Response>) {
         let (Some(from), Some(remote)) = (node_of(&peer), self.remotes.get(&id).copied()) else { return };
-        if self.answers.len() >= self.config.requests_max {
-            let response = Some(Response::Refused { why: "too many requests, try again later".to_string() });
-            self.send_answer(Answer { channel, response });
-            return;
-        }
+        let admitted = match self.swarm.behaviour_mut().entrance.on_request(id) {
+            Turn::Admitted if self.admitted_waiting >= self.config.requests_max => {
+                return self.send(channel, refused("too many requests, try again later"));
+            }
+            Turn::Admitted => true,
+            Turn::First => false,
+            Turn::Excess => return self.close_one(id),
+        };
+        self.admitted_waiting += usize::from(admitted);
         let (reply, answer) = ReplySlot::new();
         let timeout = self.config.timeout;
         self.answers.push(Box::pin(async move {
             let answered = tokio::time::timeout(timeout, answer).await;
-            Answer { channel, response: answered.ok().and_then(Result::ok) }
+            Answer { connection: id, channel, admitted, reply: answered.ok().and_then(Result::ok) }
         }));
-        self.backlog.push_back(ControlEvent::Request { from, remote, request, reply });
+        self.backlog.push_back(ControlEvent::Request { from, connection: id, remote, request, reply });
     }
+}
+
+fn refused(why: &str) -> Response {
+    Response::Refused { why: why.to_string() }
 }
 
 /// The result of a dial that can be made.

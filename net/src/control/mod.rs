@@ -2,13 +2,14 @@
 //!
 //! Owns the libp2p swarm (TCP, TLS, yamux, request-response), its limits and timeouts.
 //! Invariant: every request is answered or fails within the timeout. At most [`ControlConfig::requests_max`] inbound
-//! requests wait for an answer.
+//! requests of admitted nodes wait for an answer. A node that connected has one request of 8 KiB until the driver
+//! admits it.
 //!
-//! The other end of a connection has proven its key and nothing else. The tracker decides whether the other end may
-//! send other requests than `Join`.
+//! The other end of a connection has proven its key and nothing else. The driver's answer to the first request admits
+//! the node ([`ReplySlot::admit`]), or the connection ends after the answer.
 //!
 //! Where to look: settings in `config.rs`, the task in `event_loop.rs`, libp2p's assembly in `setup.rs`, the encoding
-//! of requests in `codec.rs`.
+//! of requests in `codec.rs`, connections before admission in `entrance.rs` and `gate.rs`.
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
 
@@ -17,12 +18,13 @@ mod byte_counter;
 mod codec;
 mod config;
 mod context;
+mod entrance;
 mod error;
 mod event;
 mod event_loop;
 #[doc(hidden)]
 pub mod fuzzing;
-mod pending_per_ip;
+mod gate;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -32,10 +34,12 @@ use context::ControlContext;
 pub use error::{ConnectError, RequestError, StartError, Unavailable};
 pub use event::{ControlEvent, ReplySlot};
 use event_loop::{Command, EventLoop};
+pub use libp2p::swarm::ConnectionId;
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -123,9 +127,24 @@ impl ControlHandle {
         self.context.node_orders.disconnect(node);
     }
 
+    /// Closes one connection. `Disconnected` follows.
+    pub fn close(&self, connection: ConnectionId) {
+        self.context.node_orders.close(connection);
+    }
+
     /// Refuses `node` from now on and closes its connections.
     pub fn block(&self, node: NodeId) {
         self.context.node_orders.block(node);
+    }
+
+    /// Returns how many accepted connections wait for admission.
+    pub fn unadmitted(&self) -> usize {
+        self.context.entrance.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many accepted connections ended before admission since the start.
+    pub fn dropped_unadmitted(&self) -> u64 {
+        self.context.entrance.dropped.load(Ordering::Relaxed)
     }
 
     /// Returns the bytes received on all sockets since the start, with TLS and multiplexing.

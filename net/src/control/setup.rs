@@ -8,11 +8,13 @@ use super::byte_counter::{ByteCounter, CountedStream};
 use super::codec::Codec;
 use super::config::ControlConfig;
 use super::context::ControlContext;
+use super::entrance::{self, KnownRanges, Limits};
 use super::error::{StartError, innermost};
-use super::pending_per_ip;
+use super::gate::Gates;
 use futures::stream::StreamExt;
 use libp2p::allow_block_list::{self, BlockedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::ConnectedPoint;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, ListenerId, Transport};
 use libp2p::core::upgrade::Version;
@@ -36,24 +38,27 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(NetworkBehaviour)]
 pub struct Behaviour {
     limits: connection_limits::Behaviour,
-    pending_per_ip: pending_per_ip::Behaviour,
+    pub(super) entrance: entrance::Behaviour,
     pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
     pub(super) requests: request_response::Behaviour<Codec>,
 }
 
 /// Returns the swarm, not listening yet. Its tasks are tracked and end with `context.stop`.
 pub fn swarm(config: &ControlConfig, context: &ControlContext) -> Result<Swarm<Behaviour>, StartError> {
+    // The entrance keeps fewer. These limits also count connections that have given way and end just now.
+    let unadmitted = config.unadmitted_max.saturating_mul(2);
     let limits = ConnectionLimits::default()
-        .with_max_pending_incoming(Some(config.pending_max))
-        .with_max_established_incoming(Some(config.connections_max))
+        .with_max_pending_incoming(Some(unadmitted.saturating_mul(2)))
+        .with_max_established_incoming(Some(config.connections_max.saturating_add(unadmitted)))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_NODE_MAX));
+    let gates = Gates::default();
     let codec = Codec::new(config.request_bytes_max, config.response_bytes_max);
     let requests = request_response::Config::default()
         .with_request_timeout(config.timeout)
         .with_max_concurrent_streams(config.requests_per_connection_max);
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
-        pending_per_ip: pending_per_ip::Behaviour::new(config.pending_per_ip_max),
+        entrance: entrance(config, context, gates.clone()),
         blocked: allow_block_list::Behaviour::default(),
         requests: request_response::Behaviour::with_codec(codec, [(PROTOCOL, ProtocolSupport::Full)], requests),
     };
@@ -68,22 +73,49 @@ pub fn swarm(config: &ControlConfig, context: &ControlContext) -> Result<Swarm<B
         });
     };
     let swarm_config = libp2p::swarm::Config::with_executor(executor).with_idle_connection_timeout(config.idle_timeout);
-    let transport = transport(config, context.byte_counter.clone())?;
+    let transport = transport(config, context.byte_counter.clone(), gates)?;
     Ok(Swarm::new(transport, behaviour, config.identity.peer_id(), swarm_config))
+}
+
+fn entrance(config: &ControlConfig, context: &ControlContext, gates: Gates) -> entrance::Behaviour {
+    let limits = Limits {
+        places: config.unadmitted_max as usize,
+        places_per_range: config.unadmitted_per_range_max as usize,
+        request_within: config.unadmitted_timeout,
+        answer_within: config.timeout,
+        admitted_max: config.connections_max as usize,
+    };
+    let known = KnownRanges::default();
+    config.known.iter().for_each(|addr| known.add(*addr));
+    entrance::Behaviour::new(limits, known, gates, context.entrance.clone())
 }
 
 fn transport(
     config: &ControlConfig,
     byte_counter: Arc<ByteCounter>,
+    gates: Gates,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
     let tls = tls::Config::new(config.identity.libp2p())?;
     Ok(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-        .map(move |stream, _| CountedStream::new(stream, byte_counter.clone()))
+        .map(move |stream, point| {
+            let gate = match &point {
+                ConnectedPoint::Listener { local_addr, send_back_addr } => Some(gates.take(local_addr, send_back_addr)),
+                ConnectedPoint::Dialer { .. } => None,
+            };
+            CountedStream::new(stream, byte_counter.clone(), gate)
+        })
         .upgrade(Version::V1)
         .authenticate(tls)
-        .multiplex(yamux::Config::default())
+        .multiplex(multiplexing(config))
         .timeout(config.timeout)
         .boxed())
+}
+
+/// A node may have a stream for each request, and some more that are just ending.
+fn multiplexing(config: &ControlConfig) -> yamux::Config {
+    let mut multiplexing = yamux::Config::default();
+    multiplexing.set_max_num_streams(4 * config.requests_per_connection_max);
+    multiplexing
 }
 
 /// Listens on `addrs`. Returns them with their ports, once every port is known.

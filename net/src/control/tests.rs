@@ -45,15 +45,30 @@ impl Plane {
     }
 }
 
+/// Connects `client`, and lets `server` admit it.
+async fn admit(client: &Plane, server: &mut Plane) {
+    let id = server.id;
+    client.handle.connect(server.addr(), Some(id)).await.unwrap();
+    assert!(matches!(server.next().await, ControlEvent::Connected { .. }));
+    let admitting = async {
+        match server.next().await {
+            ControlEvent::Request { reply, .. } => reply.admit(Response::Done),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (answer, ()) = tokio::join!(client.handle.request(id, Request::Leave), admitting);
+    assert_eq!(answer.unwrap(), Response::Done);
+}
+
 fn open_job(bytes: usize) -> Request {
     Request::OpenJob { envelope: vec![7; bytes] }
 }
 
-/// Answers `Done` to every request.
+/// Answers `Done` to every request, and admits its sender.
 async fn answer_all(mut server: Plane) {
     loop {
         if let ControlEvent::Request { reply, .. } = server.next().await {
-            reply.send(Response::Done);
+            reply.admit(Response::Done);
         }
     }
 }
@@ -75,14 +90,14 @@ async fn a_request_and_its_answer_with_bytes_counted() {
     let (asked, client_handle) = (Request::Join(join.clone()), client.handle.clone());
     let asking = tokio::spawn(async move { client_handle.request(server.id, asked).await });
     match server.next().await {
-        ControlEvent::Request { from, request, reply, remote } => {
+        ControlEvent::Request { from, request, reply, remote, .. } => {
             assert_eq!((from, request), (client.id, Request::Join(join)));
             assert!(remote.ip().is_loopback());
-            reply.send(Response::Refused { why: "full".into() });
+            reply.admit(Response::Done);
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(asking.await.unwrap().unwrap(), Response::Refused { why: "full".into() });
+    assert_eq!(asking.await.unwrap().unwrap(), Response::Done);
     // The other direction on the same connection.
     let (server_handle, client_id) = (server.handle.clone(), client.id);
     let asking = tokio::spawn(async move { server_handle.request(client_id, Request::Leave).await });
@@ -108,7 +123,7 @@ async fn a_response_of_megabytes_arrives() {
     let answering = async {
         loop {
             if let ControlEvent::Request { reply, .. } = server.next().await {
-                return reply.send(Response::Rollup(rollup.clone()));
+                return reply.admit(Response::Rollup(rollup.clone()));
             }
         }
     };
@@ -128,6 +143,7 @@ async fn requests_over_the_limit_fail_and_others_work() {
     let client = Plane::start(config(2)).await;
     let serving = tokio::spawn(answer_all(server));
     client.handle.connect(addr, Some(id)).await.unwrap();
+    assert_eq!(client.handle.request(id, Request::Leave).await.unwrap(), Response::Done);
     assert_eq!(client.handle.request(id, open_job(4000)).await.unwrap(), Response::Done);
     let over = client.handle.request(id, open_job(4096)).await;
     assert!(matches!(over, Err(RequestError::Protocol(_) | RequestError::NoAnswer | RequestError::Lost)), "{over:?}");
@@ -178,8 +194,7 @@ async fn unanswered_requests_fail_and_too_many_are_refused() {
     small.requests_max = 2;
     let mut server = Plane::start(small).await;
     let client = Plane::start(config(2)).await;
-    client.handle.connect(server.addr(), None).await.unwrap();
-    assert!(matches!(server.next().await, ControlEvent::Connected { .. }));
+    admit(&client, &mut server).await;
     let id = server.id;
     let asks = (0..3u8).map(|n| client.handle.request(id, Request::JobStatus { job: JobId([n; 16]) }));
     let serving = async {
@@ -208,12 +223,12 @@ async fn unanswered_requests_fail_and_too_many_are_refused() {
 
 #[tokio::test]
 async fn a_node_that_never_answers_is_disconnected() {
-    let server = Plane::server(1).await;
+    let mut server = Plane::server(1).await;
     let mut hasty = config(2);
     // The timeout holds for connecting too.
     hasty.timeout = Duration::from_secs(2);
     let mut client = Plane::start(hasty).await;
-    client.handle.connect(server.addr(), None).await.unwrap();
+    admit(&client, &mut server).await;
     assert!(matches!(client.next().await, ControlEvent::Connected { .. }));
     for _ in 0..2 {
         assert!(matches!(client.handle.request(server.id, Request::Leave).await, Err(RequestError::Timeout)));
@@ -270,4 +285,70 @@ async fn a_taken_port_is_an_error_that_names_it() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_admitted_has_one_small_request() {
+    let mut server = Plane::server(1).await;
+    let (addr, id) = (server.addr(), server.id);
+    for (number, ask) in [(2, open_job(7000)), (3, open_job(12_000)), (4, open_job(limits::ANNOUNCEMENT_BYTES_MAX))] {
+        let mut client = Plane::start(config(number)).await;
+        client.handle.connect(addr, Some(id)).await.unwrap();
+        let answering = async {
+            loop {
+                match server.next().await {
+                    ControlEvent::Request { reply, .. } => reply.send(Response::Refused { why: "no".into() }),
+                    ControlEvent::Disconnected { .. } => return,
+                    ControlEvent::Connected { .. } => {}
+                }
+            }
+        };
+        let (answer, ()) = tokio::join!(client.handle.request(id, ask), answering);
+        match number {
+            2 => assert_eq!(answer.unwrap(), Response::Refused { why: "no".into() }, "a small request has an answer"),
+            _ => assert!(answer.is_err(), "{answer:?}"),
+        }
+        assert!(matches!(client.next().await, ControlEvent::Connected { .. }));
+        assert!(matches!(client.next().await, ControlEvent::Disconnected { .. }), "the server ends the connection");
+    }
+    assert_eq!((server.handle.unadmitted(), server.handle.dropped_unadmitted()), (0, 3), "waiting, dropped");
+}
+
+#[tokio::test]
+async fn a_second_request_before_admission_ends_the_connection() {
+    let mut server = Plane::server(1).await;
+    let client = Plane::start(config(2)).await;
+    client.handle.connect(server.addr(), Some(server.id)).await.unwrap();
+    assert!(matches!(server.next().await, ControlEvent::Connected { .. }));
+    let ask = |number| client.handle.request(keys(1).node(), Request::JobStatus { job: JobId([number; 16]) });
+    let serving = async {
+        let first = server.next().await;
+        assert!(matches!(first, ControlEvent::Request { .. }), "{first:?}");
+        let end = server.next().await;
+        assert!(matches!(end, ControlEvent::Disconnected { .. }), "{end:?}");
+    };
+    let (first, second, ()) = tokio::join!(ask(1), ask(2), serving);
+    assert!(first.is_err() && second.is_err());
+}
+
+#[tokio::test]
+async fn a_silent_node_is_dropped_and_the_oldest_one_makes_room() {
+    let mut few = config(1);
+    few.listen = vec![local()];
+    few.unadmitted_per_range_max = 2;
+    few.unadmitted_timeout = Duration::from_secs(2);
+    let mut server = Plane::start(few).await;
+    let mut clients = Vec::new();
+    for number in 2..5 {
+        let client = Plane::start(config(number)).await;
+        client.handle.connect(server.addr(), Some(server.id)).await.unwrap();
+        clients.push(client);
+    }
+    let mut gone = Vec::new();
+    while gone.len() < 3 {
+        if let ControlEvent::Disconnected { node, .. } = server.next().await {
+            gone.push(node);
+        }
+    }
+    assert_eq!(gone[0], clients[0].id, "the oldest one went first, the others at their deadline");
 }

@@ -148,7 +148,7 @@ async fn send_hello<S: AsyncWrite + Unpin>(context: &EndpointContext, io: &mut S
     let credential = context.config().admission.credential();
     let mut body = Vec::with_capacity(1 + credential.len());
     body.push(PROTOCOL_VERSION);
-    body.extend_from_slice(credential);
+    body.extend_from_slice(&credential);
     write_frame(io, FrameKind::Hello, &body).await
 }
 

@@ -9,9 +9,12 @@
 //! `Bye(Duplicate)` on every other. The greater id then admits the other end and confirms with a `Pong`. From then on
 //! both ends may send (`hello.rs`).
 //!
-//! Where to look: settings in `config.rs`, events and frames in `event.rs`, one link's life in `session.rs`, priorities
-//! in `send_queue.rs`, memory in `receive_memory.rs`, pacing of bulk in `ledbat.rs`, rates in `rate_limit/`, trust documents
-//! in `trust_exchange.rs`.
+//! Where to look:
+//!
+//! - settings in `config.rs`, events and frames in `event.rs`
+//! - one link's life in `session.rs`, trust documents in `trust_exchange.rs`
+//! - priorities in `send_queue.rs`, memory in `receive_memory.rs`
+//! - pacing of bulk in `ledbat.rs`, rates in `rate_limit/`
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
 

@@ -36,6 +36,8 @@ mod region;
 mod reporting;
 pub mod setup;
 
+pub use rack_recovery::remembered_rack_peers;
+
 pub use accounting::NodeMetrics;
 
 use crate::activation::content_dir::ContentDir;

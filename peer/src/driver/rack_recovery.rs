@@ -48,6 +48,12 @@ pub struct RackMembership {
     pub membership: Membership,
 }
 
+/// Returns the addresses of the rack peers that a host remembers. `store` is the folder of its store.
+pub fn remembered_rack_peers(store: &Path) -> Vec<Vec<SocketAddr>> {
+    let text = fs::read_to_string(store.with_extension("rack-peers")).unwrap_or_default();
+    parse(&text).into_iter().map(|row| row.addrs).collect()
+}
+
 /// The rack peers that can help, by file and by link.
 pub struct RackRecovery {
     /// Only peers have a file.

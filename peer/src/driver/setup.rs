@@ -17,10 +17,12 @@ use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
 use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvent};
+use shoal_net::own_credential::{self, OwnCredential};
 use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::control::Join;
 use shoal_proto::ids::NodeId;
 use shoal_proto::trust::{Admitted, ClaimError, Credential, Role, TrustError};
+use shoal_service::config::ConfigError;
 use shoal_service::folders::{self, FolderError};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::Tasks;
@@ -42,6 +44,9 @@ const TRACKER_EVENTS_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the variants' docs say what their fields are for")]
 pub enum SetupError {
+    /// A size is more than the machine has.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The trust document or the credential cannot be read.
     #[error("cannot read {}", .path.display())]
     Read { path: PathBuf, source: std::io::Error },
@@ -142,6 +147,14 @@ impl CheckedIdentity {
     }
 }
 
+/// Checks the trust document, the key and the credential of a node as its start does. Returns the credential.
+///
+/// # Errors
+/// Fails if the node could not start with these files.
+pub fn check_files(role: Role, settings: &NodeSettings, dir: &Path) -> Result<Admitted, SetupError> {
+    CheckedIdentity::load(role, settings, dir).map(|checked| checked.credential)
+}
+
 async fn open_store(
     settings: &NodeSettings,
     dir: &Path,
@@ -209,6 +222,17 @@ fn join_request(
     })
 }
 
+fn own_credential(
+    settings: &NodeSettings,
+    admission: &Admission,
+    credential: &Admitted,
+    metrics: &Metrics,
+) -> OwnCredential {
+    let own = OwnCredential::new(admission.clone(), credential.node, settings.credential.clone(), credential.clone());
+    metrics.gauge_of(own_credential::METRIC, own_credential::METRIC_HELP, own.end());
+    own
+}
+
 fn spawn_all(tasks: &mut Tasks, client: TrackerClient, limits: RateLimits, driver: Driver) {
     let token = tasks.token().clone();
     tasks.spawn("tracker client", client.run(token.clone()));
@@ -228,6 +252,7 @@ pub async fn start(
     metrics: &Metrics,
     tasks: &mut Tasks,
 ) -> Result<RunningNode, SetupError> {
+    settings.check_machine(storage.store)?;
     folders::private(storage.store)?;
     let checked = CheckedIdentity::load(role, settings, storage.store)?;
     let arrivals = Arrivals::default();
@@ -247,9 +272,10 @@ pub async fn start(
     let latest_feeds = LatestVersions::new(metrics);
     let in_force = admission.clone();
     trust_metrics::register(metrics, move || in_force.trust());
-    let metrics = NodeMetrics::new(metrics, &store);
-    let rows = Arc::new(Mutex::new(RowCheck::new(admission.clone(), metrics.rows_refused.clone())));
+    let node_metrics = NodeMetrics::new(metrics, &store);
+    let rows = Arc::new(Mutex::new(RowCheck::new(admission.clone(), node_metrics.rows_refused.clone())));
     let client = TrackerClient {
+        own: own_credential(settings, &admission, &credential, metrics),
         control: control.clone(),
         events: control_events,
         trackers: settings.trackers.clone(),
@@ -267,7 +293,7 @@ pub async fn start(
         locality: credential.locality.clone(),
         store_dir: storage.store.to_path_buf(),
         admission: admission.clone(),
-        metrics,
+        metrics: node_metrics,
         rows,
         store,
         store_events,

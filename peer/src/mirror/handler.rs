@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use shoal_proto::image::{Digest, OCI_INDEX, is_manifest};
+use shoal_service::http_server::HostNames;
 use shoal_service::metrics::Metrics;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -73,7 +74,8 @@ fn insert_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// Answers the requests of all connections.
+/// Answers the requests of all connections. A page of another site that resolves its name to this host gets none
+/// (DNS rebinding).
 pub struct Handler {
     images: Images,
     arrivals: Arrivals,
@@ -83,6 +85,7 @@ pub struct Handler {
     fetch_through: Option<FetchThrough>,
     streams: Arc<Semaphore>,
     reader: PieceReader,
+    names: HostNames,
 }
 
 impl Handler {
@@ -103,6 +106,7 @@ impl Handler {
             fetch_through,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             reader: PieceReader::new(arrivals.clone(), READS_MAX, max_wait),
+            names: HostNames::new(&[]),
             arrivals,
         }
     }
@@ -110,7 +114,12 @@ impl Handler {
     /// Answers a request. Refuses it if the daemon is not healthy.
     pub async fn handle<B>(&self, request: Request<B>, healthy: bool) -> Result<Response<Body>, Infallible> {
         let head = request.method() == Method::HEAD;
-        let Answer { target, outcome, mut response } = if head || request.method() == Method::GET {
+        let host = request.headers().get(header::HOST);
+        let is_ours = host.is_none_or(|host| host.to_str().is_ok_and(|host| self.names.contain(host)));
+        let Answer { target, outcome, mut response } = if !is_ours {
+            let why = "the Host header names another server";
+            Answer::new(Target::Other, Outcome::Refused, api_error(StatusCode::MISDIRECTED_REQUEST, "DENIED", why))
+        } else if head || request.method() == Method::GET {
             self.answer(&request, healthy).await
         } else {
             let mut refused = api_error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the mirror is read-only");
@@ -120,6 +129,7 @@ impl Handler {
         self.metrics.count(target, outcome);
         let (method, uri, status) = (request.method(), request.uri(), response.status());
         tracing::debug!(%method, %uri, %status, "answered a request");
+        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         let version = HeaderValue::from_static("registry/2.0");
         response.headers_mut().insert("docker-distribution-api-version", version);
         if head {

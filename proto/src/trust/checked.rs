@@ -3,9 +3,10 @@
 //! Invariant: a [`Trust`] exists only if a chain of signatures leads from the first root to the document.
 
 use super::credential::Credential;
-use super::document::{Publisher, Succession, TrustDocument, cluster_of};
+use super::document::{Issuer, Publisher, Succession, TrustDocument, cluster_of};
 use super::envelope::Envelope;
 use super::error::TrustError;
+use super::token::JoinToken;
 use crate::announcement::Announcement;
 use crate::codec::{DecodeError, Document};
 use crate::ids::{ClusterId, NodeId};
@@ -177,16 +178,44 @@ impl Trust {
         if self.is_revoked(&node) {
             return Err(TrustError::Revoked(node));
         }
-        let signer = admitted.signer;
+        self.check_mandate(admitted.signer, &admitted.credential, now)
+    }
+
+    /// Checks whether a key may sign a credential now.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError::UntrustedSigner`] for a key that is neither the root nor an issuer, [`TrustError::OutsideMandate`]
+    /// for a credential that the issuer may not sign.
+    pub fn check_mandate(&self, signer: NodeId, credential: &Credential, now: u64) -> Result<(), TrustError> {
         if signer == self.document.root {
             return Ok(());
         }
-        let issuer = self.document.issuers.iter().find(|issuer| issuer.key == signer);
-        let issuer = issuer.ok_or(TrustError::UntrustedSigner(signer))?;
-        match issuer.excess_of(&admitted.credential, now) {
+        let issuer = self.issuer(&signer).ok_or(TrustError::UntrustedSigner(signer))?;
+        match issuer.excess_of(credential, now) {
             Some(excess) => Err(TrustError::OutsideMandate { issuer: signer, excess }),
             None => Ok(()),
         }
+    }
+
+    /// Returns the issuer with this key.
+    pub fn issuer(&self, key: &NodeId) -> Option<&Issuer> {
+        self.document.issuers.iter().find(|issuer| issuer.key == *key)
+    }
+
+    /// Opens a join token. The caller checks its time, its uses, and each credential against the signer's mandate.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError::UntrustedSigner`] if neither the root nor an issuer signed it, [`TrustError::OtherCluster`], else
+    /// as [`Envelope::open`].
+    pub fn open_token(&self, envelope: &Envelope) -> Result<JoinToken, TrustError> {
+        let signer = envelope.signer();
+        if signer != self.document.root && self.issuer(&signer).is_none() {
+            return Err(TrustError::UntrustedSigner(signer));
+        }
+        let token: JoinToken = envelope.open()?;
+        if token.cluster != self.cluster() { Err(TrustError::OtherCluster) } else { Ok(token) }
     }
 
     /// Opens a document that only a publisher may sign, within the scope of the publisher.

@@ -8,6 +8,7 @@ mod credential;
 mod document;
 mod envelope;
 mod error;
+mod token;
 
 pub use checked::{Admitted, Published, Trust};
 pub use claims::{AddressFault, ClaimError};
@@ -15,3 +16,4 @@ pub use credential::{AddressRange, Credential, ParseAddressRangeError, ParseRole
 pub use document::{Issuer, Publisher, Revocation, Succession, TrustDocument, cluster_of};
 pub use envelope::{Envelope, Keypair};
 pub use error::TrustError;
+pub use token::{CLOCK_SKEW_S, JoinClaim, JoinToken, ParseTokenError, TokenError, TokenSecret};

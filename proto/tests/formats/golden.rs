@@ -51,10 +51,13 @@ fn documents() {
     document("desired", &samples::desired());
     document("feed_announcement", &samples::feed_announcement());
     document("credential", &samples::credential());
+    document("join_token", &samples::join_token());
+    document("join_claim", &samples::join_claim());
     document("trust", &samples::trust_document());
     document("trust_succeeded", &samples::succeeded_trust_document());
     document("hub_flush", &samples::flush());
     bare("hub_submission", &samples::submission());
+    document("hub_receipt", &samples::receipt());
 }
 
 /// Before set-id bits were refused, a manifest could carry them. These are the bytes of such a manifest.

@@ -15,6 +15,7 @@ use shoal_proto::locality::{Locality, Selector, Term};
 use shoal_proto::manifest::Manifest;
 use shoal_proto::membership::{Member, MembershipUpdate};
 use shoal_proto::message::Message;
+use shoal_proto::receipt::HubReceipt;
 use shoal_proto::report::{HostReport, HubFlush, HubSubmission, JobFlush, StateSet};
 use shoal_proto::trust::{Credential, Envelope, TrustDocument};
 
@@ -52,6 +53,7 @@ fn all() -> Vec<(&'static str, Decoder, Vec<Vec<u8>>)> {
         ("response", document::<Response>, responses),
         ("flush", document::<HubFlush>, vec![samples::flush().to_bytes()]),
         ("submission", bare::<HubSubmission>, vec![encode(&samples::submission())]),
+        ("receipt", document::<HubReceipt>, vec![samples::receipt().to_bytes()]),
         ("message", bare::<Message>, messages),
         ("announce frame", bare::<AnnounceFrame>, frames),
         ("bitmap", bare::<Bitmap>, bitmaps),
@@ -174,6 +176,9 @@ fn more_than_the_limit_is_refused() {
     let labels = (0..=limits::LABELS_MAX).map(|at| (format!("l{at}"), "x".to_string())).collect();
     too_many(&with(Member { labels, ..member.clone() }));
     too_many(&with(Member { credential: vec![0; limits::CREDENTIAL_BYTES_MAX + 1].into(), ..member.clone() }));
+    too_many(&Request::Enrol { token: vec![0; limits::JOIN_TOKEN_BYTES_MAX + 129], claim: Vec::new() });
+    too_many(&Request::Enrol { token: Vec::new(), claim: vec![0; limits::JOIN_CLAIM_BYTES_MAX + 129] });
+    too_many(&Response::Renewed { credential: vec![0; limits::CREDENTIAL_BYTES_MAX + 1] });
     let removed = vec![HostIndex(1); limits::HOSTS_MAX as usize + 1];
     too_many(&Request::Membership(MembershipUpdate { removed, ..samples::update() }));
     let reports = vec![samples::report(); limits::BEAT_ROWS_MAX + 1];

@@ -220,6 +220,8 @@ fn request() -> impl Strategy<Value = Request> {
         job().prop_map(|job| Request::JobStatus { job }),
         update().prop_map(Request::Membership),
         Just(Request::Leave),
+        Just(Request::Duplicates),
+        (bytes(100), bytes(100)).prop_map(|(token, claim)| Request::Enrol { token, claim }),
         any::<Option<u32>>().prop_map(|host| Request::WantImage {
             reference: "registry.example/app:v1".into(),
             host: host.map(HostIndex),
@@ -255,6 +257,12 @@ fn response() -> impl Strategy<Value = Response> {
         option::of(update()).prop_map(|update| Response::Heard { update, trust: 7 }),
         rollup().prop_map(Response::Rollup),
         Just(Response::Done),
+        Just(Response::Duplicates { hosts: [1, 5].into_iter().collect() }),
+        (bytes(99), bytes(99), bytes(99)).prop_map(|(credential, trust, tracker)| Response::Enrolled {
+            credential,
+            trust,
+            tracker
+        }),
         ".{0,60}".prop_map(|why| Response::Refused { why }),
     ]
 }

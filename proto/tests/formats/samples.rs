@@ -16,11 +16,13 @@ use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::message::{DemotionStage, LaneSet, Message};
 use shoal_proto::rack_placement::RackPlacement;
+use shoal_proto::receipt::HubReceipt;
 use shoal_proto::report::{
     HostReport, HostState, HubFlush, HubSubmission, JobFlush, Reason, RosterRow, StateSet, TierBytes,
 };
 use shoal_proto::trust::{
-    Credential, Envelope, Issuer, Keypair, Publisher, Revocation, Role, Succession, TrustDocument, cluster_of,
+    Credential, Envelope, Issuer, JoinClaim, JoinToken, Keypair, Publisher, Revocation, Role, Succession,
+    TrustDocument, cluster_of,
 };
 
 pub(crate) const NOW: u64 = 1_800_000_000;
@@ -288,6 +290,27 @@ pub(crate) fn report() -> HostReport {
     }
 }
 
+pub(crate) fn join_token() -> JoinToken {
+    let Credential { cluster, role, labels, weight_max, addresses, .. } = credential();
+    JoinToken {
+        cluster,
+        key: NodeId([9; 32]),
+        role,
+        place: "cn-north/bj1/rack7".into(),
+        uses: 40,
+        not_after: NOW + 3600,
+        valid_s: 30 * 86_400,
+        labels,
+        weight_max,
+        addresses,
+        trust_version: 3,
+    }
+}
+
+pub(crate) fn join_claim() -> JoinClaim {
+    JoinClaim { cluster: credential().cluster, node: NodeId([8; 32]), name: Some("host17".into()) }
+}
+
 pub(crate) fn requests() -> Vec<(&'static str, Request)> {
     let join = Join {
         credential: vec![1, 2, 3],
@@ -307,10 +330,14 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         ("job_status", Request::JobStatus { job: JobId([7; 16]) }),
         ("membership", Request::Membership(update())),
         ("leave", Request::Leave),
+        ("duplicates", Request::Duplicates),
+        ("clock", Request::Clock),
         (
             "want_image",
             Request::WantImage { reference: "registry.example:5000/lab/app:v1".into(), host: Some(HostIndex(3)) },
         ),
+        ("enrol", Request::Enrol { token: vec![1, 2, 3], claim: vec![4, 5] }),
+        ("renew", Request::Renew),
     ]
 }
 
@@ -379,7 +406,11 @@ pub(crate) fn responses() -> Vec<(&'static str, Response)> {
         ("states", Response::States(states())),
         ("versions", Response::Versions { sets: vec![VersionSet { version: "2".into(), hosts: bitmap(9, &[1]) }] }),
         ("done", Response::Done),
+        ("duplicates", Response::Duplicates { hosts: [1, 5].into_iter().collect() }),
+        ("clock", Response::Clock { unix_ms: NOW * 1000 }),
         ("refused", Response::Refused { why: "no".into() }),
+        ("enrolled", Response::Enrolled { credential: vec![1], trust: vec![2, 3], tracker: vec![4] }),
+        ("renewed", Response::Renewed { credential: vec![1, 2] }),
     ]
 }
 
@@ -414,6 +445,10 @@ pub(crate) fn submission() -> HubSubmission {
         credential: Envelope::seal(&credential(), &root()).to_bytes(),
         flush: Envelope::seal(&flush(), &node()).to_bytes(),
     }
+}
+
+pub(crate) fn receipt() -> HubReceipt {
+    HubReceipt { tracker: node().node(), sequence: 5, submission: Hash::of(b"submission") }
 }
 
 pub(crate) fn announce_frames() -> Vec<(&'static str, AnnounceFrame)> {

@@ -4,7 +4,6 @@
 //! the token.
 
 use super::{FeedError, Feeds};
-use crate::access::Caller;
 use crate::errors::{SELECTOR_REMEDY, with_sources};
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -16,6 +15,7 @@ use shoal_proto::announcement::Kind;
 use shoal_proto::desired::name_of;
 use shoal_proto::limits;
 use shoal_proto::locality::Selector;
+use shoal_service::access::Caller;
 use shoal_service::extract::{PathParam, QueryParams};
 use shoal_service::http_server::ApiError;
 use shoal_service::routes::Routes;

@@ -250,10 +250,13 @@ impl Job {
         let status = &mut self.status;
         status.seeder_sent = status.seeder_sent.max(seeder_sent);
         status.tiers = TierBytes::default();
-        for rack in &rollup.racks {
+        status.racks = rollup.racks;
+        for rack in &mut status.racks {
+            // The tracker may claim any number, as the hosts may.
+            rack.tiers = rack.tiers.capped(TierBytes::most_of(status.size).saturating_mul(u64::from(rack.hosts)));
+            rack.pieces = rack.pieces.min(u64::from(status.pieces).saturating_mul(u64::from(rack.hosts)));
             status.tiers.add(&rack.tiers);
         }
-        status.racks = rollup.racks;
         let line = |line: shoal_proto::control::HostLine| HostLine {
             host: line.host,
             state: line.state.to_string(),

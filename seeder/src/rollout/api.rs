@@ -4,7 +4,6 @@
 //! the token.
 
 use super::{RolloutError, Rollouts};
-use crate::access::Caller;
 use crate::errors::with_sources;
 use crate::jobs::PushError;
 use axum::extract::State;
@@ -13,6 +12,7 @@ use axum::{Extension, Json};
 use serde::Deserialize;
 use shoal_api::access::Scope;
 use shoal_api::rollouts::{CommandRequest, DryRun, HostVersion, RolloutAccepted, RolloutSpec, RolloutView};
+use shoal_service::access::Caller;
 use shoal_service::extract::{JsonBody, QueryParams};
 use shoal_service::http_server::ApiError;
 use shoal_service::routes::Routes;

@@ -18,7 +18,6 @@ mod targets;
 mod versions;
 mod view;
 
-use crate::access::{Caller, Denied};
 use crate::errors::StateError;
 use crate::feeds::Feeds;
 use crate::jobs::{Jobs, PushError, QueuedPush, new_id};
@@ -32,6 +31,7 @@ use shoal_proto::bitmap::Bitmap;
 use shoal_proto::desired::Desired;
 use shoal_proto::ids::{Epoch, HostIndex, JobId};
 use shoal_proto::locality::Selector;
+use shoal_service::access::{Caller, Denied};
 use shoal_swarm::membership::Membership;
 use spec::SpecError;
 use std::collections::BTreeMap;

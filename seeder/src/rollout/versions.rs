@@ -7,6 +7,7 @@ use super::spec::rules;
 use super::targets::targets;
 use shoal_api::rollouts::{HostVersion, RolloutPhase};
 use shoal_net::control::RequestError;
+use shoal_proto::bitmap::Bitmap;
 use shoal_proto::control::{JobStates, Request, Response, VersionSet};
 use shoal_proto::ids::HostIndex;
 use shoal_proto::locality::Selector;
@@ -33,6 +34,11 @@ struct DesiredVersion {
 }
 
 impl Rollouts {
+    /// Returns the hosts in whose place another host tried to join.
+    pub(crate) async fn duplicates(&self) -> Bitmap {
+        self.tracker.duplicates().await
+    }
+
     /// Returns every host that has a version of the name or should have one, in order of locality.
     ///
     /// # Errors

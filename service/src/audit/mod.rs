@@ -4,8 +4,11 @@
 //! Invariant: when [`AuditLog::record`] returns, the entry survives a loss of power. A flood of refused requests
 //! removes no entry of a change, because both have files of their own.
 
+mod config;
 mod refusals;
 mod segments;
+
+pub use config::AuditConfig;
 
 use refusals::Refusals;
 use segments::{Segments, read};

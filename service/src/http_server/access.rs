@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -52,6 +53,8 @@ pub enum TlsFilesError {
     Read { path: PathBuf, source: pem::Error },
     #[error("cannot read {}: {source}", path.display())]
     Look { path: PathBuf, source: io::Error },
+    #[error("private key {} has mode {mode:04o}, so others can read or change it; run `chmod 600` on it", path.display())]
+    Exposed { path: PathBuf, mode: u32 },
     #[error("the certificate {} and its key cannot be used: {source}", path.display())]
     Unusable { path: PathBuf, source: rustls::Error },
 }
@@ -73,6 +76,17 @@ impl HttpAccess {
                  on 127.0.0.1, or set http_access.behind_proxy = true if something else protects the port"
             ),
         ))
+    }
+}
+
+impl HttpAccess {
+    /// Checks the certificate and its key, as the start of a role does.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the files cannot be used.
+    pub fn check_files(&self) -> Result<(), TlsFilesError> {
+        self.tls.as_ref().map_or(Ok(()), |files| acceptor(files).map(drop))
     }
 }
 
@@ -126,6 +140,13 @@ fn changed(files: &TlsFiles) -> Result<[SystemTime; 2], TlsFilesError> {
     Ok([at(&files.cert)?, at(&files.key)?])
 }
 
+/// Checks that only the owner and the group can read a private key. Programs that renew certificates share a group.
+fn check_mode(key: &Path) -> Result<(), TlsFilesError> {
+    let look = |source| TlsFilesError::Look { path: key.to_path_buf(), source };
+    let mode = std::fs::metadata(key).map_err(look)?.mode() & 0o7777;
+    if mode & 0o027 != 0 { Err(TlsFilesError::Exposed { path: key.to_path_buf(), mode }) } else { Ok(()) }
+}
+
 fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsFilesError> {
     let read = |path: &Path| {
         let path = path.to_path_buf();
@@ -133,6 +154,7 @@ fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsFilesError> {
     };
     let chain = CertificateDer::pem_file_iter(&files.cert).map_err(read(&files.cert))?;
     let chain = chain.collect::<Result<Vec<_>, _>>().map_err(read(&files.cert))?;
+    check_mode(&files.key)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(read(&files.key))?;
     let unusable = |source| TlsFilesError::Unusable { path: files.cert.clone(), source };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -174,7 +174,8 @@ impl Settings<'_> {
 
     async fn start_hub(&self) -> anyhow::Result<Process> {
         self.issue("hub", Role::Hub, "demo/core/core/hub")?;
-        let set = [self.trust("hub", ""), self.state("hub"), "http=127.0.0.1:0".into()];
+        let mut set = self.files("hub", "");
+        set.extend([self.state("hub"), "http=127.0.0.1:0".into()]);
         Process::start(self.folder, "hub", "hub", &set).await
     }
 

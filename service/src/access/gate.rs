@@ -4,17 +4,16 @@
 
 use super::grant::Caller;
 use super::tokens::Tokens;
+use crate::audit::{AuditLog, now_ms};
+use crate::http_server::{ApiError, RemoteAddr};
+use crate::routes::{RouteRule, RouteRules, Routes};
 use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use shoal_api::access::{AuditEntry, AuditResult};
-use shoal_service::audit::{AuditLog, now_ms};
-use shoal_service::http_server::{ApiError, RemoteAddr};
-use shoal_service::routes::{RouteRule, RouteRules, Routes};
-use shoal_service::token_hash::TokenHash;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -22,9 +21,9 @@ use std::sync::Arc;
 const TEXT_MAX: usize = 512;
 
 /// The check around some routes.
-pub(crate) struct Gate {
-    pub(crate) tokens: Arc<Tokens>,
-    pub(crate) audit: AuditLog,
+pub struct Gate {
+    tokens: Arc<Tokens>,
+    audit: AuditLog,
     rules: RouteRules,
 }
 
@@ -89,7 +88,7 @@ impl Arrival {
 
 impl Gate {
     /// Puts the check around routes.
-    pub(crate) fn guard(tokens: Arc<Tokens>, audit: AuditLog, routes: Routes) -> Routes {
+    pub fn guard(tokens: Arc<Tokens>, audit: AuditLog, routes: Routes) -> Routes {
         let gate = Arc::new(Self { tokens, audit, rules: routes.rules() });
         routes.map(|router| router.layer(axum::middleware::from_fn_with_state(gate, pass)))
     }
@@ -126,7 +125,7 @@ impl Gate {
 
 fn unlogged(why: &str, consequence: &str) -> Response {
     let what = format!("the request cannot be logged, {consequence}");
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, what, why, "free the disk of the seeder's folder `audit`")
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, what, why, "free the disk of the role's folder `audit`")
         .into_response()
 }
 
@@ -134,9 +133,14 @@ fn unlogged(why: &str, consequence: &str) -> Response {
 async fn pass(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let arrival = Arrival::new(&gate.rules, &request);
     let id = HeaderValue::from_str(&arrival.id).ok();
-    let caller = TokenHash::shown(request.headers()).and_then(|shown| gate.tokens.identify(shown));
+    let caller = gate.tokens.caller(request.method(), request.headers());
     let mut response = match caller {
-        None => gate.refuse(&arrival, None, no_token()),
+        None => {
+            let mut refused = gate.refuse(&arrival, None, no_token());
+            // Makes a browser ask for a password, which is the token.
+            refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"shoal\""));
+            refused
+        }
         Some(caller) if caller.scope() < arrival.rule.scope => {
             let error = small_scope(&caller, arrival.rule);
             gate.refuse(&arrival, Some(&caller), error)
@@ -169,7 +173,7 @@ fn no_token() -> ApiError {
         StatusCode::UNAUTHORIZED,
         "not allowed",
         "the request shows no valid token",
-        "pass the file of a valid token with --token-file",
+        "pass the file of a valid token with --token-file, or the token as the password of a browser",
     )
 }
 

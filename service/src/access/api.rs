@@ -2,20 +2,21 @@
 //!
 //! Invariant: a secret is in one answer only, the one that created it.
 
-use super::{Caller, Tokens, tokens::TokenFault};
-use crate::errors::{SELECTOR_REMEDY, with_sources};
+use super::grant::Caller;
+use super::tokens::{TokenFault, Tokens};
+use crate::audit::AuditLog;
+use crate::error_text::with_sources;
+use crate::extract::{JsonBody, QueryParams};
+use crate::http_server::ApiError;
+use crate::routes::Routes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use shoal_api::access::{AuditEntry, AuditQuery, RevokeRequest, Scope, TokenCreated, TokenRequest, TokenView};
-use shoal_service::audit::AuditLog;
-use shoal_service::extract::{JsonBody, QueryParams};
-use shoal_service::http_server::ApiError;
-use shoal_service::routes::Routes;
 use std::sync::Arc;
 
-/// Returns the routes.
-pub(crate) fn routes(tokens: Arc<Tokens>, audit: AuditLog) -> Routes {
+/// Returns the routes of tokens and of the audit log.
+pub fn routes(tokens: Arc<Tokens>, audit: AuditLog) -> Routes {
     let of_tokens = Routes::new()
         .get_as(Scope::Admin, "/v1/tokens", list)
         .post_as(Scope::Admin, "token create", "/v1/tokens", create)
@@ -31,12 +32,14 @@ fn refused(error: TokenFault) -> ApiError {
         TokenFault::Bounded => (StatusCode::BAD_REQUEST, "remove --names and --to, or use --scope push"),
         TokenFault::Patterns => (StatusCode::BAD_REQUEST, "use a folder such as `edge/`"),
         TokenFault::Expired => (StatusCode::BAD_REQUEST, "use a longer --expires"),
-        TokenFault::Selector(_) => (StatusCode::BAD_REQUEST, SELECTOR_REMEDY),
+        TokenFault::Selector(_) => (StatusCode::BAD_REQUEST, super::SELECTOR_REMEDY),
         TokenFault::Admin => (StatusCode::CONFLICT, "use another name; to replace that token, change its file"),
         TokenFault::Exists(_) => (StatusCode::CONFLICT, "use another name, or revoke it first"),
         TokenFault::TooMany => (StatusCode::CONFLICT, "revoke tokens that are not in use"),
         TokenFault::Unknown(_) => (StatusCode::NOT_FOUND, "list the tokens with `shoal token ls`"),
-        TokenFault::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "check the seeder's disk and its log"),
+        TokenFault::Store(_) | TokenFault::Encode(_) | TokenFault::Random(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "check the disk of the role and its log")
+        }
     };
     ApiError::new(status, "token refused", with_sources(&error), remedy)
 }
@@ -79,6 +82,11 @@ async fn read_audit(
 ) -> Result<Json<Vec<AuditEntry>>, ApiError> {
     audit.read(query).await.map(Json).map_err(|error| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        ApiError::new(status, "cannot read the audit log", with_sources(&error), "check the seeder's disk and its log")
+        ApiError::new(
+            status,
+            "cannot read the audit log",
+            with_sources(&error),
+            "check the disk of the role and its log",
+        )
     })
 }

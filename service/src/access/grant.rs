@@ -3,17 +3,18 @@
 //! Invariant: a [`Grant`] with a selector allows only hosts that the selector matches, today and after any change of
 //! the membership.
 
+use crate::audit::now_ms;
+use crate::http_server::ApiError;
 use axum::http::StatusCode;
 use shoal_api::access::Scope;
 use shoal_proto::locality::{ParseLocalityError, Selector};
-use shoal_service::http_server::ApiError;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 /// Names that a token may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NamePattern {
+pub enum NamePattern {
     /// Every name.
     Any,
     /// The names below a folder. The text ends in `/`.
@@ -23,7 +24,7 @@ pub(crate) enum NamePattern {
 
 impl NamePattern {
     /// Parses `*`, `edge/` or `edge/app`.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let name = text.strip_suffix('/').unwrap_or(text);
         match text {
             "*" => Some(Self::Any),
@@ -53,26 +54,27 @@ impl fmt::Display for NamePattern {
 
 /// The names and hosts that a token may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Grant {
-    pub(crate) names: Vec<NamePattern>,
-    pub(crate) to: Option<Selector>,
+pub struct Grant {
+    pub names: Vec<NamePattern>,
+    pub to: Option<Selector>,
 }
 
 impl Grant {
     /// Returns the grant of an admin.
-    pub(crate) fn everything() -> Self {
+    pub fn everything() -> Self {
         Self { names: vec![NamePattern::Any], to: Some(Selector::all()) }
     }
 
     /// Returns the grant of a reader.
-    pub(crate) fn nothing() -> Self {
+    pub fn nothing() -> Self {
         Self { names: Vec::new(), to: None }
     }
 }
 
 /// Why a token does not allow a request that its scope allows.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Denied {
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum Denied {
     #[error("the token `{token}` may not change `{name}`; its names are {allowed}")]
     Name { token: String, name: String, allowed: String },
     #[error("the token `{token}` may not address `{to}`; its hosts are `{allowed}`")]
@@ -88,7 +90,7 @@ impl From<Denied> for ApiError {
             Denied::Hosts { .. } => {
                 (StatusCode::FORBIDDEN, "repeat the terms of the token's selector in each --to, or use another token")
             }
-            Denied::Selector(_) => (StatusCode::BAD_REQUEST, crate::errors::SELECTOR_REMEDY),
+            Denied::Selector(_) => (StatusCode::BAD_REQUEST, super::SELECTOR_REMEDY),
         };
         Self::new(status, "not allowed", denied.to_string(), remedy)
     }
@@ -96,7 +98,7 @@ impl From<Denied> for ApiError {
 
 /// Who sent a request, and what it is about.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller {
+pub struct Caller {
     token: String,
     scope: Scope,
     grant: Arc<Grant>,
@@ -120,7 +122,7 @@ impl Caller {
     }
 
     /// Returns the token's name.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.token
     }
 
@@ -129,7 +131,7 @@ impl Caller {
     }
 
     /// Says in the audit log what the request is about.
-    pub(crate) fn note(&self, object: impl Into<String>) {
+    pub fn note(&self, object: impl Into<String>) {
         *self.object.lock().unwrap_or_else(PoisonError::into_inner) = Some(object.into());
     }
 
@@ -141,7 +143,7 @@ impl Caller {
     ///
     /// # Errors
     /// Returns [`Denied`] if the name is not one of the token's.
-    pub(crate) fn check_name(&self, name: &str) -> Result<(), Denied> {
+    pub fn check_name(&self, name: &str) -> Result<(), Denied> {
         if self.grant.names.iter().any(|pattern| pattern.matches(name)) {
             return Ok(());
         }
@@ -154,7 +156,7 @@ impl Caller {
     ///
     /// # Errors
     /// Returns [`Denied`] if the selector may match a host that the token's selector does not match.
-    pub(crate) fn check_hosts(&self, to: &Selector) -> Result<(), Denied> {
+    pub fn check_hosts(&self, to: &Selector) -> Result<(), Denied> {
         if self.grant.to.as_ref().is_some_and(|allowed| allowed.includes(to)) {
             return Ok(());
         }
@@ -166,14 +168,14 @@ impl Caller {
     ///
     /// # Errors
     /// Returns [`Denied`] if the name or the hosts are not the token's, or a selector is invalid.
-    pub(crate) fn check(&self, name: &str, to: &[String]) -> Result<(), Denied> {
+    pub fn check(&self, name: &str, to: &[String]) -> Result<(), Denied> {
         self.check_name(name)?;
         self.check_hosts(&Selector::parse(to)?)
     }
 
     /// Completes when the token is revoked or expires.
-    pub(crate) async fn end(self) {
-        let now = shoal_net::admission::system_clock();
+    pub async fn end(self) {
+        let now = now_ms() / 1000;
         match self.expires_at {
             Some(at) => {
                 let left = std::time::Duration::from_secs(at.saturating_sub(now));
