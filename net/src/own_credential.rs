@@ -1,14 +1,16 @@
 //! This node's own credential: when it needs another one, and how the other one comes into force.
 //!
+//! A renewed credential goes to the state folder, because a role cannot write to the folder of its configuration.
 //! Invariant: a credential is on the disk before it is in force, and it says the same as the former one but for its
 //! validity.
 
 use crate::admission::Admission;
 use crate::replace_file::replace_file;
+use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Admitted, Credential, TrustError};
+use shoal_proto::trust::{Admitted, Credential, Envelope, Trust, TrustError};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +19,30 @@ use std::time::{Duration, Instant};
 pub const METRIC: &str = "shoal_credential_expiry_timestamp_seconds";
 /// The help of [`METRIC`].
 pub const METRIC_HELP: &str = "End of this node's credential, Unix seconds";
+
+/// Name of the renewed credential in a role's state folder.
+const COPY: &str = "node.cred";
+
+/// Returns the credential to start with: the operator's file, or the renewed one in `dir` if it says the same and ends
+/// later. `now` is in Unix seconds.
+///
+/// # Errors
+///
+/// Fails if the operator's file cannot be read.
+pub fn load(path: &Path, dir: &Path, trust: &Trust, node: NodeId, now: u64) -> io::Result<Vec<u8>> {
+    let file = std::fs::read(path)?;
+    let copy = std::fs::read(dir.join(COPY)).unwrap_or_default();
+    let Ok(renewed) = trust.admit(&copy, node, now) else { return Ok(file) };
+    let issued = Envelope::from_bytes(&file).ok().and_then(|envelope| envelope.open::<Credential>().ok());
+    let continues = |issued: Credential| is_renewal(&issued, &renewed);
+    Ok(if issued.is_some_and(continues) { copy } else { file })
+}
+
+/// Whether a credential says the same as a former one and ends later.
+fn is_renewal(former: &Credential, fresh: &Credential) -> bool {
+    let same = Credential { not_before: former.not_before, not_after: former.not_after, ..fresh.clone() };
+    same == *former && fresh.not_after > former.not_after
+}
 
 /// Shortest and longest time between two attempts to renew.
 const RETRY_MIN_S: u64 = 5;
@@ -53,8 +79,9 @@ pub struct OwnCredential {
 }
 
 impl OwnCredential {
-    /// `current` is the credential of `admission`, which stands in the file `path`.
-    pub fn new(admission: Admission, node: NodeId, path: PathBuf, current: Admitted) -> Self {
+    /// `current` is the credential of `admission`, and `dir` the state folder.
+    pub fn new(admission: Admission, node: NodeId, dir: &Path, current: Admitted) -> Self {
+        let path = dir.join(COPY);
         let end = Arc::new(AtomicU64::new(current.not_after));
         Self { admission, node, path, current, end, next_attempt: Instant::now() }
     }
@@ -90,7 +117,7 @@ impl OwnCredential {
         self.current.not_after.saturating_sub(self.admission.now())
     }
 
-    /// Checks a new credential, writes it to the file and puts it in force.
+    /// Checks a new credential, writes it to the state folder and puts it in force.
     ///
     /// # Errors
     ///
@@ -98,13 +125,11 @@ impl OwnCredential {
     /// in force.
     pub async fn replace(&mut self, bytes: Vec<u8>) -> Result<(), RenewError> {
         let fresh = self.admission.admit(&bytes, self.node)?;
-        let former: &Credential = &self.current;
-        let same = Credential { not_before: former.not_before, not_after: former.not_after, ..(*fresh).clone() };
-        if same != *former || fresh.not_after <= former.not_after {
+        if !is_renewal(&self.current, &fresh) {
             return Err(RenewError::OtherClaims);
         }
         let (path, written) = (self.path.clone(), bytes.clone());
-        let done = tokio::task::spawn_blocking(move || replace_file(&path, &written, 0o644)).await;
+        let done = tokio::task::spawn_blocking(move || replace_file(&path, &written, 0o600)).await;
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
             .map_err(|source| RenewError::Write { path: self.path.clone(), source })?;
         self.admission.set_credential(bytes);
@@ -125,7 +150,7 @@ mod tests {
         let bytes = credential(0, node, not_after);
         let admission = Admission::new(trust(0, 1, vec![]), bytes.clone(), clock);
         let current = admission.admit(&bytes, node).unwrap();
-        (OwnCredential::new(admission, node, dir.path().join("node.cred"), current), dir)
+        (OwnCredential::new(admission, node, dir.path(), current), dir)
     }
 
     #[test]
@@ -162,5 +187,32 @@ mod tests {
         own.path = dir.path().join("no/node.cred");
         assert!(matches!(own.replace(credential(0, node, NOW + 300)).await, Err(RenewError::Write { .. })));
         assert_eq!(*own.admission.credential(), fresh[..], "what is not on the disk is not in force");
+    }
+
+    #[test]
+    fn a_restart_continues_with_the_renewed_credential_unless_the_operator_issued_another() {
+        let (dir, node) = (tempfile::tempdir().unwrap(), keys(1).node());
+        let (path, trust) = (dir.path().join("operator.cred"), trust(0, 1, vec![]));
+        let load = || load(&path, dir.path(), &trust, node, NOW).unwrap();
+        assert!(super::load(&path, dir.path(), &trust, node, NOW).is_err());
+        let (issued, renewed) = (credential(0, node, NOW - 5), credential(0, node, NOW + 50));
+        std::fs::write(&path, &issued).unwrap();
+        assert_eq!(load(), issued);
+        for useless in
+            [credential(0, node, NOW), credential(1, node, NOW + 50), credential(0, keys(2).node(), NOW + 50)]
+        {
+            std::fs::write(dir.path().join(COPY), useless).unwrap();
+            assert_eq!(load(), issued);
+        }
+        std::fs::write(dir.path().join(COPY), &renewed).unwrap();
+        assert_eq!(load(), renewed);
+        let later = credential(0, node, NOW + 90);
+        std::fs::write(&path, &later).unwrap();
+        assert_eq!(load(), later, "the operator renewed it by hand");
+        let mut other: Credential = Envelope::from_bytes(&issued).unwrap().open().unwrap();
+        other.weight_max += 1;
+        let other = Envelope::seal(&other, &crate::testing::root(0)).to_bytes();
+        std::fs::write(&path, &other).unwrap();
+        assert_eq!(load(), other, "the operator issued other claims");
     }
 }

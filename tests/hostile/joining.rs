@@ -336,7 +336,10 @@ fn credentials_renew_by_themselves() {
     until("the first credential has ended", || (system_clock() > end + 1).then_some(()));
     assert!(peer.metric(metric) > end, "{}", peer.log());
     region.wait_up(2);
-    assert_ne!(fs::read(at.join("new/node.cred")).unwrap(), first, "the new credential is on the disk");
+    assert_eq!(fs::read(at.join("new/node.cred")).unwrap(), first, "the operator's file stays");
+    peer.restart();
+    assert!(peer.metric(metric) > end, "a restart continues with the renewed credential");
+    region.wait_up(2);
     // A host that joins the region now knows the host by its new credential, and pushes reach it.
     let source = at.join("content");
     fs::write(&source, "after the renewal").unwrap();

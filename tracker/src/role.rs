@@ -22,7 +22,7 @@ use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks
 use shoal_service::trust_metrics;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
@@ -101,13 +101,13 @@ struct Files {
 
 impl Files {
     fn load(config: &TrackerConfig) -> Result<Self, RunError> {
-        let read =
-            |path: &Path| std::fs::read(path).map_err(|source| RunError::Read { path: path.to_path_buf(), source });
         let keys = load_key(&config.key)?;
         let issuer = config.issuer_key.as_deref().map(load_key).transpose()?;
         let file = TrustFile::new(&config.trust, &config.dir);
         let trust = file.load(config.cluster)?;
-        let credential_bytes = read(&config.credential)?;
+        let credential_bytes =
+            own_credential::load(&config.credential, &config.dir, &trust, keys.node(), system_clock())
+                .map_err(|source| RunError::Read { path: config.credential.clone(), source })?;
         let path = || config.credential.clone();
         let credential = trust
             .admit(&credential_bytes, keys.node(), system_clock())
@@ -163,7 +163,7 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
     let files = Files::load(&config)?;
     let (node, identity, admission) = (files.keys.node(), Identity::new(&files.keys), files.admission.clone());
     let state_error = |source| RunError::State { dir: config.dir.clone(), source };
-    let own = OwnCredential::new(admission.clone(), node, config.credential.clone(), files.credential.clone());
+    let own = OwnCredential::new(admission.clone(), node, &config.dir, files.credential.clone());
     let (state, database) = open_state(&config, admission.clone(), files).map_err(state_error)?;
     let known = state.roster().members().iter().flat_map(|member| &member.addrs).map(SocketAddr::ip).collect();
     let state = Arc::new(Mutex::new(state));

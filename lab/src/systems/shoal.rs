@@ -178,7 +178,7 @@ fn settings(stage: &Stage, place: Place) -> anyhow::Result<(&'static str, Vec<St
             format!("publisher_key={}", text(&cluster(stage).join("publisher.key"))),
             format!("admin_token={}", text(&cluster(stage).join("admin.token"))),
             format!("parity_shards={}", stage.parity),
-            format!("push_roots=[{}]", text(&stage.content.path)),
+            format!("push_roots=[{}, {}]", text(&stage.content.path), text(stage.dir.path())),
         ]),
         Place::Host { .. } => set.push(format!("content_dir={}", text(&folder.join("content")))),
         Place::Tracker | Place::Hub => {}

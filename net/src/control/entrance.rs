@@ -133,8 +133,11 @@ impl Places {
         let from = if counts.get(&range).is_some_and(|count| *count >= self.limits.places_per_range) {
             range
         } else if counts.values().sum::<usize>() >= self.limits.places {
-            // Many connections from a few ranges do not end the only one of another range.
-            counts.into_iter().max_by_key(|(range, count)| (*count, *range)).map(|(range, _)| range).ok_or(NoPlace)?
+            // Many connections from a few ranges do not end the only one of another range. Of equal ranges, the one
+            // with the oldest connection loses it. `waiting` is in the order of arrival.
+            let same_kind = self.waiting.values().filter(|one| one.known == known);
+            let largest = counts.values().copied().max().unwrap_or(0);
+            same_kind.map(|one| one.range).find(|range| counts.get(range) == Some(&largest)).ok_or(NoPlace)?
         } else {
             return Ok(None);
         };

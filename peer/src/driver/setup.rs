@@ -113,10 +113,6 @@ pub struct RunningNode {
     pub limits: RateLimits,
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, SetupError> {
-    std::fs::read(path).map_err(|source| SetupError::Read { path: path.to_path_buf(), source })
-}
-
 /// Who this node is, checked against the cluster's trust document.
 struct CheckedIdentity {
     node: NodeId,
@@ -135,7 +131,9 @@ impl CheckedIdentity {
         let keys = load_key(&settings.key)?;
         let file = TrustFile::new(&settings.trust, dir);
         let trust = file.load(None)?;
-        let credential_bytes = read(&settings.credential)?;
+        let unreadable = |source| SetupError::Read { path: settings.credential.clone(), source };
+        let credential_bytes = own_credential::load(&settings.credential, dir, &trust, keys.node(), system_clock());
+        let credential_bytes = credential_bytes.map_err(unreadable)?;
         let admitted = trust.admit(&credential_bytes, keys.node(), system_clock());
         let credential = admitted.map_err(trust_fault(&settings.credential))?;
         if credential.role != role {
@@ -222,13 +220,8 @@ fn join_request(
     })
 }
 
-fn own_credential(
-    settings: &NodeSettings,
-    admission: &Admission,
-    credential: &Admitted,
-    metrics: &Metrics,
-) -> OwnCredential {
-    let own = OwnCredential::new(admission.clone(), credential.node, settings.credential.clone(), credential.clone());
+fn own_credential(dir: &Path, admission: &Admission, credential: &Admitted, metrics: &Metrics) -> OwnCredential {
+    let own = OwnCredential::new(admission.clone(), credential.node, dir, credential.clone());
     metrics.gauge_of(own_credential::METRIC, own_credential::METRIC_HELP, own.end());
     own
 }
@@ -275,7 +268,7 @@ pub async fn start(
     let node_metrics = NodeMetrics::new(metrics, &store);
     let rows = Arc::new(Mutex::new(RowCheck::new(admission.clone(), node_metrics.rows_refused.clone())));
     let client = TrackerClient {
-        own: own_credential(settings, &admission, &credential, metrics),
+        own: own_credential(storage.store, &admission, &credential, metrics),
         control: control.clone(),
         events: control_events,
         trackers: settings.trackers.clone(),
