@@ -25,7 +25,7 @@ pub(crate) struct SeederArgs {
 /// A seeder or a hub, which both have tokens and an audit log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SeederOrHubArgs {
-    /// Ask this hub instead of the seeder, as https://hub.example:7740
+    /// Ask this hub instead of the seeder, for example `https://hub.example:7740`
     #[arg(long, env = "SHOAL_HUB", value_name = "URL")]
     hub: Option<String>,
     #[command(flatten)]
