@@ -217,10 +217,7 @@ async fn trust_document(State(hub): SharedHub) -> Bytes {
 
 /// Takes a tracker's trust document. It counts by its signatures, so the sender needs no token.
 async fn take_trust(State(hub): SharedHub, document: Bytes) -> Result<Json<TrustInForce>, ApiError> {
-    let taker = hub.clone();
-    let offered = tokio::task::spawn_blocking(move || taker.admission.offer(&document)).await;
-    let offered = offered.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    offered.map_err(|error| {
+    hub.admission.offer_received(document).await.map_err(|error| {
         let remedy = "send the newest document that the cluster's root signed";
         ApiError::new(StatusCode::CONFLICT, "trust document refused", error.to_string(), remedy)
     })?;

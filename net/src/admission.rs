@@ -102,6 +102,18 @@ impl Admission {
         Ok(Offered::InForce)
     }
 
+    /// Puts a trust document that came over the network in force, as [`Admission::offer`] does. A thread of its own
+    /// waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admission::offer`].
+    pub async fn offer_received(&self, bytes: impl AsRef<[u8]> + Send + 'static) -> Result<Offered, TrustError> {
+        let admission = self.clone();
+        let offered = tokio::task::spawn_blocking(move || admission.offer(bytes.as_ref())).await;
+        offered.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
     /// Reads the operator's file again, and puts it in force if it is newer. Blocks.
     ///
     /// # Errors

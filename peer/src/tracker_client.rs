@@ -347,14 +347,12 @@ impl TrackerClient {
 
     /// Puts the tracker's trust document in force, if it is newer.
     async fn take_trust(&self, document: Vec<u8>) -> Response {
-        let admission = self.admission.clone();
-        match tokio::task::spawn_blocking(move || admission.offer(&document)).await {
-            Ok(Ok(_)) => Response::Done,
-            Ok(Err(error)) => {
+        match self.admission.offer_received(document).await {
+            Ok(_) => Response::Done,
+            Err(error) => {
                 tracing::warn!(%error, "refused the tracker's trust document");
                 Response::Refused { why: error.to_string() }
             }
-            Err(error) => Response::Refused { why: error.to_string() },
         }
     }
 

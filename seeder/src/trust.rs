@@ -41,10 +41,7 @@ async fn publish(
     Extension(caller): Extension<Caller>,
     document: Bytes,
 ) -> Result<Json<TrustInForce>, ApiError> {
-    let admission = api.admission.clone();
-    let offered = tokio::task::spawn_blocking(move || admission.offer(&document)).await;
-    let offered = offered.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    offered.map_err(|error| {
+    api.admission.offer_received(document).await.map_err(|error| {
         let remedy = "publish the newest document that the cluster's root signed";
         ApiError::new(StatusCode::CONFLICT, "trust document refused", with_sources(&error), remedy)
     })?;

@@ -41,10 +41,7 @@ async fn exchange(admission: &Admission, hub: &Client) {
         Ok((status, _)) => return tracing::debug!(status, "the hub does not send its trust document"),
         Err(error) => return tracing::debug!(%error, "cannot read the trust document of the hub"),
     };
-    let offered = admission.clone();
-    match tokio::task::spawn_blocking(move || offered.offer(&document)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "refused the hub's trust document"),
-        Err(error) => tracing::error!(%error, "a task failed"),
+    if let Err(error) = admission.offer_received(document).await {
+        tracing::warn!(%error, "refused the hub's trust document");
     }
 }

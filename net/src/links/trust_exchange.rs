@@ -45,11 +45,7 @@ pub fn on_version(context: &EndpointContext, link: &Link, version: u64) {
 ///
 /// Fails if the document is invalid, or the other end has sent too many useless ones.
 pub async fn on_document(context: &EndpointContext, link: &Link, bytes: Vec<u8>) -> Result<(), ProtocolViolation> {
-    let admission = context.config().admission.clone();
-    // The disk may take its time.
-    let offered = tokio::task::spawn_blocking(move || admission.offer(&bytes));
-    let offered = offered.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    match offered {
+    match context.config().admission.offer_received(bytes).await {
         Ok(Offered::InForce) => {
             link.trust().theirs.fetch_max(context.config().admission.trust().version(), Ordering::Relaxed);
             spread(context);
