@@ -4,7 +4,7 @@
 
 use crate::error::RuntimeError;
 use crate::image::{DOCUMENT_BYTES_MAX, Descriptor};
-use crate::wire::{self, Labels};
+use crate::wire;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -202,15 +202,33 @@ impl Containerd {
         Ok(answer.image_ref)
     }
 
-    /// Returns the descriptor in an image's record, or `None` without a record.
-    pub(crate) async fn image_record(&self, image: &str) -> Result<Option<Descriptor>, RuntimeError> {
+    async fn read_image(&self, image: &str) -> Result<Option<wire::Image>, RuntimeError> {
         let path = "/containerd.services.images.v1.Images/Get";
         let action = format!("read the record of image {image}");
         let request = wire::ImageNameRequest { name: image.to_string() };
         match self.unary::<_, wire::ImageMessage>(path, &action, request, None).await {
             Err(RuntimeError::NotFound { .. }) => Ok(None),
-            answer => answer.map(|message| message.image?.target.map(Descriptor::from)),
+            answer => answer.map(|message| message.image),
         }
+    }
+
+    /// Updates the fields of `paths` in an image's record. `image` must be the whole record: containerd 2 reads its
+    /// descriptor whatever the mask says, and ends if there is none.
+    async fn update_image(
+        &self,
+        image: wire::Image,
+        paths: Vec<String>,
+        lease: Option<&str>,
+    ) -> Result<(), RuntimeError> {
+        let path = "/containerd.services.images.v1.Images/Update";
+        let action = format!("update the record of image {}", image.name);
+        let request = wire::UpdateImageRequest { image: Some(image), update_mask: Some(wire::FieldMask { paths }) };
+        self.unary::<_, wire::ImageMessage>(path, &action, request, lease).await.map(drop)
+    }
+
+    /// Returns the descriptor in an image's record, or `None` without a record.
+    pub(crate) async fn image_record(&self, image: &str) -> Result<Option<Descriptor>, RuntimeError> {
+        Ok(self.read_image(image).await?.and_then(|image| image.target).map(Descriptor::from))
     }
 
     /// Creates an image's record, or updates its descriptor.
@@ -220,49 +238,50 @@ impl Containerd {
         target: &Descriptor,
         lease: &str,
     ) -> Result<(), RuntimeError> {
-        let record = wire::Image { name: image.to_string(), labels: Labels::new(), target: Some(target.to_wire()) };
+        let record = wire::Image { name: image.to_string(), target: Some(target.to_wire()), ..wire::Image::default() };
         let path = "/containerd.services.images.v1.Images/Create";
         let action = format!("write the record of image {image}");
         let request = wire::ImageMessage { image: Some(record.clone()) };
-        let created: Result<wire::ImageMessage, _> = self.unary(path, &action, request, Some(lease)).await;
-        if created.is_ok() {
-            return Ok(());
+        match self.unary::<_, wire::ImageMessage>(path, &action, request, Some(lease)).await {
+            Err(RuntimeError::AlreadyExists { .. }) => {}
+            created => return created.map(drop),
         }
-        let update_mask = Some(wire::FieldMask { paths: vec!["target".into()] });
-        let request = wire::UpdateImageRequest { image: Some(record), update_mask };
-        let path = "/containerd.services.images.v1.Images/Update";
-        self.unary::<_, wire::ImageMessage>(path, &action, request, Some(lease)).await.map(drop)
+        let former = self.read_image(image).await?.unwrap_or_default();
+        let record = wire::Image { name: record.name, target: record.target, ..former };
+        self.update_image(record, vec!["target".into()], Some(lease)).await
     }
 
     /// Sets one label of an image's record. An empty value removes the label.
     pub(crate) async fn label_image(&self, image: &str, key: &str, value: &str) -> Result<(), RuntimeError> {
-        let labels = Labels::from([(key.to_string(), value.to_string())]);
-        let record = Some(wire::Image { name: image.to_string(), labels, target: None });
-        let update_mask = Some(wire::FieldMask { paths: vec![format!("labels.{key}")] });
-        let path = "/containerd.services.images.v1.Images/Update";
-        let action = format!("label image {image}");
-        let request = wire::UpdateImageRequest { image: record, update_mask };
-        self.unary::<_, wire::ImageMessage>(path, &action, request, None).await.map(drop)
+        let missing = || RuntimeError::NotFound { action: format!("label image {image}") };
+        let mut record = self.read_image(image).await?.filter(|record| record.target.is_some()).ok_or_else(missing)?;
+        record.labels.insert(key.to_string(), value.to_string());
+        self.update_image(record, vec![format!("labels.{key}")], None).await
+    }
+
+    async fn blob_info(&self, digest: &str) -> Result<Option<wire::Info>, RuntimeError> {
+        let path = "/containerd.services.content.v1.Content/Info";
+        let request = wire::InfoRequest { digest: digest.to_string() };
+        match self.unary::<_, wire::InfoResponse>(path, &format!("look up blob {digest}"), request, None).await {
+            Err(RuntimeError::NotFound { .. }) => Ok(None),
+            answer => answer.map(|found| found.info),
+        }
     }
 
     /// Whether containerd has a whole blob.
     pub(crate) async fn has_blob(&self, digest: &str) -> Result<bool, RuntimeError> {
-        let path = "/containerd.services.content.v1.Content/Info";
-        let request = wire::InfoRequest { digest: digest.to_string() };
-        match self.unary::<_, wire::InfoResponse>(path, &format!("look up blob {digest}"), request, None).await {
-            Err(RuntimeError::NotFound { .. }) => Ok(false),
-            answer => answer.map(|found| found.info.is_some()),
-        }
+        Ok(self.blob_info(digest).await?.is_some())
     }
 
     /// Sets one label of a blob.
     pub(crate) async fn label_blob(&self, digest: &str, key: &str, value: &str) -> Result<(), RuntimeError> {
-        let labels = Labels::from([(key.to_string(), value.to_string())]);
-        let info = Some(wire::Info { digest: digest.to_string(), size: 0, labels });
+        let action = format!("label blob {digest}");
+        let missing = || RuntimeError::NotFound { action: action.clone() };
+        let mut info = self.blob_info(digest).await?.ok_or_else(missing)?;
+        info.labels.insert(key.to_string(), value.to_string());
         let update_mask = Some(wire::FieldMask { paths: vec![format!("labels.{key}")] });
         let path = "/containerd.services.content.v1.Content/Update";
-        let request = wire::UpdateContentRequest { info, update_mask };
-        let action = format!("label blob {digest}");
+        let request = wire::UpdateContentRequest { info: Some(info), update_mask };
         self.unary::<_, wire::InfoResponse>(path, &action, request, None).await.map(drop)
     }
 

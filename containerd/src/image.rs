@@ -94,6 +94,7 @@ impl Descriptor {
             media_type: self.media_type.clone(),
             digest: self.digest.clone(),
             size: i64::try_from(self.size).unwrap_or(i64::MAX),
+            annotations: wire::Labels::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The gRPC messages of containerd and CRI, written by hand, so that the build needs no protoc.
 //!
-//! A message has only the fields that this crate uses. Decoding skips all other fields.
+//! A message has only the fields that this crate uses. Decoding skips all other fields. Messages that go back to
+//! containerd in an update have all fields.
 //! Invariant: field numbers are those of the published `.proto` files (containerd `api/services/*/v1`, CRI
 //! `runtime.v1`).
 
@@ -17,7 +18,16 @@ pub(crate) struct FieldMask {
     pub(crate) paths: Vec<String>,
 }
 
-/// `containerd.types.Descriptor`.
+/// `google.protobuf.Timestamp`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Timestamp {
+    #[prost(int64, tag = "1")]
+    pub(crate) seconds: i64,
+    #[prost(int32, tag = "2")]
+    pub(crate) nanos: i32,
+}
+
+/// `containerd.types.Descriptor`, with every field, because it goes back to containerd in updates.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Descriptor {
     #[prost(string, tag = "1")]
@@ -26,6 +36,8 @@ pub(crate) struct Descriptor {
     pub(crate) digest: String,
     #[prost(int64, tag = "3")]
     pub(crate) size: i64,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub(crate) annotations: Labels,
 }
 
 /// `containerd.types.Mount`.
@@ -91,7 +103,7 @@ pub(crate) struct PluginsResponse {
     pub(crate) plugins: Vec<Plugin>,
 }
 
-/// `images.v1.Image`.
+/// `images.v1.Image`, with every field, because it goes back to containerd in updates.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Image {
     #[prost(string, tag = "1")]
@@ -101,6 +113,10 @@ pub(crate) struct Image {
     /// The descriptor of the manifest or index.
     #[prost(message, optional, tag = "3")]
     pub(crate) target: Option<Descriptor>,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) created_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "8")]
+    pub(crate) updated_at: Option<Timestamp>,
 }
 
 /// `images.v1.GetImageRequest` and `DeleteImageRequest`.
@@ -127,13 +143,17 @@ pub(crate) struct UpdateImageRequest {
     pub(crate) update_mask: Option<FieldMask>,
 }
 
-/// `content.v1.Info`.
+/// `content.v1.Info`, with every field, because it goes back to containerd in updates.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Info {
     #[prost(string, tag = "1")]
     pub(crate) digest: String,
     #[prost(int64, tag = "2")]
     pub(crate) size: i64,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) created_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) updated_at: Option<Timestamp>,
     #[prost(btree_map = "string, string", tag = "5")]
     pub(crate) labels: Labels,
 }

@@ -1,7 +1,7 @@
 //! Our client with a real containerd and without our daemons: load, unpack, pin.
 
 use crate::image::{Item, layer, layout, shell};
-use crate::runtime::{Runtime, require_packages};
+use crate::runtime::{Release, Runtime, on_each_release, require_packages};
 use bytes::Bytes;
 use serde_json::Value;
 use shoal_containerd::{BlobReader, Containerd, Descriptor, RuntimeError, Unpacked};
@@ -11,6 +11,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+on_each_release!(
+    an_image_is_loaded_unpacked_pinned_and_unpinned,
+    a_wrong_byte_is_found_and_a_killed_containerd_is_reconnected
+);
 
 const NAME: &str = "registry.example:5000/lab/direct:v1";
 
@@ -47,14 +52,13 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
 }
 
-#[test]
-fn an_image_is_loaded_unpacked_pinned_and_unpinned() {
+fn an_image_is_loaded_unpacked_pinned_and_unpinned(release: Release) {
     require_packages();
     let dir = tempfile::tempdir().unwrap();
     let data = noise(6_000_000, 1);
     let layers = [shell(), layer(&[Item::Folder("data"), Item::File("data/noise", 0o644, &data)])];
     let at = layout(&dir.path().join("image"), "v1", &layers);
-    let mut runtime = Runtime::new(&dir.path().join("host"), false);
+    let mut runtime = Runtime::new(release, &dir.path().join("host"), false);
     runtime.start();
     let socket = runtime.socket();
     let blobs = || Arc::new(Layout { dir: at.clone(), wrong: None });
@@ -97,15 +101,14 @@ fn an_image_is_loaded_unpacked_pinned_and_unpinned() {
     until("containerd collects unpinned data", || (blobs(&runtime) == 0).then_some(()));
 }
 
-#[test]
-fn a_wrong_byte_is_found_and_a_killed_containerd_is_reconnected() {
+fn a_wrong_byte_is_found_and_a_killed_containerd_is_reconnected(release: Release) {
     require_packages();
     let dir = tempfile::tempdir().unwrap();
     let data = noise(3_000_000, 2);
     let at = layout(&dir.path().join("image"), "v1", &[shell(), layer(&[Item::File("noise", 0o644, &data)])]);
     let manifest = json(&at.join("blobs/sha256").join(&root(&at).digest["sha256:".len()..]));
     let second = manifest["layers"][1]["digest"].as_str().unwrap().to_string();
-    let mut runtime = Runtime::new(&dir.path().join("host"), true);
+    let mut runtime = Runtime::new(release, &dir.path().join("host"), true);
     runtime.start();
     block_on(async {
         let client = Containerd::new(&runtime.socket(), "k8s.io", "overlayfs");

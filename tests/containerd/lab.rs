@@ -2,7 +2,7 @@
 
 use crate::SHOAL;
 use crate::image::{Item, layer, layout, shell};
-use crate::runtime::{Runtime, require_packages};
+use crate::runtime::{Release, Runtime, require_packages};
 use serde_json::Value;
 use shoal_testkit::region::ADDR;
 use shoal_testkit::{Region, Setup, noise};
@@ -22,6 +22,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// Starts a region. `cri` tells which hosts' containerds serve CRI.
     pub(crate) fn start(
+        release: Release,
         racks: usize,
         hosts: usize,
         cri: impl Fn(usize) -> bool,
@@ -29,8 +30,9 @@ impl Lab {
     ) -> Self {
         require_packages();
         let folder = tempfile::tempdir().unwrap();
-        let mut runtimes: Vec<Runtime> =
-            (0..racks * hosts).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), cri(host))).collect();
+        let mut runtimes: Vec<Runtime> = (0..racks * hosts)
+            .map(|host| Runtime::new(release, &folder.path().join(format!("h{host}")), cri(host)))
+            .collect();
         runtimes.iter_mut().for_each(Runtime::start);
         let region = Setup::new(SHOAL, racks, hosts)
             .peers(|host| {

@@ -8,6 +8,7 @@ use shoal_testkit::until;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The programs that these tests run, and their Debian packages.
@@ -33,45 +34,121 @@ pub(crate) fn require_packages() {
     }
 }
 
+/// A release of containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// Debian's package, release 1.6.
+    V1,
+    /// The release that `tools/containerd` pins, 2.4.
+    V2,
+}
+
+impl Release {
+    /// The folder of the programs, or `None` for those of the system.
+    fn programs(self) -> Option<&'static Path> {
+        static BUILT: OnceLock<PathBuf> = OnceLock::new();
+        let build = || {
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/build");
+            let output = Command::new(script).arg("containerd").stderr(Stdio::inherit()).output().unwrap();
+            assert!(output.status.success(), "{script} containerd failed: is Go installed?");
+            PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
+        };
+        (self == Self::V2).then(|| BUILT.get_or_init(build).as_path())
+    }
+
+    /// A command that runs one of the release's programs, and finds the others.
+    fn command(self, program: &str) -> Command {
+        let Some(folder) = self.programs() else { return Command::new(program) };
+        let mut command = Command::new(folder.join(program));
+        command.env("PATH", format!("{}:{}", folder.display(), std::env::var("PATH").unwrap()));
+        command
+    }
+
+    /// The configuration. `at` is the folder of the runtime.
+    fn config(self, at: &Path, cri: bool) -> String {
+        let (version, unused, sections) = match self {
+            Self::V1 => (
+                2,
+                &["aufs", "btrfs", "devmapper", "zfs"][..],
+                format!(
+                    r#"[grpc]
+  address = "{0}/c.sock"
+[ttrpc]
+  address = ""
+[plugins."io.containerd.grpc.v1.cri"]
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{0}/hosts"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{0}/cni"
+"#,
+                    at.display()
+                ),
+            ),
+            Self::V2 => (
+                4,
+                &["btrfs", "devmapper", "zfs", "erofs", "blockfile"][..],
+                format!(
+                    r#"[plugins."io.containerd.server.v1.grpc"]
+  address = "{0}/c.sock"
+[plugins."io.containerd.server.v1.ttrpc"]
+  address = "{0}/t.sock"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{0}/hosts"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  conf_dir = "{0}/cni"
+"#,
+                    at.display()
+                ),
+            ),
+        };
+        let mut off: Vec<String> =
+            unused.iter().map(|name| format!("\"io.containerd.snapshotter.v1.{name}\"")).collect();
+        if !cri {
+            off.push("\"io.containerd.grpc.v1.cri\"".into());
+        }
+        format!(
+            r#"version = {version}
+root = "{0}/root"
+state = "{0}/state"
+disabled_plugins = [{1}]
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{0}/opt"
+{sections}"#,
+            at.display(),
+            off.join(", ")
+        )
+    }
+}
+
+/// Makes of each function a test with every release.
+macro_rules! on_each_release {
+    ($($name:ident),+ $(,)?) => {
+        mod containerd_1 {
+            $(#[test] fn $name() { super::$name(crate::runtime::Release::V1) })+
+        }
+        mod containerd_2 {
+            $(#[test] fn $name() { super::$name(crate::runtime::Release::V2) })+
+        }
+    };
+}
+pub(crate) use on_each_release;
+
 /// A containerd. It is killed when this is dropped.
 pub(crate) struct Runtime {
     pub(crate) dir: PathBuf,
+    release: Release,
     child: Option<Child>,
 }
 
 impl Runtime {
     /// Writes the configuration of a containerd. `cri` tells whether it serves CRI.
-    pub(crate) fn new(dir: &Path, cri: bool) -> Self {
+    pub(crate) fn new(release: Release, dir: &Path, cri: bool) -> Self {
         fs::create_dir_all(dir.join("hosts")).unwrap();
-        let mut off =
-            vec!["snapshotter.v1.aufs", "snapshotter.v1.btrfs", "snapshotter.v1.devmapper", "snapshotter.v1.zfs"];
-        if !cri {
-            off.push("grpc.v1.cri");
-        }
-        let off: Vec<String> = off.iter().map(|name| format!("\"io.containerd.{name}\"")).collect();
-        let at = dir.display();
-        let config = format!(
-            r#"version = 2
-root = "{at}/root"
-state = "{at}/state"
-disabled_plugins = [{}]
-[grpc]
-  address = "{at}/c.sock"
-[ttrpc]
-  address = ""
-[plugins."io.containerd.internal.v1.opt"]
-  path = "{at}/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{at}/hosts"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    conf_dir = "{at}/cni"
-"#,
-            off.join(", ")
-        );
-        fs::write(dir.join("config.toml"), config).unwrap();
-        Self { dir: dir.to_path_buf(), child: None }
+        fs::write(dir.join("config.toml"), release.config(dir, cri)).unwrap();
+        Self { dir: dir.to_path_buf(), release, child: None }
     }
 
     /// The path of its socket.
@@ -87,7 +164,7 @@ disabled_plugins = [{}]
     /// Starts containerd and waits until it answers.
     pub(crate) fn start(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut command = Command::new("containerd");
+        let mut command = self.release.command("containerd");
         command.arg("--config").arg(self.dir.join("config.toml")).stdin(Stdio::null()).stdout(Stdio::null());
         self.child = Some(command.stderr(log).spawn().unwrap());
         until("containerd answers", || self.ctr(&["version"]).status.success().then_some(()));
@@ -108,7 +185,7 @@ disabled_plugins = [{}]
 
     /// The same command, not started.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = self.release.command("ctr");
         command.arg("-a").arg(self.socket()).args(["-n", "k8s.io"]).args(args).stdin(Stdio::null());
         command
     }

@@ -2,14 +2,15 @@
 
 use crate::SHOAL;
 use crate::image::{Item, layer, layout, shell};
-use crate::runtime::{Runtime, require_packages};
+use crate::runtime::{Release, Runtime, on_each_release, require_packages};
 use shoal_testkit::region::ADDR;
 use shoal_testkit::registry::Registry;
 use shoal_testkit::{Setup, noise, until};
 use std::process::Stdio;
 
-#[test]
-fn a_miss_is_fetched_once_for_all_hosts() {
+on_each_release!(a_miss_is_fetched_once_for_all_hosts);
+
+fn a_miss_is_fetched_once_for_all_hosts(release: Release) {
     require_packages();
     let folder = tempfile::tempdir().unwrap();
     let data = noise(8_000_000, 9);
@@ -18,7 +19,7 @@ fn a_miss_is_fetched_once_for_all_hosts() {
     let registry = Registry::start(&folder.path().join("registry"));
     registry.copy(&format!("oci:{}", image.display()), "lab/app:v1");
     let mut runtimes: Vec<Runtime> =
-        (0..3).map(|host| Runtime::new(&folder.path().join(format!("h{host}")), true)).collect();
+        (0..3).map(|host| Runtime::new(release, &folder.path().join(format!("h{host}")), true)).collect();
     runtimes.iter_mut().for_each(Runtime::start);
     let mut region = Setup::new(SHOAL, 1, 3)
         .peers(|_| {

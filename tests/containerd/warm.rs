@@ -2,6 +2,7 @@
 
 use crate::SHOAL;
 use crate::lab::{Lab, REGISTRY, line, run_in};
+use crate::runtime::{Release, on_each_release};
 use serde_json::Value;
 use shoal_testkit::http::get;
 use shoal_testkit::registry::Registry;
@@ -10,15 +11,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+on_each_release!(
+    an_image_is_prewarmed_on_every_host_from_peers_alone,
+    a_peer_waits_for_a_containerd_that_is_away_or_killed,
+    hosts_that_cannot_prewarm_report_the_reason,
+    a_pull_outlives_its_mirror,
+    staged_images_are_warmed_in_batches
+);
+
 /// Size of the image: `SHOAL_TEST_IMAGE_BYTES`, or a size that six hosts on one machine load in seconds.
 fn image_bytes() -> usize {
     std::env::var("SHOAL_TEST_IMAGE_BYTES").map_or(24_000_000, |bytes| bytes.parse().expect("a number of bytes"))
 }
 
-#[test]
-fn an_image_is_prewarmed_on_every_host_from_peers_alone() {
+fn an_image_is_prewarmed_on_every_host_from_peers_alone(release: Release) {
     // The last host of each rack serves no CRI, so the peer loads the image there.
-    let mut lab = Lab::start(2, 3, |host| host % 3 != 2, |_| Vec::new());
+    let mut lab = Lab::start(release, 2, 3, |host| host % 3 != 2, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", image_bytes(), 1);
     let registry = Registry::start(&lab.folder.path().join("registry"));
     registry.copy(&format!("oci:{}", at.display()), "lab/app:v1");
@@ -78,9 +86,8 @@ fn an_image_is_prewarmed_on_every_host_from_peers_alone() {
     assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
 }
 
-#[test]
-fn a_peer_waits_for_a_containerd_that_is_away_or_killed() {
-    let mut lab = Lab::start(1, 2, |_| true, |_| Vec::new());
+fn a_peer_waits_for_a_containerd_that_is_away_or_killed(release: Release) {
+    let mut lab = Lab::start(release, 1, 2, |_| true, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", 60_000_000, 2);
     lab.runtimes[1].kill();
     let job = lab.push(&at, &reference);
@@ -131,12 +138,11 @@ impl Drop for SmallDisk {
     }
 }
 
-#[test]
-fn hosts_that_cannot_prewarm_report_the_reason() {
+fn hosts_that_cannot_prewarm_report_the_reason(release: Release) {
     let disk = tempfile::tempdir().unwrap();
     let small = SmallDisk::mount(&disk.path().join("root"), "24m");
     let patience = |host: usize| if host == 1 { vec!["containerd.retry_for=2s".to_string()] } else { Vec::new() };
-    let mut lab = Lab::start(1, 4, |_| true, patience);
+    let mut lab = Lab::start(release, 1, 4, |_| true, patience);
     // The first host's disk is too small, the second host's containerd is away, and the third host has no mirror
     // configured.
     lab.runtimes[0].kill();
@@ -185,9 +191,8 @@ fn hosts_that_cannot_prewarm_report_the_reason() {
     lab.runtimes.iter().for_each(|runtime| run_in(runtime, &reference, &data));
 }
 
-#[test]
-fn a_pull_outlives_its_mirror() {
-    let mut lab = Lab::start(1, 2, |_| true, |_| Vec::new());
+fn a_pull_outlives_its_mirror(release: Release) {
+    let mut lab = Lab::start(release, 1, 2, |_| true, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", 300_000_000, 4);
     let registry = Registry::start(&lab.folder.path().join("registry"));
     registry.copy(&format!("oci:{}", at.display()), "lab/app:v1");
@@ -213,9 +218,8 @@ fn a_pull_outlives_its_mirror() {
     run_in(&lab.runtimes[0], &reference, &data);
 }
 
-#[test]
-fn staged_images_are_warmed_in_batches() {
-    let lab = Lab::start(1, 2, |_| true, |_| Vec::new());
+fn staged_images_are_warmed_in_batches(release: Release) {
+    let lab = Lab::start(release, 1, 2, |_| true, |_| Vec::new());
     let (reference, at, data) = lab.image("v1", 3_000_000, 3);
     let args = ["push", at.to_str().unwrap(), "--kind", "image", "--ref", &reference, "--to", "all"];
     let output = lab.region.cli(&[&args[..], &["--stage", "--wait"]].concat());

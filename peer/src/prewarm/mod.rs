@@ -5,13 +5,14 @@
 //! Pins of finished jobs are removed.
 //!
 //! Where to look: the driver's requests in [`requests`]; the work on one image in [`worker`]; free space in
-//! [`disk_space`]; the configuration in [`config`].
+//! [`disk_space`]; the pause after containerd fell silent in [`quiet`]; the configuration in [`config`].
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
 
 mod config;
 mod disk_space;
 mod metrics;
+mod quiet;
 mod requests;
 mod worker;
 
@@ -22,7 +23,8 @@ use crate::error_chain::ErrorChain;
 use crate::handle::{DriverCommand, Failure, NodeHandle};
 use crate::images::{Images, RecentPulls};
 use metrics::PrewarmMetrics;
-use shoal_containerd::Containerd;
+use quiet::QuietTime;
+use shoal_containerd::{Containerd, RuntimeError};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_service::metrics::Metrics;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +73,7 @@ impl PrewarmTask {
             images: Images::new(node.store.clone()),
             mirror_pulls,
             metrics: PrewarmMetrics::new(metrics),
+            quiet: Arc::new(QuietTime::default()),
         };
         Self {
             requests,
@@ -168,6 +171,9 @@ impl PrewarmTask {
 
     /// Removes the pins of jobs that are not in `jobs`. Returns whether all of them are removed.
     async fn remove_old_pins(&self, jobs: &BTreeSet<JobId>) -> bool {
+        if self.worker.quiet.is_on() {
+            return false;
+        }
         let client = &self.worker.client;
         let pins = match client.pins().await {
             Ok(pins) => pins,
@@ -181,6 +187,11 @@ impl PrewarmTask {
         for pin in pins.iter().filter(|pin| is_old(&pin.name)) {
             match client.unpin(&pin.name, &pin.image).await {
                 Ok(()) => tracing::info!(job = %pin.name, image = %pin.image, "unpinned an image"),
+                Err(error @ RuntimeError::Unreachable { .. }) => {
+                    let pause_s = self.worker.quiet.begin().as_secs();
+                    tracing::warn!(image = %pin.image, %error, pause_s, "containerd fell silent while it unpinned an image");
+                    return false;
+                }
                 Err(error) => {
                     tracing::warn!(image = %pin.image, %error, "cannot unpin an image");
                     all_removed = false;

@@ -6,6 +6,7 @@
 use super::config::{CRI_NAMESPACE, ContainerdConfig, PullMethod};
 use super::disk_space::{self, NoSpace};
 use super::metrics::PrewarmMetrics;
+use super::quiet::QuietTime;
 use crate::error_chain::ErrorChain;
 use crate::images::{Images, RecentPulls};
 use shoal_containerd::{Containerd, Descriptor, Runtime, RuntimeError, Unpacked};
@@ -30,6 +31,12 @@ pub enum PrewarmFault {
     NoSpace(#[from] NoSpace),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// containerd answered, and then fell silent during a further call.
+    #[error(
+        "containerd fell silent while it worked on {image}, perhaps because of it; the next attempt is in {} s: see \
+         containerd's log", .pause.as_secs()
+    )]
+    FellSilent { image: String, pause: Duration, source: RuntimeError },
     /// The pull succeeded, but containerd has another image or has it not unpacked.
     #[error(
         "{image} was pulled, but containerd {found}; check hosts.toml and config_path, see `shoal containerd setup`"
@@ -49,7 +56,7 @@ impl PrewarmFault {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoSpace(_) | Self::Runtime(RuntimeError::NoSpace { .. }) => Reason::NoSpace,
-            Self::Runtime(RuntimeError::Unreachable { .. }) => Reason::RuntimeAway,
+            Self::Runtime(RuntimeError::Unreachable { .. }) | Self::FellSilent { .. } => Reason::RuntimeAway,
             Self::Runtime(RuntimeError::DigestMismatch { .. }) => Reason::DigestMismatch,
             Self::Timeout { .. } | Self::Runtime(RuntimeError::Timeout { .. }) => Reason::Timeout,
             Self::Runtime(_) | Self::NotUnpacked { .. } | Self::Panicked => Reason::PullFailed,
@@ -85,6 +92,7 @@ pub struct Worker {
     /// The manifests that clients requested from the mirror. `None` without a mirror.
     pub mirror_pulls: Option<Arc<RecentPulls>>,
     pub metrics: PrewarmMetrics,
+    pub quiet: Arc<QuietTime>,
 }
 
 impl Worker {
@@ -95,8 +103,10 @@ impl Worker {
         let image = Image { name: containerd_name(&reference), root, manifest };
         let (mut pulls, mut pause, mut unreachable_since) = (0, PAUSE_FIRST, None::<Instant>);
         loop {
+            self.quiet.over().await;
             let fault = match self.attempt(job, &image).await {
                 Ok(()) => {
+                    self.quiet.end();
                     tracing::info!(image = %image.name, "prewarmed an image");
                     return Ok(());
                 }
@@ -125,6 +135,15 @@ impl Worker {
 
     async fn attempt(&self, job: JobId, image: &Image) -> Result<(), PrewarmFault> {
         let runtime = self.client.inspect().await?;
+        match self.attempt_with(runtime, job, image).await {
+            Err(PrewarmFault::Runtime(source @ RuntimeError::Unreachable { .. })) => {
+                Err(PrewarmFault::FellSilent { image: image.name.clone(), pause: self.quiet.begin(), source })
+            }
+            other => other,
+        }
+    }
+
+    async fn attempt_with(&self, runtime: Runtime, job: JobId, image: &Image) -> Result<(), PrewarmFault> {
         let mut unpacked = self.client.unpacked(&image.name).await?;
         if !has_root(&unpacked, &image.root) {
             self.check_space(&runtime, image).await?;
