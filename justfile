@@ -24,6 +24,11 @@ region:
 lab scenario="healthy" *options:
     cargo bench --locked --bench lab -- --scenario {{scenario}} {{options}}
 
+# Honest pushes beside attacks, one row each: attack, ms alone, ms beside, ratio (root).
+attacks:
+    SHOAL_FIGURES=$PWD/target/attacks cargo test --locked --test hostile -- --test-threads 1
+    cat target/attacks
+
 # What each tuning rule of the scheduler is worth, over 40 seeds and all scenarios.
 ablate:
     cargo run --locked --release -p shoal-sim --example ablate

@@ -3,7 +3,7 @@
 //! Invariant: an index belongs to one host for ever.
 
 use serde::{Deserialize, Serialize};
-use shoal_proto::ids::HostIndex;
+use shoal_proto::ids::{HostIndex, NodeId};
 use shoal_proto::locality::Labels;
 use shoal_proto::membership::Presence;
 use std::net::SocketAddr;
@@ -15,6 +15,9 @@ pub struct Host {
     /// The host's roster index.
     #[cfg_attr(feature = "schema", schemars(with = "u32"))]
     pub index: HostIndex,
+    /// The host's public key, which `shoal cluster revoke` takes.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schemas::NodeId"))]
+    pub node: NodeId,
     /// The host's locality.
     pub host: String,
     /// `peer` or `seeder`.
@@ -25,7 +28,7 @@ pub struct Host {
     /// Whether a second host tried to join with this host's key or at its locality within the last 10 minutes.
     #[serde(default)]
     pub duplicate: bool,
-    /// Labels that the host's operator configured.
+    /// Labels of the host's credential.
     #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, String>"))]
     pub labels: Labels,
     /// Addresses at which the host accepts links.

@@ -17,7 +17,7 @@ use crate::rollouts::{CommandRequest, DryRun, HostVersion, PeerRollout, RolloutA
 use crate::schemas;
 use crate::service::{ErrorAnswer, Health, Route};
 use crate::tracker::{TrackerHost, TrackerJob};
-use crate::trust::{NextPublisher, TrustInForce};
+use crate::trust::{CredentialInForce, NextPublisher, TrustInForce};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -408,6 +408,18 @@ fn trust(document: &mut Document, of_seeder: bool) {
     if of_seeder { put.token(Scope::Admin).audited().add() } else { put.add() }
 }
 
+fn credential(document: &mut Document) {
+    let shown = json!({ BYTES: { "schema": { "type": "string", "contentMediaType": BYTES } } });
+    document.get("/v1/credential", "The hub's credential").answer(200, "The signed credential in force.", shown).add();
+    document
+        .post("/v1/credential", "Put a renewed credential of the hub in force")
+        .bytes("The signed credential, at most 8 KiB.")
+        .json::<CredentialInForce>("The credential is in force.")
+        .error(409, "The credential is invalid, says something else than the one in force, or ends no later.")
+        .error(413, "The body is too large.")
+        .add();
+}
+
 fn next_publisher(document: &mut Document) {
     document
         .post("/v1/publisher/next", "Make the key for the next trust document")
@@ -540,6 +552,7 @@ fn hub(document: &mut Document) {
         .error(500, "The hub cannot store the flush.")
         .add();
     trust(document, false);
+    credential(document);
     document
         .get("/v1/jobs", "Jobs of all regions")
         .queries::<Paging>()

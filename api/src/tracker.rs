@@ -27,7 +27,7 @@ pub struct TrackerHost {
     /// Whether the tracker sees the host.
     #[cfg_attr(feature = "schema", schemars(with = "crate::schemas::Presence"))]
     pub presence: Presence,
-    /// Labels that the host's operator configured.
+    /// Labels of the host's credential.
     #[cfg_attr(feature = "schema", schemars(with = "std::collections::BTreeMap<String, String>"))]
     pub labels: Labels,
     /// Addresses at which the host accepts links.

@@ -15,6 +15,14 @@ pub struct TrustInForce {
     pub epoch: u32,
 }
 
+/// Until when a node's credential counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CredentialInForce {
+    /// The end, Unix seconds.
+    pub not_after: u64,
+}
+
 /// The key with which a seeder will sign when a trust document names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

@@ -453,6 +453,7 @@ impl Run {
             return;
         }
         match outcome % 4 {
+            0 if self.linked.contains(&from) && outcome >= 128 => self.tell(Input::AnnouncementCorrupt { from }),
             0 if self.linked.contains(&from) => self.tell(Input::ManifestCorrupt { content, from }),
             1 => self.tell(Input::ContentRefused { content }),
             2 => self.ready(content, map(0, u64::from(outcome) * 0x0102_0408)),

@@ -14,9 +14,11 @@ use axum::{Extension, Json};
 use prometheus_client::metrics::counter::Counter;
 use shoal_api::access::Scope;
 use shoal_api::hub::{Detail, HubJob, Paging, Receipt};
-use shoal_api::trust::TrustInForce;
+use shoal_api::trust::{CredentialInForce, TrustInForce};
 use shoal_kv::KvError;
 use shoal_net::admission::Admission;
+use shoal_net::log_limit::LogLimit;
+use shoal_net::own_credential::OwnCredential;
 use shoal_proto::codec::{DecodeError, Document, decode_exact};
 use shoal_proto::ids::{Hash, JobId};
 use shoal_proto::limits;
@@ -31,7 +33,9 @@ use shoal_service::metrics::Metrics;
 use shoal_service::routes::Routes;
 use std::error::Error;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{Mutex, Semaphore};
 
 /// Jobs in one answer, unless the query sets `limit`.
 const LIST_DEFAULT: usize = 100;
@@ -39,6 +43,9 @@ const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 1000;
 /// Jobs on the page for people.
 const PAGE_JOBS: usize = 200;
+
+/// Lines about refused reports per second. Anybody can send a report.
+const REFUSALS_LOGGED: u32 = 5;
 
 /// Questions for the hosts of one job at the same time.
 const DETAILED_MAX: usize = 4;
@@ -77,6 +84,7 @@ pub(crate) struct Hub {
     ledger: Ledger,
     admission: Admission,
     signer: ReceiptSigner,
+    own: Arc<Mutex<OwnCredential>>,
     /// Answers about one job read all its hosts, so a few at a time are enough.
     detailed: Semaphore,
     /// The addresses of trackers. Strangers cannot take the places of their connections.
@@ -84,6 +92,7 @@ pub(crate) struct Hub {
     reports: Counter,
     duplicates: Counter,
     refused: Counter,
+    refusals: LogLimit,
 }
 
 impl Hub {
@@ -91,6 +100,7 @@ impl Hub {
         ledger: Ledger,
         admission: Admission,
         signer: ReceiptSigner,
+        own: Arc<Mutex<OwnCredential>>,
         known: KnownAddresses,
         metrics: &Metrics,
     ) -> Self {
@@ -98,11 +108,13 @@ impl Hub {
             ledger,
             admission,
             signer,
+            own,
             detailed: Semaphore::new(DETAILED_MAX),
             known,
             reports: metrics.counter("shoal_hub_reports", "Reports stored"),
             duplicates: metrics.counter("shoal_hub_duplicate_reports", "Reports that were stored before"),
             refused: metrics.counter("shoal_hub_refused_reports", "Reports refused"),
+            refusals: LogLimit::new(REFUSALS_LOGGED, Duration::from_secs(1)),
         }
     }
 
@@ -124,7 +136,7 @@ impl Hub {
 
 type SharedHub = State<Arc<Hub>>;
 
-/// Returns the routes. Reports and trust documents need no token, because they are signed.
+/// Returns the routes. Reports, trust documents and credentials need no token, because they are signed.
 pub(crate) fn routes(hub: Arc<Hub>, tokens: Arc<Tokens>, audit: AuditLog) -> Routes {
     let queries = Routes::new()
         .get_as(Scope::Read, "/", front_page)
@@ -136,6 +148,8 @@ pub(crate) fn routes(hub: Arc<Hub>, tokens: Arc<Tokens>, audit: AuditLog) -> Rou
         .post_up_to(limits::HUB_BODY_BYTES_MAX, "/v1/reports", report)
         .get("/v1/trust", trust_document)
         .post_up_to(limits::TRUST_BYTES_MAX, "/v1/trust", take_trust)
+        .get("/v1/credential", credential)
+        .post_up_to(limits::CREDENTIAL_BYTES_MAX, "/v1/credential", take_credential)
         .with_state(hub);
     Gate::guard(tokens, audit, queries).merge(of_trackers)
 }
@@ -154,7 +168,9 @@ async fn report(
     let refuse = |error: RefusedReport| {
         hub.refused.inc();
         let status = error.status();
-        tracing::warn!(%status, %error, "refused a report");
+        if let Some(skipped) = hub.refusals.pass() {
+            tracing::warn!(%status, %error, skipped, "refused a report");
+        }
         ApiError::new(status, "report refused", error.to_string(), "send reports as a tracker of this cluster")
     };
     let flush = hub.open_report(&body).map_err(refuse)?;
@@ -169,11 +185,7 @@ async fn report(
         Recorded::New => hub.reports.inc(),
         Recorded::Duplicate => hub.duplicates.inc(),
     };
-    hub.signer.sign(&receipt, recorded == Recorded::Duplicate).map(Json).map_err(|error| {
-        let what = "the report is stored, and its receipt cannot be signed";
-        tracing::error!(error = &error as &dyn Error, "{what}");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, what, error.to_string(), "see the hub's log")
-    })
+    Ok(Json(hub.signer.sign(&receipt, recorded == Recorded::Duplicate)))
 }
 
 fn unreadable(error: KvError) -> ApiError {
@@ -223,4 +235,19 @@ async fn take_trust(State(hub): SharedHub, document: Bytes) -> Result<Json<Trust
     })?;
     let trust = hub.admission.trust();
     Ok(Json(TrustInForce { version: trust.version(), epoch: trust.epoch() }))
+}
+
+async fn credential(State(hub): SharedHub) -> Bytes {
+    Bytes::copy_from_slice(&hub.admission.credential())
+}
+
+/// Takes a renewed credential from a tracker. It counts by its signature, so the sender needs no token.
+async fn take_credential(State(hub): SharedHub, fresh: Bytes) -> Result<Json<CredentialInForce>, ApiError> {
+    let mut own = hub.own.lock().await;
+    own.replace(fresh.to_vec()).await.map_err(|error| {
+        let remedy = "send a later credential with the same claims for the hub's key";
+        ApiError::new(StatusCode::CONFLICT, "credential refused", error.to_string(), remedy)
+    })?;
+    tracing::info!(left_s = own.seconds_left(), "renewed the hub's credential");
+    Ok(Json(CredentialInForce { not_after: own.end().load(Ordering::Relaxed) }))
 }

@@ -32,7 +32,7 @@ pub struct HubConfig {
     pub trust: PathBuf,
     /// This node's key, mode 0600, which signs receipts. Default `/etc/shoal/node.key`.
     pub key: PathBuf,
-    /// This node's credential, of role hub. Default `/etc/shoal/node.cred`. The hub reads it again for each receipt.
+    /// This node's credential, of role hub. Default `/etc/shoal/node.cred`. Trackers renew it.
     pub credential: PathBuf,
     /// Job reports kept, one per job, region and tracker. The hub drops the oldest first. Default 10,000.
     pub jobs_max: usize,

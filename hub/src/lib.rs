@@ -8,12 +8,14 @@
 //! - the records in [`ledger`], their counts in [`folds`], their tables in [`tables`], backups in [`backup`]
 //! - the HTTP API in [`api`], signatures of receipts in [`signer`], its answers in [`view`], the page for people in
 //!   [`page`]
+//! - the warning before the credential ends in [`expiry`]
 //!
 //! Terms are in `docs/GLOSSARY.md`.
 
 pub mod api;
 pub mod backup;
 pub mod config;
+mod expiry;
 mod folds;
 pub mod ledger;
 pub mod page;

@@ -5,12 +5,14 @@
 use crate::api::{Hub, routes};
 use crate::backup;
 use crate::config::HubConfig;
+use crate::expiry;
 use crate::ledger::Ledger;
 use crate::signer::ReceiptSigner;
 use crate::tables::TOKENS;
 use shoal_kv::{Change, KvError, Table};
 use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
 use shoal_net::identity::{KeyFileError, load_key};
+use shoal_net::own_credential::{self, OwnCredential};
 use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::trust::{Admitted, Keypair, Role, TrustError};
 use shoal_service::access::{TokenRecords, Tokens};
@@ -23,9 +25,10 @@ use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, TaskError, Tasks
 use shoal_service::trust_metrics;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tokio::sync::Mutex;
 
 /// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -90,15 +93,13 @@ struct Files {
 
 impl Files {
     fn load(config: &HubConfig) -> Result<Self, RunError> {
-        let read = |path: &Path| {
-            let path = path.to_path_buf();
-            std::fs::read(&path).map_err(|source| RunError::Read { path, source })
-        };
         let keys = load_key(&config.key)?;
         let file = TrustFile::new(&config.trust, &config.dir);
-        let bytes = read(&config.credential)?;
-        let admission = Admission::new(Arc::new(file.load(None)?), bytes.clone(), system_clock).with_file(file);
         let path = || config.credential.clone();
+        let trust = file.load(None)?;
+        let bytes = own_credential::load(&config.credential, &config.dir, &trust, keys.node(), system_clock())
+            .map_err(|source| RunError::Read { path: path(), source })?;
+        let admission = Admission::new(Arc::new(trust), bytes.clone(), system_clock).with_file(file);
         let credential =
             admission.admit(&bytes, keys.node()).map_err(|source| RunError::Credential { path: path(), source })?;
         if credential.role != Role::Hub {
@@ -137,7 +138,7 @@ impl TokenRecords for StoredTokens {
 /// [`RunError`] if a setting, the trust document, the folder or the address cannot be used.
 pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Started, RunError> {
     config.validate()?;
-    let Files { keys, admission, .. } = Files::load(config)?;
+    let Files { keys, admission, credential } = Files::load(config)?;
     let admin = config.admin_token.as_deref().map(AdminToken::load).transpose()?;
     folders::private(&config.dir)?;
     let ledger = Ledger::open(&config.dir, config.jobs_max)
@@ -147,8 +148,11 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     let http = listener.local_addr().map_err(RunError::Http)?;
     let metrics = Metrics::with_process();
     let known = KnownAddresses::default();
-    let signer = ReceiptSigner::new(keys, config.credential.clone());
-    let hub = Arc::new(Hub::new(ledger, admission.clone(), signer, known.clone(), &metrics));
+    let own = OwnCredential::new(admission.clone(), keys.node(), &config.dir, credential);
+    metrics.gauge_of(own_credential::METRIC, own_credential::METRIC_HELP, own.end());
+    let own = Arc::new(Mutex::new(own));
+    let signer = ReceiptSigner::new(keys, admission.clone());
+    let hub = Arc::new(Hub::new(ledger, admission.clone(), signer, own.clone(), known.clone(), &metrics));
     let records = Box::new(StoredTokens(Table::new(&database, TOKENS)));
     let tokens = Tokens::open(records, admin.map(|admin| admin.hash()));
     let audit = AuditLog::open(&config.dir.join("audit"), config.audit.settings())?;
@@ -168,6 +172,7 @@ pub async fn start(config: &HubConfig, token: CancellationToken) -> Result<Start
     trust_metrics::register(&metrics, move || in_force.trust());
     tasks.spawn("trust document", reload_on_hangup(admission, tasks.token().clone()));
     let source: shoal_service::backup::Source = Arc::new(move |out, _| backup::write(&*database, out));
+    tasks.spawn("credential", expiry::run(own, tasks.token().clone()));
     tasks.spawn("backups", shoal_service::backup::serve(config.dir.clone(), "hub", source, tasks.token().clone()));
     tasks.spawn("http", server.serve(listener, tasks.token().clone()));
     tracing::info!(%http, "hub started");

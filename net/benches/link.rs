@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use shoal_net::admission::{Admission, system_clock};
 use shoal_net::identity::Identity;
-use shoal_net::links::{LinkConfig, LinkEndpoint, LinkEvent, OutFrame};
+use shoal_net::links::{LinkConfig, LinkEndpoint, LinkEvent, LinkEvents, OutFrame};
 use shoal_proto::announcement::Class;
 use shoal_proto::codec::Document;
 use shoal_proto::frame::Part;
@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -67,7 +66,7 @@ async fn plain(total: u64) -> Outcome<()> {
     report("plain TCP, 1 MiB", total, begin, before)
 }
 
-async fn endpoint(root: &Keypair, seed: u8) -> Outcome<(NodeId, LinkEndpoint, mpsc::Receiver<LinkEvent>)> {
+async fn endpoint(root: &Keypair, seed: u8) -> Outcome<(NodeId, LinkEndpoint, LinkEvents)> {
     let keys = Keypair::from_seed([seed; 32]);
     let document = TrustDocument::first(root.node(), []);
     let trust = Trust::open(&Envelope::seal(&document, root).to_bytes(), None)?;

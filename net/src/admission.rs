@@ -26,7 +26,10 @@ pub enum Offered {
     /// It is in force now.
     InForce,
     /// A document of this version or a later one is in force already.
-    Known,
+    Known {
+        /// The version of the offered document.
+        version: u64,
+    },
 }
 
 /// The basis of admission. Cheap to clone. Clones share the trust document and the credential.
@@ -86,15 +89,17 @@ impl Admission {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let in_force = self.trust();
         if bytes == &**in_force.bytes() {
-            return Ok(Offered::Known);
+            return Ok(Offered::Known { version: in_force.version() });
         }
         let newer = match in_force.open_newer(bytes) {
             Ok(newer) => newer,
-            Err(TrustError::NotNewer { found, in_force }) if found < in_force => return Ok(Offered::Known),
+            Err(TrustError::NotNewer { found, in_force }) if found < in_force => {
+                return Ok(Offered::Known { version: found });
+            }
             Err(error) => return Err(error),
         };
         if let Some(Err(error)) = file.as_ref().map(|file| file.save(&newer)) {
-            tracing::error!(%error, "cannot save the trust document; it counts until a restart");
+            tracing::error!(%error, "cannot save the trust document, so a restart loses it: free space in the state folder");
         }
         let (version, epoch) = (newer.version(), newer.epoch());
         self.trust.send_replace(Arc::new(newer));
@@ -121,7 +126,7 @@ impl Admission {
     /// Fails if the file cannot be read or is refused.
     pub fn reload(&self) -> Result<Offered, TrustFileError> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(file) = file else { return Ok(Offered::Known) };
+        let Some(file) = file else { return Ok(Offered::Known { version: self.trust().version() }) };
         let bytes = file.read_file()?;
         self.offer(&bytes).map_err(|source| file.invalid(source))
     }
@@ -135,7 +140,8 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// Fails if the credential is malformed, not signed by the cluster's root, another node's, expired or revoked.
+    /// Fails if the credential is malformed, another node's, expired, revoked, or signed by neither the root nor an
+    /// issuer.
     pub fn admit(&self, credential: &[u8], shown_by: NodeId) -> Result<Admitted, TrustError> {
         self.trust().admit(credential, shown_by, (self.clock)())
     }
@@ -172,7 +178,9 @@ pub async fn reload_on_hangup(admission: Admission, token: CancellationToken) {
         let reloaded = admission.clone();
         match tokio::task::spawn_blocking(move || reloaded.reload()).await {
             Ok(Ok(Offered::InForce)) => {}
-            Ok(Ok(Offered::Known)) => tracing::info!("the trust document on disk is not newer than the one in force"),
+            Ok(Ok(Offered::Known { .. })) => {
+                tracing::info!("the trust document on disk is not newer than the one in force")
+            }
             Ok(Err(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "kept the trust document in force")
             }
@@ -205,7 +213,7 @@ mod tests {
         let admission = open();
         let changes = admission.changes();
         for known in [signed(1, 1), signed(2, 1)] {
-            assert_eq!(admission.offer(&known).unwrap(), Offered::Known);
+            assert!(matches!(admission.offer(&known).unwrap(), Offered::Known { .. }));
         }
         assert!(admission.offer(&signed(9, 2)).is_err(), "another cluster");
         assert!(admission.offer(&signed(9, 1)[1..]).is_err(), "damaged");
@@ -216,7 +224,7 @@ mod tests {
         assert_eq!(admission.reload().unwrap(), Offered::InForce);
         assert_eq!((admission.trust().version(), open().trust().version()), (7, 7));
         std::fs::write(&path, signed(6, 1)).unwrap();
-        assert_eq!(admission.reload().unwrap(), Offered::Known);
+        assert_eq!(admission.reload().unwrap(), Offered::Known { version: 6 });
     }
 
     #[test]

@@ -23,7 +23,9 @@ pub mod enrolment;
 pub mod identity;
 pub mod links;
 pub mod log_limit;
+pub mod node_certificate;
 pub mod own_credential;
+mod places;
 mod range;
 pub mod replace_file;
 #[cfg(test)]

@@ -91,6 +91,11 @@ impl OwnCredential {
         self.end.clone()
     }
 
+    /// Returns the region of this node.
+    pub fn region(&self) -> &str {
+        &self.current.locality.region
+    }
+
     /// Returns the signed credential in force.
     pub fn bytes(&self) -> Arc<[u8]> {
         self.admission.credential()

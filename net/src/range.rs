@@ -2,7 +2,10 @@
 //!
 //! Invariant: two addresses that one machine can use freely are in the same range.
 
+use shoal_proto::limits;
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Returns the range of an address: an IPv4 address itself, or the first 64 bits of an IPv6 address. One machine can
 /// use every address of an IPv6 network of 64 bits.
@@ -10,6 +13,29 @@ pub(crate) fn range_of(addr: IpAddr) -> IpAddr {
     match addr.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() & !u128::from(u64::MAX)).into(),
         addr => addr,
+    }
+}
+
+/// Address ranges in which nodes of the cluster are. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KnownRanges {
+    ranges: Arc<Mutex<HashSet<IpAddr>>>,
+}
+
+impl KnownRanges {
+    fn ranges(&self) -> MutexGuard<'_, HashSet<IpAddr>> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, addr: IpAddr) {
+        let mut ranges = self.ranges();
+        if ranges.len() < limits::HOSTS_MAX as usize {
+            ranges.insert(range_of(addr));
+        }
+    }
+
+    pub(crate) fn contains(&self, range: &IpAddr) -> bool {
+        self.ranges().contains(range)
     }
 }
 

@@ -4,15 +4,18 @@
 
 use crate::admission::Admission;
 use crate::identity::Identity;
-use crate::links::{LinkConfig, LinkEndpoint, LinkEvent};
+use crate::links::{LinkConfig, LinkEndpoint, LinkEvent, LinkEvents};
 use shoal_proto::codec::Document;
-use shoal_proto::ids::NodeId;
+use shoal_proto::ids::{ContentId, NodeId};
+use shoal_proto::limits;
 use shoal_proto::locality::Locality;
 use shoal_proto::trust::{Credential, Envelope, Keypair, Revocation, Role, Trust, TrustDocument, cluster_of};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+
+/// The content of which nodes in tests expect shards.
+pub(crate) const CONTENT: ContentId = ContentId([7; 32]);
 
 /// The time in tests, Unix seconds.
 pub(crate) const NOW: u64 = 1_800_000_000;
@@ -73,7 +76,7 @@ pub(crate) fn local() -> SocketAddr {
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) endpoint: LinkEndpoint,
-    pub(crate) events: mpsc::Receiver<LinkEvent>,
+    pub(crate) events: LinkEvents,
 }
 
 impl Node {
@@ -98,7 +101,10 @@ impl Node {
 
     pub(crate) async fn expect_up(&mut self, other: NodeId) {
         match self.next().await {
-            LinkEvent::LinkUp { node, .. } => assert_eq!(node, other),
+            LinkEvent::LinkUp { node, .. } => {
+                assert_eq!(node, other);
+                self.endpoint.expect_shards(node, CONTENT, limits::PIECE_BYTES_MAX);
+            }
             event => panic!("expected a link, not {event:?}"),
         }
     }

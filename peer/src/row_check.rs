@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A change of the clock by more than this asks for all rows again, seconds.
+const CLOCK_STEP_S: u64 = 60;
 /// Shortest time between two log lines about refused rows.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -34,20 +36,28 @@ struct CheckedRow {
     credential: Arc<[u8]>,
 }
 
+/// What decided that a row was refused. Another trust document or another time may admit the row.
+struct Refused {
+    trust_version: u64,
+    /// The Unix time at which the check began, by the clock of that moment. It changes only when the clock is set.
+    clock_s: u64,
+}
+
 /// The checked rows of this host's membership. A signature is verified once, and again only when the row's claims or
 /// its credential change.
 pub(crate) struct RowCheck {
     admission: Admission,
     rows: HashMap<NodeId, CheckedRow>,
-    /// The version of the trust document under which a row was refused last. A newer document may admit the row.
-    refused_under: Option<u64>,
-    refused: Counter,
+    /// Under what a row was refused last.
+    refused: Option<Refused>,
+    refusals: Counter,
+    began: Instant,
     warned_at: Option<Instant>,
 }
 
 impl RowCheck {
-    pub(crate) fn new(admission: Admission, refused: Counter) -> Self {
-        Self { admission, rows: HashMap::new(), refused_under: None, refused, warned_at: None }
+    pub(crate) fn new(admission: Admission, refusals: Counter) -> Self {
+        Self { admission, rows: HashMap::new(), refused: None, refusals, began: Instant::now(), warned_at: None }
     }
 
     /// Takes over the rows on this host's disk, which were checked when they came.
@@ -63,7 +73,7 @@ impl RowCheck {
     /// A former row of a host that does not pass goes too, so that no stale row stands for the host.
     pub(crate) fn filter_update(&mut self, update: &mut MembershipUpdate) {
         if update.base.is_none() {
-            self.refused_under = None;
+            self.refused = None;
         }
         let refused = self.filter(&mut update.upserts, "tracker");
         if update.base.is_none() {
@@ -79,9 +89,19 @@ impl RowCheck {
         self.filter(rows, "rack peer");
     }
 
-    /// Whether a whole membership is needed, because the trust document changed since a row was refused.
+    /// Whether a whole membership is needed, because the trust document changed since a row was refused, or somebody
+    /// set the clock.
     pub(crate) fn needs_whole(&self) -> bool {
-        self.refused_under.is_some_and(|version| version != self.admission.trust().version())
+        let now = self.present();
+        self.refused.as_ref().is_some_and(|then| {
+            then.trust_version != now.trust_version || then.clock_s.abs_diff(now.clock_s) > CLOCK_STEP_S
+        })
+    }
+
+    /// Returns what decides now whether a row passes, beside the row.
+    fn present(&self) -> Refused {
+        let clock_s = self.admission.now().saturating_sub(self.began.elapsed().as_secs());
+        Refused { trust_version: self.admission.trust().version(), clock_s }
     }
 
     /// Removes the rows that do not pass and returns their roster indexes.
@@ -96,8 +116,8 @@ impl RowCheck {
             }
         });
         if let Some((host, error)) = first {
-            self.refused.inc_by(refused.len() as u64);
-            self.refused_under = Some(self.admission.trust().version());
+            self.refusals.inc_by(refused.len() as u64);
+            self.refused = Some(self.present());
             if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
                 self.warned_at = Some(Instant::now());
                 tracing::warn!(from, rows = refused.len(), %host, %error, "refused rows of a membership");
@@ -135,10 +155,11 @@ fn claims_of(row: &Member) -> blake3::Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_net::admission::system_clock;
+    use shoal_net::admission::{UnixClock, system_clock};
     use shoal_proto::codec::Document;
     use shoal_proto::ids::Epoch;
     use shoal_proto::trust::{Credential, Envelope, Keypair, Role, Trust, TrustDocument};
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     const ROOT: u8 = 1;
 
@@ -173,10 +194,14 @@ mod tests {
     }
 
     fn check() -> RowCheck {
+        check_by(system_clock)
+    }
+
+    fn check_by(clock: UnixClock) -> RowCheck {
         let root = Keypair::from_seed([ROOT; 32]);
         let document = Envelope::seal(&TrustDocument::first(root.node(), []), &root).to_bytes();
         let trust = Arc::new(Trust::open(&document, None).unwrap());
-        RowCheck::new(Admission::new(trust, Vec::new(), system_clock), Counter::default())
+        RowCheck::new(Admission::new(trust, Vec::new(), clock), Counter::default())
     }
 
     fn update(base: Option<u64>, upserts: Vec<Member>) -> MembershipUpdate {
@@ -214,7 +239,7 @@ mod tests {
         assert!(!passes(&mut check, row(3, 2, |_| {})), "another root signed");
         assert!(!passes(&mut check, row(4, ROOT, |it| it.not_after = it.not_before + 1)), "expired");
         assert!(!passes(&mut check, row(5, ROOT, |it| it.cluster.0 = [0; 32])), "another cluster");
-        assert_eq!(check.refused.get(), 19);
+        assert_eq!(check.refusals.get(), 19);
         assert!(passes(&mut check, row(1, ROOT, |_| {})), "a lie changes nothing about the true row");
     }
 
@@ -247,5 +272,17 @@ mod tests {
         assert!(check.needs_whole());
         check.filter_update(&mut update(None, vec![row(2, ROOT, |_| {})]));
         assert!(!check.needs_whole());
+    }
+    #[test]
+    fn a_set_clock_asks_for_the_rows_again() {
+        static BEHIND_S: AtomicU64 = AtomicU64::new(1000);
+        let mut check = check_by(|| system_clock() - BEHIND_S.load(Ordering::Relaxed));
+        assert!(!passes(&mut check, row(1, ROOT, |_| {})), "by this clock the credential is not valid yet");
+        assert!(!check.needs_whole());
+        BEHIND_S.store(0, Ordering::Relaxed);
+        assert!(check.needs_whole());
+        check.filter_update(&mut update(None, vec![row(1, ROOT, |_| {})]));
+        assert!(!check.needs_whole());
+        assert!(passes(&mut check, row(1, ROOT, |_| {})));
     }
 }

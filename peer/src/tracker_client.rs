@@ -13,7 +13,7 @@ use shoal_proto::control::{Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, NodeId};
 use shoal_proto::limits;
 use shoal_proto::membership::MembershipUpdate;
-use shoal_proto::trust::Trust;
+use shoal_proto::trust::{Admitted, Role, Trust, TrustError};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -91,6 +91,10 @@ enum TrackerError {
     Refused(String),
     #[error("the tracker sent an unexpected answer: {0:?}")]
     Unexpected(Box<Response>),
+    #[error("the node at the tracker's address is no tracker of this cluster: check `trackers`")]
+    NoTracker(#[source] TrustError),
+    #[error("the tracker serves region {found}, and this host is in region {own}: check `trackers`")]
+    OtherRegion { own: String, found: String },
     #[error("the new credential cannot be used")]
     Renew(#[from] RenewError),
     #[error("the connection ended")]
@@ -104,6 +108,7 @@ enum TrackerError {
 /// A tracker that accepted this host.
 struct Session {
     tracker: NodeId,
+    credential: Admitted,
     beat_interval: Duration,
 }
 
@@ -214,12 +219,15 @@ impl TrackerClient {
         let credential = self.own.bytes().to_vec();
         let join = Join { known: self.shared.epoch(), credential, ..self.join.clone() };
         match self.control.request(tracker, Request::Join(join)).await? {
-            Response::Joined { index, update, beat_ms } => {
+            Response::Joined { index, update, beat_ms, tracker: shown } => {
+                let credential = self.admit_tracker(tracker, &shown).inspect_err(|error| {
+                    tracing::warn!(error = %ErrorChain(error), "this host does not believe the node at the tracker's address");
+                })?;
                 self.shared.reports().on_new_tracker();
                 self.send(TrackerEvent::Joined { index }).await;
                 self.send_update(update).await;
                 let beat_ms = u64::from(beat_ms).clamp(BEAT_MIN_MS, BEAT_MAX_MS);
-                Ok(Session { tracker, beat_interval: Duration::from_millis(beat_ms) })
+                Ok(Session { tracker, credential, beat_interval: Duration::from_millis(beat_ms) })
             }
             Response::Refused { why } => {
                 tracing::warn!(%why, "the tracker refuses this host");
@@ -227,6 +235,19 @@ impl TrackerClient {
             }
             other => Err(TrackerError::Unexpected(Box::new(other))),
         }
+    }
+
+    /// Checks that the node with a proven key is a tracker of this host's region.
+    fn admit_tracker(&self, tracker: NodeId, shown: &[u8]) -> Result<Admitted, TrackerError> {
+        let admitted = self.admission.admit(shown, tracker).map_err(TrackerError::NoTracker)?;
+        if admitted.role != Role::Tracker {
+            return Err(TrackerError::NoTracker(TrustError::WrongRole(admitted.role)));
+        }
+        let own = self.own.region();
+        if admitted.locality.region != own {
+            return Err(TrackerError::OtherRegion { own: own.to_string(), found: admitted.locality.region.clone() });
+        }
+        Ok(admitted)
     }
 
     async fn send(&self, event: TrackerEvent) {
@@ -278,6 +299,9 @@ impl TrackerClient {
                     next = next.min((last + shortest).max(Instant::now() + STATE_DELAY));
                 }
                 () = tokio::time::sleep_until(next) => {
+                    if let Err(error) = self.admission.check_again(&session.credential) {
+                        return TrackerError::NoTracker(error);
+                    }
                     let backlog = match self.beat(tracker).await {
                         Ok(backlog) => backlog,
                         Err(error) => return error,
@@ -297,18 +321,25 @@ impl TrackerClient {
         }
         let left_s = self.own.seconds_left();
         match self.renew(tracker).await {
-            Ok(()) => tracing::info!(left_s = self.own.seconds_left(), "renewed this host's credential"),
+            Ok(true) => tracing::info!(left_s = self.own.seconds_left(), "renewed this host's credential"),
+            Ok(false) => tracing::debug!(left_s, "the tracker's issuer cannot extend this host's credential yet"),
             Err(error) => tracing::warn!(
                 left_s,
                 error = %ErrorChain(&error),
-                "cannot renew this host's credential, which ends soon: set `issuer_key` at a tracker, or join again"
+                "cannot renew this host's credential, which ends soon: set `issuer_key` at a tracker, or run \
+                 `shoal cluster renew`, copy node.cred and restart"
             ),
         }
     }
 
-    async fn renew(&mut self, tracker: NodeId) -> Result<(), TrackerError> {
+    /// Returns whether this host has a new credential.
+    async fn renew(&mut self, tracker: NodeId) -> Result<bool, TrackerError> {
         match self.control.request(tracker, Request::Renew).await? {
-            Response::Renewed { credential } => Ok(self.own.replace(credential).await?),
+            Response::Renewed { credential } => {
+                self.own.replace(credential).await?;
+                Ok(true)
+            }
+            Response::Done => Ok(false),
             Response::Refused { why } => Err(TrackerError::Refused(why)),
             other => Err(TrackerError::Unexpected(Box::new(other))),
         }

@@ -39,6 +39,11 @@ impl Bitmap {
         }
     }
 
+    /// Returns the bytes of memory that the set takes. Its encoding can be much shorter.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(self.words.as_slice())
+    }
+
     /// Size of the universe, not of the set.
     pub fn len(&self) -> u32 {
         self.len

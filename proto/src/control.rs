@@ -11,6 +11,7 @@ use crate::image::Reference;
 use crate::limits;
 use crate::membership::MembershipUpdate;
 use crate::report::{HostReport, HostState, TierBytes};
+use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -137,6 +138,24 @@ pub enum Request {
     /// Host to tracker, after `Join`: the request for a credential with the same claims and a later end.
     #[n(17)]
     Renew,
+    /// Host to tracker, instead of `Join`: the request for a credential, from a host that has a certificate of a node.
+    #[n(18)]
+    EnrolNode {
+        /// When the host signed, Unix seconds.
+        #[n(0)]
+        at: u64,
+        /// The certificate and intermediate ones, DER.
+        #[n(1)]
+        #[cbor(decode_with = "crate::codec::at_most::<{ limits::NODE_CERTIFICATES_MAX }, _, _>")]
+        chain: Vec<ByteVec>,
+        /// The form of the signature, a number of TLS.
+        #[n(2)]
+        scheme: u16,
+        /// The signature of the certificate's key.
+        #[n(3)]
+        #[cbor(with = "minicbor::bytes")]
+        signature: Vec<u8>,
+    },
 }
 
 /// The current version of a name on a host.
@@ -213,6 +232,10 @@ pub enum Response {
         /// The interval between beats, milliseconds.
         #[n(2)]
         beat_ms: u32,
+        /// The tracker's own signed credential. The host believes nothing without a valid one.
+        #[n(3)]
+        #[cbor(with = "minicbor::bytes")]
+        tracker: Vec<u8>,
     },
     /// To `Beat`: the reports are stored.
     #[n(1)]
@@ -240,7 +263,7 @@ pub enum Response {
     /// To `HostStates`.
     #[n(8)]
     States(#[n(0)] JobStates),
-    /// To `Enrol`: the host may join. The host checks all three.
+    /// To `Enrol` and `EnrolNode`: the host may join. The host checks all three.
     #[n(16)]
     Enrolled {
         /// The host's signed credential.
@@ -406,6 +429,13 @@ impl Document for Request {
                 within(token, limits::JOIN_TOKEN_BYTES_MAX + limits::ENVELOPE_HEAD_BYTES_MAX)?;
                 within(claim, limits::JOIN_CLAIM_BYTES_MAX + limits::ENVELOPE_HEAD_BYTES_MAX)
             }
+            Self::EnrolNode { chain, signature, .. } => {
+                within(signature, limits::NODE_SIGNATURE_BYTES_MAX)?;
+                if chain.len() > limits::NODE_CERTIFICATES_MAX {
+                    return Err(DecodeError::invalid("certificates", "too many"));
+                }
+                chain.iter().try_for_each(|one| within(one, limits::NODE_CERTIFICATE_BYTES_MAX))
+            }
             Self::OpenJob { .. }
             | Self::Trust { .. }
             | Self::Renew
@@ -426,7 +456,11 @@ impl Document for Response {
 
     fn validate(&self) -> Result<(), DecodeError> {
         match self {
-            Self::Joined { update: Some(update), .. } | Self::Heard { update: Some(update), .. } => update.validate(),
+            Self::Joined { update, tracker, .. } => {
+                within(tracker, limits::CREDENTIAL_BYTES_MAX)?;
+                update.as_ref().map_or(Ok(()), MembershipUpdate::validate)
+            }
+            Self::Heard { update: Some(update), .. } => update.validate(),
             Self::Enrolled { credential, trust, tracker } => {
                 within(credential, limits::CREDENTIAL_BYTES_MAX)?;
                 within(trust, limits::TRUST_BYTES_MAX)?;

@@ -4,6 +4,7 @@
 //! content. An empty blob has no stream, so it comes last.
 
 use crate::codec::DecodeError;
+use crate::hex;
 use crate::ids::parse_hex;
 use crate::limits;
 use minicbor::{Decode, Encode};
@@ -44,7 +45,7 @@ pub struct Digest(#[cbor(with = "minicbor::bytes")] pub [u8; 32]);
 impl Digest {
     /// Returns the 64 digits without `sha256:`.
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&self.0)
     }
 
     /// Returns the first twelve digits, for people.

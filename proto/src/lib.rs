@@ -15,8 +15,8 @@
 //! - keys, credentials and signatures in [`trust`];
 //! - host to host in [`message`] and [`frame`], host to tracker in [`control`], completion in [`report`], the hub's
 //!   answer in [`receipt`];
-//! - encoding in [`codec`] and [`bitmap`], bounds in [`limits`];
-//! - the order of versions in [`sequence`];
+//! - encoding in [`codec`], [`bitmap`] and [`hex`], bounds in [`limits`];
+//! - the order of versions in [`sequence`]; lists of hosts in [`host_list`];
 //! - text from outside, made safe for people to read, in [`plain_text`].
 
 pub mod announcement;
@@ -27,6 +27,8 @@ pub mod desired;
 pub mod feed;
 pub mod frame;
 pub mod geometry;
+pub mod hex;
+pub mod host_list;
 pub mod ids;
 pub mod image;
 pub mod limits;

@@ -48,6 +48,12 @@ pub const JOIN_TOKEN_BYTES_MAX: usize = CREDENTIAL_BYTES_MAX;
 pub const JOIN_TOKEN_USES_MAX: u32 = 100_000;
 /// Largest request of a host to use a join token, bytes.
 pub const JOIN_CLAIM_BYTES_MAX: usize = 256;
+/// X.509 certificates that a host shows instead of a token, its own and intermediate ones.
+pub const NODE_CERTIFICATES_MAX: usize = 3;
+/// Longest of these certificates, bytes of DER.
+pub const NODE_CERTIFICATE_BYTES_MAX: usize = 2048;
+/// Longest signature of such a certificate's key, bytes: RSA of 8,192 bits.
+pub const NODE_SIGNATURE_BYTES_MAX: usize = 1024;
 /// What an envelope adds to a document, bytes.
 pub const ENVELOPE_HEAD_BYTES_MAX: usize = 128;
 /// Largest trust document, bytes.
@@ -69,6 +75,7 @@ pub const SUCCESSION_BYTES_MAX: usize = 128;
 /// Greatest trust epoch: the 20 bits above the time in a sequence.
 pub const TRUST_EPOCH_MAX: u32 = (1 << 20) - 1;
 /// How far ahead of a host's clock a time or a sequence may be, seconds. Clocks that NTP keeps differ by less than 1 s.
+/// A new credential is valid from this long before its making.
 pub const CLOCK_SKEW_MAX_S: u64 = 300;
 /// Longest time between the signature of an announcement and its end, seconds: 366 days.
 pub const ANNOUNCEMENT_LIFETIME_MAX_S: u64 = 366 * 86_400;

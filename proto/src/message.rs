@@ -196,6 +196,21 @@ pub enum DemotionStage {
 }
 
 impl Message {
+    /// Returns about how many bytes of memory the message takes, if its encoding has `encoded` bytes. A set of runs
+    /// takes much more memory than its encoding.
+    pub fn memory_bytes(&self, encoded: usize) -> usize {
+        encoded
+            + match self {
+                Self::Subscribe { have: pieces, .. } | Self::Received { pieces, .. } => pieces.memory_bytes(),
+                Self::Want { shards, .. } | Self::Unavailable { shards, .. } => size_of_val(shards.as_slice()),
+                Self::Digest { jobs: Some(jobs), .. } | Self::WantAnnounce { jobs } => size_of_val(jobs.as_slice()),
+                Self::RackPeers { rows } => size_of_val(rows.as_slice()),
+                Self::Feeds { rows } => size_of_val(rows.as_slice()),
+                Self::Demotion { placement, .. } => size_of_val(placement.hosts()),
+                _ => 0,
+            }
+    }
+
     /// Checks the bounds of a received message.
     ///
     /// # Errors

@@ -284,6 +284,7 @@ async fn hosts(State(api): State<ApiParts>) -> Json<Vec<Host>> {
     let membership = api.node.membership.borrow().clone();
     let hosts = membership.iter().map(|member| Host {
         index: member.index,
+        node: member.node,
         host: member.locality.to_string(),
         role: member.role.to_string(),
         presence: member.presence,

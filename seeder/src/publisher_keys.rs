@@ -9,7 +9,7 @@ use shoal_net::identity::{KeyFileError, load_key, save_key};
 use shoal_proto::announcement::Announcement;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Envelope, Keypair, TrustError};
+use shoal_proto::trust::{Envelope, Keypair, Trust, TrustError};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,12 +81,11 @@ impl PublisherKeys {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the newest key that the trust document in force names.
-    fn current(&self) -> Result<Keypair, SignError> {
-        let trust = self.admission.trust();
+    /// Returns the keys that a trust document names, the newest first.
+    fn named_keys(&self, trust: &Trust) -> Vec<Keypair> {
         let keys = self.keys();
-        let current = keys.iter().rev().find(|named| trust.publisher(&named.key.node()).is_some());
-        current.map(|named| named.key.clone()).ok_or(SignError::NoKey { version: trust.version() })
+        let named = keys.iter().rev().filter(|named| trust.publisher(&named.key.node()).is_some());
+        named.map(|named| named.key.clone()).collect()
     }
 
     /// Checks that hosts trust one of the keys.
@@ -94,7 +93,11 @@ impl PublisherKeys {
     /// # Errors
     /// [`SignError::NoKey`].
     pub(crate) fn check(&self) -> Result<(), SignError> {
-        self.current().map(drop)
+        let trust = self.admission.trust();
+        match self.named_keys(&trust).is_empty() {
+            true => Err(SignError::NoKey { version: trust.version() }),
+            false => Ok(()),
+        }
     }
 
     /// Signs an announcement.
@@ -102,9 +105,18 @@ impl PublisherKeys {
     /// # Errors
     /// Returns an error if hosts would refuse it: no key is trusted, or the name or the hosts are outside of its scope.
     pub(crate) fn seal(&self, announcement: &Announcement) -> Result<Envelope, SignError> {
-        let envelope = Envelope::seal(announcement, &self.current()?);
-        self.admission.open_announcement(&envelope.to_bytes())?;
-        Ok(envelope)
+        let trust = self.admission.trust();
+        let mut refused = SignError::NoKey { version: trust.version() };
+        // Each tenant of a seeder has a key with a scope of its own. The newest key whose scope fits signs.
+        for key in self.named_keys(&trust) {
+            let envelope = Envelope::seal(announcement, &key);
+            match self.admission.open_announcement(&envelope.to_bytes()) {
+                Ok(_) => return Ok(envelope),
+                Err(error) if matches!(refused, SignError::NoKey { .. }) => refused = error.into(),
+                Err(_) => {}
+            }
+        }
+        Err(refused)
     }
 
     /// Returns the key for the next trust document. The same key is returned until a document names it. Blocks.
@@ -153,12 +165,19 @@ impl PublisherKeys {
 mod tests {
     use super::*;
     use shoal_net::admission::system_clock;
-    use shoal_proto::trust::{Publisher, Trust, TrustDocument};
+    use shoal_proto::announcement::Kind;
+    use shoal_proto::ids::{ContentId, JobId};
+    use shoal_proto::locality::Selector;
+    use shoal_proto::sequence;
+    use shoal_proto::trust::{Publisher, TrustDocument};
     use std::sync::Arc;
 
     fn document(version: u64, publishers: &[NodeId]) -> Vec<u8> {
+        scoped(version, publishers.iter().map(|key| Publisher::unscoped(*key)).collect())
+    }
+
+    fn scoped(version: u64, publishers: Vec<Publisher>) -> Vec<u8> {
         let root = Keypair::from_seed([1; 32]);
-        let publishers = publishers.iter().map(|key| Publisher::unscoped(*key)).collect();
         let document = TrustDocument { version, publishers, ..TrustDocument::first(root.node(), []) };
         Envelope::seal(&document, &root).to_bytes()
     }
@@ -174,13 +193,55 @@ mod tests {
         let next = keys.next().unwrap();
         assert_eq!(keys.next().unwrap(), next, "one key waits for its document");
         assert_eq!(open().next().unwrap(), next, "also after a restart");
-        assert_eq!(keys.current().unwrap().node(), configured.node());
+        assert_eq!(newest(&keys), configured.node());
         admission.offer(&document(2, &[next])).unwrap();
-        assert_eq!(keys.current().unwrap().node(), next);
-        assert_eq!(open().current().unwrap().node(), next);
+        assert_eq!(newest(&keys), next);
+        assert_eq!(newest(&open()), next);
         assert_ne!(keys.next().unwrap(), next);
         admission.offer(&document(3, &[])).unwrap();
         assert!(matches!(keys.check(), Err(SignError::NoKey { version: 3 })));
+    }
+
+    fn newest(keys: &PublisherKeys) -> NodeId {
+        keys.named_keys(&keys.admission.trust())[0].node()
+    }
+
+    fn announcement(name: &str) -> Announcement {
+        let now = system_clock();
+        Announcement {
+            job: JobId([1; 16]),
+            content: ContentId([2; 32]),
+            kind: Kind::Blob,
+            name: name.into(),
+            version: "1".into(),
+            sequence: sequence::at(1, now * 1000).unwrap(),
+            selector: Selector::all(),
+            origin: NodeId([3; 32]),
+            manifest_bytes: 10,
+            size: 10,
+            created_at: now,
+            expires_at: now + 60,
+            feed: None,
+            staged: false,
+            order: None,
+        }
+    }
+
+    #[test]
+    fn the_key_whose_scope_fits_signs() {
+        let dir = tempfile::tempdir().unwrap();
+        let configured = Keypair::from_seed([2; 32]);
+        let trust = Trust::open(&document(1, &[configured.node()]), None).unwrap();
+        let admission = Admission::new(Arc::new(trust), Vec::new(), system_clock);
+        let keys = PublisherKeys::open(configured.clone(), dir.path(), admission.clone()).unwrap();
+        let tenant = keys.next().unwrap();
+        let of_names = |key, name: &str| Publisher { names: vec![name.into()], ..Publisher::unscoped(key) };
+        let publishers = vec![of_names(configured.node(), "core"), of_names(tenant, "edge")];
+        admission.offer(&scoped(2, publishers)).unwrap();
+        let signer = |name: &str| keys.seal(&announcement(name)).map(|envelope| envelope.signer());
+        assert_eq!(signer("core/app").unwrap(), configured.node());
+        assert_eq!(signer("edge/app").unwrap(), tenant);
+        assert!(matches!(signer("other/app"), Err(SignError::Refused(TrustError::OutsideScope { .. }))));
     }
 
     #[test]
@@ -192,7 +253,7 @@ mod tests {
         for version in 2..30 {
             let next = keys.next().unwrap();
             admission.offer(&document(version, &[next])).unwrap();
-            assert_eq!(keys.current().unwrap().node(), next);
+            assert_eq!(newest(&keys), next);
         }
         assert!(fs::read_dir(dir.path().join(FOLDER)).unwrap().count() <= KEPT_MAX);
     }

@@ -11,6 +11,7 @@ use shoal_net::admission::system_clock;
 use shoal_net::identity::save_key;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
+use shoal_proto::limits::CLOCK_SKEW_MAX_S;
 use shoal_proto::locality::Locality;
 use shoal_proto::trust::{AddressRange, Credential, Envelope, Role, TrustDocument};
 use shoal_service::units::Span;
@@ -42,6 +43,7 @@ Keep cluster/root.key offline. Only `shoal cluster` commands need the file.")]
     Publish(cluster_trust::Publish),
     Tls(cluster_tls::Tls),
     AddIssuer(cluster_issuer::AddIssuer),
+    RemoveIssuer(cluster_trust::RemoveIssuer),
     /// Create tokens with which hosts join
     #[command(subcommand)]
     Token(cluster_token::Command),
@@ -127,6 +129,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Publish(args) => cluster_trust::publish(args)?,
         Command::Show(args) => cluster_show::run(args)?,
         Command::AddIssuer(args) => cluster_issuer::run(args)?,
+        Command::RemoveIssuer(args) => cluster_trust::remove_issuer(args)?,
         Command::Token(command) => cluster_token::run(command)?,
     }
     Ok(Outcome::Ok)
@@ -173,7 +176,8 @@ pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
     let signer = Signer::open(&args.dir)?;
     let trust = &signer.trust;
     if !args.replace {
-        cluster_files::check_free(&cluster_files::issued(&args.dir)?, &args.locality, trust)?;
+        cluster_files::check_free(&cluster_files::issued(&args.dir)?, &args.locality, trust)
+            .context("no credential was issued; add --replace to issue one all the same")?;
     }
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let keys = fresh_key()?;
@@ -184,7 +188,7 @@ pub(crate) fn issue(args: &Issue) -> anyhow::Result<Credential> {
         role: args.role,
         locality: args.locality.clone(),
         // Clocks of hosts differ by seconds, so the credential is valid from five minutes ago.
-        not_before: now.saturating_sub(300),
+        not_before: now.saturating_sub(CLOCK_SKEW_MAX_S),
         not_after: now.saturating_add(args.valid.0.as_secs()),
         labels: args.label.iter().cloned().collect(),
         weight_max: args.weight_max,

@@ -8,7 +8,9 @@ use shoal_net::admission::system_clock;
 use shoal_net::identity::{load_key, save_key};
 use shoal_net::replace_file::replace_file;
 use shoal_proto::codec::Document;
+use shoal_proto::hex;
 use shoal_proto::ids::NodeId;
+use shoal_proto::limits::CREDENTIAL_BYTES_MAX;
 use shoal_proto::locality::Locality;
 use shoal_proto::trust::{Credential, Envelope, Keypair, Trust, TrustDocument};
 use std::fs::{self, File, OpenOptions};
@@ -147,10 +149,8 @@ pub(crate) struct Issued {
 impl Issued {
     /// Decodes the credential.
     pub(crate) fn open(&self) -> Option<Credential> {
-        let bytes = (0..self.credential.len())
-            .step_by(2)
-            .map(|at| self.credential.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()));
-        Envelope::from_bytes(&bytes.collect::<Option<Vec<u8>>>()?).ok()?.open().ok()
+        let bytes = hex::decode(&self.credential, CREDENTIAL_BYTES_MAX)?;
+        Envelope::from_bytes(&bytes).ok()?.open().ok()
     }
 }
 
@@ -161,7 +161,7 @@ impl Issued {
 /// The list cannot be written.
 pub(crate) fn note_issued(dir: &Path, credential: &[u8]) -> anyhow::Result<()> {
     let path = dir.join(ISSUED);
-    let issued = Issued { credential: credential.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let issued = Issued { credential: hex::encode(credential) };
     let line = format!("{}\n", serde_json::to_string(&issued)?);
     let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
     let written = file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all()));
@@ -210,8 +210,8 @@ pub(crate) fn check_free(issued: &[Credential], place: &Locality, trust: &Trust)
     let holds = |row: &&Credential| row.locality == *place && row.not_after > now && !trust.is_revoked(&row.node);
     match issued.iter().find(holds) {
         Some(row) => bail!(
-            "{place} is taken by node {}, whose credential ends in {} days; use another locality, renew or revoke that \
-             node, or add --replace",
+            "{place} is taken by node {}, whose credential ends in {} days: name another locality, or renew or revoke \
+             that node",
             row.node.short(),
             (row.not_after - now) / 86_400
         ),

@@ -27,7 +27,7 @@ pub(crate) struct AddIssuer {
     /// Role of the nodes: peer, seeder, tracker or hub; repeat the option for several roles
     #[arg(long = "role", required = true)]
     roles: Vec<Role>,
-    /// Places of the nodes, such as north or north/site1; repeat the option for more. Without it, all places
+    /// Localities of the nodes, such as north or north/site1; repeat the option for more. Without it, all places
     #[arg(long = "locality")]
     localities: Vec<String>,
     /// Longest validity of a credential
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &AddIssuer) -> anyhow::Result<()> {
         roles: args.roles.clone(),
         localities: args.localities.iter().map(|place| place.trim_end_matches('/').to_string()).collect(),
         // A credential begins five minutes before its making.
-        valid_max_s: args.valid_max.0.as_secs().saturating_add(shoal_proto::trust::CLOCK_SKEW_S),
+        valid_max_s: args.valid_max.0.as_secs().saturating_add(shoal_proto::limits::CLOCK_SKEW_MAX_S),
         not_after: system_clock().saturating_add(args.until.0.as_secs()),
     };
     save_key(&args.out, &keys)?;

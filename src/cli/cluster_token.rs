@@ -10,16 +10,13 @@ use serde_json::json;
 use shoal_net::admission::system_clock;
 use shoal_net::identity::load_key;
 use shoal_net::replace_file::replace_file;
+use shoal_proto::host_list::{LIST_BYTES_MAX, ListedHost, parse_hosts};
 use shoal_proto::ids::NodeId;
 use shoal_proto::limits::JOIN_TOKEN_USES_MAX;
 use shoal_proto::locality::{Labels, Locality};
 use shoal_proto::trust::{AddressRange, Credential, JoinToken, Keypair, Role, TokenSecret, Trust};
 use shoal_service::units::Span;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// Longest file of hosts, bytes.
-const HOSTS_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -80,7 +77,6 @@ pub(crate) struct Create {
 }
 
 /// Hosts that may join with one token.
-#[derive(Debug, PartialEq, Eq)]
 struct Hosts {
     place: String,
     uses: u32,
@@ -183,83 +179,19 @@ fn print(args: &Create, tokens: &[(JoinToken, TokenSecret)]) -> anyhow::Result<(
 /// Reads the file of hosts.
 fn read_hosts(path: &Path) -> anyhow::Result<Vec<Hosts>> {
     let size = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    if size > HOSTS_BYTES_MAX {
-        bail!("{} has more than {HOSTS_BYTES_MAX} bytes", path.display());
+    if size > LIST_BYTES_MAX {
+        bail!("{} has more than {LIST_BYTES_MAX} bytes", path.display());
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse_hosts(&text).with_context(|| format!("{} is not a list of hosts", path.display()))
-}
-
-/// Parses `name,locality,labels,addresses` lines. Labels and addresses are separated by `;` and may be missing.
-fn parse_hosts(text: &str) -> anyhow::Result<Vec<Hosts>> {
-    let mut hosts = Vec::new();
-    let mut places = BTreeSet::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        let is_head = number == 0 && line.starts_with("name,");
-        if line.is_empty() || line.starts_with('#') || is_head {
-            continue;
-        }
-        let row = parse_host(line).with_context(|| format!("line {}", number + 1))?;
-        if !places.insert(row.place.clone()) {
-            bail!("line {}: {} is there twice", number + 1, row.place);
-        }
-        hosts.push(row);
-    }
+    let hosts = parse_hosts(&text).with_context(|| format!("{} is not a list of hosts", path.display()))?;
     if hosts.is_empty() {
-        bail!("no host in it");
+        bail!("{} has no host", path.display());
     }
-    Ok(hosts)
-}
-
-fn parse_host(line: &str) -> anyhow::Result<Hosts> {
-    let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-    let [name, rack, rest @ ..] = fields.as_slice() else { bail!("expected name,locality,labels,addresses") };
-    if rest.len() > 2 {
-        bail!("expected four fields: separate labels, and addresses, with `;`");
-    }
-    let place: Locality = format!("{}/{name}", rack.trim_end_matches('/')).parse()?;
-    let list =
-        |field: usize| rest.get(field).into_iter().flat_map(|text| text.split(';')).filter(|text| !text.is_empty());
-    Ok(Hosts {
-        place: place.to_string(),
+    let one = |host: ListedHost| Hosts {
+        place: host.locality.to_string(),
         uses: 1,
-        labels: list(0).map(parse_label).collect::<anyhow::Result<_>>()?,
-        addresses: list(1).map(str::parse).collect::<Result<_, _>>()?,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_of_hosts_is_read_line_by_line() {
-        let text = "name,locality,labels,addresses\n# rack 3\nh1,n/s/r3,service=cache;tier=1,10.1.0.0/16;10.2.0.0/16\n\n\
-                    h2,n/s/r3/\nh1, n/s/r4 ,,10.3.0.0/16\n";
-        let hosts = parse_hosts(text).unwrap();
-        let places: Vec<&str> = hosts.iter().map(|hosts| hosts.place.as_str()).collect();
-        assert_eq!(places, ["n/s/r3/h1", "n/s/r3/h2", "n/s/r4/h1"]);
-        assert_eq!((hosts[0].labels.len(), hosts[0].addresses.len(), hosts[0].uses), (2, 2, 1));
-        assert_eq!((hosts[1].labels.len(), hosts[1].addresses.len()), (0, 0));
-        assert_eq!((hosts[2].labels.len(), hosts[2].addresses.len()), (0, 1));
-    }
-
-    #[test]
-    fn a_wrong_line_is_named() {
-        let cases = [
-            ("h1", "line 1"),
-            ("h1,n/s/r3\nh2,n/s", "line 2"),
-            ("h1,n/s/r3\nh1,n/s/r3", "line 2"),
-            ("h1,n/s/r3,novalue", "line 1"),
-            ("h1,n/s/r3,,10.0.0.0", "line 1"),
-            ("h1,n/s/r3,a=b,10.0.0.0/8,more", "line 1"),
-            ("../h1,n/s/r3", "line 1"),
-            ("name,locality\n", "no host"),
-        ];
-        for (text, place) in cases {
-            let error = format!("{:#}", parse_hosts(text).unwrap_err());
-            assert!(error.contains(place), "{text}: {error}");
-        }
-    }
+        labels: host.labels,
+        addresses: host.addresses,
+    };
+    Ok(hosts.into_iter().map(one).collect())
 }

@@ -12,6 +12,7 @@ use shoal_net::admission::system_clock;
 use shoal_net::identity::save_key;
 use shoal_proto::codec::Document;
 use shoal_proto::ids::NodeId;
+use shoal_proto::limits::CLOCK_SKEW_MAX_S;
 use shoal_proto::locality::{Locality, Selector};
 use shoal_proto::trust::{Credential, Envelope, Issuer, Keypair, Publisher, Revocation, Role, Succession, Trust};
 use shoal_service::http_client::Client;
@@ -198,26 +199,32 @@ pub(crate) fn publish(args: &Publish) -> anyhow::Result<()> {
 }
 
 /// The nodes that a person means, with the end of their last credentials.
-fn find_nodes(dir: &Path, host: &str) -> anyhow::Result<Vec<Revocation>> {
+fn find_nodes(dir: &Path, trust: &Trust, host: &str) -> anyhow::Result<Vec<Revocation>> {
     let rows = cluster_files::issued(dir)?;
+    let now = system_clock();
+    // Trackers renew credentials, so the last one ends later than the one that was issued here.
+    let longest = trust.document().issuers.iter().map(|issuer| issuer.valid_max_s).max().unwrap_or(0);
+    let renewed = now.saturating_add(longest.max(UNKNOWN_CREDENTIAL_S)).saturating_add(CLOCK_SKEW_MAX_S);
     if let Ok(node) = host.parse::<NodeId>() {
-        let known = rows.iter().find(|row| row.node == node).map(|row| row.not_after);
-        let until = known.unwrap_or_else(|| system_clock().saturating_add(UNKNOWN_CREDENTIAL_S));
-        return Ok(vec![Revocation { node, until }]);
+        let known = rows.iter().filter(|row| row.node == node).map(|row| row.not_after).max();
+        return Ok(vec![Revocation { node, until: known.unwrap_or(0).max(renewed) }]);
     }
     let locality: Locality = host.parse().context("name a host as region/site/rack/host, or a key by its 64 digits")?;
-    let now = system_clock();
-    let rows = rows.into_iter().filter(|row| row.locality == locality && row.not_after > now);
-    let found: Vec<Revocation> = rows.map(|row| Revocation { node: row.node, until: row.not_after }).collect();
+    let rows = rows.into_iter().filter(|row| row.locality == locality);
+    let found: Vec<Revocation> =
+        rows.map(|row| Revocation { node: row.node, until: row.not_after.max(renewed) }).collect();
     if found.is_empty() {
-        bail!("no valid credential for {host} was issued here; name the key, which `shoal hosts --json` shows");
+        bail!(
+            "no credential for {host} was issued in {}; name the key, which `shoal hosts --json` shows",
+            dir.display()
+        );
     }
     Ok(found)
 }
 
 pub(crate) fn revoke(args: &Revoke) -> anyhow::Result<()> {
     let signer = Signer::open(&args.target.dir)?;
-    let nodes = find_nodes(&args.target.dir, &args.host)?;
+    let nodes = find_nodes(&args.target.dir, &signer.trust, &args.host)?;
     if nodes.iter().all(|row| signer.trust.is_revoked(&row.node)) {
         return args.target.finish(&signer.trust, &format!("{} was revoked before", args.host));
     }
@@ -247,7 +254,7 @@ pub(crate) fn renew(args: &Renew) -> anyhow::Result<()> {
     let mut done = Vec::new();
     for row in rows {
         let not_after = now.saturating_add(args.valid.0.as_secs());
-        let credential = Credential { not_before: now.saturating_sub(300), not_after, ..row };
+        let credential = Credential { not_before: now.saturating_sub(CLOCK_SKEW_MAX_S), not_after, ..row };
         let out = match args.host {
             Some(_) => args.out.clone(),
             None => args.out.join(credential.locality.to_string().replace('/', "_")),
@@ -348,6 +355,30 @@ pub(crate) fn rotate_root(args: &RotateRoot) -> anyhow::Result<()> {
     })?;
     let former = signer.promote_next_root()?;
     args.target.finish(&trust, &format!("the root is {}, the former key is {}", next.node().short(), former.display()))
+}
+
+/// Remove an issuer from the trust document: every credential and every token that it signed ends at once
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  shoal cluster remove-issuer KEY --dir cluster --seeder https://seeder.north.example:7721 --ca ca.pem
+
+`shoal cluster show` prints the keys of all issuers. Hosts whose credential the issuer signed leave the cluster until
+they join again.")]
+pub(crate) struct RemoveIssuer {
+    /// Key of the issuer, 64 digits
+    issuer: NodeId,
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(crate) fn remove_issuer(args: &RemoveIssuer) -> anyhow::Result<()> {
+    let signer = Signer::open(&args.target.dir)?;
+    if signer.trust.issuer(&args.issuer).is_none() {
+        bail!("{} is no issuer of this cluster: `shoal cluster show` prints the keys of all issuers", args.issuer);
+    }
+    let trust = signer.sign(|document| document.issuers.retain(|issuer| issuer.key != args.issuer))?;
+    args.target.finish(&trust, &format!("removed issuer {}", args.issuer.short()))
 }
 
 /// The mandate under which the credentials of a former root stay valid for a while.

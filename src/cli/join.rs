@@ -9,13 +9,16 @@ use super::{Outcome, output};
 use anyhow::{Context, bail};
 use serde_json::json;
 use shoal_net::admission::system_clock;
-use shoal_net::control::{ControlConfig, ControlPlane};
-use shoal_net::enrolment::{EnrolError, Enrolment, enrol};
+use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane};
+use shoal_net::enrolment::{EnrolError, Enrolment, enrol, enrol_node};
 use shoal_net::identity::{Identity, load_key, save_key};
+use shoal_net::node_certificate::NodeCertificate;
 use shoal_net::replace_file::replace_file;
+use shoal_proto::ids::{ClusterId, NodeId};
 use shoal_proto::locality::Locality;
 use shoal_proto::trust::{Keypair, TokenSecret, Trust};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,22 +27,36 @@ const TOKENS_BYTES_MAX: u64 = 64 << 20;
 /// Time for the connection to end.
 const STOP: Duration = Duration::from_secs(1);
 
-/// Join a cluster: make this host's key here and get its credential for a join token
+/// Join a cluster: make this host's key here and get its credential for a join token or a node certificate
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   shoal join --token-file rack3.token --tracker tracker.north.example:7710
   shoal join --token-file hosts.tokens --name host17 --tracker tracker.north.example:7710
+  shoal join --kubeedge-cert /etc/kubeedge/certs/server.crt --kubeedge-key /etc/kubeedge/certs/server.key \\
+      --cluster ID --tracker tracker.north.example:7710
 
 `shoal cluster token create` makes tokens. The command writes node.key, node.cred and trust, which a role then reads.
 It can be repeated after a failure: the host keeps its key and counts once.")]
 pub(crate) struct Args {
     /// Join token
-    #[arg(long, required_unless_present = "token_file", conflicts_with = "token_file")]
+    #[arg(long, required_unless_present_any = ["token_file", "kubeedge_cert"], conflicts_with = "token_file")]
     token: Option<String>,
     /// File with a join token, or with one `LOCALITY TOKEN` per line of which this host takes its own
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// PEM file with the client certificate of this host's KubeEdge node, instead of a token
+    #[arg(long, value_name = "FILE", requires_all = ["kubeedge_key", "cluster"], conflicts_with_all = ["token", "token_file", "name"])]
+    kubeedge_cert: Option<PathBuf>,
+    /// PEM file with the key of that certificate. The key stays on the host
+    #[arg(long, value_name = "FILE", requires = "kubeedge_cert")]
+    kubeedge_key: Option<PathBuf>,
+    /// Id of the cluster, as `shoal cluster show` prints it. The host believes no tracker of another cluster
+    #[arg(long, value_name = "ID", requires = "kubeedge_cert")]
+    cluster: Option<ClusterId>,
+    /// Least version of the trust document to accept, as `shoal cluster show` prints it. A token has its own
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "kubeedge_cert")]
+    trust_version: u64,
     /// Control address of a tracker that issues credentials
     #[arg(long, value_name = "HOST:PORT")]
     tracker: String,
@@ -59,17 +76,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let credential = args.dir.join("node.cred");
     if credential.exists() {
         bail!(
-            "{} exists, so this host has joined: remove node.key and node.cred there to join as a new host",
+            "{} exists, so this host has joined: remove it to get another credential for this host, and remove node.key \
+             too to join as another host",
             credential.display()
         );
     }
-    let token = token(args)?;
-    let document = token.document().context("the token is invalid")?;
-    let name = args.name.as_deref().map(|name| name.rsplit('/').next().unwrap_or(name).to_string());
+    let right = Right::of(args)?;
+    let cluster = right.cluster()?;
     fs::create_dir_all(&args.dir).with_context(|| format!("cannot create {}", args.dir.display()))?;
-    check_trust(&args.dir, &token)?;
+    let known = known_trust(&args.dir, cluster)?.max(args.trust_version);
     let keys = own_key(&args.dir)?;
-    let enrolment = block_on(exchange(&args.tracker, &keys, &token, name))?;
+    let enrolment = block_on(exchange(&args.tracker, &keys, &right, known))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = args.dir.join(name);
         replace_file(&path, bytes, 0o644).with_context(|| format!("cannot write {}", path.display()))
@@ -80,7 +97,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let Enrolment { credential, .. } = enrolment;
     if args.json {
         output::json(&json!({ "node": credential.node, "role": credential.role, "locality": credential.locality,
-            "cluster": document.cluster, "not_after": credential.not_after, "dir": args.dir }))?;
+            "cluster": cluster, "not_after": credential.not_after, "dir": args.dir }))?;
     } else {
         let (role, at, node) = (credential.role, &credential.locality, credential.node.short());
         output::line(&format!("{role} {at}: node {node}, files in {}", args.dir.display()));
@@ -88,14 +105,51 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Ok)
 }
 
-/// Refuses a folder that belongs to another cluster.
-fn check_trust(dir: &Path, token: &TokenSecret) -> anyhow::Result<()> {
+/// By what right the host joins.
+enum Right {
+    Token { token: Box<TokenSecret>, name: Option<String> },
+    Node { certificate: NodeCertificate, cluster: ClusterId },
+}
+
+impl Right {
+    fn of(args: &Args) -> anyhow::Result<Self> {
+        if let (Some(file), Some(key), Some(cluster)) = (&args.kubeedge_cert, &args.kubeedge_key, args.cluster) {
+            return Ok(Self::Node { certificate: NodeCertificate::load(file, key)?, cluster });
+        }
+        let name = args.name.as_deref().map(|name| name.rsplit('/').next().unwrap_or(name).to_string());
+        Ok(Self::Token { token: Box::new(token(args)?), name })
+    }
+
+    fn cluster(&self) -> anyhow::Result<ClusterId> {
+        match self {
+            Self::Token { token, .. } => Ok(token.document().context("the token is invalid")?.cluster),
+            Self::Node { cluster, .. } => Ok(*cluster),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        control: &ControlHandle,
+        addr: SocketAddr,
+        node: NodeId,
+        known: u64,
+    ) -> Result<Enrolment, EnrolError> {
+        match self {
+            Self::Token { token, name } => enrol(control, addr, node, token, name.clone(), system_clock).await,
+            Self::Node { certificate, cluster } => {
+                enrol_node(control, addr, node, certificate, *cluster, known, system_clock).await
+            }
+        }
+    }
+}
+
+/// Returns the version of the trust document in the folder, 0 without one. Refuses a folder of another cluster.
+fn known_trust(dir: &Path, cluster: ClusterId) -> anyhow::Result<u64> {
     let path = dir.join("trust");
-    let Ok(bytes) = fs::read(&path) else { return Ok(()) };
-    let cluster = token.document()?.cluster;
-    Trust::open(&bytes, Some(cluster))
-        .with_context(|| format!("{} is not of the token's cluster: name another --dir", path.display()))?;
-    Ok(())
+    let Ok(bytes) = fs::read(&path) else { return Ok(0) };
+    let trust = Trust::open(&bytes, Some(cluster))
+        .with_context(|| format!("{} is not of the cluster to join: name another --dir", path.display()))?;
+    Ok(trust.version())
 }
 
 /// Reads the host's key, or makes it.
@@ -110,12 +164,7 @@ fn own_key(dir: &Path) -> anyhow::Result<Keypair> {
 }
 
 /// Asks the tracker at each of its addresses until one answers.
-async fn exchange(
-    tracker: &str,
-    keys: &Keypair,
-    token: &TokenSecret,
-    name: Option<String>,
-) -> anyhow::Result<Enrolment> {
+async fn exchange(tracker: &str, keys: &Keypair, right: &Right, known: u64) -> anyhow::Result<Enrolment> {
     let addrs = tokio::net::lookup_host(tracker).await.with_context(|| format!("cannot look up {tracker}"))?;
     let config = ControlConfig::new(Identity::new(keys), Vec::new());
     let (control, mut events) = ControlPlane::start(config).await?;
@@ -123,7 +172,7 @@ async fn exchange(
     let drain = tokio::spawn(async move { while events.recv().await.is_some() {} });
     let mut ended = Err(anyhow::anyhow!("{tracker} has no address"));
     for addr in addrs {
-        let answer = enrol(&control, addr, keys.node(), token, name.clone(), system_clock).await;
+        let answer = right.exchange(&control, addr, keys.node(), known).await;
         let is_unreachable = matches!(answer, Err(EnrolError::Connect(_)));
         ended = answer.with_context(|| format!("cannot join at {addr}"));
         if !is_unreachable {

@@ -63,6 +63,8 @@ pub enum Input {
     /// `from` is `None` for our own publication and for what was on disk at start. With `inline`, manifest and data
     /// came with it and are verified. A `ContentReady` with every piece follows. Children on lane 0 may get them.
     Announced { from: Option<HostIndex>, via: Via, announcement: Arc<Announcement>, inline: bool },
+    /// An announcement arrived that no key signed, so its sender made it or did not check it.
+    AnnouncementCorrupt { from: HostIndex },
     /// The content's manifest is checked, its space is reserved, and `have` are the pieces that the disk has.
     ContentReady { content: ContentId, geometry: Geometry, have: Bitmap },
     /// This host cannot take the content: its manifest is invalid, space is missing, or it does not suit the host.

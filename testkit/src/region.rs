@@ -29,6 +29,7 @@ pub struct Setup<'a> {
     addr: Ipv4Addr,
     wrap: Vec<String>,
     issuer: bool,
+    tracker: Vec<String>,
     seeder: Vec<String>,
     peer: PeerSettings<'a>,
     name: Naming<'a>,
@@ -44,6 +45,7 @@ impl<'a> Setup<'a> {
             addr: own_loopback(),
             wrap: Vec::new(),
             issuer: false,
+            tracker: Vec::new(),
             seeder: Vec::new(),
             peer: Box::new(|_| Vec::new()),
             name: Box::new(|_, addr| addr.to_string()),
@@ -61,9 +63,15 @@ impl<'a> Setup<'a> {
         self
     }
 
-    /// Adds an issuer of credentials for peers, seeders and trackers, whose key `cluster/issuer.key` the tracker has.
+    /// Adds an issuer of credentials for every role, whose key `cluster/issuer.key` the tracker has.
     pub fn with_issuer(mut self) -> Self {
         self.issuer = true;
+        self
+    }
+
+    /// Further settings of the tracker.
+    pub fn tracker(mut self, settings: &[String]) -> Self {
+        self.tracker = settings.to_vec();
         self
     }
 
@@ -93,7 +101,7 @@ impl<'a> Setup<'a> {
         if self.issuer {
             let out = cluster.join("issuer.key");
             let dir = ["cluster", "add-issuer", "--dir", cluster.to_str().unwrap(), "--out", out.to_str().unwrap()];
-            self.program.ok(&[&dir[..], &["--role", "peer", "--role", "seeder", "--role", "tracker"]].concat());
+            self.program.ok(&[&dir[..], &["--role", "peer", "--role", "seeder", "--role", "tracker", "--role", "hub"]].concat());
         }
         let starter = Starter { at: folder.path().to_path_buf(), launcher: Launcher::new(self.program, &self.wrap) };
         let hub = starter.hub(&self);
@@ -134,6 +142,7 @@ impl Starter {
         if setup.issuer {
             set.push(format!("issuer_key='{}'", self.at.join("cluster/issuer.key").display()));
         }
+        set.extend(setup.tracker.iter().cloned());
         // Shorter than the defaults, so that tests wait less.
         set.extend(["beat=300ms".into(), "flush=200ms".into()]);
         self.launch("tracker", "tracker", set)

@@ -5,6 +5,7 @@ use crate::SHOAL;
 use serde_json::{Value, json};
 use shoal_net::identity::load_key;
 use shoal_proto::codec::{Document, decode_exact};
+use shoal_proto::hex;
 use shoal_proto::ids::Hash;
 use shoal_proto::receipt::HubReceipt;
 use shoal_proto::report::{HubFlush, HubSubmission};
@@ -62,10 +63,6 @@ fn answer(mut stream: TcpStream, forge: &Forger, number: usize) -> Option<()> {
     write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{text}", text.len()).ok()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Who signs a false receipt.
 struct Signer {
     keys: Keypair,
@@ -80,7 +77,7 @@ impl Signer {
 
     fn receipt(&self, receipt: &HubReceipt) -> Value {
         let signed = Envelope::seal(receipt, &self.keys).to_bytes();
-        let (credential, signed) = (hex(&self.credential), hex(&signed));
+        let (credential, signed) = (hex::encode(&self.credential), hex::encode(&signed));
         json!({ "sequence": receipt.sequence, "duplicate": false, "credential": credential, "signed": signed })
     }
 }

@@ -101,6 +101,9 @@ impl Intruder {
             }
         });
         up.recv_timeout(PATIENCE).expect("the intruder has a link to the host");
+        // A host keeps no announcement of a node that the membership does not name yet.
+        let members = 3;
+        until("the host knows the intruder", || (region.peers[0].metric("shoal_members") == members).then_some(()));
         Self { runtime, me, tracker, control, endpoint, peer, manifests, sequence: 0 }
     }
 

@@ -1,13 +1,16 @@
 //! Hosts that join with tokens, and those that try more than a token allows.
 
 use super::SHOAL;
+use shoal_api::trust::CredentialInForce;
 use shoal_net::admission::system_clock;
 use shoal_net::control::{ControlConfig, ControlEvent, ControlPlane};
 use shoal_net::enrolment::{EnrolError, Enrolment, enrol};
 use shoal_net::identity::{Identity, load_key};
+use shoal_proto::codec::Document;
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::{Keypair, TokenSecret};
+use shoal_proto::trust::{Credential, Envelope, Keypair, TokenSecret};
+use shoal_service::http_client::{Client, ClientError};
 use shoal_testkit::process::Launcher;
 use shoal_testkit::settings::{issue_with, node};
 use shoal_testkit::{Process, Region, Setup, until};
@@ -200,9 +203,10 @@ fn tokens_that_end_are_forged_or_name_taken_places_say_so() {
     assert!(refused.contains("not trusted"), "{refused}");
     // An issuer cannot make tokens beyond its mandate.
     let cluster = at.join("cluster");
-    let hub = ["cluster", "token", "create", "--dir", text(&cluster), "--role", "hub", "--locality", "t/c/c/hub"];
-    let complaint = String::from_utf8(SHOAL.run(&hub).stderr).unwrap();
-    assert!(complaint.contains("its mandate excludes the role"), "{complaint}");
+    let create = ["cluster", "token", "create", "--dir", text(&cluster), "--role", "peer", "--valid", "60d"];
+    let long = SHOAL.run(&[&create[..], &["--locality", "t/site/rack0/"]].concat());
+    let complaint = String::from_utf8(long.stderr).unwrap();
+    assert!(complaint.contains("its mandate excludes the length of validity"), "{complaint}");
     for host in ["thief", "second", "forger", "foreign"] {
         assert!(!at.join(host).join("node.cred").exists());
     }
@@ -281,7 +285,7 @@ fn a_host_believes_no_tracker_but_one_of_the_cluster_and_tells_it_no_secret() {
     fs::create_dir(&other).unwrap();
     SHOAL.ok(&["cluster", "init", "--dir", text(&other.join("cluster"))]);
     issue_with(SHOAL, &other, "tracker", "tracker", "t/core/core/tracker", &[]);
-    let posing = [(other.join("tracker"), "not from the token's cluster"), (at.join("rack0-host0"), "no tracker")];
+    let posing = [(other.join("tracker"), "not from the expected cluster"), (at.join("rack0-host0"), "no tracker")];
     for (files, why) in posing {
         let read = |name: &str| fs::read(files.join(name)).unwrap();
         let keys = load_key(&files.join("node.key")).unwrap();
@@ -345,4 +349,50 @@ fn credentials_renew_by_themselves() {
     fs::write(&source, "after the renewal").unwrap();
     let job = region.push(&source, "n", "1");
     region.wait_active(&job, 2);
+}
+
+#[test]
+fn a_tracker_renews_the_hubs_credential_and_the_hub_takes_no_other() {
+    let mut region = region();
+    let at = region.folder.path().join("hub");
+    let root = load_key(&region.folder.path().join("cluster/root.key")).unwrap();
+    let issued: Envelope = Envelope::from_bytes(&fs::read(at.join("node.cred")).unwrap()).unwrap();
+    let now = system_clock();
+    // Less than a third of its life is left.
+    let ending = Credential { not_before: now - 1000, not_after: now + 400, ..issued.open().unwrap() };
+    let ending_bytes = Envelope::seal(&ending, &root).to_bytes();
+    region.tracker.kill();
+    region.hub.kill();
+    fs::write(at.join("node.cred"), &ending_bytes).unwrap();
+    region.hub.start();
+    let metric = "shoal_credential_expiry_timestamp_seconds";
+    assert_eq!(region.hub.metric(metric), ending.not_after);
+    let refused = [
+        ending_bytes,
+        Envelope::seal(&Credential { weight_max: 7, not_after: now + 900, ..ending.clone() }, &root).to_bytes(),
+        Envelope::seal(&Credential { not_after: now + 900, ..ending.clone() }, &Keypair::from_seed([5; 32])).to_bytes(),
+        fs::read(region.peers[0].dir().join("node.cred")).unwrap(),
+        b"nonsense".to_vec(),
+    ];
+    let client = Client::trusting(&format!("http://{}", region.hub.http()), None, None).unwrap();
+    let runtime = Runtime::new().unwrap();
+    for bytes in refused {
+        match runtime.block_on(client.post_bytes::<CredentialInForce>("/v1/credential", bytes)) {
+            Err(ClientError::Refused(error)) => assert_eq!(error.status, 409, "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(region.hub.metric(metric), ending.not_after);
+    region.tracker.start();
+    until("the hub has its new credential", || (region.hub.metric(metric) > ending.not_after).then_some(()));
+    let renewed = region.hub.metric(metric);
+    region.hub.restart();
+    assert_eq!(region.hub.metric(metric), renewed);
+    // Receipts that the renewed credential covers count.
+    region.wait_up(1);
+    let source = region.folder.path().join("content");
+    fs::write(&source, "after the renewal").unwrap();
+    let job = region.push(&source, "n", "1");
+    region.wait_active(&job, 1);
+    until("the hub has the report", || (region.hub_active(&job)? == 1).then_some(()));
 }

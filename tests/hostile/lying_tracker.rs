@@ -15,6 +15,7 @@ use shoal_testkit::{Process, own_loopback, until};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -29,19 +30,28 @@ struct LyingTracker {
     keys: Keypair,
     /// The next updates, oldest first. The first is whole and answers the next `Join`.
     updates: Arc<Mutex<Vec<MembershipUpdate>>>,
+    /// Beats that hosts sent.
+    beats: Arc<AtomicU32>,
 }
 
 impl LyingTracker {
     fn start(folder: &Path, addr: Ipv4Addr) -> Self {
         issue_with(SHOAL, folder, "liar", "tracker", "t/core/core/liar", &["--address", "127.0.0.0/8"]);
         let keys = load_key(&folder.join("liar/node.key")).unwrap();
-        let trust = Trust::open(&fs::read(folder.join("liar/trust")).unwrap(), None).unwrap();
+        let credential = fs::read(folder.join("liar/node.cred")).unwrap();
+        Self::with(folder, addr, keys, credential)
+    }
+
+    /// A node with any key that shows any credential.
+    fn with(folder: &Path, addr: Ipv4Addr, keys: Keypair, credential: Vec<u8>) -> Self {
+        let trust = Trust::open(&fs::read(folder.join("cluster/trust")).unwrap(), None).unwrap();
         let config = ControlConfig::new(Identity::new(&keys), vec![SocketAddr::from((addr, 0))]);
         let runtime = Runtime::new().unwrap();
         let (control, events) = runtime.block_on(ControlPlane::start(config)).unwrap();
         let updates = Arc::<Mutex<Vec<MembershipUpdate>>>::default();
-        runtime.spawn(answer(events, trust, updates.clone()));
-        Self { _runtime: runtime, control, keys, updates }
+        let beats = Arc::<AtomicU32>::default();
+        runtime.spawn(answer(events, trust, credential, updates.clone(), beats.clone()));
+        Self { _runtime: runtime, control, keys, updates, beats }
     }
 
     fn say(&self, update: MembershipUpdate) {
@@ -50,7 +60,13 @@ impl LyingTracker {
 }
 
 /// Answers all hosts. A host's own row is true, so that the host starts.
-async fn answer(mut events: mpsc::Receiver<ControlEvent>, trust: Trust, updates: Arc<Mutex<Vec<MembershipUpdate>>>) {
+async fn answer(
+    mut events: mpsc::Receiver<ControlEvent>,
+    trust: Trust,
+    credential: Vec<u8>,
+    updates: Arc<Mutex<Vec<MembershipUpdate>>>,
+    beats: Arc<AtomicU32>,
+) {
     let next = || {
         let mut updates = updates.lock().unwrap();
         (!updates.is_empty()).then(|| updates.remove(0))
@@ -59,11 +75,19 @@ async fn answer(mut events: mpsc::Receiver<ControlEvent>, trust: Trust, updates:
         let ControlEvent::Request { from, request, reply, .. } = event else { continue };
         match request {
             Request::Join(join) => {
-                let mut update = next().expect("the test has said something");
+                let mut update = next().unwrap_or_else(|| update(None, 1, &[]));
                 update.upserts.push(true_row(&trust, from, join));
-                reply.admit(Response::Joined { index: HostIndex(0), update: Some(update), beat_ms: 100 });
+                reply.admit(Response::Joined {
+                    index: HostIndex(0),
+                    update: Some(update),
+                    beat_ms: 100,
+                    tracker: credential.clone(),
+                });
             }
-            Request::Beat { .. } => reply.send(Response::Heard { update: next(), trust: 1 }),
+            Request::Beat { .. } => {
+                beats.fetch_add(1, Ordering::Relaxed);
+                reply.send(Response::Heard { update: next(), trust: 1 });
+            }
             _ => reply.send(Response::Done),
         }
     }
@@ -93,8 +117,8 @@ struct Place {
 
 impl Place {
     /// The true row of a new host at a port of its own.
-    fn of_host(folder: &Path, index: u32, name: &str, rack: &str, range: &str) -> Self {
-        issue_with(SHOAL, folder, name, "peer", &format!("{rack}/{name}"), &["--address", range]);
+    fn of_host(folder: &Path, index: u32, name: &str, role: &str, rack: &str, range: &str) -> Self {
+        issue_with(SHOAL, folder, name, role, &format!("{rack}/{name}"), &["--address", range]);
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         port.set_nonblocking(true).unwrap();
         let credential = fs::read(folder.join(name).join("node.cred")).unwrap();
@@ -102,7 +126,7 @@ impl Place {
         let row = Member {
             index: HostIndex(index),
             node: opened.node,
-            role: Role::Peer,
+            role: opened.role,
             locality: opened.locality,
             labels: opened.labels,
             addrs: vec![port.local_addr().unwrap()],
@@ -137,7 +161,9 @@ fn invented_and_moved_hosts_are_never_called() {
     SHOAL.ok(&["cluster", "init", "--dir", at.join("cluster").to_str().unwrap()]);
     let addr = own_loopback();
     let tracker = LyingTracker::start(at, addr);
-    let host = |index, name: &str, rack: &str, range: &str| Place::of_host(at, index, name, rack, range);
+    let host = |index, name: &str, rack: &str, range: &str| Place::of_host(at, index, name, "peer", rack, range);
+    // A host that is nobody's child calls the seeder, so a true seeder is called whatever the plan is.
+    let seeder = |index, name: &str| Place::of_host(at, index, name, "seeder", RACK, "127.0.0.0/8");
     let near = |index, name: &str| host(index, name, RACK, "127.0.0.0/8");
     let invented = Keypair::from_seed([77; 32]);
     let lies = [
@@ -158,14 +184,10 @@ fn invented_and_moved_hosts_are_never_called() {
         near(7, "root").but(|row| row.role = Role::Seeder),
         near(8, "heavy").but(|row| row.weight = 60_000),
     ];
-    let honest = [near(1, "honest")];
+    let honest = [seeder(1, "honest")];
     let all: Vec<Place> = lies.into_iter().chain(honest).collect();
     tracker.say(update(None, 1000, &all));
-    let mut set = node(at, addr, "victim", &tracker.control.local_addrs()[0].to_string());
-    issue_with(SHOAL, at, "victim", "peer", &format!("{RACK}/victim"), &["--address", "127.0.0.0/8"]);
-    set.push("mirror.listen=''".into());
-    set.push(format!("content_dir='{}'", at.join("victim/content").display()));
-    let mut victim = Process::new(at, "victim", "peer", set, &Launcher::new(SHOAL, &[]));
+    let mut victim = victim(at, addr, &tracker);
     victim.start();
     let (lies, honest) = all.split_at(7);
     let refused = || victim.metric("shoal_membership_rows_refused_total");
@@ -181,8 +203,8 @@ fn invented_and_moved_hosts_are_never_called() {
         row.credential = Arc::default();
     })];
     tracker.say(update(Some(1000), 1001, &moved));
-    let late = [near(10, "late")];
-    tracker.say(update(Some(1001), 1002, &late));
+    let late = [seeder(10, "late")];
+    tracker.say(MembershipUpdate { removed: vec![HostIndex(1)], ..update(Some(1001), 1002, &late) });
     until("the true host of the delta is called", || late[0].was_called().then_some(()));
     assert_eq!(refused(), 8);
     for place in lies.iter().chain(&moved) {
@@ -191,4 +213,43 @@ fn invented_and_moved_hosts_are_never_called() {
     let log = victim.log();
     let lines = log.lines().filter(|line| line.contains("refused rows of a membership")).count();
     assert_eq!(lines, 1, "{log}");
+}
+
+/// A host of the tracker, not started.
+fn victim(at: &Path, addr: Ipv4Addr, tracker: &LyingTracker) -> Process {
+    let mut set = node(at, addr, "victim", &tracker.control.local_addrs()[0].to_string());
+    issue_with(SHOAL, at, "victim", "peer", &format!("{RACK}/victim"), &["--address", "127.0.0.0/8", "--replace"]);
+    set.push("mirror.listen=''".into());
+    set.push(format!("content_dir='{}'", at.join("victim/content").display()));
+    Process::new(at, "victim", "peer", set, &Launcher::new(SHOAL, &[]))
+}
+
+#[test]
+fn only_a_tracker_of_the_region_is_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    SHOAL.ok(&["cluster", "init", "--dir", at.join("cluster").to_str().unwrap()]);
+    for (name, role, locality) in
+        [("true", "tracker", "t/core/core/true"), ("peer", "peer", "t/core/core/p"), ("other", "tracker", "u/c/c/t")]
+    {
+        issue_with(SHOAL, at, name, role, locality, &["--address", "127.0.0.0/8"]);
+    }
+    let key = |name: &str| load_key(&at.join(name).join("node.key")).unwrap();
+    let credential = |name: &str| fs::read(at.join(name).join("node.cred")).unwrap();
+    let cases = [
+        ("a stranger without a credential", Keypair::from_seed([5; 32]), Vec::new()),
+        ("a stranger with a tracker's credential", Keypair::from_seed([6; 32]), credential("true")),
+        ("a stolen host", key("peer"), credential("peer")),
+        ("a tracker of another region", key("other"), credential("other")),
+    ];
+    for (who, keys, credential) in cases {
+        let addr = own_loopback();
+        let liar = LyingTracker::with(at, addr, keys, credential);
+        let mut victim = victim(at, addr, &liar);
+        victim.start();
+        until(who, || victim.log().contains("does not believe the node at the tracker's address").then_some(()));
+        assert_eq!((victim.metric("shoal_members"), liar.beats.load(Ordering::Relaxed)), (0, 0), "{who}");
+        victim.kill();
+        fs::remove_dir_all(at.join("victim")).unwrap();
+    }
 }

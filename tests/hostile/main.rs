@@ -12,6 +12,8 @@ mod http_places;
 mod hub;
 mod intruder;
 mod joining;
+mod kubeedge;
+mod links;
 mod lying_tracker;
 mod member;
 mod modes;

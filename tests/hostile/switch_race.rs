@@ -1,5 +1,6 @@
 //! A local user who may write in the content folder swaps files, links and pipes below it while versions are switched.
 
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, linkat, openat2, renameat, symlinkat, unlinkat};
 use shoal_peer::activation::content_dir::{ContentDir, ContentSettings};
 use shoal_peer::activation::mode_mask::ModeMask;
 use shoal_proto::ids::ContentId;
@@ -7,8 +8,8 @@ use shoal_store::ingest::{IngestOptions, IngestProgress};
 use shoal_store::{Store, StoreConfig};
 use shoal_testkit::{PATIENCE, noise};
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,27 +26,37 @@ fn ingest(store: &Store, dir: &Path, number: u64) -> ContentId {
     store.ingest(&source, &IngestOptions::default(), &Arc::new(IngestProgress::default())).unwrap().content
 }
 
+/// Opens a folder below the content folder, if the way there has no link. The attacker's own baits must not lead the
+/// attacker out of it.
+fn open_below(content: &OwnedFd, below: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(content, below, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH).ok()
+}
+
 /// Puts a pipe, a link, a device or a folder in the place of one thing after the other. Each is undone again.
 fn attack(content: &Path, victim: &Path, stop: &AtomicBool) {
-    let (name, aside) = (content.join(NAME), content.join("aside"));
-    let pipe = content.join("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let aside = content.join("aside");
+    assert!(Command::new("mkfifo").arg(content.join("pipe")).status().unwrap().success());
     let below =
         ["", ".shoal-versions", "current", ".shoal-current", "1", "2", ".shoal-1", "1/sub", "2/top", "1/sub/file"];
+    let root = OwnedFd::from(fs::File::open(content).unwrap());
     // The switch changes the same paths, so each step of the attack may fail.
     while !stop.load(Ordering::Relaxed) {
         for part in below {
-            let place = if part.is_empty() { name.clone() } else { name.join(part) };
-            let baits: [(&str, PathBuf); 3] =
-                [("link", victim.to_path_buf()), ("link", victim.join("file")), ("pipe", pipe.clone())];
-            for (kind, bait) in baits {
+            let place = Path::new(NAME).join(part);
+            let Some(parent) = open_below(&root, place.parent().unwrap()) else { continue };
+            let last = place.file_name().unwrap();
+            for bait in [Some(victim.to_path_buf()), Some(victim.join("file")), None] {
                 let _ = fs::remove_dir_all(&aside);
-                let moved = fs::rename(&place, &aside).is_ok();
-                let _ = if kind == "link" { symlink(&bait, &place) } else { fs::hard_link(&bait, &place) };
+                let moved = renameat(&parent, last, &root, "aside").is_ok();
+                let _ = match bait {
+                    Some(target) => symlinkat(target, &parent, last),
+                    None => linkat(&root, "pipe", &parent, last, AtFlags::empty()),
+                };
                 std::thread::yield_now();
-                let _ = fs::remove_file(&place);
+                let _ = unlinkat(&parent, last, AtFlags::empty());
                 if moved {
-                    let _ = fs::rename(&aside, &place);
+                    let _ = renameat(&root, "aside", &parent, last);
                 }
             }
         }

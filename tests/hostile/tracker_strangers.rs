@@ -1,7 +1,7 @@
 //! Strangers at the tracker's control plane: silent connections from many addresses, and keys without a credential.
 
 use super::SHOAL;
-use super::attacker::{bounded, control_addr, issue, join, plane, relay, socket_from, stranger};
+use super::attacker::{HonestPushes, bounded, control_addr, issue, join, plane, relay, socket_from, stranger};
 use shoal_net::control::{ControlEvent, RequestError};
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::JobId;
@@ -10,7 +10,7 @@ use shoal_testkit::{PATIENCE, Region, until};
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 const ADDRESSES: u8 = 30;
 const PER_ADDRESS: usize = 50;
 
-fn address(last: u8) -> Ipv4Addr {
+pub(crate) fn address(last: u8) -> Ipv4Addr {
     let [a, b, c] = NETWORK;
     Ipv4Addr::new(a, b, c, last)
 }
@@ -49,34 +49,43 @@ fn hold_connections(target: SocketAddr, stop: &AtomicUsize, rounds: &AtomicUsize
     }
 }
 
+/// Runs `honest` while strangers hold silent connections to `target` from many addresses.
+pub(crate) fn beside_held_connections(target: SocketAddr, honest: impl FnOnce()) {
+    let (stop, rounds) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        // The thread inherits the network of the test.
+        scope.spawn(|| hold_connections(target, &stop, &rounds));
+        // A failed assertion must end the strangers as well.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until("the strangers hold connections", || (rounds.load(Ordering::Relaxed) > 2).then_some(()));
+            honest();
+        }));
+        stop.store(1, Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
 #[test]
 fn silent_connections_from_many_addresses_keep_no_host_out() {
     in_own_network(|| {
         let region = Region::start(SHOAL, 1, 1);
         let target = control_addr(&region);
-        let (stop, rounds) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            scope.spawn(|| hold_connections(target, &stop, &rounds));
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                until("the strangers hold connections", || (rounds.load(Ordering::Relaxed) > 2).then_some(()));
-                let runtime = Runtime::new().unwrap();
-                bounded(&region.tracker, || {
-                    for number in 0..5 {
-                        let host = issue(&region, &format!("new{number}"), "peer", &format!("t/site/new/host{number}"));
-                        let began = Instant::now();
-                        let answer = runtime.block_on(async {
-                            let near = relay(address(200 + number), target).await;
-                            let (control, _events) = plane(&host.keys).await;
-                            let tracker = control.connect(near, None).await.expect("a new host reaches the tracker");
-                            control.request(tracker, join(host.credential.clone())).await.unwrap()
-                        });
-                        assert!(matches!(answer, Response::Joined { .. }), "{answer:?}");
-                        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-                    }
-                });
-            }));
-            stop.store(1, Ordering::Relaxed);
-            outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let pushes = HonestPushes::before(&region, "silent connections to the tracker");
+        let runtime = Runtime::new().unwrap();
+        beside_held_connections(target, || {
+            pushes.beside();
+            bounded(&region.tracker, || {
+                for number in 0..5 {
+                    let host = issue(&region, &format!("new{number}"), "peer", &format!("t/site/new/host{number}"));
+                    let answer = runtime.block_on(async {
+                        let near = relay(address(200 + number), target).await;
+                        let (control, _events) = plane(&host.keys).await;
+                        let tracker = control.connect(near, None).await.expect("a new host reaches the tracker");
+                        control.request(tracker, join(host.credential.clone())).await.unwrap()
+                    });
+                    assert!(matches!(answer, Response::Joined { .. }), "{answer:?}");
+                }
+            });
         });
         region.wait_up(1);
     });
@@ -105,10 +114,8 @@ fn a_refused_join_ends_its_connection_and_floods_no_log() {
                     joins.join_next().await.unwrap().unwrap();
                 }
                 joins.spawn(async move {
-                    let began = Instant::now();
                     let answer = refused_join(target, number, join(vec![1, 2, 3])).await;
                     assert!(matches!(answer, Ok(Response::Refused { .. })), "{answer:?}");
-                    assert!(began.elapsed() < Duration::from_secs(20), "the connection ends after the answer");
                 });
             }
             while joins.join_next().await.transpose().unwrap().is_some() {}

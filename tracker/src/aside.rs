@@ -1,7 +1,7 @@
-//! Rows of hosts about things that no publisher has announced here yet. They wait in a small place of their own.
+//! Rows of hosts about jobs and names that no publisher has announced here yet. The tracker stores them apart.
 //!
-//! A host may report before a seeder opens the job, so the tracker cannot refuse such rows. They never take a place of
-//! an announced thing.
+//! A host may report before a seeder opens the job, so the tracker cannot refuse such rows. They never displace a row
+//! of an announced job.
 //! Invariant: each host has at most `per_host_max` rows, and all hosts together at most `rows_max`. A host's newest row
 //! replaces its oldest one.
 

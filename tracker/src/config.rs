@@ -2,6 +2,7 @@
 //!
 //! Invariant: a configuration that passed [`TrackerConfig::validate`] can be run.
 
+use crate::kubeedge::KubeEdgeConfig;
 use serde::{Deserialize, Serialize};
 use shoal_proto::ids::ClusterId;
 use shoal_service::config::{ConfigError, check_folders};
@@ -41,6 +42,8 @@ pub struct TrackerConfig {
     /// Key of an issuer of the trust document, mode 0600. With it, the tracker issues credentials to hosts that have a
     /// join token, and renews credentials. Default: none.
     pub issuer_key: Option<PathBuf>,
+    /// Hosts that join with the certificate of a KubeEdge node. It needs `issuer_key`. Default: none.
+    pub kubeedge: Option<KubeEdgeConfig>,
     /// The hub, `https://host:port` or `http://host:port`. Default: none, and reports stay in the region.
     pub hub: Option<String>,
     /// PEM file with the authority of an `https` hub, beside the system's authorities. Default: none.
@@ -92,6 +95,7 @@ impl Default for TrackerConfig {
             key: "/etc/shoal/node.key".into(),
             credential: "/etc/shoal/node.cred".into(),
             issuer_key: None,
+            kubeedge: None,
             hub: None,
             hub_ca: None,
             beat: Span::seconds(2),
@@ -114,6 +118,8 @@ impl TrackerConfig {
             (Duration::from_millis(low_ms)..=Duration::from_secs(high_s)).contains(&span.0)
         };
         check_folders(&[("dir", &self.dir)])?;
+        let has_issuer = self.kubeedge.is_none() || self.issuer_key.is_some();
+        check(has_issuer, "kubeedge", "set issuer_key too")?;
         check(!self.listen.is_empty(), "listen", "at least one address is needed")?;
         check(within(self.beat, 100, 60), "beat", "must be between 100ms and 1m")?;
         check(self.grace.0 >= self.beat.0 * 3, "grace", "must be at least three beats")?;

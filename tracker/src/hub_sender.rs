@@ -7,6 +7,7 @@ use crate::requests::lock;
 use crate::state::TrackerState;
 use shoal_api::hub::Receipt;
 use shoal_net::admission::system_clock;
+use shoal_proto::hex;
 use shoal_proto::ids::Hash;
 use shoal_proto::limits;
 use shoal_proto::receipt::{HubReceipt, ReceiptError};
@@ -47,21 +48,11 @@ enum AnswerError {
 
 /// Checks that a hub of the cluster signed a receipt for exactly this submission.
 fn check(state: &Mutex<TrackerState>, answer: &Receipt, sequence: u64, submission: Hash) -> Result<(), AnswerError> {
-    let credential = from_hex(&answer.credential, limits::CREDENTIAL_BYTES_MAX).ok_or(AnswerError::Digits)?;
-    let signed = from_hex(&answer.signed, SIGNED_BYTES_MAX).ok_or(AnswerError::Digits)?;
+    let credential = hex::decode(&answer.credential, limits::CREDENTIAL_BYTES_MAX).ok_or(AnswerError::Digits)?;
+    let signed = hex::decode(&answer.signed, SIGNED_BYTES_MAX).ok_or(AnswerError::Digits)?;
     let (trust, tracker) = lock(state).trust_and_key();
     let receipt = HubReceipt { tracker, sequence, submission };
     Ok(receipt.check(&trust, &credential, &signed, system_clock())?)
-}
-
-/// Returns the bytes of hexadecimal digits, at most `max` bytes.
-fn from_hex(text: &str, max: usize) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2) || digits.len() > 2 * max || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    digits.chunks_exact(2).map(byte).collect()
 }
 
 async fn send_all(state: &Mutex<TrackerState>, hub: &Client, flush_written: &Notify) {

@@ -1,10 +1,14 @@
-//! The exchange of trust documents with the hub, which knows the trackers of all regions.
+//! What the tracker and the hub exchange beside reports: trust documents, and a new credential for the hub.
 //!
 //! Invariant: the tracker and the hub soon have the newer document of both, in whichever of them it arrived.
 
-use shoal_api::trust::TrustInForce;
+use crate::requests::lock;
+use crate::state::TrackerState;
+use shoal_api::trust::{CredentialInForce, TrustInForce};
 use shoal_net::admission::Admission;
 use shoal_service::http_client::Client;
+use std::error::Error;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -12,10 +16,14 @@ use tokio_util::sync::CancellationToken;
 const ASK_EVERY: Duration = Duration::from_secs(30);
 
 /// Exchanges documents until the token is cancelled.
-pub(crate) async fn run(admission: Admission, hub: Client, token: CancellationToken) {
+pub(crate) async fn run(state: Arc<Mutex<TrackerState>>, admission: Admission, hub: Client, token: CancellationToken) {
     let mut changes = admission.changes();
     loop {
-        if token.run_until_cancelled(exchange(&admission, &hub)).await.is_none() {
+        let exchanges = async {
+            exchange(&admission, &hub).await;
+            renew(&state, &hub).await;
+        };
+        if token.run_until_cancelled(exchanges).await.is_none() {
             return;
         }
         tokio::select! {
@@ -43,5 +51,26 @@ async fn exchange(admission: &Admission, hub: &Client) {
     };
     if let Err(error) = admission.offer_received(document).await {
         tracing::warn!(%error, "refused the hub's trust document");
+    }
+}
+
+/// Renews the hub's credential when it is due and this tracker's issuer may.
+async fn renew(state: &Mutex<TrackerState>, hub: &Client) {
+    if !lock(state).credentials().is_issuer() {
+        return;
+    }
+    let former = match hub.answer("/v1/credential").await {
+        Ok((200, former)) => former,
+        Ok((status, _)) => return tracing::debug!(status, "the hub does not send its credential"),
+        Err(error) => return tracing::debug!(%error, "cannot read the hub's credential"),
+    };
+    let fresh = match lock(state).credentials().renew_hub(&former) {
+        Ok(Some(fresh)) => fresh,
+        Ok(None) => return,
+        Err(error) => return tracing::debug!(error = &error as &dyn Error, "cannot renew the hub's credential"),
+    };
+    match hub.post_bytes::<CredentialInForce>("/v1/credential", fresh).await {
+        Ok(CredentialInForce { not_after }) => tracing::info!(not_after, "renewed the hub's credential"),
+        Err(error) => tracing::warn!(%error, "the hub does not take its new credential"),
     }
 }

@@ -4,15 +4,15 @@
 //! Invariant: a use of a token, and the place that it took, survive a loss of power before the host gets its
 //! credential.
 
+use crate::kubeedge::NodeError;
 use crate::tables::{PLACES, TOKENS};
 use minicbor::{Decode, Encode};
 use shoal_kv::{Change, Database, KvError, Table};
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::ids::NodeId;
+use shoal_proto::limits::CLOCK_SKEW_MAX_S;
 use shoal_proto::locality::Locality;
-use shoal_proto::trust::{
-    Admitted, CLOCK_SKEW_S, Credential, Envelope, JoinToken, Keypair, TokenError, Trust, TrustError,
-};
+use shoal_proto::trust::{Admitted, Credential, Envelope, JoinToken, Keypair, TokenError, Trust, TrustError};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -43,7 +43,9 @@ pub(crate) struct Holder {
 pub(crate) enum IssueError {
     #[error("this tracker issues no credentials: set `issuer_key` in its configuration, or name another tracker")]
     NoKey,
-    #[error("the token is invalid")]
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error("the token is invalid: create another one with `shoal cluster token create`")]
     Token(#[source] TrustError),
     #[error(transparent)]
     Use(#[from] TokenError),
@@ -56,15 +58,24 @@ pub(crate) enum IssueError {
     OtherRegion { own: String, asked: String },
     #[error("this host's key is revoked: remove `node.key` and join with a new key")]
     Revoked,
-    #[error("the credential is outside of a mandate, see `shoal cluster add-issuer`")]
+    #[error(
+        "the last host at {0} is revoked, so a certificate alone gives nobody this locality: join with a token, or give \
+         the node another locality"
+    )]
+    RevokedHolder(Locality),
+    #[error("no issuer of this tracker may sign the credential: add an issuer with a wider mandate")]
     Mandate(#[source] TrustError),
-    #[error("the credential is renewed in the second half of its life")]
+    #[error("the credential is renewed when at most half of its validity is left: ask later")]
     NotDue,
-    #[error("the host has no valid credential")]
+    #[error("the host has no valid credential: join again")]
     NotAdmitted(#[source] TrustError),
     #[error("cannot write the tracker's records: see the tracker's log")]
     Database(#[from] KvError),
 }
+
+/// How long rows are kept after their end, seconds: 400 days. A clock that is ahead for a while must not make the
+/// tracker forget which tokens are used up.
+const KEPT_S: u64 = 400 * 86_400;
 
 /// What the tracker knows of a request.
 pub(crate) struct Asked<'a> {
@@ -89,7 +100,7 @@ pub(crate) struct Issuing {
 }
 
 impl Issuing {
-    /// Continues from the disk. Rows of tokens and credentials that have ended go.
+    /// Continues from the disk. Rows of tokens and credentials go long after their end.
     pub(crate) fn open(database: &Arc<dyn Database>, keys: Option<Keypair>, now: u64) -> Result<Self, KvError> {
         let (tokens, places) = (Table::new(database, TOKENS), Table::new(database, PLACES));
         let mut uses: HashMap<NodeId, u32> = HashMap::new();
@@ -97,12 +108,16 @@ impl Issuing {
         for row in tokens.scan([])? {
             let token = row.key.first_chunk::<32>().map(|key| NodeId(*key));
             match (token, decode_exact::<TokenUse>(&row.value)) {
-                (Some(token), Ok(used)) if used.until > now => *uses.entry(token).or_default() += 1,
+                (Some(token), Ok(used)) if used.until.saturating_add(KEPT_S) > now => {
+                    *uses.entry(token).or_default() += 1
+                }
                 _ => ended.push(Change::Delete { key: row.key }),
             }
         }
         tokens.apply(&ended)?;
-        let is_over = |value: &[u8]| decode_exact::<Holder>(value).map_or(true, |holder| holder.until <= now);
+        let is_over = |value: &[u8]| {
+            decode_exact::<Holder>(value).map_or(true, |holder| holder.until.saturating_add(KEPT_S) <= now)
+        };
         let free = places.scan([])?.into_iter().filter(|row| is_over(&row.value));
         places.apply(&free.map(|row| Change::Delete { key: row.key }).collect::<Vec<_>>())?;
         Ok(Self { keys, database: database.clone(), tokens, places, uses })
@@ -141,11 +156,9 @@ impl Issuing {
         if is_new && self.uses.get(&token.key).copied().unwrap_or(0) >= token.uses {
             return Err(TokenError::UsedUp(token.uses).into());
         }
-        self.check_place(asked, &locality, occupant(&locality))?;
         let credential = token.credential(node, locality, now);
-        for signer in [envelope.signer(), keys.node()] {
-            trust.check_mandate(signer, &credential, now).map_err(IssueError::Mandate)?;
-        }
+        trust.check_mandate(envelope.signer(), &credential, now).map_err(IssueError::Mandate)?;
+        self.check_place(asked, keys.node(), &credential, occupant(&credential.locality))?;
         self.record_use(key, &token, &credential)?;
         if is_new {
             *self.uses.entry(token.key).or_default() += 1;
@@ -153,12 +166,40 @@ impl Issuing {
         Ok(Envelope::seal(&credential, &keys).to_bytes())
     }
 
+    /// Issues a credential for a host of the operator's list, which has proven its name.
+    pub(crate) fn enrol_listed(
+        &mut self,
+        asked: &Asked<'_>,
+        credential: &Credential,
+        occupant: impl Fn(&Locality) -> Option<NodeId>,
+    ) -> Result<Vec<u8>, IssueError> {
+        let Some(keys) = &self.keys else { return Err(IssueError::NoKey) };
+        if asked.trust.is_revoked(&asked.node) {
+            return Err(IssueError::Revoked);
+        }
+        let locality = &credential.locality;
+        let holder = self.places.get(locality.to_string())?.and_then(|bytes| decode_exact::<Holder>(&bytes).ok());
+        let mut former = holder.map(|holder| holder.node).into_iter().chain(occupant(locality));
+        if former.any(|node| asked.trust.is_revoked(&node)) {
+            // Whoever stole the host has the certificate, too.
+            return Err(IssueError::RevokedHolder(locality.clone()));
+        }
+        self.check_place(asked, keys.node(), credential, occupant(locality))?;
+        self.hold(credential)?;
+        self.database.sync()?;
+        Ok(Envelope::seal(credential, keys).to_bytes())
+    }
+
+    /// Checks that the issuer may sign the credential and that its place is free.
     fn check_place(
         &self,
         Asked { trust, region, node, now }: &Asked<'_>,
-        locality: &Locality,
+        issuer: NodeId,
+        credential: &Credential,
         occupant: Option<NodeId>,
     ) -> Result<(), IssueError> {
+        let locality = &credential.locality;
+        trust.check_mandate(issuer, credential, *now).map_err(IssueError::Mandate)?;
         if locality.region != *region {
             return Err(IssueError::OtherRegion { own: region.to_string(), asked: locality.region.clone() });
         }
@@ -186,6 +227,11 @@ impl Issuing {
         self.places.put(credential.locality.to_string(), encode(&holder))
     }
 
+    /// Whether there is a key to sign with.
+    pub(crate) fn has_key(&self) -> bool {
+        self.keys.is_some()
+    }
+
     /// Issues a credential with the claims of an admitted one and a later end.
     pub(crate) fn renew(&self, trust: &Trust, admitted: &Admitted, now: u64) -> Result<Vec<u8>, IssueError> {
         let Some(keys) = &self.keys else { return Err(IssueError::NoKey) };
@@ -196,7 +242,7 @@ impl Issuing {
             return Err(IssueError::NotDue);
         }
         let longest = trust.issuer(&keys.node()).map_or(life, |issuer| issuer.valid_max_s);
-        let not_before = now.saturating_sub(CLOCK_SKEW_S);
+        let not_before = now.saturating_sub(CLOCK_SKEW_MAX_S);
         let not_after = not_before.saturating_add(life.min(longest));
         let credential = Credential { not_before, not_after, ..former.clone() };
         if not_after <= former.not_after {
@@ -318,9 +364,13 @@ mod tests {
         }
         assert!(bench.ask(&token, 20, None, NOW).is_ok());
         assert!(why(bench.ask(&token, 20, None, NOW + 60)).contains("the token ended 0 s ago"));
+        // A start with a clock that is ahead forgets nothing.
         let database = bench.issuing.database.clone();
-        bench.issuing = Issuing::open(&database, None, NOW + 60).unwrap();
-        assert_eq!(bench.issuing.tokens.scan([]).unwrap().len(), 0, "rows of ended tokens go");
+        bench.issuing = Issuing::open(&database, Some(keys(2)), NOW + KEPT_S).unwrap();
+        assert!(why(bench.ask(&token, 22, Some("h3"), NOW)).contains("used by 2 hosts"));
+        let ends = NOW + 60 + KEPT_S;
+        bench.issuing = Issuing::open(&database, None, ends).unwrap();
+        assert_eq!(bench.issuing.tokens.scan([]).unwrap().len(), 0, "rows go long after the end of their token");
         assert_eq!(bench.issuing.places.scan([]).unwrap().len(), 2);
         assert!(why(bench.ask(&token, 20, None, NOW)).contains("issuer_key"));
     }
@@ -359,7 +409,7 @@ mod tests {
             (2, |it| it.role = Role::Seeder, "excludes the role"),
             (1, |it| it.role = Role::Seeder, "excludes the role"),
             (2, |it| it.place = "r/t/k".into(), "excludes the locality"),
-            (2, |it| it.place = "q/s/k".into(), "serves region r, not q"),
+            (2, |it| it.place = "q/s/k".into(), "excludes the locality"),
             (2, |it| it.valid_s = 200_000, "excludes the length of validity"),
             (2, |it| it.cluster.0 = [1; 32], "another cluster"),
         ];

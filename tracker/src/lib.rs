@@ -10,7 +10,7 @@
 //! - answers to hosts in [`requests`] and [`state`], timers in [`upkeep`]
 //! - sessions and duplicates in [`sessions`], rates in [`pace`], unannounced things in [`aside`]
 //! - the roster in [`roster`], reports by job in [`jobs`], the versions that hosts run in [`versions`]
-//! - credentials for hosts with a join token, and their renewal, in [`issuing`];
+//! - requests for credentials in [`credential_answers`]; the issuer in [`issuing`], nodes of KubeEdge in [`kubeedge`];
 //!   the tracker's own renewal in [`own_renewal`]
 //! - reports to the hub in [`hub_flush`], [`spool`], [`hub_sender`]
 //! - the tables on disk in [`tables`], backups in [`backup`]
@@ -22,11 +22,13 @@ pub mod api;
 mod aside;
 pub mod backup;
 mod config;
+mod credential_answers;
 mod hub_flush;
 mod hub_sender;
 mod hub_trust;
 mod issuing;
 pub mod jobs;
+mod kubeedge;
 mod metrics;
 mod own_renewal;
 mod pace;
@@ -41,5 +43,6 @@ mod upkeep;
 mod versions;
 
 pub use config::{TrackerBounds, TrackerConfig};
+pub use kubeedge::KubeEdgeConfig;
 pub use role::{RunError, Started, check_files, run, start};
 pub use state::StateError;

@@ -26,7 +26,10 @@ pub(crate) async fn run(state: Arc<Mutex<TrackerState>>, mut own: OwnCredential,
             continue;
         }
         let left_s = own.seconds_left();
-        let issued = lock(&state).renew_own();
+        let issued = {
+            let state = lock(&state);
+            state.credentials().renew_own(state.key())
+        };
         match issued {
             Ok(bytes) => match own.replace(bytes).await {
                 Ok(()) => tracing::info!(left_s = own.seconds_left(), "renewed the tracker's credential"),
@@ -35,8 +38,8 @@ pub(crate) async fn run(state: Arc<Mutex<TrackerState>>, mut own: OwnCredential,
             Err(error) => tracing::warn!(
                 left_s,
                 error = &error as &dyn Error,
-                "cannot renew the tracker's credential, which ends soon: issue one with `shoal cluster issue --replace`, \
-                 or give the issuer of `issuer_key` a mandate for trackers"
+                "cannot renew the tracker's credential, which ends soon: run `shoal cluster renew`, copy node.cred and \
+                 restart the tracker, or add an issuer with a mandate for trackers"
             ),
         }
     }

@@ -38,7 +38,7 @@ impl Pace {
         may
     }
 
-    /// Whether nothing is known that a new pace would not know.
+    /// Whether the bucket is full, so that it can be dropped without loss.
     pub(crate) fn is_full(&mut self, now: Instant) -> bool {
         self.fill(now);
         self.left >= self.rate.burst

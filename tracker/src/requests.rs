@@ -3,7 +3,8 @@
 //! Invariant: one slow seeder delays no other answer, because requests for images have a task each, at most
 //! [`IMAGE_REQUESTS_MAX`] of them.
 
-use crate::state::{ImageRequest, TrackerState};
+use crate::sessions::ImageRequest;
+use crate::state::TrackerState;
 use shoal_net::control::{ControlEvent, ControlHandle};
 use shoal_proto::control::{Request, Response};
 use std::error::Error;
@@ -57,7 +58,7 @@ pub(crate) async fn serve(
                 reply,
                 ..
             }) => {
-                let request = lock(&state).image_request(&from, connection);
+                let request = lock(&state).sessions_mut().image_request(&from, connection);
                 match request {
                     Ok(_) if forwarded.len() >= IMAGE_REQUESTS_MAX => {
                         reply.send(refused("too many image requests at once: try again later"));

@@ -3,12 +3,14 @@
 //! Invariant: a tracker that started can be reached, and every task of it ends with its token.
 
 use crate::config::TrackerConfig;
+use crate::kubeedge::KubeEdge;
 use crate::state::{StateError, TrackerState};
 use crate::{api, backup, hub_sender, hub_trust, metrics, own_renewal, requests, tables, upkeep};
 use shoal_kv::Database;
 use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
 use shoal_net::control::{ControlConfig, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
+use shoal_net::node_certificate::CertificateError;
 use shoal_net::own_credential::{self, OwnCredential};
 use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::ids::NodeId;
@@ -64,6 +66,8 @@ pub enum RunError {
         #[source]
         source: StateError,
     },
+    #[error("the authority of node certificates cannot be used")]
+    NodeAuthority(#[from] CertificateError),
     #[error("cannot start the control plane")]
     Control(#[from] StartError),
     #[error("cannot start the HTTP server")]
@@ -95,6 +99,7 @@ pub struct Started {
 struct Files {
     keys: Keypair,
     issuer: Option<Keypair>,
+    kubeedge: Option<KubeEdge>,
     admission: Admission,
     credential: Admitted,
 }
@@ -116,7 +121,8 @@ impl Files {
             return Err(RunError::WrongRole { path: path(), role: credential.role });
         }
         let admission = Admission::new(Arc::new(trust), credential_bytes, system_clock).with_file(file);
-        Ok(Self { keys, issuer, admission, credential })
+        let kubeedge = config.kubeedge.clone().map(|nodes| KubeEdge::load(nodes, keys.node())).transpose()?;
+        Ok(Self { keys, issuer, kubeedge, admission, credential })
     }
 }
 
@@ -136,7 +142,8 @@ fn open_state(
 ) -> Result<(TrackerState, Arc<dyn Database>), StateError> {
     let database = tables::open(&config.dir)?;
     let region = files.credential.locality.region.clone();
-    let state = TrackerState::open(config.clone(), admission, files.keys, files.issuer, region, &database)?;
+    let Files { keys, issuer, kubeedge, .. } = files;
+    let state = TrackerState::open(config.clone(), admission, keys, issuer, kubeedge, region, &database)?;
     Ok((state, database))
 }
 
@@ -190,7 +197,7 @@ pub async fn start(config: TrackerConfig, shutdown: CancellationToken) -> Result
     if let Some(url) = &config.hub {
         let hub = Client::trusting(url, None, config.hub_ca.as_deref())?;
         tasks.spawn("hub", hub_sender::run(state.clone(), hub.clone(), flush_written.clone(), token.clone()));
-        tasks.spawn("trust of the hub", hub_trust::run(admission, hub, token.clone()));
+        tasks.spawn("trust of the hub", hub_trust::run(state.clone(), admission, hub, token.clone()));
     }
     let control_addrs = control.local_addrs().to_vec();
     tasks.spawn("requests", requests::serve(state.clone(), control.clone(), events, token.clone()));

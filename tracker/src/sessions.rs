@@ -13,7 +13,8 @@ use shoal_proto::trust::{Admitted, Role};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Joins of one key. A host that lost its tracker tries again within 200 ms at first, and within 15 s later.
+/// Requests of one key to join, or for a first credential. A host that lost its tracker tries again within 200 ms at
+/// first, and within 15 s later.
 const JOINS: Rate = Rate { burst: 10.0, per_second: 0.5 };
 /// Requests of one peer. A peer waits at least 50 ms between two beats.
 const REQUESTS: Rate = Rate { burst: 200.0, per_second: 50.0 };
@@ -28,8 +29,6 @@ const DUPLICATE_LINES: u32 = 2;
 /// Why a node may not join now.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JoinRefusal {
-    #[error("too many joins with this key: try again later")]
-    TooOften,
     #[error(
         "another connection with this key answers; stop the host that runs with a copy of the key, and issue another \
          key for it"
@@ -37,6 +36,24 @@ pub(crate) enum JoinRefusal {
     KeyInUse,
     #[error("host {0} with another key is up at this locality: stop it, or issue a credential for another locality")]
     LocalityInUse(HostIndex),
+}
+
+/// Why a request for an image is not forwarded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageRequestError {
+    #[error("join first")]
+    NotJoined,
+    #[error("too many requests: wait between requests")]
+    TooOften,
+    #[error("no seeder is connected")]
+    NoSeeder,
+}
+
+/// Who must answer a host's request for an image.
+#[derive(Debug)]
+pub(crate) struct ImageRequest {
+    pub(crate) seeder: NodeId,
+    pub(crate) asker: HostIndex,
 }
 
 /// A host that has joined on its present connection.
@@ -150,12 +167,15 @@ impl Sessions {
         self.by_node.iter_mut()
     }
 
+    /// Counts a request to join, or for a first credential. Returns whether a node with this key may send it now.
+    pub(crate) fn may_ask_to_join(&mut self, node: &NodeId) -> bool {
+        let now = Instant::now();
+        self.joins.entry(*node).or_insert_with(|| Pace::new(JOINS, now)).pass(now)
+    }
+
     /// Checks whether a node with a valid credential may join on a connection.
     pub(crate) fn may_join(&mut self, credential: &Admitted, connection: ConnectionId) -> Result<(), JoinRefusal> {
         let (node, now) = (credential.node, Instant::now());
-        if !self.joins.entry(node).or_insert_with(|| Pace::new(JOINS, now)).pass(now) {
-            return Err(JoinRefusal::TooOften);
-        }
         if let Some(session) = self.by_node.get(&node).filter(|session| session.connection != connection) {
             let index = session.index;
             self.note_duplicate(index, credential, now);
@@ -204,6 +224,24 @@ impl Sessions {
         if !keeps && self.by_locality.get(locality) == Some(node) {
             self.by_locality.remove(locality);
         }
+    }
+
+    /// Returns the seeder that answers requests for images, and the index of the asking host. All requests go to the
+    /// seeder with the lowest key, so that one seeder sees all requests for one image.
+    pub(crate) fn image_request(
+        &mut self,
+        from: &NodeId,
+        connection: ConnectionId,
+    ) -> Result<ImageRequest, ImageRequestError> {
+        let session = self.on(from, connection).filter(|session| session.role == Role::Peer);
+        let session = session.ok_or(ImageRequestError::NotJoined)?;
+        if !session.may_request() {
+            return Err(ImageRequestError::TooOften);
+        }
+        let asker = session.index;
+        let seeders = self.iter().filter(|(_, session)| session.role == Role::Seeder);
+        let seeder = seeders.map(|(node, _)| *node).min().ok_or(ImageRequestError::NoSeeder)?;
+        Ok(ImageRequest { seeder, asker })
     }
 
     /// Forgets what is no longer needed.
@@ -283,11 +321,11 @@ mod tests {
     #[test]
     fn one_key_joins_only_so_often() {
         let mut sessions = Sessions::default();
-        let credential = credential(1, "a");
-        let joined = (0..100).filter(|_| sessions.may_join(&credential, connection(1)).is_ok()).count();
-        assert_eq!(joined, JOINS.burst as usize);
+        let node = credential(1, "a").node;
+        let asked = (0..100).filter(|_| sessions.may_ask_to_join(&node)).count();
+        assert_eq!(asked, JOINS.burst as usize);
         sessions.sweep();
-        assert_eq!(sessions.may_join(&credential, connection(1)), Err(JoinRefusal::TooOften));
+        assert!(!sessions.may_ask_to_join(&node));
     }
 
     #[test]

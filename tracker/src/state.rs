@@ -3,9 +3,11 @@
 //! Invariant: a node that has not joined with a valid credential on its present connection changes nothing.
 
 use crate::config::TrackerConfig;
+use crate::credential_answers::CredentialAnswers;
 use crate::hub_flush::{self, HubFlusher};
-use crate::issuing::{Asked, IssueError, Issuing};
+use crate::issuing::{IssueError, Issuing};
 use crate::jobs::JobTable;
+use crate::kubeedge::KubeEdge;
 use crate::roster::{Roster, RosterError, replace_unspecified};
 use crate::sessions::{Session, Sessions};
 use crate::spool::{Spool, SpooledFlush};
@@ -15,12 +17,12 @@ use shoal_kv::{Change, Database, KvError, Table};
 use shoal_net::admission::Admission;
 use shoal_net::control::ConnectionId;
 use shoal_net::log_limit::LogLimit;
+use shoal_net::node_certificate::Proof;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::codec::{Document, decode_exact, encode};
 use shoal_proto::control::{CurrentVersion, Join, Request, Response};
 use shoal_proto::ids::{Epoch, HostIndex, JobId, NodeId};
-use shoal_proto::locality::Locality;
 use shoal_proto::membership::{Member, MembershipUpdate, Presence};
 use shoal_proto::report::{HostReport, HubFlush};
 use shoal_proto::trust::{Envelope, Keypair, Role, Trust, TrustError};
@@ -65,22 +67,6 @@ pub(crate) struct DueTrust {
     pub(crate) trust: Arc<Trust>,
 }
 
-/// Why a request for an image is not forwarded.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ImageRequestError {
-    #[error("join first")]
-    NotJoined,
-    #[error("no seeder is connected")]
-    NoSeeder,
-}
-
-/// Who must answer a host's request for an image.
-#[derive(Debug)]
-pub(crate) struct ImageRequest {
-    pub(crate) seeder: NodeId,
-    pub(crate) asker: HostIndex,
-}
-
 /// Hosts now, for the metrics.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counts {
@@ -102,7 +88,7 @@ pub(crate) struct TrackerState {
     jobs: JobTable,
     spool: Spool,
     versions: RunningVersions,
-    issuing: Issuing,
+    credentials: CredentialAnswers,
     announcements: Table,
     reports: Table,
     flusher: HubFlusher,
@@ -132,6 +118,7 @@ impl TrackerState {
         admission: Admission,
         keys: Keypair,
         issuer: Option<Keypair>,
+        kubeedge: Option<KubeEdge>,
         region: String,
         database: &Arc<dyn Database>,
     ) -> Result<Self, StateError> {
@@ -139,7 +126,8 @@ impl TrackerState {
         let now = Instant::now();
         let away = roster.members().iter().filter(|member| member.presence == Presence::Away);
         let away_since = away.map(|member| (member.index, now)).collect();
-        let now_s = admission.now();
+        let issuing = Issuing::open(database, issuer, admission.now())?;
+        let credentials = CredentialAnswers::new(issuing, kubeedge, region.clone(), admission.clone());
         let mut state = Self {
             jobs: JobTable::new(config.bounds.jobs),
             config,
@@ -149,7 +137,7 @@ impl TrackerState {
             roster,
             spool: Spool::open(database)?,
             versions: RunningVersions::open(database)?,
-            issuing: Issuing::open(database, issuer, now_s)?,
+            credentials,
             announcements: Table::new(database, ANNOUNCEMENTS),
             reports: Table::new(database, REPORTS),
             flusher: HubFlusher::default(),
@@ -188,8 +176,20 @@ impl TrackerState {
         &self.roster
     }
 
+    pub(crate) fn credentials(&self) -> &CredentialAnswers {
+        &self.credentials
+    }
+
+    pub(crate) fn key(&self) -> NodeId {
+        self.keys.node()
+    }
+
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions
+    }
+
+    pub(crate) fn sessions_mut(&mut self) -> &mut Sessions {
+        &mut self.sessions
     }
 
     /// Takes the connections to close.
@@ -234,15 +234,30 @@ impl TrackerState {
         if matches!(request, Request::Clock) {
             return Response::Clock { unix_ms: now_ms() };
         }
-        if !matches!(request, Request::Join(_) | Request::Enrol { .. }) {
+        if matches!(request, Request::Join(_) | Request::Enrol { .. } | Request::EnrolNode { .. }) {
+            // Before any signature is checked and before anything waits for the disk.
+            if !self.sessions.may_ask_to_join(&from) {
+                return refused("too many requests to join with this key: try again later");
+            }
+        } else {
             let Some(session) = self.sessions.on(&from, connection) else { return refused("join first") };
             if !session.may_request() {
                 return refused("too many requests: wait between requests");
             }
+            if session.role != Role::Seeder && is_of_seeders(&request) {
+                return refused("only a seeder may ask this");
+            }
         }
         let answered = match request {
             Request::Join(join) => self.join(from, connection, remote, join),
-            Request::Enrol { token, claim } => Ok(self.enrol(from, remote, &token, &claim)),
+            Request::Enrol { token, claim } => {
+                Ok(self.credentials.enrol(self.roster.members(), from, remote, &token, &claim))
+            }
+            Request::EnrolNode { at, chain, scheme, signature } => {
+                let chain = chain.into_iter().map(Into::into).collect();
+                let proof = Proof { at, chain, scheme, signature };
+                Ok(self.credentials.enrol_node(self.roster.members(), from, remote, &proof))
+            }
             Request::Renew => self.renew(from),
             Request::Beat { known, reports, versions, trust } => {
                 self.note_trust(&from, trust);
@@ -260,7 +275,7 @@ impl TrackerState {
             }),
             Request::Versions { name } => Ok(Response::Versions { sets: self.versions.sets(&name) }),
             Request::Duplicates => Ok(Response::Duplicates { hosts: self.duplicates() }),
-            Request::Leave => self.on_disconnected(&from, connection).map(|()| Response::Done),
+            Request::Leave => self.leave(&from, connection),
             // Never reached: the task that reads requests forwards these to a seeder.
             Request::WantImage { .. } => Ok(refused("no seeder is connected")),
             Request::Membership(_) => Ok(refused("only a tracker sends a membership")),
@@ -273,18 +288,12 @@ impl TrackerState {
         })
     }
 
-    /// Returns the seeder that answers requests for images, and the index of the asking host. All requests go to the
-    /// seeder with the lowest key, so that one seeder sees all requests for one image.
-    pub(crate) fn image_request(
-        &self,
-        from: &NodeId,
-        connection: ConnectionId,
-    ) -> Result<ImageRequest, ImageRequestError> {
-        let asker = self.sessions.get(from).filter(|session| session.connection == connection);
-        let asker = asker.filter(|session| session.role == Role::Peer).ok_or(ImageRequestError::NotJoined)?;
-        let seeders = self.sessions.iter().filter(|(_, session)| session.role == Role::Seeder);
-        let seeder = seeders.map(|(node, _)| *node).min().ok_or(ImageRequestError::NoSeeder)?;
-        Ok(ImageRequest { seeder, asker: asker.index })
+    /// Ends a session, and its connection after the answer. A connection without a session would outlive the
+    /// credential.
+    fn leave(&mut self, from: &NodeId, connection: ConnectionId) -> Result<Response, StateError> {
+        self.on_disconnected(from, connection)?;
+        self.ended.push(connection);
+        Ok(Response::Done)
     }
 
     /// Returns the hosts in whose place another host tried to join.
@@ -348,34 +357,14 @@ impl TrackerState {
         let epoch = self.roster.members().epoch();
         self.sessions.begin(Session::new(index, connection, credential, epoch));
         let beat_ms = self.config.beat.0.as_millis() as u32;
-        Ok(Response::Joined { index, update, beat_ms })
-    }
-
-    /// Answers a host that has a join token.
-    fn enrol(&mut self, from: NodeId, remote: SocketAddr, token: &[u8], claim: &[u8]) -> Response {
-        let trust = self.admission.trust();
-        let asked = Asked { trust: &trust, region: &self.region, node: from, now: self.admission.now() };
-        let members = self.roster.members();
-        let occupant = |place: &Locality| members.iter().find(|row| row.locality == *place).map(|row| row.node);
-        match self.issuing.enrol(&asked, token, claim, occupant) {
-            Ok(credential) => {
-                tracing::info!(node = %from.short(), %remote, "issued a credential for a join token");
-                let tracker = self.admission.credential().to_vec();
-                Response::Enrolled { credential, trust: trust.bytes().to_vec(), tracker }
-            }
-            Err(error) => self.refuse_credential(from, &error),
-        }
+        Ok(Response::Joined { index, update, beat_ms, tracker: self.admission.credential().to_vec() })
     }
 
     /// Answers a member whose credential ends soon, and tells the region its new one.
     fn renew(&mut self, from: NodeId) -> Result<Response, StateError> {
         let Some(session) = self.sessions.get(&from) else { return Ok(refused("join first")) };
         let Some(row) = self.roster.members().get(session.index).cloned() else { return Ok(refused("join first")) };
-        let renewed = match self.admission.admit(&row.credential, from) {
-            Ok(admitted) => self.issuing.renew(&self.admission.trust(), &admitted, self.admission.now()),
-            Err(error) => Err(IssueError::NotAdmitted(error)),
-        };
-        match renewed {
+        match self.credentials.renew(&row.credential, from) {
             Ok(credential) => {
                 tracing::info!(host = %row.locality, "renewed a credential");
                 self.roster.admit(Member { credential: credential.as_slice().into(), ..row })?;
@@ -387,27 +376,10 @@ impl TrackerState {
                 }
                 Ok(Response::Renewed { credential })
             }
-            Err(error) => Ok(self.refuse_credential(from, &error)),
+            // The issuer cannot sign for longer than the present credential lasts. The host asks again later.
+            Err(IssueError::NotDue) => Ok(Response::Done),
+            Err(error) => Ok(self.credentials.refuse(from, &error)),
         }
-    }
-
-    /// Issues a new credential for this tracker itself.
-    pub(crate) fn renew_own(&self) -> Result<Vec<u8>, IssueError> {
-        let node = self.keys.node();
-        let own = self.admission.admit(&self.admission.credential(), node).map_err(IssueError::NotAdmitted)?;
-        self.issuing.renew(&self.admission.trust(), &own, self.admission.now())
-    }
-
-    fn refuse_credential(&self, from: NodeId, error: &IssueError) -> Response {
-        if let IssueError::Database(error) = error {
-            tracing::error!(error = error as &dyn Error, "cannot write who has which credential");
-        }
-        let why = match error.source() {
-            Some(source) if !matches!(error, IssueError::Database(_)) => format!("{error}: {source}"),
-            _ => error.to_string(),
-        };
-        tracing::info!(node = %from.short(), %why, "issued no credential");
-        refused(why)
     }
 
     fn beat(
@@ -695,4 +667,16 @@ impl TrackerState {
 /// Job first, so that all reports of one job have a common prefix.
 fn report_key(host: HostIndex, report: &HostReport) -> Vec<u8> {
     [&report.job.0[..], &host.0.to_be_bytes()].concat()
+}
+
+/// Whether a request makes the tracker look at all hosts, or changes its jobs.
+fn is_of_seeders(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::JobStatus { .. }
+            | Request::HostStates { .. }
+            | Request::Versions { .. }
+            | Request::Duplicates
+            | Request::OpenJob { .. }
+    )
 }

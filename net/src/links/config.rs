@@ -28,10 +28,11 @@ pub struct LinkConfig {
     pub records: RecordLayer,
     /// Links at a time. More are refused with `Bye(Busy)`. Default 512.
     pub links_max: usize,
-    /// Connections that wait for admission at a time. More are dropped. Default 128.
+    /// Connections that wait for admission at a time. When more come, the oldest one of the address range with the
+    /// most ends. Ranges with nodes of the cluster have as many places of their own. Default 128.
     pub pending_max: usize,
-    /// Connections from one address that wait for admission at a time. More are dropped. Default 32.
-    pub pending_per_ip_max: usize,
+    /// The same from one IPv4 address or one IPv6 network of 64 bits. Default 32.
+    pub pending_per_range_max: usize,
     /// Payload bytes of class `Bulk` in memory at a time, from the first byte of a part until its `Bytes` are dropped.
     /// Each other class has a quarter. The endpoint does not read links beyond that. At least 8 MiB, default 64 MiB.
     pub receive_bytes: usize,
@@ -44,7 +45,8 @@ pub struct LinkConfig {
     /// Messages and announcements that wait on a link. More are refused with [`super::SendError::Full`]. Default 1024,
     /// and 4 MiB in all.
     pub messages_max: usize,
-    /// Events that wait for the driver. The endpoint does not read links while the queue is full. Default 256.
+    /// Events that wait for the driver, with at most 8 MiB of messages. The endpoint does not read links while the
+    /// queue is full. Default 256.
     pub events_max: usize,
     /// Unsent bytes that the kernel may hold for a link (`TCP_NOTSENT_LOWAT`). A small value keeps urgent frames from
     /// waiting behind megabytes. Default 64 KiB.
@@ -74,7 +76,7 @@ impl LinkConfig {
             records: RecordLayer::default(),
             links_max: 512,
             pending_max: 128,
-            pending_per_ip_max: 32,
+            pending_per_range_max: 32,
             receive_bytes: 64 << 20,
             block_offset: None,
             manifest_bytes: limits::MANIFEST_BYTES_MAX,

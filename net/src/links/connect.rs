@@ -68,18 +68,22 @@ impl Listener {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, remote)) => match context.pending().try_acquire(remote.ip()) {
+                Ok((stream, remote)) => match context.pending().acquire(remote.ip()) {
                     Some(permit) => {
                         let task = context.clone();
                         context.spawn(async move {
-                            accept_connection(&task, stream, remote).await;
-                            drop(permit);
+                            tokio::select! {
+                                () = accept_connection(&task, stream, remote) => {}
+                                () = permit.until_gone() => note_dropped(&task, remote, &"made room for another"),
+                            }
                         });
                     }
                     None => note_dropped(&context, remote, &"too many connections wait for admission"),
                 },
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if let Some(skipped) = context.warnings().pass() {
+                        tracing::warn!(%error, skipped, "cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -104,7 +108,10 @@ async fn accept_connection(context: &Arc<EndpointContext>, stream: TcpStream, re
         outcome = timeout(context.config().handshake_timeout, handshake) => outcome,
     };
     match outcome {
-        Ok(Ok((stream, node, Ok(hello)))) => start_session(context, stream, node, hello, remote, false),
+        Ok(Ok((stream, node, Ok(hello)))) => {
+            context.pending().known().add(remote.ip());
+            start_session(context, stream, node, hello, remote, false);
+        }
         Ok(Ok((_, node, Err(error)))) => {
             tracing::debug!(node = %node.short(), %remote, %error, "connection did not become a link");
             if let HelloError::Io(error) = error {

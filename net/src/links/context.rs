@@ -4,21 +4,33 @@
 
 use super::config::LinkConfig;
 use super::counters::{EndpointCounters, EndpointStats};
-use super::error::BindError;
+use super::error::{AbortReason, BindError};
 use super::event::LinkEvent;
+use super::event_queue::{self, EventSender, LinkEvents, SendError};
 use super::ledbat::UrgentActivity;
-use super::link::Link;
+use super::link::{Link, PART_TIME_MAX};
 use super::pending_limiter::PendingLimiter;
 use super::rate_limit::RateLimits;
 use super::receive_memory::{Budgets, Pool};
+use super::refused_nodes::RefusedNodes;
 use super::registry::Registry;
+use crate::log_limit::LogLimit;
 use crate::tls::Tls;
+use shoal_proto::announcement::Class;
 use shoal_proto::ids::NodeId;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// How often a link may end because its part is slow.
+const SHED_EVERY: Duration = Duration::from_secs(2);
+/// A part that takes this many times as long as the median part is slow.
+const SLOW_BESIDE_OTHERS: u32 = 8;
+/// Lines per second that others can cause.
+const WARNINGS_LOGGED: u32 = 2;
 
 /// The state that all tasks of an endpoint share.
 pub struct EndpointContext {
@@ -31,6 +43,10 @@ pub struct EndpointContext {
     urgent: UrgentActivity,
     counters: EndpointCounters,
     pending: PendingLimiter,
+    refused: RefusedNodes,
+    warnings: LogLimit,
+    /// When a link last ended because of a slow part.
+    shed: Mutex<Option<Instant>>,
     /// One permit for each link that may exist.
     link_permits: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -38,16 +54,16 @@ pub struct EndpointContext {
     closing: CancellationToken,
     /// Set when every task must end at once.
     stop: CancellationToken,
-    events: mpsc::Sender<LinkEvent>,
+    events: EventSender,
     /// The separate queue of announcements, once the driver asked for one.
-    announcements: OnceLock<mpsc::Sender<LinkEvent>>,
+    announcements: OnceLock<EventSender>,
 }
 
 impl EndpointContext {
-    pub fn new(config: LinkConfig) -> Result<(Arc<Self>, mpsc::Receiver<LinkEvent>), BindError> {
+    pub fn new(config: LinkConfig) -> Result<(Arc<Self>, LinkEvents), BindError> {
         config.validate()?;
         let tls = Tls::new(&config.identity)?;
-        let (events, receiver) = mpsc::channel(config.events_max);
+        let (events, receiver) = event_queue::queue(config.events_max);
         let context = Self {
             tls,
             registry: Registry::new(),
@@ -56,7 +72,10 @@ impl EndpointContext {
             rate_limits: RateLimits::default(),
             urgent: UrgentActivity::new(),
             counters: EndpointCounters::default(),
-            pending: PendingLimiter::new(config.pending_max, config.pending_per_ip_max),
+            pending: PendingLimiter::new(config.pending_max, config.pending_per_range_max),
+            refused: RefusedNodes::default(),
+            warnings: LogLimit::new(WARNINGS_LOGGED, Duration::from_secs(1)),
+            shed: Mutex::default(),
             link_permits: Arc::new(Semaphore::new(config.links_max)),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -104,6 +123,16 @@ impl EndpointContext {
         &self.pending
     }
 
+    /// The nodes that get no link.
+    pub fn refused(&self) -> &RefusedNodes {
+        &self.refused
+    }
+
+    /// The limit of log lines that others can cause.
+    pub fn warnings(&self) -> &LogLimit {
+        &self.warnings
+    }
+
     pub fn node(&self) -> NodeId {
         self.config.identity.node()
     }
@@ -144,30 +173,48 @@ impl EndpointContext {
         }
     }
 
+    /// Ends the link whose part of a class holds its memory longest, if that part is slow beside the others or by
+    /// itself. At most one link in [`SHED_EVERY`]: where a whole site is slow, each part that is lost makes it slower.
+    pub fn end_slowest_part(&self, class: Class) {
+        let mut last = self.shed.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < SHED_EVERY) {
+            return;
+        }
+        let links = self.registry.links();
+        let mut times: Vec<_> = links.iter().filter_map(|link| Some((link.part_time(class)?, link))).collect();
+        times.sort_unstable_by_key(|(time, _)| *time);
+        let Some(((worst, link), (median, _))) = times.last().zip(times.get(times.len() / 2)) else { return };
+        if *worst > PART_TIME_MAX || *worst > median.saturating_mul(SLOW_BESIDE_OTHERS) {
+            *last = Some(Instant::now());
+            link.abort(AbortReason::PartTooSlow);
+        }
+    }
+
     /// Returns the permit for one more link, or `None` if there are as many links as there may be.
     pub fn try_link_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.link_permits.clone().try_acquire_owned().ok()
     }
 
     /// Puts announcements into a queue of their own from now on. `None` if they have one.
-    pub fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
-        let (sender, receiver) = mpsc::channel(self.config.events_max);
+    pub fn split_announcements(&self) -> Option<LinkEvents> {
+        let (sender, receiver) = event_queue::queue(self.config.events_max);
         self.announcements.set(sender).ok().map(|()| receiver)
     }
 
-    fn queue_of(&self, event: &LinkEvent) -> &mpsc::Sender<LinkEvent> {
+    fn queue_of(&self, event: &LinkEvent) -> &EventSender {
         match event {
             LinkEvent::Announce { .. } => self.announcements.get().unwrap_or(&self.events),
             _ => &self.events,
         }
     }
 
-    /// Hands an event to the driver if its queue has room. Returns the event otherwise.
-    pub fn try_emit(&self, event: LinkEvent) -> Result<(), Box<LinkEvent>> {
-        match self.queue_of(&event).try_send(event) {
+    /// Hands an event to the driver if its queue has room. Returns the event otherwise. `bytes` is the memory
+    /// that the event takes.
+    pub fn try_emit(&self, event: LinkEvent, bytes: usize) -> Result<(), Box<LinkEvent>> {
+        match self.queue_of(&event).try_send(event, bytes) {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(event)) => Err(Box::new(event)),
-            Err(mpsc::error::TrySendError::Closed(_)) => {
+            Err(SendError::Full(event)) => Err(event),
+            Err(SendError::Closed) => {
                 // The driver has dropped its queue, so it needs no links.
                 self.stop.cancel();
                 Ok(())
@@ -175,12 +222,18 @@ impl EndpointContext {
         }
     }
 
-    /// Hands an event to the driver and waits for room in its queue.
+    /// Hands a small event to the driver and waits for room in its queue.
     pub async fn emit(&self, event: LinkEvent) {
-        let Err(event) = self.try_emit(event) else { return };
+        self.emit_body(event, 0).await;
+    }
+
+    /// Hands an event to the driver and waits for room in its queue. `bytes` is the memory that the event
+    /// takes.
+    pub async fn emit_body(&self, event: LinkEvent, bytes: usize) {
+        let Err(event) = self.try_emit(event, bytes) else { return };
         tokio::select! {
             () = self.until_closing() => {}
-            sent = self.queue_of(&event).send(*event) => if sent.is_err() { self.stop.cancel() },
+            sent = self.queue_of(&event).send(*event, bytes) => if !sent { self.stop.cancel() },
         }
     }
 

@@ -6,7 +6,7 @@ use crate::tls::{TlsError, TlsSetupError};
 use shoal_proto::codec::DecodeError;
 use shoal_proto::frame::{CloseReason, PROTOCOL_VERSION};
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::TrustError;
+use shoal_proto::trust::{Role, TrustError};
 use std::io;
 use std::net::SocketAddr;
 
@@ -97,6 +97,9 @@ pub enum AbortReason {
     /// The other end dialled again and the link answered no ping.
     #[error("link was silent while its peer dialled again")]
     SilentWhileDialled,
+    /// A part arrived so slowly that other links waited for its memory.
+    #[error("a part arrived too slowly while other links waited for memory")]
+    PartTooSlow,
 }
 
 /// The reason for which a link ended without a `Bye`.
@@ -161,13 +164,20 @@ pub enum Refusal {
     /// The credential is not valid for the key that TLS has proven.
     #[error("credential is refused: {0}")]
     NotAdmitted(#[from] TrustError),
+    /// This node has banned the other one.
+    #[error("node is banned")]
+    Banned,
+    /// Nodes of this role have no links.
+    #[error("a {0} has no links: only peers and seeders have")]
+    Role(Role),
 }
 
 impl Refusal {
     /// Returns the reason that the other end reads in `Bye`.
     pub fn close_reason(&self) -> CloseReason {
         match self {
-            Self::OwnKey | Self::NotAdmitted(_) => CloseReason::NotAdmitted,
+            Self::OwnKey | Self::NotAdmitted(_) | Self::Role(_) => CloseReason::NotAdmitted,
+            Self::Banned => CloseReason::Banned,
             Self::LinkExists => CloseReason::Duplicate,
             Self::TooManyLinks => CloseReason::Busy,
             _ => CloseReason::Protocol,

@@ -19,7 +19,7 @@ use super::registry::{ClaimResult, LinkSlot};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{CloseReason, FrameKind, HEADER_BYTES, Header, PROTOCOL_VERSION};
 use shoal_proto::ids::NodeId;
-use shoal_proto::trust::Admitted;
+use shoal_proto::trust::{Admitted, Role};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -168,7 +168,15 @@ where
     if *version != PROTOCOL_VERSION {
         return Err(Refusal::Version(*version).into());
     }
-    Ok(context.config().admission.admit(credential, node).map_err(Refusal::NotAdmitted)?)
+    let admitted = context.config().admission.admit(credential, node).map_err(Refusal::NotAdmitted)?;
+    if context.refused().contains(&node) {
+        return Err(Refusal::Banned.into());
+    }
+    match admitted.role {
+        Role::Peer | Role::Seeder => Ok(admitted),
+        // Trackers and hubs carry no payload, so a link would only give a stolen key more to attack.
+        role => Err(Refusal::Role(role).into()),
+    }
 }
 
 async fn read_header<S: AsyncRead + Unpin>(io: &mut S) -> Result<Header, HelloError> {

@@ -25,6 +25,7 @@ mod context;
 mod counters;
 mod error;
 mod event;
+mod event_queue;
 mod hello;
 mod keep_alive;
 mod ledbat;
@@ -33,6 +34,7 @@ mod pending_limiter;
 mod rate_limit;
 mod reader;
 mod receive_memory;
+mod refused_nodes;
 mod registry;
 mod send_queue;
 mod session;
@@ -52,16 +54,16 @@ pub use error::{
     SendError,
 };
 pub use event::{FeedKey, LinkEvent, OutFrame, encode_announce};
+pub use event_queue::LinkEvents;
 use link::ExpectedManifest;
 pub use rate_limit::{LinkRates, LinkScope, RateLimits};
 pub use receive_memory::BlockOffset;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::{ContentId, NodeId};
 use shoal_proto::limits;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
 /// The links of one node. Cheap to clone. Dropping every clone ends all tasks, but only [`LinkEndpoint::shutdown`] says
@@ -79,7 +81,7 @@ impl LinkEndpoint {
     /// # Errors
     ///
     /// Fails if an address cannot be listened on, the key yields no TLS configuration, or a setting is out of range.
-    pub async fn bind(config: LinkConfig) -> Result<(Self, mpsc::Receiver<LinkEvent>), BindError> {
+    pub async fn bind(config: LinkConfig) -> Result<(Self, LinkEvents), BindError> {
         let listeners = config.listen.iter().map(|addr| Listener::bind(*addr)).collect::<Result<Vec<_>, _>>()?;
         let (context, events) = EndpointContext::new(config)?;
         let local_addrs = listeners.iter().map(|listener| listener.addr).collect();
@@ -93,7 +95,7 @@ impl LinkEndpoint {
 
     /// Puts announcements into a queue of their own from now on, so they do not wait for the payload before them. They
     /// may then arrive before the `LinkUp` of their link or after its `LinkDown`. `None` on a second call.
-    pub fn split_announcements(&self) -> Option<mpsc::Receiver<LinkEvent>> {
+    pub fn split_announcements(&self) -> Option<LinkEvents> {
         self.context.split_announcements()
     }
 
@@ -146,6 +148,36 @@ impl LinkEndpoint {
         let permit = self.context.budgets().manifest(total).ok_or(ExpectError::Full)?;
         let expected = link.expect_manifest(content, ExpectedManifest::new(total, permit));
         if expected { Ok(()) } else { Err(ExpectError::Full) }
+    }
+
+    /// Lets `node` send shards of `content`, each of at most `shard_max` bytes, because this node asked for some. The
+    /// endpoint drops all other shards unread. The permission ends with the link, and with
+    /// [`LinkEndpoint::expect_no_shards`].
+    pub fn expect_shards(&self, node: NodeId, content: ContentId, shard_max: u32) {
+        if let Some(link) = self.context.registry().link(&node) {
+            link.expect_shards(content, shard_max);
+        }
+    }
+
+    /// Ends the link of a node, and gives the node no other one for `time`.
+    pub fn ban(&self, node: NodeId, time: Duration) {
+        self.context.refused().add(node, time);
+        self.close(node, CloseReason::Banned);
+    }
+
+    /// Whether a node is banned now.
+    pub fn is_banned(&self, node: &NodeId) -> bool {
+        self.context.refused().contains(node)
+    }
+
+    /// Lets no node send more shards of `content`, because this node has it or gave it up.
+    pub fn expect_no_shards(&self, content: &ContentId) {
+        self.context.registry().links().iter().for_each(|link| link.expect_no_shards(content));
+    }
+
+    /// Keeps places of their own, before admission, for connections from these addresses.
+    pub fn know(&self, addrs: impl IntoIterator<Item = IpAddr>) {
+        addrs.into_iter().for_each(|addr| self.context.pending().known().add(addr));
     }
 
     /// Returns the rate limits of all links.

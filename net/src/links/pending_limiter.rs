@@ -1,56 +1,67 @@
-//! A limit for connections that wait for admission, in all and for each address.
+//! The connections that wait for admission. When there are too many, the oldest one ends.
 //!
-//! Invariant: the count of an address equals the number of its [`PendingPermit`]s. Addresses without one use no memory.
+//! Invariant: a connection has a place as long as its [`PendingPermit`] lives or until it must give way.
 
-use std::collections::HashMap;
+use crate::places::{PlaceLimits, Places};
+use crate::range::KnownRanges;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-type CountByIp = Arc<Mutex<HashMap<IpAddr, usize>>>;
+type Shared = Arc<Mutex<Places<u64, CancellationToken>>>;
+
+fn lock(places: &Shared) -> MutexGuard<'_, Places<u64, CancellationToken>> {
+    places.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Hands out permits to wait for admission.
 pub struct PendingLimiter {
-    counts: CountByIp,
-    total: Arc<Semaphore>,
-    per_ip_max: usize,
+    places: Shared,
+    known: KnownRanges,
+    next: AtomicU64,
 }
 
 impl PendingLimiter {
-    pub fn new(max: usize, per_ip_max: usize) -> Self {
-        Self { counts: Arc::default(), total: Arc::new(Semaphore::new(max)), per_ip_max }
+    pub fn new(places: usize, places_per_range: usize) -> Self {
+        let known = KnownRanges::default();
+        let places = Places::new(PlaceLimits { places, places_per_range }, known.clone());
+        Self { places: Arc::new(Mutex::new(places)), known, next: AtomicU64::new(0) }
     }
 
-    /// Returns a permit for a connection from `ip`, or `None` at a limit.
-    pub fn try_acquire(&self, ip: IpAddr) -> Option<PendingPermit> {
-        let total = self.total.clone().try_acquire_owned().ok()?;
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(ip).or_default();
-        if *count >= self.per_ip_max {
-            // The count is above zero here, so a permit exists that will remove the entry.
-            return None;
+    /// Address ranges whose connections have places of their own.
+    pub fn known(&self) -> &KnownRanges {
+        &self.known
+    }
+
+    /// Returns a permit for a connection from `ip`. Another connection may have to give way for it. `None` if none can.
+    pub fn acquire(&self, ip: IpAddr) -> Option<PendingPermit> {
+        let (number, gives_way) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        let gone = lock(&self.places).take(number, ip, gives_way.clone(), Instant::now()).ok()?;
+        if let Some(gone) = gone {
+            gone.cancel();
         }
-        *count += 1;
-        drop(counts);
-        Some(PendingPermit { counts: self.counts.clone(), ip, _total: total })
+        Some(PendingPermit { places: self.places.clone(), number, gives_way })
     }
 }
 
 /// The right of one connection to wait for admission. Dropping the permit makes room for another connection.
 pub struct PendingPermit {
-    counts: CountByIp,
-    ip: IpAddr,
-    _total: OwnedSemaphorePermit,
+    places: Shared,
+    number: u64,
+    gives_way: CancellationToken,
+}
+
+impl PendingPermit {
+    /// Returns when the connection must end for another one.
+    pub async fn until_gone(&self) {
+        self.gives_way.cancelled().await;
+    }
 }
 
 impl Drop for PendingPermit {
     fn drop(&mut self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.ip) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.ip);
-            }
-        }
+        lock(&self.places).remove(&self.number);
     }
 }

@@ -19,8 +19,17 @@ use shoal_proto::ids::ContentId;
 use shoal_proto::message::Message;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
+/// Announcements of a link at once, and per second afterwards. A neighbour that repairs differences sends up to 1,024
+/// at once.
+const ANNOUNCEMENTS_AT_ONCE: f64 = 2048.0;
+const ANNOUNCEMENTS_PER_S: f64 = 500.0;
+/// How often a link that waits for memory looks for parts that hardly grow.
+const LOOK_FOR_SLOW: Duration = Duration::from_secs(1);
 /// The buffer for bodies keeps at most this capacity between frames, in bytes.
 const BODY_BUFFER_KEPT: usize = 16 * 1024;
 
@@ -61,7 +70,7 @@ struct OpenPart {
     part: Part,
     total: u32,
     filled: u32,
-    /// `None` for a manifest that is not expected. Its bytes are dropped as they arrive.
+    /// `None` for a part that is not expected. Its bytes are dropped as they arrive.
     payload: Option<Payload>,
 }
 
@@ -76,6 +85,22 @@ impl OpenPart {
     }
 }
 
+/// How many announcements the other end may send now.
+struct AnnouncementPace {
+    left: f64,
+    at: Instant,
+}
+
+impl AnnouncementPace {
+    /// Counts an announcement. Returns how long to wait before it counts.
+    fn pass(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + passed * ANNOUNCEMENTS_PER_S).min(ANNOUNCEMENTS_AT_ONCE) - 1.0;
+        self.at = now;
+        Duration::from_secs_f64((-self.left).max(0.0) / ANNOUNCEMENTS_PER_S)
+    }
+}
+
 /// The receiving side of one link.
 pub struct Reader<R> {
     context: Arc<EndpointContext>,
@@ -84,11 +109,13 @@ pub struct Reader<R> {
     body: Vec<u8>,
     /// The open part of each class. Slices of one class are never mixed.
     open: [Option<OpenPart>; 4],
+    announcements: AnnouncementPace,
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub fn new(context: Arc<EndpointContext>, link: Arc<Link>, io: R) -> Self {
-        Self { context, link, io, body: Vec::new(), open: [const { None }; 4] }
+        let announcements = AnnouncementPace { left: ANNOUNCEMENTS_AT_ONCE, at: Instant::now() };
+        Self { context, link, io, body: Vec::new(), open: [const { None }; 4], announcements }
     }
 
     /// Returns the connection and drops the open parts.
@@ -121,13 +148,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 self.read_body(len).await?;
                 let message: Message = codec::decode_exact(&self.body)?;
                 message.validate()?;
-                self.emit(LinkEvent::Message { node: self.link.node(), message }).await;
+                self.free_body();
+                let bytes = message.memory_bytes(len);
+                self.emit(LinkEvent::Message { node: self.link.node(), message }, bytes).await;
                 Ok(())
             }
             FrameKind::Announce => {
                 self.read_body(len).await?;
                 let frame: AnnounceFrame = codec::decode_exact(&self.body)?;
-                self.emit(LinkEvent::Announce { node: self.link.node(), frame }).await;
+                self.free_body();
+                self.wait_for_announcement().await;
+                self.emit(LinkEvent::Announce { node: self.link.node(), frame }, len).await;
                 Ok(())
             }
             FrameKind::Ping => {
@@ -164,12 +195,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
     /// Reads a body into `self.body`. The header's decoder has checked that `len` is within the limit of its kind.
     async fn read_body(&mut self, len: usize) -> Result<(), ReadEnd> {
-        self.body.clear();
-        self.body.shrink_to(BODY_BUFFER_KEPT);
+        self.free_body();
         self.body.reserve(len);
-        append_exactly(&mut self.io, &mut self.body, len).await?;
+        append_exactly(&mut self.io, &mut self.body, len, |_| {}).await?;
         self.link.activity().note_received();
         Ok(())
+    }
+
+    /// Frees the memory of a large body. Its message may wait for the driver for long.
+    fn free_body(&mut self) {
+        self.body.clear();
+        self.body.shrink_to(BODY_BUFFER_KEPT);
     }
 
     async fn read_slice(&mut self, class: Class, len: usize) -> Result<(), ReadEnd> {
@@ -191,7 +227,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             None => self.open_part(class, &slice).await?,
         };
         match &mut open.payload {
-            Some(payload) => append_exactly(&mut self.io, payload.buffer(), payload_len).await?,
+            Some(payload) => {
+                let count = |bytes| self.link.on_part_bytes(class, bytes);
+                append_exactly(&mut self.io, payload.buffer(), payload_len, count).await?;
+            }
             None => {
                 discard(&mut self.io, payload_len).await?;
                 self.context.counters().add_unexpected(payload_len);
@@ -202,6 +241,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.link.activity().note_received();
         self.link.activity().note_payload();
         let whole = open.filled >= open.total;
+        if whole {
+            self.link.on_part_ends(class);
+        }
         let OpenPart { content, part, .. } = open;
         let mut payload = None;
         if whole {
@@ -212,7 +254,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         self.link.activity().note_slice(self.open.iter().flatten().count());
         if let Some(payload) = payload {
             let payload = payload.into_bytes();
-            self.emit(LinkEvent::Part { node: self.link.node(), content, part, class, payload }).await;
+            self.emit(LinkEvent::Part { node: self.link.node(), content, part, class, payload }, 0).await;
         }
         Ok(())
     }
@@ -220,17 +262,49 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// Leaves the payload unread for as long as the rate limits ask for. The sender's TCP window fills up, so the
     /// sender waits.
     async fn wait_for_rate(&mut self, class: Class, len: usize) {
-        let mut paused = false;
+        let mut paused = None;
         while let Some(wait) = self.link.limiter().receive_wait(class) {
-            if !std::mem::replace(&mut paused, true) {
-                self.link.activity().pause_reading();
+            if paused.is_none() {
+                paused = Some(self.pause_reading());
             }
             wait.await;
         }
-        if paused {
-            self.link.activity().resume_reading();
+        if let Some(began) = paused {
+            self.resume_reading(began);
         }
         self.link.limiter().note_received(class, len);
+    }
+
+    fn pause_reading(&self) -> Instant {
+        self.link.activity().pause_reading();
+        Instant::now()
+    }
+
+    fn resume_reading(&self, paused: Instant) {
+        self.link.activity().resume_reading();
+        self.link.on_pause(paused.elapsed());
+    }
+
+    /// Leaves the link unread while its announcements come faster than they may.
+    async fn wait_for_announcement(&mut self) {
+        let wait = self.announcements.pass(Instant::now());
+        if !wait.is_zero() {
+            // The other end causes this pause, so its open parts grow old meanwhile. No wait is longer than 2 ms.
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Waits for memory for a shard. Meanwhile links end, one at a time, whose parts hold memory and hardly grow.
+    async fn wait_for_memory(&mut self, class: Class, total: u32) -> Result<OwnedSemaphorePermit, ReadEnd> {
+        let budget = self.context.budgets().class(class).clone();
+        let acquired = budget.acquire_many_owned(total);
+        tokio::pin!(acquired);
+        loop {
+            tokio::select! {
+                permit = &mut acquired => return permit.map_err(|_| ReadEnd::Lost(LinkError::ShuttingDown)),
+                () = tokio::time::sleep(LOOK_FOR_SLOW) => self.context.end_slowest_part(class),
+            }
+        }
     }
 
     /// Opens the part of a first slice. Waits for memory for all of the part.
@@ -239,37 +313,41 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return Err(ProtocolViolation::PartStartsLate.into());
         }
         let SliceHeader { content, part, total, .. } = *slice;
-        let pool = &self.context.pool();
+        let pool = self.context.pool().clone();
         let payload = match part {
             // The buffer starts empty and at most doubles as bytes arrive. A manifest may have 256 MiB.
             Part::Manifest => {
                 let expected = self.link.take_expected(content, total);
-                expected.map(|expected| Payload::new(pool, Vec::new(), expected.into_permit()))
+                expected.map(|expected| Payload::new(&pool, Vec::new(), expected.into_permit()))
             }
+            Part::Shard(_) if !self.link.expects_shard(&content, total) => None,
             Part::Shard(shard) => {
-                let budget = self.context.budgets().class(class).clone();
+                let budget = self.context.budgets().class(class);
                 let permit = match budget.clone().try_acquire_many_owned(total) {
                     Ok(permit) => permit,
                     Err(_) => {
-                        self.link.activity().pause_reading();
-                        let permit = budget.acquire_many_owned(total).await;
-                        self.link.activity().resume_reading();
-                        permit.map_err(|_| ReadEnd::Lost(LinkError::ShuttingDown))?
+                        let paused = self.pause_reading();
+                        let permit = self.wait_for_memory(class, total).await;
+                        self.resume_reading(paused);
+                        permit?
                     }
                 };
                 let block_offset = self.context.config().block_offset.as_ref();
                 let offset = block_offset.map_or(0, |block_offset| block_offset(&content, shard));
-                Some(Payload::new(pool, pool.take(total as usize, offset), permit))
+                Some(Payload::new(&pool, pool.take(total as usize, offset), permit))
             }
         };
+        if payload.is_some() {
+            self.link.on_part_begins(class, total);
+        }
         Ok(OpenPart { content, part, total, filled: 0, payload })
     }
 
-    async fn emit(&mut self, event: LinkEvent) {
-        if let Err(event) = self.context.try_emit(event) {
-            self.link.activity().pause_reading();
-            self.context.emit(*event).await;
-            self.link.activity().resume_reading();
+    async fn emit(&mut self, event: LinkEvent, bytes: usize) {
+        if let Err(event) = self.context.try_emit(event, bytes) {
+            let paused = self.pause_reading();
+            self.context.emit_body(*event, bytes).await;
+            self.resume_reading(paused);
         }
     }
 
@@ -279,13 +357,19 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 }
 
-/// Appends exactly `len` bytes to `buffer`, without zeroing its memory first.
-async fn append_exactly(io: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, len: usize) -> Result<(), ReadEnd> {
+/// Appends exactly `len` bytes to `buffer`, without zeroing its memory first. Calls `count` with each number of bytes.
+async fn append_exactly(
+    io: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+    len: usize,
+    count: impl Fn(usize),
+) -> Result<(), ReadEnd> {
     buffer.reserve(len);
     let mut rest = buffer.limit(len);
     while rest.has_remaining_mut() {
-        if io.read_buf(&mut rest).await? == 0 {
-            return Err(ReadEnd::Lost(LinkError::ClosedInFrame));
+        match io.read_buf(&mut rest).await? {
+            0 => return Err(ReadEnd::Lost(LinkError::ClosedInFrame)),
+            bytes => count(bytes),
         }
     }
     Ok(())

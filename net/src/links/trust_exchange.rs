@@ -12,7 +12,7 @@ use shoal_proto::trust::{Trust, TrustError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Documents that a link may bring although this end has them. Both ends may learn a document from others meanwhile.
+/// Documents that a link may bring again, or that exclude the one in force. An honest end sends no document twice.
 const USELESS_MAX: u32 = 16;
 
 /// What both ends of a link know of each other's trust documents.
@@ -22,7 +22,9 @@ pub struct TrustExchange {
     theirs: AtomicU64,
     /// The newest version that was sent to the other end.
     sent: AtomicU64,
-    /// Documents from the other end that were not newer.
+    /// The newest version that the other end has sent.
+    received: AtomicU64,
+    /// Documents from the other end that it had sent before, or that exclude the one in force.
     useless: AtomicU32,
 }
 
@@ -47,14 +49,24 @@ pub fn on_version(context: &EndpointContext, link: &Link, version: u64) {
 pub async fn on_document(context: &EndpointContext, link: &Link, bytes: Vec<u8>) -> Result<(), ProtocolViolation> {
     match context.config().admission.offer_received(bytes).await {
         Ok(Offered::InForce) => {
-            link.trust().theirs.fetch_max(context.config().admission.trust().version(), Ordering::Relaxed);
+            let version = context.config().admission.trust().version();
+            link.trust().theirs.fetch_max(version, Ordering::Relaxed);
+            link.trust().received.fetch_max(version, Ordering::Relaxed);
             spread(context);
             return Ok(());
         }
-        Ok(Offered::Known) => {}
+        // Both ends may learn a document from others at the same time, and send it to each other.
+        Ok(Offered::Known { version }) => {
+            link.trust().theirs.fetch_max(version, Ordering::Relaxed);
+            if link.trust().received.fetch_max(version, Ordering::Relaxed) < version {
+                return Ok(());
+            }
+        }
         // The root signed two documents that exclude each other. An honest neighbour may have the other one.
         Err(error @ (TrustError::NotNewer { .. } | TrustError::NotContinued(_))) => {
-            tracing::warn!(node = %link.node().short(), %error, "ignored a trust document");
+            if let Some(skipped) = context.warnings().pass() {
+                tracing::warn!(node = %link.node().short(), %error, skipped, "ignored a trust document");
+            }
         }
         Err(error) => return Err(ProtocolViolation::InvalidTrust(error)),
     }

@@ -126,13 +126,17 @@ pub fn load_jobs(cx: &mut Context, announcements: &Announcements) {
 impl Driver {
     /// Handles a received announcement of a push, a demotion or a feed.
     pub fn on_announce(&mut self, from: HostIndex, mut frame: AnnounceFrame) {
+        // Its announcements that wait in the queue cost no check.
+        if self.cx.region.member(from).is_none_or(|member| self.cx.endpoint.is_banned(&member.node)) {
+            return;
+        }
         if let Some(delivery) = self.feeds.on_known_announcement(&mut self.cx, from, &mut frame) {
             self.deliver_feed(delivery);
             return;
         }
         let announcement = match self.announcements.open(&frame.envelope) {
             Ok(announcement) => announcement,
-            Err(error) => return self.refuse_announcement(from, &error),
+            Err(error) => return self.refuse_announcement(from, &frame, &error),
         };
         if announcement.expires_at <= shoal_net::admission::system_clock() {
             self.cx.accounting.count(Event::AnnouncementRefused);
@@ -196,9 +200,16 @@ impl Driver {
     }
 
     /// Nothing in a refused announcement is verified, so nothing in it becomes a report.
-    fn refuse_announcement(&self, from: HostIndex, error: &TrustError) {
+    fn refuse_announcement(&mut self, from: HostIndex, frame: &AnnounceFrame, error: &TrustError) {
         self.cx.accounting.count(Event::AnnouncementRefused);
-        tracing::warn!(%from, %error, "refused an announcement");
+        if let Some(skipped) = self.cx.warnings.pass() {
+            tracing::warn!(%from, %error, skipped, "refused an announcement");
+        }
+        // No honest host passes on what it cannot verify. It may know a publisher, or a later form of announcements,
+        // that this host does not know yet.
+        if matches!(error, TrustError::BadSignature(_)) || Envelope::from_bytes(&frame.envelope).is_err() {
+            self.cx.tell(Input::AnnouncementCorrupt { from });
+        }
     }
 
     /// Ends what publishers announced that the trust document in force does not name. Active versions stay.

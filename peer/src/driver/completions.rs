@@ -81,6 +81,7 @@ impl Driver {
 
     /// Handles a complete content: makes it durable, or gives a feed's version to readers.
     pub fn finish(&mut self, content: ContentId) {
+        self.cx.endpoint.expect_no_shards(&content);
         // A seeder's contents are durable before it announces them.
         if self.cx.role != Role::Peer {
             return;

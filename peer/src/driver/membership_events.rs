@@ -9,6 +9,7 @@ use shoal_proto::membership::{Member, MembershipUpdate};
 use shoal_swarm::io::{Input, Via};
 use shoal_swarm::membership::Membership;
 use shoal_swarm::node::{CachingPlanner, Node, NodeConfig, Tuning};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// Lanes of plans for contents without a manifest.
@@ -34,6 +35,7 @@ impl Driver {
             tracing::warn!(%error, "the tracker sent an invalid membership");
             return;
         }
+        let addrs: Vec<IpAddr> = update.upserts.iter().flat_map(|member| &member.addrs).map(SocketAddr::ip).collect();
         let former = match self.cx.region.apply(update) {
             Ok(former) => former,
             Err(error) => {
@@ -44,6 +46,7 @@ impl Driver {
             }
         };
         let cx = &mut self.cx;
+        cx.endpoint.know(addrs);
         let membership = cx.region.membership().clone();
         cx.accounting.set(Level::Members(membership.len()));
         cx.reporter.set_epoch(Some(membership.epoch()));

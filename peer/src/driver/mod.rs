@@ -63,7 +63,8 @@ use region::Region;
 use reporting::Reporter;
 use shoal_api::contents::{ContentName, ContentStatus};
 use shoal_net::admission::Admission;
-use shoal_net::links::{LinkEndpoint, LinkEvent};
+use shoal_net::links::{LinkEndpoint, LinkEvent, LinkEvents};
+use shoal_net::log_limit::LogLimit;
 use shoal_proto::announcement::{Announcement, Class};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::ids::{ContentId, NodeId};
@@ -75,12 +76,15 @@ use shoal_swarm::io::Input;
 use shoal_swarm::node::{Node, Progress};
 use shoal_swarm::time::Instant;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+/// Lines per second that other hosts can cause.
+const WARNINGS_LOGGED: u32 = 8;
 /// How often the driver looks for expired announcements.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
 /// How often counts and the membership go to the disk. A kill loses this much of them.
@@ -111,9 +115,9 @@ struct Parts {
     /// The node's links.
     endpoint: LinkEndpoint,
     /// Events of the links, without announcements.
-    link_events: mpsc::Receiver<LinkEvent>,
+    link_events: LinkEvents,
     /// Received announcements. They have their own channel, so payload does not delay a feed.
-    announcements: mpsc::Receiver<LinkEvent>,
+    announcements: LinkEvents,
     /// Events of the tracker's client.
     tracker_events: mpsc::Receiver<TrackerEvent>,
     /// State that the driver shares with the tracker's client.
@@ -142,8 +146,8 @@ struct Parts {
 struct Inbox {
     trust: watch::Receiver<Arc<Trust>>,
     store_events: mpsc::Receiver<StoreEvent>,
-    link_events: mpsc::Receiver<LinkEvent>,
-    announcements: mpsc::Receiver<LinkEvent>,
+    link_events: LinkEvents,
+    announcements: LinkEvents,
     tracker_events: mpsc::Receiver<TrackerEvent>,
     commands: mpsc::Receiver<DriverCommand>,
 }
@@ -165,6 +169,8 @@ struct Context {
     pool: BlockingPool<Completion>,
     reporter: Reporter,
     accounting: Accounting,
+    /// The limit of log lines that other hosts can cause.
+    warnings: LogLimit,
 }
 
 impl Context {
@@ -277,6 +283,7 @@ impl Driver {
             pool: BlockingPool::new(),
             reporter: Reporter::new(parts.shared.clone(), parts.store.clone()),
             accounting: Accounting::load(parts.metrics, &parts.store),
+            warnings: LogLimit::new(WARNINGS_LOGGED, Duration::from_secs(1)),
             store: parts.store,
             arrivals: parts.arrivals.clone(),
         };
@@ -308,6 +315,7 @@ impl Driver {
         driver.retake_desired();
         driver.activations.update_known_jobs(&driver.cx);
         let membership = driver.cx.region.membership();
+        driver.cx.endpoint.know(membership.iter().flat_map(|member| &member.addrs).map(SocketAddr::ip));
         driver.cx.reporter.set_epoch((!membership.is_empty()).then(|| membership.epoch()));
         driver.start_core();
         (driver, handle)

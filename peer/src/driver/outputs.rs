@@ -8,9 +8,11 @@ use shoal_net::links::{OutFrame, SendError};
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::CloseReason;
 use shoal_proto::ids::{ContentId, HostIndex};
+use shoal_proto::limits;
 use shoal_proto::message::Message;
 use shoal_proto::report::{HostState, Reason};
 use shoal_swarm::io::{Input, Notice, Output};
+use shoal_swarm::node::BAN;
 
 impl Driver {
     /// Carries out all outputs of the core.
@@ -77,9 +79,17 @@ impl Driver {
                 tracing::debug!(%to, %error, "cannot expect a manifest now");
             }
         }
+        if let Message::Subscribe { content, .. } | Message::Want { content, .. } = &message {
+            let size = self.cx.jobs.of_content(content).map(|announcement| announcement.size).max().unwrap_or(0);
+            // A parity shard is as long as the longest piece, and no piece is longer than the content.
+            let shard_max = size.min(limits::PIECE_BYTES_MAX.into()) as u32;
+            self.cx.endpoint.expect_shards(node, *content, shard_max);
+        }
         if let Err(SendError::Full) = self.cx.endpoint.send(node, OutFrame::Message(message)) {
             // A host that reads no messages while its link is up is of no use. A new link starts with an empty queue.
-            tracing::warn!(%to, "the link's message queue is full");
+            if let Some(skipped) = self.cx.warnings.pass() {
+                tracing::warn!(%to, skipped, "the link's message queue is full");
+            }
             self.close(to, CloseReason::Busy);
         }
     }
@@ -89,8 +99,11 @@ impl Driver {
     }
 
     fn close(&mut self, host: HostIndex, reason: CloseReason) {
-        if let Some(member) = self.cx.region.member(host) {
-            self.cx.endpoint.close(member.node, reason);
+        let Some(node) = self.cx.region.member(host).map(|member| member.node) else { return };
+        match reason {
+            // A link that is only closed is there again at once.
+            CloseReason::Banned => self.cx.endpoint.ban(node, BAN),
+            reason => self.cx.endpoint.close(node, reason),
         }
     }
 }
@@ -102,7 +115,7 @@ fn log(notice: &Notice) {
             tracing::debug!(content = %content.short(), ?lane, %around, "rerouting a stalled lane");
         }
         Notice::Duplicate { .. } => {}
-        Notice::Banned { host } => tracing::warn!(%host, "banned a host for corrupt shards"),
+        Notice::Banned { host } => tracing::warn!(%host, "banned a host for what it sent"),
         Notice::RackLost { content, missing } => {
             tracing::warn!(
                 content = %content.short(),

@@ -85,7 +85,9 @@ impl Payload {
         self.submitted = self.submitted.saturating_sub(1);
         let from = sender_of(token);
         cx.accounting.count(Event::ShardCorrupt);
-        tracing::warn!(content = %content.short(), %shard, %from, "received a corrupt shard");
+        if let Some(skipped) = cx.warnings.pass() {
+            tracing::warn!(content = %content.short(), %shard, %from, skipped, "received a corrupt shard");
+        }
         cx.tell(Input::ShardCorrupt { content, shard, from });
     }
 }
@@ -143,7 +145,9 @@ fn send(cx: &mut Context, part: &OutgoingPart, payload: Bytes) {
         // `LinkDown` follows. It ends everything under way on the link.
         Err(SendError::Gone) => {}
         Err(error) => {
-            tracing::warn!(%to, content = %content.short(), %error, "cannot send a shard");
+            if let Some(skipped) = cx.warnings.pass() {
+                tracing::warn!(%to, content = %content.short(), %error, skipped, "cannot send a shard");
+            }
             part.report_sent(cx);
         }
     }

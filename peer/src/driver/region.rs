@@ -18,8 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Events kept for a link whose other end the membership does not name yet.
-const WAITING_EVENTS_MAX: usize = 256;
+/// Memory of messages kept for a link whose other end the membership does not name yet, and for all such links.
+const WAITING_BYTES_MAX: usize = 64 * 1024;
+const ALL_WAITING_BYTES_MAX: usize = 1024 * 1024;
+/// The least that a kept message counts, for its place in a list.
+const EVENT_BYTES_MIN: usize = 256;
 /// How long the events of such a link wait.
 const UNKNOWN_LINK_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -30,6 +33,7 @@ const INDEX_KEY: &str = "host-index";
 struct UnknownLink {
     since: Instant,
     events: Vec<LinkEvent>,
+    bytes: usize,
 }
 
 /// Our place in the region.
@@ -220,20 +224,23 @@ impl Region {
 
     /// Keeps a link's events until the membership names its other end.
     pub fn wait_for_membership(&mut self, node: NodeId, now: Instant) {
-        self.unknown_links.entry(node).or_insert(UnknownLink { since: now, events: Vec::new() });
+        self.unknown_links.entry(node).or_insert(UnknownLink { since: now, events: Vec::new(), bytes: 0 });
     }
 
     pub fn is_unknown(&self, node: &NodeId) -> bool {
         self.unknown_links.contains_key(node)
     }
 
-    /// Keeps an event of a link whose other end is unknown.
+    /// Keeps a message of a link whose other end is unknown, while there is room. Drops everything else. This host
+    /// asked the other end for no payload, and anti-entropy brings announcements later.
     pub fn keep_event(&mut self, node: &NodeId, event: LinkEvent) {
-        // This host asked an unknown host for nothing, so payload from there is unwanted.
-        if let Some(link) = self.unknown_links.get_mut(node)
-            && link.events.len() < WAITING_EVENTS_MAX
-            && !matches!(event, LinkEvent::Part { .. })
-        {
+        let LinkEvent::Message { message, .. } = &event else { return };
+        let kept: usize = self.unknown_links.values().map(|link| link.bytes).sum();
+        let Some(link) = self.unknown_links.get_mut(node) else { return };
+        let room = WAITING_BYTES_MAX.saturating_sub(link.bytes).min(ALL_WAITING_BYTES_MAX.saturating_sub(kept));
+        let bytes = message.memory_bytes(EVENT_BYTES_MIN);
+        if bytes <= room {
+            link.bytes += bytes;
             link.events.push(event);
         }
     }

@@ -16,7 +16,7 @@ use crate::tracker_client::{FetchThroughRequest, SharedReports, TrackerClient};
 use shoal_net::admission::{Admission, reload_on_hangup, system_clock};
 use shoal_net::control::{ControlConfig, ControlHandle, ControlPlane, StartError};
 use shoal_net::identity::{Identity, KeyFileError, load_key};
-use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvent};
+use shoal_net::links::{BindError, LinkConfig, LinkEndpoint, LinkEvents};
 use shoal_net::own_credential::{self, OwnCredential};
 use shoal_net::trust_file::{TrustFile, TrustFileError};
 use shoal_proto::control::Join;
@@ -180,7 +180,7 @@ async fn bind_links(
     settings: &NodeSettings,
     checked: &CheckedIdentity,
     store: &Store,
-) -> Result<(LinkEndpoint, mpsc::Receiver<LinkEvent>), SetupError> {
+) -> Result<(LinkEndpoint, LinkEvents), SetupError> {
     let mut config = LinkConfig::new(settings.listen.clone(), checked.identity.clone(), checked.admission.clone());
     config.receive_bytes = usize::try_from(settings.receive_memory.0).unwrap_or(usize::MAX);
     config.records = settings.net.records.into();

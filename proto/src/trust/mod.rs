@@ -16,4 +16,4 @@ pub use credential::{AddressRange, Credential, ParseAddressRangeError, ParseRole
 pub use document::{Issuer, Publisher, Revocation, Succession, TrustDocument, cluster_of};
 pub use envelope::{Envelope, Keypair};
 pub use error::TrustError;
-pub use token::{CLOCK_SKEW_S, JoinClaim, JoinToken, ParseTokenError, TokenError, TokenSecret};
+pub use token::{JoinClaim, JoinToken, ParseTokenError, TokenError, TokenSecret};

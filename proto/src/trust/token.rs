@@ -8,15 +8,13 @@ use super::credential::{AddressRange, Credential, Role};
 use super::envelope::{Envelope, Keypair};
 use super::error::TrustError;
 use crate::codec::{DecodeError, DocKind, Document};
+use crate::hex;
 use crate::ids::{ClusterId, NodeId};
 use crate::limits;
 use crate::locality::{Labels, Locality, is_name};
 use minicbor::{Decode, Encode};
 use std::fmt;
 use std::str::FromStr;
-
-/// Clocks of hosts differ by seconds, so a credential is valid from this long before its making, seconds.
-pub const CLOCK_SKEW_S: u64 = 300;
 
 /// The document of a token. The root or an issuer signs it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -126,7 +124,7 @@ impl JoinToken {
             node,
             role: self.role,
             locality,
-            not_before: now.saturating_sub(CLOCK_SKEW_S),
+            not_before: now.saturating_sub(limits::CLOCK_SKEW_MAX_S),
             not_after: now.saturating_add(self.valid_s),
             labels: self.labels.clone(),
             weight_max: self.weight_max,
@@ -234,8 +232,8 @@ impl fmt::Debug for TokenSecret {
 impl fmt::Display for TokenSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(TEXT_HEAD)?;
-        let bytes = self.keys.seed().into_iter().chain(self.envelope.to_bytes());
-        bytes.into_iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(&self.keys.seed()))?;
+        f.write_str(&hex::encode(&self.envelope.to_bytes()))
     }
 }
 
@@ -247,13 +245,8 @@ pub struct ParseTokenError;
 impl FromStr for TokenSecret {
     type Err = ParseTokenError;
     fn from_str(text: &str) -> Result<Self, ParseTokenError> {
-        let digits = text.trim().strip_prefix(TEXT_HEAD).ok_or(ParseTokenError)?.as_bytes();
-        if digits.len() > 2 * (32 + limits::JOIN_TOKEN_BYTES_MAX) || !digits.len().is_multiple_of(2) {
-            return Err(ParseTokenError);
-        }
-        let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(ParseTokenError);
-        let pairs = digits.chunks_exact(2).map(|pair| Ok((digit(pair[0])? * 16 + digit(pair[1])?) as u8));
-        let bytes: Vec<u8> = pairs.collect::<Result<_, ParseTokenError>>()?;
+        let digits = text.trim().strip_prefix(TEXT_HEAD).ok_or(ParseTokenError)?;
+        let bytes = hex::decode(digits, 32 + limits::JOIN_TOKEN_BYTES_MAX).ok_or(ParseTokenError)?;
         let (seed, envelope) = bytes.split_first_chunk::<32>().ok_or(ParseTokenError)?;
         let token = Self {
             keys: Keypair::from_seed(*seed),

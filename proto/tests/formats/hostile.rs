@@ -178,6 +178,17 @@ fn more_than_the_limit_is_refused() {
     too_many(&with(Member { credential: vec![0; limits::CREDENTIAL_BYTES_MAX + 1].into(), ..member.clone() }));
     too_many(&Request::Enrol { token: vec![0; limits::JOIN_TOKEN_BYTES_MAX + 129], claim: Vec::new() });
     too_many(&Request::Enrol { token: Vec::new(), claim: vec![0; limits::JOIN_CLAIM_BYTES_MAX + 129] });
+    let node = |certificates, len, signature| Request::EnrolNode {
+        at: u64::MAX,
+        chain: vec![vec![0; len].into(); certificates],
+        scheme: 1,
+        signature: vec![0; signature],
+    };
+    let (count, len) = (limits::NODE_CERTIFICATES_MAX, limits::NODE_CERTIFICATE_BYTES_MAX);
+    assert!(Request::from_bytes(&node(count, len, 9).to_bytes()).is_ok());
+    too_many(&node(count + 1, 1, 1));
+    too_many(&node(count, len + 1, 1));
+    too_many(&node(1, 1, limits::NODE_SIGNATURE_BYTES_MAX + 1));
     too_many(&Response::Renewed { credential: vec![0; limits::CREDENTIAL_BYTES_MAX + 1] });
     let removed = vec![HostIndex(1); limits::HOSTS_MAX as usize + 1];
     too_many(&Request::Membership(MembershipUpdate { removed, ..samples::update() }));

@@ -252,7 +252,8 @@ fn response() -> impl Strategy<Value = Response> {
         (host(), option::of(update()), any::<u32>()).prop_map(|(index, update, beat_ms)| Response::Joined {
             index,
             update,
-            beat_ms
+            beat_ms,
+            tracker: vec![1, 2]
         }),
         option::of(update()).prop_map(|update| Response::Heard { update, trust: 7 }),
         rollup().prop_map(Response::Rollup),

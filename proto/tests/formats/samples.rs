@@ -338,6 +338,15 @@ pub(crate) fn requests() -> Vec<(&'static str, Request)> {
         ),
         ("enrol", Request::Enrol { token: vec![1, 2, 3], claim: vec![4, 5] }),
         ("renew", Request::Renew),
+        (
+            "enrol_node",
+            Request::EnrolNode {
+                at: 1_800_000_000,
+                chain: vec![vec![2, 3].into(), vec![4].into()],
+                scheme: 0x0403,
+                signature: vec![5, 6],
+            },
+        ),
     ]
 }
 
@@ -399,7 +408,10 @@ pub(crate) fn rollup() -> JobRollup {
 
 pub(crate) fn responses() -> Vec<(&'static str, Response)> {
     vec![
-        ("joined", Response::Joined { index: HostIndex(3), update: Some(update()), beat_ms: 2000 }),
+        (
+            "joined",
+            Response::Joined { index: HostIndex(3), update: Some(update()), beat_ms: 2000, tracker: vec![7, 8] },
+        ),
         ("heard", Response::Heard { update: None, trust: 4 }),
         ("heard_update", Response::Heard { update: Some(update()), trust: 4 }),
         ("rollup", Response::Rollup(rollup())),

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 use shoal_api::access::{Scope, TokenCreated, TokenRequest, TokenView};
 use shoal_kv::KvError;
+use shoal_proto::hex;
 use shoal_proto::locality::{ParseLocalityError, Selector, is_name};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -199,7 +200,7 @@ impl Tokens {
         }
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)?;
-        let secret: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let secret = hex::encode(&bytes);
         let view = TokenView { name: name.clone(), scope, names, to, created_at, expires_at };
         let token = Token::new(TokenHash::of(secret.as_bytes()), view.clone())?;
         // Locked until the record is durable, so that two requests do not create one name.

@@ -5,7 +5,7 @@
 //! one that does the least: one without a request, or one whose client has not read for [`STUCK_AFTER`].
 //!
 //! Invariant: an address range never holds more than its share, and connections from outside never take the places of
-//! this machine or of known addresses.
+//! this machine or of known addresses. A full class takes the place from the range that holds the most idle ones.
 
 #![allow(unreachable_pub, reason = "the server is the only user of this module")]
 
@@ -177,7 +177,13 @@ impl Places {
         if class != Class::Local && full(&taken, PLACES_PER_RANGE, &|one| one.range == range && one.class == class) {
             give_way(&mut taken, |one| one.range == range && one.class == class)?;
         } else if full(&taken, PLACES, &|one| one.class == class) {
-            give_way(&mut taken, |one| one.class == class)?;
+            // The range with the most connections loses one. So connections that a few addresses renew all the time do
+            // not end the only one of another address before its request arrives.
+            let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+            let idle = taken.values().filter(|one| one.class == class && !one.activity.is_working());
+            idle.for_each(|one| *counts.entry(one.range).or_default() += 1);
+            let most = counts.values().copied().max()?;
+            give_way(&mut taken, |one| one.class == class && counts.get(&one.range) == Some(&most))?;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (activity, end) = (Arc::new(Activity::new(self.start)), CancellationToken::new());
@@ -247,6 +253,24 @@ mod tests {
         assert!(places.take(ip("127.0.0.1")).is_some() && places.take(ip("::ffff:127.0.0.1")).is_some());
         known.add(ip("203.0.113.9"));
         assert!(places.take(ip("203.0.113.9")).is_some());
+    }
+
+    #[test]
+    fn a_flood_does_not_end_the_only_connection_of_another_address() {
+        let places = Places::new(KnownAddresses::default());
+        let mut held = Vec::new();
+        let mut take = |last: usize| held.push(places.take(ip(&format!("198.51.100.{last}"))).unwrap());
+        (0..PLACES).for_each(|number| take(number % 6));
+        let honest = places.take(ip("203.0.113.9")).unwrap();
+        (0..PLACES * 2).for_each(|number| take(number % 6));
+        assert!(!honest.end.is_cancelled());
+        // Where every address has one connection, the least active one goes.
+        let quiet = Places::new(KnownAddresses::default());
+        let first: Vec<_> = (0..PLACES)
+            .map(|number| quiet.take(ip(&format!("10.0.{}.{}", number / 200, number % 200))).unwrap())
+            .collect();
+        let _new = quiet.take(ip("203.0.113.9")).unwrap();
+        assert_eq!(first.iter().filter(|place| place.end.is_cancelled()).count(), 1);
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod stragglers;
 mod transfer;
 pub mod tuning;
 
-pub use bounds::{LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
+pub use bounds::{BAN, LINK_WINDOW_BYTES, LINK_WINDOW_SHARDS};
 pub use cx::Counters;
 pub use planner::{CachingPlanner, Planner};
 pub use tuning::{Rule, Tuning};
@@ -172,6 +172,7 @@ impl Node {
                     transfer.on_manifest_verified(links);
                 }
             }
+            Input::AnnouncementCorrupt { from } => self.on_bad_sender(from),
             Input::ManifestCorrupt { content, from } => {
                 self.on_bad_sender(from);
                 self.with(&content, |transfer, cx, links, _| transfer.on_manifest_source_failed(cx, links, from));

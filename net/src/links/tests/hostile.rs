@@ -44,27 +44,21 @@ async fn unknown_clients_are_dropped_and_counted() {
 #[tokio::test]
 async fn one_address_cannot_use_up_all_pending_connections() {
     let mut strict = config(1);
-    strict.pending_per_ip_max = 2;
+    strict.pending_per_range_max = 2;
     let node = Node::start(strict).await;
     let mut silent = Vec::new();
-    for _ in 0..2 {
+    for _ in 0..3 {
         silent.push(TcpStream::connect(node.addr()).await.unwrap());
     }
-    // Connections are accepted in order. When the third is dropped, the two before it wait.
-    let mut third = TcpStream::connect(node.addr()).await.unwrap();
-    assert!(until_closed(&mut third).await.is_empty());
+    // The oldest one makes room.
+    assert!(until_closed(&mut silent[0]).await.is_empty());
     assert_eq!(node.endpoint.stats().dropped_connections, 1);
-    // Connections that leave make room for an admitted host.
-    drop(silent);
+    // So does the next one for a host that is admitted.
     let mut friend = Node::start(config(2)).await;
-    loop {
-        friend.dial(&node);
-        match friend.next().await {
-            LinkEvent::LinkUp { .. } => break,
-            // The node may not have noticed yet that the two are gone.
-            LinkEvent::DialFailed { .. } => tokio::task::yield_now().await,
-            other => panic!("{other:?}"),
-        }
+    friend.dial(&node);
+    match friend.next().await {
+        LinkEvent::LinkUp { .. } => {}
+        other => panic!("{other:?}"),
     }
 }
 
@@ -231,4 +225,47 @@ async fn another_protocol_version_gets_a_bye() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn shards_that_nobody_asked_for_take_no_memory() {
+    let mut node = Node::start(config(1)).await;
+    let mut rogue = admitted(&mut node, 2).await;
+    let mut unasked = slice(Class::Bulk, 1, 0, 100, 10);
+    unasked[HEADER_BYTES] ^= 1; // another content
+    rogue.write_all(&[unasked, valid_frame()].concat()).await.unwrap();
+    assert!(matches!(node.next().await, LinkEvent::Message { .. }));
+    let stats = node.endpoint.stats();
+    assert_eq!((stats.payload_held, stats.unexpected_bytes), (0, 10));
+    // One that was asked for.
+    let asked = slice(Class::Normal, 1, 0, 100, 10);
+    rogue.write_all(&[asked, valid_frame()].concat()).await.unwrap();
+    assert!(matches!(node.next().await, LinkEvent::Message { .. }));
+    assert_eq!(node.endpoint.stats().payload_held, 100);
+}
+
+fn valid_frame() -> Vec<u8> {
+    frame(FrameKind::Control, Class::Control, &valid_message())
+}
+
+#[tokio::test]
+async fn a_part_that_hardly_grows_ends_its_link_while_another_waits_for_memory() {
+    let mut small = config(1);
+    small.receive_bytes = limits::PIECE_BYTES_MAX as usize;
+    let mut node = Node::start(small).await;
+    let (slow_id, quick_id) = (keys(2).node(), keys(3).node());
+    let mut slow = admitted(&mut node, 2).await;
+    slow.write_all(&slice(Class::Bulk, 1, 0, limits::PIECE_BYTES_MAX, 10)).await.unwrap();
+    slow.write_all(&valid_frame()).await.unwrap();
+    assert!(matches!(node.next().await, LinkEvent::Message { .. }));
+    let mut quick = admitted(&mut node, 3).await;
+    quick.write_all(&slice(Class::Bulk, 2, 0, 100_000, 100_000)).await.unwrap();
+    match node.next().await {
+        LinkEvent::LinkDown { node, error: Some(error), .. } => {
+            assert_eq!(node, slow_id);
+            assert!(error.to_string().contains("too slowly"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(node.next().await, LinkEvent::Part { node, .. } if node == quick_id));
 }

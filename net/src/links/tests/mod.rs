@@ -7,7 +7,7 @@ mod silence;
 mod trust;
 
 use crate::links::{ExpectError, LinkEvent, OutFrame, RecordLayer, SendError, encode_announce};
-use crate::testing::{Node, config, linked, pair};
+use crate::testing::{CONTENT, Node, config, linked, pair};
 use bytes::Bytes;
 use shoal_proto::announcement::Class;
 use shoal_proto::frame::{AnnounceFrame, CloseReason, Part};
@@ -15,8 +15,6 @@ use shoal_proto::ids::{ContentId, ShardIndex};
 use shoal_proto::limits;
 use shoal_proto::message::Message;
 use std::time::Duration;
-
-const CONTENT: ContentId = ContentId([7; 32]);
 
 fn done(number: u8) -> Message {
     Message::Done { content: ContentId([number; 32]) }
