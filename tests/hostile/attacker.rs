@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 /// Memory that a victim may use.
@@ -65,6 +66,17 @@ pub(crate) fn stranger(number: u32) -> Keypair {
     let mut seed = [9; 32];
     seed[..4].copy_from_slice(&number.to_le_bytes());
     Keypair::from_seed(seed)
+}
+
+/// Leaves the processors to others, for the thread of an attacker. Attackers are on other machines in real life.
+pub(crate) fn leave_the_processors() {
+    rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19).unwrap();
+}
+
+/// A runtime for attackers.
+pub(crate) fn attackers_runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().on_thread_start(leave_the_processors).build().unwrap()
 }
 
 /// A control plane that only dials.

@@ -1,6 +1,6 @@
 //! Strangers who hold connections to an HTTP port: silent ones, half requests, and readers of nothing.
 
-use super::attacker::HonestPushes;
+use super::attacker::{HonestPushes, leave_the_processors};
 use shoal_testkit::network::{NETWORK, in_own_network};
 use shoal_testkit::region::ADDR;
 use shoal_testkit::{Program, Region, Setup, until};
@@ -38,6 +38,7 @@ fn healthz(last: u8, target: SocketAddr) -> std::io::Result<String> {
 
 /// Holds as many connections as each of six addresses may have, and renews those that the server ends.
 fn flood(target: SocketAddr, first_bytes: &[u8], stop: &AtomicBool, full: &AtomicBool) {
+    leave_the_processors();
     let mut held: Vec<(u8, std::net::TcpStream)> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         held.retain_mut(|(_, stream)| {

@@ -1,7 +1,9 @@
 //! Strangers at the tracker's control plane: silent connections from many addresses, and keys without a credential.
 
 use super::SHOAL;
-use super::attacker::{HonestPushes, bounded, control_addr, issue, join, plane, relay, socket_from, stranger};
+use super::attacker::{
+    HonestPushes, bounded, control_addr, issue, join, leave_the_processors, plane, relay, socket_from, stranger,
+};
 use shoal_net::control::{ControlEvent, RequestError};
 use shoal_proto::control::{Request, Response};
 use shoal_proto::ids::JobId;
@@ -26,6 +28,7 @@ pub(crate) fn address(last: u8) -> Ipv4Addr {
 
 /// Holds silent connections and renews those that the tracker ends, until `stop` is 1. Counts its rounds.
 fn hold_connections(target: SocketAddr, stop: &AtomicUsize, rounds: &AtomicUsize) {
+    leave_the_processors();
     let mut held: Vec<(u8, TcpStream)> = Vec::new();
     while stop.load(Ordering::Relaxed) == 0 {
         let is_open = |stream: &mut TcpStream| {
