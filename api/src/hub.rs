@@ -39,6 +39,9 @@ pub struct HubJob {
     pub active: u32,
     /// Hosts that failed.
     pub failed: u32,
+    /// Hosts that returned to their former version. They are not in `failed`.
+    #[serde(default)]
+    pub rolled_back: u32,
     /// Payload bytes received over all hosts, by the tier of their source.
     #[cfg_attr(feature = "schema", schemars(with = "crate::schemas::TierBytes"))]
     pub tiers: TierBytes,
@@ -46,7 +49,7 @@ pub struct HubJob {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schemas::RackRollup>"))]
     pub racks: Vec<RackRollup>,
-    /// Hosts that failed, or every host with `hosts=true`. Only when one job is asked for.
+    /// Hosts that failed or returned to their former version, or every host with `hosts=true`. Only when one job is asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lines: Vec<HubHost>,
 }

@@ -2,11 +2,13 @@
 //!
 //! Invariant: a [`JobPhase`] only advances, except that a rollout which is retried is distributing again.
 
+use crate::rollouts::HostFailure;
 use serde::{Deserialize, Serialize};
 use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::control::RackRollup;
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::report::TierBytes;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// A push.
@@ -35,6 +37,10 @@ pub struct PushRequest {
     /// Only for the kind `image`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageRequest>,
+    /// The version may replace a version of the same name and label that has another content. Without it such a push
+    /// fails. The tag of an image may always move.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace: bool,
 }
 
 /// Which image to push, and from where.
@@ -143,8 +149,11 @@ pub struct JobStatus {
     /// Racks in order of name.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schemas::RackRollup>"))]
     pub racks: Vec<RackRollup>,
-    /// Hosts that failed, are away or are behind.
+    /// Hosts that failed, returned to their former version, are away or are behind.
     pub lines: Vec<HostLine>,
+    /// Of a rollout: the first hosts that failed, at most 32, also after a rollback.
+    #[serde(default)]
+    pub failures: Vec<HostFailure>,
     /// Seconds since the seeder announced the job, until the job ends.
     pub elapsed_s: f64,
     /// Estimated seconds to the end. Absent while there is no estimate.
@@ -179,6 +188,8 @@ pub struct HostTotals {
     pub active: u32,
     /// Hosts that failed.
     pub failed: u32,
+    /// Hosts that returned to their former version.
+    pub rolled_back: u32,
     /// Hosts that the tracker does not see.
     pub away: u32,
 }
@@ -192,8 +203,16 @@ impl JobStatus {
             stored: sum.stored + rack.stored,
             active: sum.active + rack.active,
             failed: sum.failed + rack.failed,
+            rolled_back: sum.rolled_back + rack.rolled_back,
             away: sum.away + rack.away,
         })
+    }
+
+    /// Returns how many hosts failed. After a rollback these are the hosts that failed before it.
+    pub fn failed_hosts(&self) -> u32 {
+        let HostTotals { failed, rolled_back, .. } = self.totals();
+        let hosts: BTreeSet<&str> = self.failures.iter().map(|failure| failure.host.as_str()).collect();
+        if rolled_back > 0 { failed.max(hosts.len() as u32) } else { failed }
     }
 
     /// Whether the job has ended.

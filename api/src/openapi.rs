@@ -364,7 +364,7 @@ fn seeder_jobs(document: &mut Document) {
             .audited()
             .body_errors()
             .error(404, "The seeder remembers no push of the target.")
-            .error(409, "The content is the newest of its name, is too small, or is still distributing.")
+            .error(409, "The content is too small, gone, the newest or still distributing, or a rollout is under way.")
             .error(500, "The seeder cannot store the job.")
             .add();
     }
@@ -488,7 +488,7 @@ fn seeder_rollouts(document: &mut Document) {
         .audited()
         .body_errors()
         .error(404, "The version was not pushed before and the request names no path.")
-        .error(409, "Another rollout of the name is under way, or hosts were not sent the version.")
+        .error(409, "Another rollout, a newer push or a promotion of the name is under way, or hosts lack the version.")
         .error(500, "The seeder cannot store the rollout.")
         .error(503, "Too many pushes wait.")
         .add();
@@ -499,7 +499,7 @@ fn seeder_rollouts(document: &mut Document) {
         .token(Scope::Read)
         .body_errors()
         .error(404, "The version was not pushed before and the request names no path.")
-        .error(409, "Another rollout of the name is under way, or hosts were not sent the version.")
+        .error(409, "Another rollout, a newer push or a promotion of the name is under way, or hosts lack the version.")
         .add();
     document
         .post("/v1/rollouts/command", "Send a command to a rollout")

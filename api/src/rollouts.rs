@@ -1,7 +1,7 @@
 //! Rollouts at the seeder: what is asked for, what they do, and how far they are.
 //!
-//! The seeder also stores [`RolloutPhase`], [`RolloutEvent`] and [`HostTally`] on its disk, so their CBOR indices never
-//! change.
+//! The seeder also stores [`RolloutPhase`], [`RolloutEvent`], [`HostFailure`] and [`HostTally`] on its disk, so their
+//! CBOR indices never change.
 //! Invariant: what an [`Amount`] prints parses back to the same amount.
 
 use crate::units::Span;
@@ -163,7 +163,8 @@ pub struct RolloutSpec {
     /// Number or percentage of failed hosts to tolerate. Default 0.
     #[serde(default = "max_failures")]
     pub max_failures: Amount,
-    /// PromQL queries that end with a comparison, e.g. `sum(rate(errors[1m])) < 5`. All must pass after each batch.
+    /// PromQL queries that end with a comparison, e.g. `sum(rate(errors[1m])) < 5`. All must pass after each batch. A
+    /// value of NaN counts as no data, so it does not pass.
     #[serde(default)]
     pub verify: Vec<String>,
     /// The Prometheus server that answers the queries, as `http://host:port`.
@@ -187,6 +188,9 @@ pub struct RolloutSpec {
     /// How long the whole rollout may take. Default: no limit.
     #[serde(default)]
     pub deadline: Option<Span>,
+    /// The version may replace a version of the same label that has another content. Only with a path.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace: bool,
 }
 
 fn config() -> Kind {
@@ -233,6 +237,7 @@ impl RolloutSpec {
             split: None,
             switch_timeout: switch_timeout(),
             deadline: None,
+            replace: false,
         }
     }
 }
@@ -370,6 +375,34 @@ pub struct RolloutEvent {
     pub what: String,
 }
 
+/// A host that failed in a rollout, and why. A later rollback does not remove it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HostFailure {
+    /// The host's locality.
+    #[n(0)]
+    pub host: String,
+    /// The attempt in which the host failed. 0 if the push of the version failed on the host.
+    #[n(1)]
+    pub attempt: u16,
+    /// The reason in one word, such as `activation`.
+    #[n(2)]
+    pub reason: String,
+    /// The step that failed and the end of its output. May be empty.
+    #[n(3)]
+    pub detail: String,
+    /// When the seeder learned of it, Unix milliseconds.
+    #[n(4)]
+    pub at_ms: u64,
+}
+
+impl fmt::Display for HostFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.host, self.reason)?;
+        if self.detail.is_empty() { Ok(()) } else { write!(f, ": {}", self.detail) }
+    }
+}
+
 /// A rollout's hosts, counted by their state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -386,10 +419,10 @@ pub struct HostTally {
     /// Hosts on the new version.
     #[n(3)]
     pub active: u32,
-    /// Hosts that failed.
+    /// Hosts that failed. During and after a rollback also those that failed before it.
     #[n(4)]
     pub failed: u32,
-    /// Hosts that returned to their former version.
+    /// Hosts that did not fail and returned to their former version.
     #[n(5)]
     pub rolled_back: u32,
     /// Hosts that the tracker does not see.
@@ -422,7 +455,10 @@ pub struct RolloutView {
     pub began_ms: u64,
     /// Oldest first.
     pub events: Vec<RolloutEvent>,
-    /// A newer rollout of the name has replaced this one.
+    /// The first hosts that failed, at most 32, also after a rollback.
+    #[serde(default)]
+    pub failures: Vec<HostFailure>,
+    /// A newer rollout, push or promotion of the name has replaced this one.
     pub superseded: bool,
 }
 
@@ -501,10 +537,23 @@ mod tests {
             let amount: Amount = good.parse().unwrap();
             assert_eq!(amount.to_string(), good);
         }
-        for bad in ["", "x", "101%", "-5%", "1.5"] {
+        for bad in ["", "x", "101%", "-5%", "1.5", "NaN", "NaN%", "inf%", "1e400%"] {
             assert!(bad.parse::<Amount>().is_err(), "{bad}");
         }
         assert_eq!((Amount::Percent(25.0).of(10), Amount::Percent(25.0).at_most(10)), (3, 2));
+    }
+
+    #[test]
+    fn a_failure_in_words_names_host_reason_and_output() {
+        let failure = |detail: &str| HostFailure {
+            host: "r/s/k/h".into(),
+            attempt: 1,
+            reason: "activation".into(),
+            detail: detail.into(),
+            at_ms: 1,
+        };
+        assert_eq!(failure("check failed").to_string(), "r/s/k/h: activation: check failed");
+        assert_eq!(failure("").to_string(), "r/s/k/h: activation");
     }
 
     #[test]

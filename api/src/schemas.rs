@@ -124,4 +124,7 @@ pub(crate) struct RackRollup {
     /// Hosts that keep the content without switching to it. Counted in `has` too.
     #[schemars(default)]
     stored: u32,
+    /// Hosts that returned to their former version.
+    #[schemars(default)]
+    rolled_back: u32,
 }

@@ -11,7 +11,7 @@ use shoal_proto::control::RackRollup;
 use shoal_proto::report::HostState;
 use std::collections::BTreeMap;
 
-/// Returns a job with its racks and its failed hosts, or with all its hosts.
+/// Returns a job with its racks and the hosts that failed or went back, or with all its hosts.
 ///
 /// # Errors
 /// [`KvError`] if the ledger cannot be read.
@@ -26,7 +26,8 @@ pub(crate) fn with_hosts(ledger: &Ledger, row: &RegionJob, every_host: bool) -> 
         rollup.has += u32::from(state.has_all());
         rollup.stored += u32::from(*state == HostState::Stored);
         rollup.active += u32::from(*state == HostState::Active);
-        rollup.failed += u32::from(matches!(state, HostState::Failed(_)));
+        rollup.failed += u32::from(state.has_failed());
+        rollup.rolled_back += u32::from(state.is_rolled_back());
         if every_host || matches!(state, HostState::Failed(_)) {
             let host = locality.map_or_else(|| format!("host {index}"), |locality| locality.to_string());
             let prewarmed = *state == HostState::Active && row.job.kind == Kind::Image;

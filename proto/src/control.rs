@@ -327,7 +327,7 @@ pub struct RackRollup {
     /// Hosts on which the version is active.
     #[n(3)]
     pub active: u32,
-    /// Hosts that failed.
+    /// Hosts that failed. Hosts that returned to their former version are in `rolled_back` instead.
     #[n(4)]
     pub failed: u32,
     /// Hosts without a report: away since the job began.
@@ -344,6 +344,11 @@ pub struct RackRollup {
     #[cbor(default, skip_if = "is_zero")]
     #[serde(default)]
     pub stored: u32,
+    /// Hosts that returned to their former version.
+    #[n(9)]
+    #[cbor(default, skip_if = "is_zero")]
+    #[serde(default)]
+    pub rolled_back: u32,
 }
 
 fn is_zero(count: &u32) -> bool {

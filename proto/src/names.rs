@@ -22,6 +22,38 @@ pub fn is_version(text: &str) -> bool {
 }
 
 fn is_component(text: &str) -> bool {
-    // `current` is the link that an activation switches.
+    // `current` is the link that an activation switches. Other files of ours begin with a dot, and no component does.
     is_name(text) && text != "current"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every name of a file or folder of ours in a host's content folder.
+    const OURS: [&str; 7] = [
+        "current",
+        ".shoal-versions",
+        ".shoal-versions.new",
+        ".shoal-current",
+        ".shoal-version",
+        ".shoal-new-1",
+        ".shoal-1",
+    ];
+
+    #[test]
+    fn no_name_and_no_version_meets_a_file_of_ours() {
+        for ours in OURS {
+            for name in [ours.to_string(), format!("edge/{ours}"), format!("{ours}/edge")] {
+                assert!(!is_content_name(&name), "{name}");
+            }
+            assert!(!is_version(ours), "{ours}");
+        }
+        for below in ["feeds", "feeds/x"] {
+            assert!(is_reserved(below), "{below}");
+        }
+        for free in ["versions", "version", "feed", "shoal-versions", "edge/feeds", "desired/x"] {
+            assert!(is_content_name(free) && !is_reserved(free), "{free}");
+        }
+    }
 }

@@ -117,6 +117,16 @@ impl HostState {
         matches!(self, Self::Has | Self::Stored | Self::Active)
     }
 
+    /// Whether the host failed. A host that only returned to its former version did not.
+    pub fn has_failed(self) -> bool {
+        matches!(self, Self::Failed(_)) && !self.is_rolled_back()
+    }
+
+    /// Whether the host returned to its former version.
+    pub fn is_rolled_back(self) -> bool {
+        self == Self::Failed(Reason::RolledBack)
+    }
+
     /// Whether the state cannot change any more in this attempt.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Stored | Self::Failed(_) | Self::Active)
@@ -129,6 +139,8 @@ impl fmt::Display for HostState {
             Self::Unknown => f.write_str("fetching"),
             Self::Has => f.write_str("has"),
             Self::Stored => f.write_str("stored"),
+            // The host did what it was told.
+            Self::Failed(Reason::RolledBack) => f.write_str("rolled-back"),
             Self::Failed(reason) => write!(f, "failed: {reason}"),
             Self::Active => f.write_str("active"),
         }
@@ -388,4 +400,18 @@ pub struct HubSubmission {
     #[n(1)]
     #[cbor(with = "minicbor::bytes")]
     pub flush: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_only_went_back_has_not_failed() {
+        let (back, failed) = (HostState::Failed(Reason::RolledBack), HostState::Failed(Reason::Activation));
+        assert!(back.is_rolled_back() && !back.has_failed() && back.is_final());
+        assert!(failed.has_failed() && !failed.is_rolled_back());
+        assert_eq!((back.to_string(), failed.to_string()), ("rolled-back".into(), "failed: activation".into()));
+        assert!(!HostState::Active.has_failed() && !HostState::Active.is_rolled_back());
+    }
 }

@@ -56,12 +56,15 @@ pub struct JobTable {
     jobs: BTreeMap<JobId, Job>,
     aside: Aside<JobId, HostReport>,
     jobs_max: usize,
+    /// Jobs that made room for others before they were finished.
+    dropped_unfinished: u64,
 }
 
 impl JobTable {
     /// Returns an empty table of at most `jobs_max` jobs.
     pub fn new(jobs_max: usize) -> Self {
-        Self { jobs: BTreeMap::new(), aside: Aside::new(ASIDE_PER_HOST_MAX, ASIDE_MAX), jobs_max }
+        let aside = Aside::new(ASIDE_PER_HOST_MAX, ASIDE_MAX);
+        Self { jobs: BTreeMap::new(), aside, jobs_max, dropped_unfinished: 0 }
     }
 
     /// Opens a job, with the reports that wait for it.
@@ -79,7 +82,10 @@ impl JobTable {
             let others = self.jobs.iter().filter(|(id, _)| **id != opened);
             let age = |id: &JobId, job: &Job| (!job.flushed_final, job.announcement.created_at, *id);
             let Some(oldest) = others.min_by_key(|(id, job)| age(id, job)).map(|(id, _)| *id) else { break };
-            self.jobs.remove(&oldest);
+            if self.jobs.remove(&oldest).is_some_and(|job| !job.flushed_final) {
+                self.dropped_unfinished += 1;
+                tracing::warn!(job = %oldest, "forgot a job that is not finished: raise the key `bounds.jobs`");
+            }
             dropped.push(oldest);
         }
         OpenedJob { dropped, reports }
@@ -102,6 +108,11 @@ impl JobTable {
         job.reports.insert(host, report);
         job.changed |= advanced;
         advanced
+    }
+
+    /// Returns how many jobs made room for others before they were finished, since the start.
+    pub(crate) fn dropped_unfinished(&self) -> u64 {
+        self.dropped_unfinished
     }
 
     /// Drops the reports of a host on jobs that no seeder has opened.
@@ -215,7 +226,7 @@ impl Job {
     }
 
     /// Returns the job's counts by rack and one line for each unfinished host. Failed hosts come first, then hosts that
-    /// are away, then hosts with the fewest pieces.
+    /// went back, then hosts that are away, then hosts with the fewest pieces.
     pub fn rollup(&self, members: &Membership) -> JobRollup {
         let mut racks: BTreeMap<String, RackRollup> = BTreeMap::new();
         let mut lines = Vec::new();
@@ -230,7 +241,8 @@ impl Job {
             rack.has += u32::from(state.has_all());
             rack.stored += u32::from(state == HostState::Stored);
             rack.active += u32::from(state == HostState::Active);
-            rack.failed += u32::from(matches!(state, HostState::Failed(_)));
+            rack.failed += u32::from(state.has_failed());
+            rack.rolled_back += u32::from(state.is_rolled_back());
             rack.away += u32::from(away);
             if let Some(report) = report {
                 rack.pieces += u64::from(report.pieces_have.min(report.pieces_total));
@@ -248,7 +260,8 @@ impl Job {
             }
         }
         lines.sort_by_key(|line| {
-            (!matches!(line.state, HostState::Failed(_)), !line.away, line.pieces_have, line.host.clone())
+            let (failed, went_back) = (line.state.has_failed(), line.state.is_rolled_back());
+            (!failed, !went_back, !line.away, line.pieces_have, line.host.clone())
         });
         lines.truncate(LINES_MAX);
         // The number that most hosts report, because one host may claim any number.
@@ -393,7 +406,9 @@ mod tests {
         jobs.report(HostIndex(0), report(2, 0, HostState::Active));
         jobs.mark_flushed(&JobId([2; 16]), &members);
         assert_eq!(jobs.open(announcement(3, 3, false)).dropped, [JobId([2; 16])], "the older job is not finished");
+        assert_eq!(jobs.dropped_unfinished(), 0);
         assert_eq!(jobs.open(announcement(4, 4, false)).dropped, [JobId([1; 16])], "no job is finished");
+        assert_eq!(jobs.dropped_unfinished(), 1);
     }
 
     #[test]
@@ -445,5 +460,22 @@ mod tests {
         let racks: Vec<(u32, u32, u32, u32)> =
             rollup.racks.iter().map(|rack| (rack.hosts, rack.active, rack.failed, rack.away)).collect();
         assert_eq!(racks, [(2, 1, 1, 0), (2, 0, 0, 1)]);
+    }
+
+    #[test]
+    fn a_host_that_only_went_back_is_not_counted_as_failed() {
+        let members = members(3);
+        let mut jobs = JobTable::new(10);
+        jobs.open(announcement(1, 1, false));
+        let back = HostState::Failed(Reason::RolledBack);
+        for (host, state) in [(0, back), (1, back), (2, FAILED)] {
+            jobs.report(HostIndex(host), report(1, 3, state));
+        }
+        let job = jobs.get(&JobId([1; 16])).unwrap();
+        let rollup = job.rollup(&members);
+        let racks: Vec<(u32, u32)> = rollup.racks.iter().map(|rack| (rack.failed, rack.rolled_back)).collect();
+        assert_eq!(racks, [(1, 1), (0, 1)]);
+        assert_eq!(rollup.lines[0].host, "r/s/k0/h2", "the culprit comes first");
+        assert!(job.is_final(&members));
     }
 }

@@ -28,6 +28,10 @@ pub(crate) fn register(state: &Arc<Mutex<TrackerState>>, control: &ControlHandle
         "shoal_tracker_duplicate_joins",
         "Refused joins with the key, or at the locality, of a host that answers",
     );
+    let dropped_jobs =
+        metrics.counter("shoal_tracker_dropped_jobs", "Jobs that made room for others before they were finished");
+    let unplaced_names =
+        metrics.counter("shoal_tracker_unplaced_names", "Announced names without a place for their versions");
     let (state, control) = (state.clone(), control.clone());
     metrics.refresh(move || {
         let counts = state.lock().unwrap_or_else(PoisonError::into_inner).counts();
@@ -37,6 +41,8 @@ pub(crate) fn register(state: &Arc<Mutex<TrackerState>>, control: &ControlHandle
         unadmitted.set(control.unadmitted() as i64);
         set(&dropped, control.dropped_unadmitted());
         set(&duplicates, counts.duplicates);
+        set(&dropped_jobs, counts.dropped_jobs);
+        set(&unplaced_names, counts.unplaced_names);
         set(&received, control.bytes_in());
         set(&sent, control.bytes_out());
         set(&beats, counts.beats);

@@ -76,6 +76,8 @@ pub(crate) struct Counts {
     pub(crate) flushes: u64,
     pub(crate) spooled_flushes: usize,
     pub(crate) duplicates: u64,
+    pub(crate) dropped_jobs: u64,
+    pub(crate) unplaced_names: u64,
 }
 
 /// Everything a tracker knows. A mutex around it makes each request one step.
@@ -156,10 +158,13 @@ impl TrackerState {
 
     fn load_jobs(&mut self) -> Result<(), StateError> {
         for row in self.announcements.scan([])? {
-            let envelope = Envelope::from_bytes(&row.value).ok();
-            if let Some(announcement) = envelope.and_then(|envelope| envelope.open::<Announcement>().ok()) {
-                self.versions.announce(&announcement.name)?;
-                self.jobs.open(announcement);
+            let opened = Envelope::from_bytes(&row.value).map_err(TrustError::from);
+            match opened.and_then(|envelope| envelope.open::<Announcement>()) {
+                Ok(announcement) => {
+                    self.versions.announce(&announcement.name)?;
+                    self.jobs.open(announcement);
+                }
+                Err(error) => tracing::warn!(%error, "skipped a stored job that cannot be read"),
             }
         }
         let jobs = &mut self.jobs;
@@ -211,6 +216,8 @@ impl TrackerState {
             flushes: self.flusher.flushes(),
             spooled_flushes: self.spool.len(),
             duplicates: self.sessions.refused_duplicates(),
+            dropped_jobs: self.jobs.dropped_unfinished(),
+            unplaced_names: self.versions.unplaced(),
         }
     }
 

@@ -25,6 +25,8 @@ const ASIDE_MAX: usize = 256 * 1024;
 pub(crate) struct RunningVersions {
     names: BTreeMap<String, BTreeMap<HostIndex, String>>,
     aside: Aside<String, String>,
+    /// Announcements of names that found no place.
+    unplaced: u64,
     table: Table,
 }
 
@@ -42,7 +44,8 @@ impl RunningVersions {
     /// Continues from the disk.
     pub(crate) fn open(database: &Arc<dyn Database>) -> Result<Self, KvError> {
         let aside = Aside::new(ASIDE_PER_HOST_MAX, ASIDE_MAX);
-        let mut versions = Self { names: BTreeMap::new(), aside, table: Table::new(database, VERSIONS) };
+        let table = Table::new(database, VERSIONS);
+        let mut versions = Self { names: BTreeMap::new(), aside, unplaced: 0, table };
         for row in versions.table.scan([])? {
             if let (Some((host, name)), Ok(version)) = (split_key(&row.key), decode_exact::<String>(&row.value)) {
                 versions.names.entry(name.to_string()).or_default().insert(host, version);
@@ -59,6 +62,12 @@ impl RunningVersions {
         if self.names.len() >= NAMES_MAX {
             self.names.retain(|_, hosts| !hosts.is_empty());
             if self.names.len() >= NAMES_MAX {
+                self.unplaced += 1;
+                tracing::warn!(
+                    name,
+                    names_max = NAMES_MAX,
+                    "no place is left for the versions that hosts have of a name"
+                );
                 return Ok(());
             }
         }
@@ -67,6 +76,11 @@ impl RunningVersions {
             self.set(host, CurrentVersion { name: name.to_string(), version })?;
         }
         Ok(())
+    }
+
+    /// Returns how often an announced name found no place since the start.
+    pub(crate) fn unplaced(&self) -> u64 {
+        self.unplaced
     }
 
     /// Stores what a host reports.

@@ -230,9 +230,9 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 fn rollup() -> impl Strategy<Value = JobRollup> {
-    let rack = (locality(), any::<[u32; 6]>(), any::<u64>(), tiers()).prop_map(|(rack, counts, pieces, tiers)| {
-        let [hosts, has, active, failed, away, stored] = counts;
-        RackRollup { rack: rack.rack_path(), hosts, has, active, failed, away, pieces, tiers, stored }
+    let rack = (locality(), any::<[u32; 7]>(), any::<u64>(), tiers()).prop_map(|(rack, counts, pieces, tiers)| {
+        let [hosts, has, active, failed, away, stored, rolled_back] = counts;
+        RackRollup { rack: rack.rack_path(), hosts, has, active, failed, away, pieces, tiers, stored, rolled_back }
     });
     let line = (locality(), state(), any::<u32>(), any::<bool>(), ".{0,20}").prop_map(
         |(host, state, pieces_have, away, detail)| HostLine {

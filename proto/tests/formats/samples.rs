@@ -395,6 +395,7 @@ pub(crate) fn rollup() -> JobRollup {
         pieces: 6017,
         tiers: tiers(),
         stored: 0,
+        rolled_back: 0,
     };
     let line = HostLine {
         host: locality().to_string(),

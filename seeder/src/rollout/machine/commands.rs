@@ -50,6 +50,10 @@ fn may_retry(phase: RolloutPhase) -> bool {
 impl Machine {
     pub(super) fn on_command(&mut self, now: u64, command: RolloutCommand) -> Result<(), Refusal> {
         let phase = self.state.phase;
+        // Hosts would switch away from what the push or the promotion brought.
+        if self.state.retired {
+            return Err(Refusal::Retired);
+        }
         let begins_attempt = matches!(command, RolloutCommand::Rollback | RolloutCommand::RetryFailed);
         if begins_attempt && self.state.attempt >= ATTEMPTS_MAX {
             return Err(Refusal::AttemptsUsedUp);
@@ -98,6 +102,7 @@ impl Machine {
     fn retry_failed(&mut self, now: u64) {
         if self.state.phase == RolloutPhase::RolledBack {
             self.state.batch = 0;
+            self.state.ever_failed = Bitmap::default();
         }
         self.next_attempt(now);
         self.state.tolerated_failures = Bitmap::default();

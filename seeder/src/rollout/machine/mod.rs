@@ -4,24 +4,29 @@
 //! [`State`] that the caller stores before any host learns of it. Nothing here has IO, so the tests reach every order
 //! of events.
 //!
-//! Split by meaning: `state` is what is stored, `host_status` classifies one host, `steps` moves forward and back as
-//! hosts report, `commands` obeys operators.
+//! Split by meaning: `state` is what is stored, `host_status` classifies one host, `failures` keeps who failed and why,
+//! `steps` moves forward and back as hosts report, `commands` obeys operators.
 //! Invariant: at most `per_rack` hosts of a rack are open without a report, in every attempt. A host that reported in
 //! an attempt is not opened in it again. A rollback opens only hosts that were open before.
 
 mod commands;
+mod failures;
 mod host_status;
 mod state;
 mod steps;
 
+pub(crate) use failures::{FAILURES_MAX, FailedHost, FailureCause};
 pub(crate) use state::State;
+pub(crate) use steps::StagingWait;
 
-use shoal_api::rollouts::{HostTally, RolloutCommand, RolloutEvent, RolloutPhase, RolloutSpec};
+use shoal_api::rollouts::{HostFailure, HostTally, RolloutCommand, RolloutEvent, RolloutPhase, RolloutSpec};
 use shoal_api::units::Span;
 use shoal_proto::report::HostState;
 
 /// Events that a rollout remembers.
 const EVENTS_MAX: usize = 256;
+/// Longest text of an event or a reason, bytes. A gate's text has labels that a Prometheus server sends.
+const TEXT_BYTES_MAX: usize = 1024;
 
 /// What one targeted host looks like now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,13 +65,15 @@ pub(crate) enum Gate {
 pub(crate) enum Input<'a> {
     /// The content is ingested and announced.
     Ready,
-    /// The content cannot be ingested. The text says why.
+    /// The content cannot be ingested, or is gone before a host switched. The text says why.
     Broken(String),
     /// All targeted hosts, in the order in which they should switch.
     Hosts(&'a [ObservedHost]),
+    /// Hosts that failed, with their own words.
+    Failures(&'a [HostFailure]),
     Gate(Gate),
     Command(RolloutCommand),
-    /// A plain push takes over the name.
+    /// A plain push or a promotion takes over the name.
     Retire,
 }
 
@@ -79,6 +86,8 @@ pub(crate) enum Refusal {
     AttemptsUsedUp,
     #[error("the rollout is under way")]
     UnderWay,
+    #[error("a push or a promotion of the name has replaced the rollout; begin a new rollout")]
+    Retired,
 }
 
 /// The machine.
@@ -86,6 +95,11 @@ pub(crate) enum Refusal {
 pub(crate) struct Machine {
     spec: RolloutSpec,
     state: State,
+}
+
+/// Returns the beginning of a text, at most this many bytes.
+fn clip(text: &str, bytes_max: usize) -> String {
+    text[..text.floor_char_boundary(bytes_max)].to_string()
 }
 
 fn ms(span: Span) -> u64 {
@@ -151,18 +165,20 @@ impl Machine {
             Input::Ready if self.state.phase == RolloutPhase::Preparing => {
                 self.enter(now, RolloutPhase::Staging, "staging");
             }
-            Input::Broken(why) if self.state.phase == RolloutPhase::Preparing => {
-                self.state.why.clone_from(&why);
+            Input::Broken(why) if matches!(self.state.phase, RolloutPhase::Preparing | RolloutPhase::Staging) => {
+                self.state.why = clip(&why, TEXT_BYTES_MAX);
                 self.enter(now, RolloutPhase::Failed, &format!("failed: {why}"));
             }
             Input::Ready | Input::Broken(_) => {}
             Input::Hosts(hosts) => self.on_hosts(now, hosts),
+            Input::Failures(failures) => self.keep_failures(failures),
             Input::Gate(gate) => self.on_gate(now, gate),
             Input::Command(command) => return self.on_command(now, command),
             Input::Retire if !self.state.phase.is_final() => return Err(Refusal::UnderWay),
+            Input::Retire if self.state.retired => {}
             Input::Retire => {
-                self.state.paused = true;
-                self.note(now, "a plain push replaces the rollout");
+                (self.state.paused, self.state.retired) = (true, true);
+                self.note(now, "a push or a promotion of the name replaces the rollout");
             }
         }
         Ok(())
@@ -172,7 +188,7 @@ impl Machine {
         if self.state.events.len() >= EVENTS_MAX {
             self.state.events.remove(0);
         }
-        self.state.events.push(RolloutEvent { at_ms: now, what: what.to_string() });
+        self.state.events.push(RolloutEvent { at_ms: now, what: clip(what, TEXT_BYTES_MAX) });
     }
 
     fn enter(&mut self, now: u64, phase: RolloutPhase, what: &str) {

@@ -3,7 +3,7 @@
 //! Invariant: CBOR indices never change, so a newer seeder continues a rollout of an older one.
 
 use minicbor::{Decode, Encode};
-use shoal_api::rollouts::{HostTally, RolloutEvent, RolloutPhase};
+use shoal_api::rollouts::{HostFailure, HostTally, RolloutEvent, RolloutPhase};
 use shoal_proto::bitmap::Bitmap;
 use std::collections::BTreeMap;
 
@@ -58,6 +58,18 @@ pub(crate) struct State {
     /// Counts of the last observation.
     #[n(15)]
     pub(crate) tally: HostTally,
+    /// The first hosts that failed. Nothing removes them.
+    #[n(16)]
+    #[cbor(default)]
+    pub(crate) failures: Vec<HostFailure>,
+    /// A plain push or a promotion of the name took over.
+    #[n(17)]
+    #[cbor(default)]
+    pub(crate) retired: bool,
+    /// Hosts that failed since the rollout began or was retried after a rollback. A rollback counts them as failed.
+    #[n(18)]
+    #[cbor(default)]
+    pub(crate) ever_failed: Bitmap,
 }
 
 impl State {
@@ -79,6 +91,9 @@ impl State {
             events: Vec::new(),
             failed: Bitmap::default(),
             tally: HostTally::default(),
+            failures: Vec::new(),
+            retired: false,
+            ever_failed: Bitmap::default(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! everywhere.
 
 use super::host_status::HostStatus;
-use super::{Gate, Machine, ObservedHost, ms};
+use super::{Gate, Machine, ObservedHost, TEXT_BYTES_MAX, clip, ms};
 use crate::rollout::batches::goal;
 use shoal_api::rollouts::{HostTally, RollbackMode, RolloutPhase};
 use shoal_proto::bitmap::Bitmap;
@@ -13,6 +13,22 @@ use std::collections::BTreeMap;
 
 fn has_content(host: &ObservedHost) -> bool {
     host.report.is_some_and(|report| report.state >= HostState::Has)
+}
+
+/// Whether staging waits for a host.
+fn lacks_content(host: &ObservedHost, status: HostStatus) -> bool {
+    host.up && !has_content(host) && status != HostStatus::Blocked
+}
+
+/// What staging waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StagingWait {
+    /// Roster indices of the hosts that lack the content, in the order of the rollout.
+    pub(crate) hosts: Vec<u32>,
+    /// Some host has the content.
+    pub(crate) has_source: bool,
+    /// When staging began, Unix milliseconds.
+    pub(crate) since_ms: u64,
 }
 
 impl Machine {
@@ -32,7 +48,9 @@ impl Machine {
             RolloutPhase::Staging | RolloutPhase::Switching | RolloutPhase::Soaking | RolloutPhase::Waiting
         );
         if is_forward && failures > tolerated {
-            let why = format!("{failures} of {} hosts failed, {tolerated} are tolerated", self.state.tally.hosts);
+            let failure = self.newest_failure().map_or_else(String::new, |failure| format!(": {failure}"));
+            let hosts = self.state.tally.hosts;
+            let why = format!("{failures} of {hosts} hosts failed, {tolerated} are tolerated{failure}");
             return self.gate_failed(now, &why);
         }
         let deadline = self.spec.deadline.map(ms).filter(|_| is_forward);
@@ -69,13 +87,18 @@ impl Machine {
         let on_new = |host: &&ObservedHost| {
             host.report.is_some_and(|report| matches!(report.state, HostState::Active | HostState::Stored))
         };
+        // A rollback covers the reports of failures. A host that failed before it has not only gone back.
+        let failed_before = |host: &ObservedHost| self.is_rolling_back() && self.state.ever_failed.get(host.index);
+        let has_failed = |(host, status): &(&ObservedHost, &HostStatus)| status.is_failure() || failed_before(host);
+        let went_back =
+            |(host, status): &(&ObservedHost, &HostStatus)| **status == HostStatus::RolledBack && !failed_before(host);
         self.state.tally = HostTally {
             hosts: hosts.len() as u32,
             staged: hosts.iter().filter(|host| has_content(host)).count() as u32,
             switching: with_status(HostStatus::is_switching),
             active: hosts.iter().filter(on_new).count() as u32,
-            failed: with_status(HostStatus::is_failure),
-            rolled_back: with_status(|status| status == HostStatus::RolledBack),
+            failed: hosts.iter().zip(statuses).filter(has_failed).count() as u32,
+            rolled_back: hosts.iter().zip(statuses).filter(went_back).count() as u32,
             away: hosts.iter().filter(|host| !host.up).count() as u32,
         };
     }
@@ -84,6 +107,8 @@ impl Machine {
     fn untolerated_failures(&mut self, hosts: &[ObservedHost], statuses: &[HostStatus]) -> u32 {
         let failed = hosts.iter().zip(statuses).filter(|(_, status)| status.is_failure());
         self.state.failed = failed.map(|(host, _)| host.index).collect();
+        self.state.ever_failed.grow(self.state.failed.len());
+        self.state.ever_failed.union(&self.state.failed);
         let mut untolerated = self.state.failed.clone();
         untolerated.subtract(&self.state.tolerated_failures);
         untolerated.count()
@@ -91,13 +116,24 @@ impl Machine {
 
     /// Ends staging once every host that is up has the content. Before that no host switches.
     fn stage(&mut self, now: u64, hosts: &[ObservedHost], statuses: &[HostStatus]) {
-        let lacks = |(host, status): (&ObservedHost, &HostStatus)| {
-            host.up && !has_content(host) && *status != HostStatus::Blocked
-        };
+        let lacks = |(host, status): (&ObservedHost, &HostStatus)| lacks_content(host, *status);
         if !hosts.iter().zip(statuses).any(lacks) && hosts.iter().any(has_content) {
             self.enter(now, RolloutPhase::Switching, "every host has the content; batch 1 switches");
             self.switch_batch(now, hosts, statuses);
         }
+    }
+
+    /// Returns what staging waits for. `None` in any other phase.
+    pub(crate) fn staging_wait(&self, now: u64, hosts: &[ObservedHost]) -> Option<StagingWait> {
+        if self.state.phase != RolloutPhase::Staging {
+            return None;
+        }
+        let lacking = hosts.iter().filter(|host| lacks_content(host, self.host_status(now, host)));
+        Some(StagingWait {
+            hosts: lacking.map(|host| host.index).collect(),
+            has_source: hosts.iter().any(has_content),
+            since_ms: self.state.since_ms,
+        })
     }
 
     fn switch_batch(&mut self, now: u64, hosts: &[ObservedHost], statuses: &[HostStatus]) {
@@ -179,6 +215,7 @@ impl Machine {
             Gate::Passed => self.state.gate_passed = true,
             Gate::Failed(why) => self.gate_failed(now, &why),
             Gate::Undecided(why) => {
+                let why = clip(&why, TEXT_BYTES_MAX);
                 // Every host must stay healthy for the whole soak time, and an unanswered gate proves nothing.
                 self.state.healthy_since_ms = now;
                 self.state.gate_passed = false;
@@ -194,7 +231,7 @@ impl Machine {
         match self.spec.rollback {
             RollbackMode::Auto => self.roll_back(now, why),
             RollbackMode::Manual => {
-                self.state.why = why.to_string();
+                self.state.why = clip(why, TEXT_BYTES_MAX);
                 self.enter(now, RolloutPhase::Stopped, &format!("stopped: {why}"));
             }
         }
@@ -203,7 +240,7 @@ impl Machine {
     pub(super) fn roll_back(&mut self, now: u64, why: &str) {
         self.next_attempt(now);
         self.state.paused = false;
-        self.state.why = why.to_string();
+        self.state.why = clip(why, TEXT_BYTES_MAX);
         self.enter(now, RolloutPhase::RollingBack, &format!("rolling back: {why}"));
     }
 

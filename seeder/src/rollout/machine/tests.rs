@@ -103,17 +103,19 @@ impl World {
         }
     }
 
+    fn observed(&self) -> Vec<ObservedHost> {
+        let host = |(index, host): (u32, &Host)| ObservedHost {
+            index,
+            rack: host.rack,
+            up: host.up,
+            report: host.observed.map(|(attempt, state)| HostReport { attempt, state }),
+            blocked: false,
+        };
+        (0..).zip(&self.hosts).map(host).collect()
+    }
+
     fn observe(&mut self) {
-        let hosts: Vec<ObservedHost> = (0..)
-            .zip(&self.hosts)
-            .map(|(index, host)| ObservedHost {
-                index,
-                rack: host.rack,
-                up: host.up,
-                report: host.observed.map(|(attempt, state)| HostReport { attempt, state }),
-                blocked: false,
-            })
-            .collect();
+        let hosts = self.observed();
         self.tell(Input::Hosts(&hosts));
     }
 
@@ -379,6 +381,77 @@ fn a_host_that_was_away_follows_after_the_end() {
     world.observe();
     assert_eq!(world.machine.state().opened_at.len(), 1, "one host per rack, also among returning hosts");
     assert_eq!(world.settle(|_| true), RolloutPhase::Done);
+}
+
+/// A failure as the driver explains it.
+fn failure(host: &str, attempt: u16, detail: &str) -> HostFailure {
+    HostFailure { host: host.into(), attempt, reason: "activation".into(), detail: detail.into(), at_ms: 1 }
+}
+
+#[test]
+fn why_a_host_failed_outlives_the_rollback() {
+    let mut world = World::new(2, 3, spec("100%", 3, 0, RollbackMode::Auto));
+    (0..6).for_each(|at| world.report(at));
+    world.observe();
+    (0..6).for_each(|at| {
+        world.learn(at);
+        world.begin(at);
+        world.end(at, at != 4);
+        world.report(at);
+    });
+    let hosts = world.observed();
+    let failed = world.machine.failed_hosts(world.now, &hosts);
+    assert_eq!(failed, [FailedHost { index: 4, attempt: 1, cause: FailureCause::Reported(Reason::Activation) }]);
+    let words = failure("r/s/k/h4", 1, "check failed: config line 17: unknown directive");
+    world.tell(Input::Failures(std::slice::from_ref(&words)));
+    world.observe();
+    assert_eq!(world.settle(|_| true), RolloutPhase::RolledBack);
+    let state = world.machine.state();
+    assert_eq!(state.failures, [words], "the record is stored and outlives the rollback");
+    assert!(state.why.contains("1 of 6 hosts failed") && state.why.contains("line 17"), "{}", state.why);
+    assert_eq!((state.tally.failed, state.tally.rolled_back), (1, 5), "hosts that only went back did not fail");
+    // After a retry the next rollback counts only its own failures.
+    world.tell(Input::Command(RolloutCommand::RetryFailed));
+    assert_eq!(world.settle(|_| true), RolloutPhase::Done);
+    assert_eq!((world.machine.tally().failed, world.machine.state().failures.len()), (0, 1));
+}
+
+#[test]
+fn the_first_failures_are_kept_within_bounds() {
+    let mut machine = Machine::new(spec("100%", 1, 0, RollbackMode::Auto), 0);
+    let many: Vec<HostFailure> = (0..100).map(|host| failure(&format!("h{host}"), 1, &"ö".repeat(400))).collect();
+    for _ in 0..2 {
+        machine.handle(1, Input::Failures(&many)).unwrap();
+    }
+    let kept = &machine.state().failures;
+    assert_eq!((kept.len(), &*kept[0].host, &*kept[31].host), (FAILURES_MAX, "h0", "h31"));
+    assert!(kept.iter().all(|failure| failure.detail.len() <= shoal_proto::limits::DETAIL_BYTES_MAX));
+    machine.handle(2, Input::Broken("x".repeat(5000))).unwrap();
+    assert_eq!((machine.state().phase, machine.state().why.len()), (RolloutPhase::Failed, TEXT_BYTES_MAX));
+}
+
+#[test]
+fn a_replaced_rollout_obeys_no_command() {
+    let mut world = World::new(1, 2, spec("100%", 2, 0, RollbackMode::Auto));
+    assert_eq!(world.machine.handle(0, Input::Retire), Err(Refusal::UnderWay));
+    assert_eq!(world.settle(|_| true), RolloutPhase::Done);
+    world.machine.handle(world.now, Input::Retire).unwrap();
+    assert!(world.machine.is_paused() && world.machine.state().retired);
+    for command in [RolloutCommand::Resume, RolloutCommand::Rollback, RolloutCommand::RetryFailed] {
+        assert_eq!(world.machine.handle(world.now, Input::Command(command)), Err(Refusal::Retired));
+    }
+}
+
+#[test]
+fn staging_says_which_hosts_it_waits_for_and_ends_when_the_content_is_gone() {
+    let mut world = World::new(1, 3, spec("100%", 1, 0, RollbackMode::Auto));
+    world.report(0);
+    world.observe();
+    let wait = world.machine.staging_wait(world.now, &world.observed()).unwrap();
+    assert_eq!((wait.hosts, wait.has_source), (vec![1, 2], true));
+    world.tell(Input::Broken("the content is gone".into()));
+    assert_eq!(world.machine.state().phase, RolloutPhase::Failed);
+    assert!(world.machine.staging_wait(world.now, &[]).is_none());
 }
 
 #[derive(Clone, Debug)]
