@@ -90,11 +90,13 @@ fn push_refused(error: PushError) -> ApiError {
     let (status, remedy) = match &error {
         PushError::Name(_) => (
             StatusCode::BAD_REQUEST,
-            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, without `feeds/` at the beginning",
+            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, each part with a letter or digit first, \
+             no part `current`, and without `feeds/` at the beginning",
         ),
-        PushError::Version(_) => {
-            (StatusCode::BAD_REQUEST, "use letters, digits, `.`, `_`, `-`, at most 63 bytes, and not `current`")
-        }
+        PushError::Version(_) => (
+            StatusCode::BAD_REQUEST,
+            "use letters, digits, `.`, `_`, `-`, a letter or digit first, at most 63 bytes, and not `current`",
+        ),
         PushError::Selector(_) => (StatusCode::BAD_REQUEST, SELECTOR_REMEDY),
         PushError::NoHosts(_) => (StatusCode::BAD_REQUEST, HOSTS_REMEDY),
         PushError::Path(_) => (StatusCode::BAD_REQUEST, PATH_REMEDY),
@@ -137,7 +139,11 @@ fn order_refused(error: OrderError) -> ApiError {
         OrderError::Newest { .. } => (StatusCode::CONFLICT, "push or promote another version first"),
         OrderError::UnderWay(_) => (StatusCode::CONFLICT, "wait until it has ended, see `shoal status`"),
         OrderError::TooSmall(_) => (StatusCode::CONFLICT, "leave it whole on its hosts"),
-        OrderError::Push(_) | OrderError::Store(_) | OrderError::Denied(_) => {
+        OrderError::Gone { .. } => (StatusCode::CONFLICT, "push its path again"),
+        OrderError::Rollout(RolloutError::UnderWay { .. }) => {
+            (StatusCode::CONFLICT, "wait for the end of the rollout, or cancel it with `shoal rollout cancel NAME`")
+        }
+        OrderError::Push(_) | OrderError::Store(_) | OrderError::Denied(_) | OrderError::Rollout(_) => {
             (StatusCode::INTERNAL_SERVER_ERROR, DISK_REMEDY)
         }
     };

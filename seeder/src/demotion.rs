@@ -1,16 +1,19 @@
 //! Demotion and promotion of contents that were pushed before.
 //!
-//! Invariant: the newest version of a name, and a content that hosts still fetch, are never demoted.
+//! Invariant: the newest version of a name, and a content that hosts still fetch, are never demoted. A promotion switches
+//! hosts, so it never begins beside a rollout of its name, and it ends what a finished rollout still does.
 
 use crate::errors::StateError;
 use crate::jobs::{Job, Jobs, PushError, new_id};
 use crate::publisher::Publisher;
+use crate::rollout::{RolloutError, Rollouts};
 use shoal_api::jobs::{JobPhase, OrderRequest};
 use shoal_proto::announcement::{Announcement, Kind, Order};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::limits;
 use shoal_proto::locality::{ParseLocalityError, Selector};
 use shoal_service::access::{Caller, Denied};
+use shoal_store::Store;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -31,6 +34,10 @@ pub(crate) enum OrderError {
     UnderWay(JobId),
     #[error("the content has {0} bytes, which is too small for rack shares")]
     TooSmall(u64),
+    #[error("the seeder no longer has the content of {name}@{version}, and no rack has shares of it")]
+    Gone { name: String, version: String },
+    #[error(transparent)]
+    Rollout(RolloutError),
     #[error("cannot store the job")]
     Store(#[from] StateError),
     #[error(transparent)]
@@ -47,6 +54,8 @@ struct FormerPush {
 pub(crate) struct Demotions {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) publisher: Arc<Publisher>,
+    pub(crate) rollouts: Arc<Rollouts>,
+    pub(crate) store: Store,
 }
 
 impl Demotions {
@@ -66,8 +75,9 @@ impl Demotions {
         };
         // The order is about the content, so it concerns every name that has the content.
         self.names_of(newest.announcement.content).iter().try_for_each(|name| caller.check_name(name))?;
-        if order == Order::Demote {
-            self.check_demotion(&newest.announcement)?;
+        match order {
+            Order::Demote => self.check_demotion(&newest.announcement)?,
+            Order::Promote => self.check_promotion(&newest.announcement)?,
         }
         let selector = if request.to.is_empty() {
             union_of(pushes.iter().map(|push| &push.announcement), newest.announcement.content)?
@@ -76,8 +86,32 @@ impl Demotions {
         };
         caller.check_hosts(&selector)?;
         self.jobs.select_hosts(&selector)?;
+        if order == Order::Promote {
+            self.retire_rollout(&newest.announcement.name, caller).await?;
+        }
         let job = new_id().map_err(StateError::from)?;
         self.announce(job, order, newest, selector).await
+    }
+
+    /// Ends what a finished rollout of the name still does for hosts that return or are new.
+    async fn retire_rollout(&self, name: &str, caller: &Caller) -> Result<(), OrderError> {
+        let (rollouts, name, caller) = (self.rollouts.clone(), name.to_string(), caller.clone());
+        let retired = tokio::task::spawn_blocking(move || rollouts.retire(&name, &caller)).await;
+        let retired = retired.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        retired.map_err(|error| match error {
+            RolloutError::Denied(denied) => OrderError::Denied(denied),
+            error => OrderError::Rollout(error),
+        })
+    }
+
+    /// Only a demotion leaves rack shares on hosts. Without them the content must come from the seeder.
+    fn check_promotion(&self, former: &Announcement) -> Result<(), OrderError> {
+        let was_demoted =
+            |job: &Job| job.status().content == Some(former.content) && job.status().order == Some(Order::Demote);
+        if self.store.is_complete(&former.content) || !self.jobs.filter(was_demoted).is_empty() {
+            return Ok(());
+        }
+        Err(OrderError::Gone { name: former.name.clone(), version: former.version.clone() })
     }
 
     /// Returns the pushes of a content, by `NAME@VERSION` or by the content's id.

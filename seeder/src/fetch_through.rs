@@ -170,6 +170,7 @@ impl FetchThrough {
                 // The host's own containerd pulls it from the mirror, so the host need not prewarm it.
                 staged: true,
                 image: Some(image),
+                replace: false,
             };
             match self.create(request).await {
                 Ok(job) => {

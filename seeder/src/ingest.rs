@@ -6,7 +6,7 @@
 use crate::config::SeederConfig;
 use crate::errors::{StateError, with_sources};
 use crate::images::{ImageError, Images, LayerDependencies, WantedImage};
-use crate::jobs::{Jobs, QueuedPush};
+use crate::jobs::{Jobs, QueuedPush, VersionError};
 use crate::publisher::Publisher;
 use crate::push_roots::PushPathError;
 use shoal_api::jobs::{JobPhase, PushRequest};
@@ -39,6 +39,8 @@ enum Failure {
     Image(#[from] ImageError),
     #[error(transparent)]
     Selector(#[from] ParseLocalityError),
+    #[error(transparent)]
+    Version(#[from] VersionError),
     #[error("cannot announce the content")]
     State(#[from] StateError),
 }
@@ -204,6 +206,7 @@ impl Ingest {
             feed: None,
         };
         let envelope = self.publisher.seal(&announcement).map_err(StateError::from)?;
+        self.jobs.note_version(&announcement, request.replace)?;
         self.jobs.set_announced(&announcement, envelope.clone(), ingested.manifest.piece_count())?;
         Ok(self.publisher.publish(announcement, envelope).await?)
     }

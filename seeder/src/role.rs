@@ -170,7 +170,8 @@ fn start_parts(
         let fetch_through = FetchThrough::new(jobs.clone(), node.clone(), prefixes, queue.clone());
         tasks.spawn("fetch-through", fetch_through.run(requests, token));
     }
-    let demotions = Arc::new(Demotions { jobs: jobs.clone(), publisher });
+    let (store, ordered) = (node.store.clone(), rollouts.clone());
+    let demotions = Arc::new(Demotions { jobs: jobs.clone(), publisher, rollouts: ordered, store });
     ApiParts { jobs, node, images, demotions, feeds, rollouts, queue }
 }
 

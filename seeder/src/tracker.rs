@@ -5,7 +5,7 @@
 use crate::jobs::{ASK_MAX, EnvelopeForTracker, Jobs};
 use shoal_net::control::{ControlHandle, RequestError};
 use shoal_proto::bitmap::Bitmap;
-use shoal_proto::control::{JobStates, Request, Response};
+use shoal_proto::control::{HostLine, JobStates, Request, Response};
 use shoal_proto::ids::{JobId, NodeId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +54,21 @@ impl Tracker {
             Err(error) => {
                 tracing::debug!(%job, %error, "cannot ask the tracker for the hosts' states");
                 None
+            }
+        }
+    }
+
+    /// Returns what hosts say in a job, those that failed first. Empty if the tracker cannot tell now.
+    pub(crate) async fn host_lines(&self, tracker: NodeId, job: JobId) -> Vec<HostLine> {
+        match self.request(tracker, Request::JobStatus { job }).await {
+            Ok(Response::Rollup(rollup)) => rollup.lines,
+            Ok(answer) => {
+                tracing::debug!(%job, ?answer, "the tracker does not know what hosts say");
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::debug!(%job, %error, "cannot ask the tracker what hosts say");
+                Vec::new()
             }
         }
     }

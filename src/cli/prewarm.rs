@@ -67,6 +67,7 @@ impl Args {
             to: self.to.clone(),
             staged: !self.batch.is_empty(),
             image: Some(ImageRequest { reference, platform, pull: true }),
+            replace: false,
         }
     }
 }

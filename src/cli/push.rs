@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Distribute without activation. `shoal rollout` activates the version later
     #[arg(long)]
     stage: bool,
+    /// Let the version replace a version of the same label that has another content
+    #[arg(long)]
+    replace: bool,
     /// Reference under which containerd pulls the image. Required if the files name no image or several
     #[arg(long = "ref", value_name = "IMAGE")]
     reference: Option<String>,
@@ -72,6 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         to: args.to.clone(),
         staged: args.stage,
         image: is_image.then_some(image),
+        replace: args.replace,
     };
     block_on(async {
         let pushed: JobAccepted = client.post("/v1/push", &request).await?;

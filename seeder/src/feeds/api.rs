@@ -35,7 +35,8 @@ fn refusal(error: FeedError) -> ApiError {
     let (status, remedy) = match &error {
         FeedError::Name(_) => (
             StatusCode::BAD_REQUEST,
-            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, without `/events` at the end",
+            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes; `desired`, a part `current`, a later part \
+             `version` and `/events` at the end are names of Shoal's own",
         ),
         FeedError::NoHosts(_) => (StatusCode::BAD_REQUEST, "list the hosts with `shoal hosts`"),
         FeedError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "push it as a content"),

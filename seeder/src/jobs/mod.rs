@@ -1,16 +1,19 @@
 //! Jobs: the table of all jobs of this seeder, on disk and in memory.
 //!
-//! Owns: the rows, the sequences of names, and which contents are pinned. This file has one row, `table` the table,
-//! `versions` the newest contents and sequences of names, `updates` what ingests, trackers and rollouts report.
+//! Owns: the rows, the sequences of names, the contents of versions, and which contents are pinned. This file has one
+//! row, `table` the table, `versions` the newest contents and sequences of names, `version_contents` which content each
+//! version has, `updates` what ingests, trackers and rollouts report.
 //! Invariant: a job's phase only advances, and what is needed to continue after a restart is on disk before the first
 //! host learns of the job.
 
 mod table;
 mod updates;
+mod version_contents;
 mod versions;
 
 pub(crate) use table::Jobs;
 pub(crate) use updates::ASK_MAX;
+pub(crate) use version_contents::VersionError;
 
 use crate::errors::StateError;
 use crate::push_roots::PushPathError;
@@ -157,6 +160,7 @@ impl Job {
             to: Vec::new(),
             staged: false,
             image: None,
+            replace: false,
         };
         let mut status = new_status(announcement.job, &request, to, announcement.created_at);
         status.order = announcement.order;
@@ -228,11 +232,11 @@ impl Job {
         status.phase == JobPhase::Distributing || status.rollout || may_return
     }
 
-    /// Returns how many hosts neither have what the job brings nor have failed, up or away.
+    /// Returns how many hosts neither have what the job brings nor have failed or gone back, up or away.
     fn unfinished_hosts(&self) -> u32 {
         let totals = self.status.totals();
         let done = if self.status.staged { totals.has } else { totals.active + totals.stored };
-        totals.hosts.saturating_sub(done + totals.failed)
+        totals.hosts.saturating_sub(done + totals.failed + totals.rolled_back)
     }
 
     fn set_announced(&mut self, announcement: &Announcement, envelope: Envelope, pieces: u32) {
@@ -306,6 +310,7 @@ fn new_status(job: JobId, request: &PushRequest, to: String, created_at: u64) ->
         tiers: TierBytes::default(),
         racks: Vec::new(),
         lines: Vec::new(),
+        failures: Vec::new(),
         elapsed_s: 0.0,
         eta_s: None,
         created_at,
@@ -323,7 +328,8 @@ mod tests {
 
     fn push(name: &str, kind: Kind) -> PushRequest {
         let to = vec!["all".into()];
-        PushRequest { path: "/".into(), name: name.into(), version: "1".into(), kind, to, staged: false, image: None }
+        let (path, name, version) = ("/".into(), name.into(), "1".into());
+        PushRequest { path, name, version, kind, to, staged: false, image: None, replace: false }
     }
 
     fn rollup(active: u32, away: u32) -> JobRollup {

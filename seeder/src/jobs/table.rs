@@ -251,7 +251,8 @@ mod tests {
 
     fn push(name: &str, kind: Kind) -> PushRequest {
         let to = vec!["all".into()];
-        PushRequest { path: "/".into(), name: name.into(), version: "1".into(), kind, to, staged: false, image: None }
+        let (path, name, version) = ("/".into(), name.into(), "1".into());
+        PushRequest { path, name, version, kind, to, staged: false, image: None, replace: false }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use super::{EnvelopeForTracker, Job, Jobs, new_status};
 use crate::errors::StateError;
 use shoal_api::jobs::{JobPhase, PushRequest};
+use shoal_api::rollouts::HostFailure;
 use shoal_net::admission::system_clock;
 use shoal_proto::announcement::Announcement;
 use shoal_proto::control::JobRollup;
@@ -171,6 +172,16 @@ impl Jobs {
         let mut job = Job::new(status, None);
         job.set_announced(announcement, envelope, pieces);
         self.insert_rollout(job)
+    }
+
+    /// Keeps which hosts of a rollout failed first, and why.
+    pub(crate) fn set_failures(&self, job: &JobId, failures: Vec<HostFailure>) {
+        match self.rows().get_mut(job) {
+            Some(row) if row.status.failures != failures => row.status.failures = failures,
+            _ => return,
+        }
+        self.store_or_log(job);
+        self.notify();
     }
 
     /// Notes whether a rollout has ended. A retry continues a rollout that had ended.

@@ -54,6 +54,9 @@ fn refused(error: RolloutError) -> ApiError {
         RolloutError::UnderWay { .. } => {
             (StatusCode::CONFLICT, "wait for its end, or cancel it with `shoal rollout cancel NAME`")
         }
+        RolloutError::JobUnderWay { .. } => {
+            (StatusCode::CONFLICT, "wait for its end, see `shoal status`, or name a path, so that the rollout is newer")
+        }
         RolloutError::Push(PushError::Busy) => (StatusCode::SERVICE_UNAVAILABLE, "wait until a push has ended"),
         RolloutError::Push(_) => (StatusCode::BAD_REQUEST, "correct the name, the version or the path"),
         RolloutError::Unknown(_) => (StatusCode::NOT_FOUND, "list the rollouts with `shoal rollout history`"),

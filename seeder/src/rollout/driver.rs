@@ -1,9 +1,11 @@
 //! The loop that feeds the machines: it observes hosts, asks gates, stores states and publishes desired states.
+//! `reasons` finds out why hosts failed and what a rollout waits for.
 //!
 //! Invariant: a desired state is published only from a stored machine state.
 
 use super::gate;
 use super::machine::{Gate, HostReport, Input, ObservedHost};
+use super::reasons::NO_TRACKER;
 use super::spec::rules;
 use super::targets::{in_order, targets};
 use super::{HostOrder, HostPlace, Rollouts, VersionPush, now_ms};
@@ -38,9 +40,9 @@ const GATES_EVERY: Duration = Duration::from_secs(2);
 const GATES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A version of a rollout and its push, which the seeder may have forgotten.
-struct PushState {
-    version: String,
-    push: Option<JobStatus>,
+pub(crate) struct PushState {
+    pub(crate) version: String,
+    pub(crate) push: Option<JobStatus>,
 }
 
 impl Rollouts {
@@ -81,26 +83,35 @@ impl Rollouts {
             }
             None => return,
         };
+        let mut trouble = String::new();
         match phase {
             RolloutPhase::Preparing => self.prepare(id),
             RolloutPhase::Failed => return,
             _ => {
-                let Some(tracker) = self.tracker.current() else { return };
-                if let Some(hosts) = self.observe(tracker, id).await {
-                    self.tell(id, Input::Hosts(&hosts));
-                }
+                let Some(tracker) = self.tracker.current() else { return self.set_trouble(&id, NO_TRACKER.into()) };
+                trouble = self.look_at_hosts(tracker, id).await;
                 self.ask_gates(id).await;
             }
         }
-        self.publish(id).await;
+        let unpublished = self.publish(id).await;
+        self.set_trouble(&id, unpublished.unwrap_or(trouble));
         let has_ended = self.rows().get(&id).is_some_and(|rollout| rollout.machine.state().phase.is_final());
         if has_ended != phase.is_final() || phase.is_final() {
             self.jobs.rollout_ended(&id, has_ended);
         }
     }
 
+    /// Feeds the machine its hosts. Returns what keeps the rollout from its next step.
+    async fn look_at_hosts(&self, tracker: NodeId, id: JobId) -> String {
+        let Some(hosts) = self.observe(tracker, id).await else { return self.why_unobserved(&id) };
+        // Before the machine reacts: a rollback covers what hosts say of their failures.
+        self.note_failures(tracker, id, &hosts).await;
+        self.tell(id, Input::Hosts(&hosts));
+        self.look_at_staging(id, &hosts)
+    }
+
     /// Feeds the machine an input and stores the new state.
-    fn tell(&self, id: JobId, input: Input<'_>) {
+    pub(crate) fn tell(&self, id: JobId, input: Input<'_>) {
         {
             let mut rows = self.rows();
             let Some(rollout) = rows.get_mut(&id) else { return };
@@ -124,7 +135,7 @@ impl Rollouts {
         }
     }
 
-    fn pushes(&self, id: &JobId) -> Vec<PushState> {
+    pub(crate) fn pushes(&self, id: &JobId) -> Vec<PushState> {
         let pushes = self.rows().get(id).map(|rollout| rollout.pushes.clone()).unwrap_or_default();
         let state = |VersionPush { version, job }| PushState { push: self.jobs.status(&job), version };
         pushes.into_iter().map(state).collect()
@@ -133,15 +144,10 @@ impl Rollouts {
     /// Waits until the contents are ingested, then opens the rollout as a job.
     fn prepare(&self, id: JobId) {
         let mut all_ingested = true;
-        let jobs = self.jobs.all();
         for PushState { version, push } in self.pushes(&id) {
             let Some(push) = push else {
                 return self.tell(id, Input::Broken(format!("the seeder no longer knows the push of {version}")));
             };
-            if differs_from_former(&push, &jobs) {
-                let why = format!("version {version} was pushed with other content before; use another version");
-                return self.tell(id, Input::Broken(why));
-            }
             if push.phase == JobPhase::Failed {
                 return self.tell(id, Input::Broken(format!("the push of {version} failed: {}", push.error)));
             }
@@ -183,6 +189,7 @@ impl Rollouts {
             to: spec.to,
             staged: false,
             image: None,
+            replace: spec.replace,
         };
         let envelope = self.publisher.seal(&announcement).map_err(StateError::from)?;
         Ok(self.jobs.follow_rollout(&request, &announcement, envelope, pushed.pieces)?)
@@ -287,40 +294,30 @@ impl Rollouts {
         })
     }
 
-    /// Publishes the desired state if it has changed.
-    async fn publish(&self, id: JobId) {
-        let Some(desired) = self.desired(&id) else { return };
+    /// Publishes the desired state if it has changed. Returns why that is impossible.
+    async fn publish(&self, id: JobId) -> Option<String> {
+        let Some(desired) = self.desired(&id) else { return self.why_undesired(&id) };
         let to = match self.rows().get(&id) {
             Some(rollout) if rollout.published.as_ref() != Some(&desired) => rollout.machine.spec().to.clone(),
-            _ => return,
+            _ => return None,
         };
         let bytes = desired.to_bytes();
         if bytes.len() > Desired::BYTES_MAX {
             let (bytes, bytes_max) = (bytes.len(), Desired::BYTES_MAX);
-            let remedy = "use fewer or shorter rules";
-            tracing::error!(rollout = %id, bytes, bytes_max, remedy, "the desired state is too large");
-            return;
+            let why =
+                format!("the desired state has {bytes} bytes, at most {bytes_max} fit; use fewer or shorter rules");
+            return Some(why);
         }
-        let (Some(feed), Ok(to)) = (feed_of(&desired.name), Selector::parse(&to)) else { return };
+        let (Some(feed), Ok(to)) = (feed_of(&desired.name), Selector::parse(&to)) else { return None };
         match self.feeds.publish(&feed, Kind::Gslb, bytes.into(), &to).await {
             Ok(sequence) => {
                 tracing::debug!(rollout = %id, sequence, attempt = desired.attempt, "published a desired state");
                 if let Some(rollout) = self.rows().get_mut(&id) {
                     rollout.published = Some(desired);
                 }
+                None
             }
-            Err(error) => {
-                tracing::error!(rollout = %id, error = with_sources(&error), "cannot publish a desired state");
-            }
+            Err(error) => Some(format!("cannot publish the desired state: {}", with_sources(&error))),
         }
     }
-}
-
-/// Whether a version was pushed before with another content.
-///
-/// On the hosts a version is a folder, which cannot have two contents. An image has no folder, and its tag may move.
-fn differs_from_former(push: &JobStatus, jobs: &[JobStatus]) -> bool {
-    let same_version = |other: &&JobStatus| (&other.name, &other.version) == (&push.name, &push.version);
-    let mut contents = jobs.iter().filter(same_version).filter_map(|other| other.content);
-    push.kind != Kind::Image && push.content.is_some_and(|content| contents.any(|other| other != content))
 }

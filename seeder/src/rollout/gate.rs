@@ -1,6 +1,7 @@
 //! Gates: Prometheus queries that end with a comparison.
 //!
-//! Invariant: a gate passes only if the query returns data and every sample meets the comparison.
+//! Invariant: a gate passes only if the query returns data and every sample meets the comparison. NaN is no data: it is
+//! what a canary without traffic divides, so it proves neither health nor a fault.
 
 use super::machine::Gate;
 use crate::errors::with_sources;
@@ -10,7 +11,7 @@ use std::fmt::Write;
 
 /// A query without a usable comparison at its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("query `{0}` does not end with a comparison; write one such as `< 0.05`")]
+#[error("query `{0}` does not end with a comparison to a number; write one such as `< 0.05`")]
 pub(crate) struct ThresholdError(String);
 
 /// Why a gate gives no usable answer.
@@ -24,6 +25,9 @@ enum GateError {
     Answer { server: String, status: u16, source: AnswerError },
     #[error("the query returns no data")]
     NoData,
+    /// The labels begin with a space, unless there are none.
+    #[error("the query returns NaN{0}, which counts as no data; filter it, e.g. with `>= 0 or vector(0)`")]
+    NotANumber(String),
 }
 
 /// Why an answer of Prometheus has no samples.
@@ -54,11 +58,15 @@ impl Threshold {
     /// Parses `QUERY < NUMBER`.
     ///
     /// # Errors
-    /// Returns an error if the text does not end with a comparison and a number.
+    /// Returns an error if the text does not end with a comparison and a number. NaN is not a number: no value meets
+    /// `< NaN`, and every value meets `!= NaN`.
     pub(crate) fn parse(text: &str) -> Result<Self, ThresholdError> {
         let invalid = || ThresholdError(text.to_string());
         let number = text.trim_end().rsplit(['<', '>', '=', ' ']).next().unwrap_or_default();
         let limit: f64 = number.parse().map_err(|_| invalid())?;
+        if limit.is_nan() {
+            return Err(invalid());
+        }
         let rest = text.trim_end().strip_suffix(number).unwrap_or(text).trim_end();
         let compare = COMPARISONS.into_iter().find(|compare| rest.ends_with(compare)).ok_or_else(invalid)?;
         let query = rest.strip_suffix(compare).unwrap_or(rest).trim().to_string();
@@ -132,18 +140,20 @@ fn samples(body: &[u8]) -> Result<Vec<Sample>, AnswerError> {
     }
 }
 
-/// Asks all queries in order and returns the first result that does not pass.
+/// Asks all queries in order. A condition that is not met counts before a query without a usable answer.
 pub(super) async fn ask(server: &str, queries: &[String]) -> Gate {
+    let mut undecided = None;
     for query in queries {
         match ask_one(server, query).await {
             Ok(None) => {}
             Ok(Some(failure)) => return Gate::Failed(failure),
-            Err(error) => {
-                return Gate::Undecided(format!("gate `{query}` is undecided: {}", with_sources(&error)));
+            Err(error) if undecided.is_none() => {
+                undecided = Some(format!("gate `{query}` is undecided: {}", with_sources(&error)));
             }
+            Err(_) => {}
         }
     }
-    Gate::Passed
+    undecided.map_or(Gate::Passed, Gate::Undecided)
 }
 
 /// Returns which sample does not meet the comparison, if one does not.
@@ -153,11 +163,22 @@ async fn ask_one(server: &str, text: &str) -> Result<Option<String>, GateError> 
     let path = format!("/api/v1/query?query={}", escape(&threshold.query));
     let (status, body) = client.answer(&path).await?;
     let samples = samples(&body).map_err(|source| GateError::Answer { server: server.to_string(), status, source })?;
+    compare(text, &threshold, &samples)
+}
+
+/// Returns which sample does not meet the comparison, if one does not. Such a number counts before NaN.
+fn compare(text: &str, threshold: &Threshold, samples: &[Sample]) -> Result<Option<String>, GateError> {
     if samples.is_empty() {
         return Err(GateError::NoData);
     }
-    let unmet = samples.iter().find(|sample| !threshold.is_met(sample.value));
-    Ok(unmet.map(|sample| format!("gate `{text}` is not met: {} {}", sample.value, sample.labels)))
+    let (nan, numbers): (Vec<&Sample>, Vec<&Sample>) = samples.iter().partition(|sample| sample.value.is_nan());
+    let unmet = numbers.into_iter().find(|sample| !threshold.is_met(sample.value));
+    match (unmet, nan.first()) {
+        (Some(sample), _) => Ok(Some(format!("gate `{text}` is not met: {} {}", sample.value, sample.labels))),
+        (None, Some(sample)) if sample.labels.is_empty() => Err(GateError::NotANumber(String::new())),
+        (None, Some(sample)) => Err(GateError::NotANumber(format!(" {}", sample.labels))),
+        (None, None) => Ok(None),
+    }
 }
 
 /// Percent-encodes a text for a query.
@@ -183,12 +204,33 @@ mod tests {
         assert_eq!(read("up == 1").unwrap(), ("up".into(), "==", 1.0));
         assert_eq!(read("sum(rate(e{a=\"<3\"}[1m]))<0.05").unwrap(), ("sum(rate(e{a=\"<3\"}[1m]))".into(), "<", 0.05));
         assert_eq!(read("min(x) >= -2e3 ").unwrap(), ("min(x)".into(), ">=", -2000.0));
-        for bad in ["", "up", "< 5", "up <", "up ~ 5", "a < b"] {
+        assert_eq!(read("x < +Inf").unwrap(), ("x".into(), "<", f64::INFINITY));
+        for bad in ["", "up", "< 5", "up <", "up ~ 5", "a < b", "up < NaN", "up != nan", "up == -nan"] {
             assert!(Threshold::parse(bad).is_err(), "{bad}");
         }
         let threshold = Threshold::parse("x != 1").unwrap();
         assert!(threshold.is_met(2.0) && !threshold.is_met(1.0));
         assert!(!Threshold::parse("x < 1").unwrap().is_met(f64::NAN));
+    }
+
+    #[test]
+    fn nan_does_not_pass_and_says_so() {
+        let of = |values: &[f64]| -> Vec<Sample> {
+            let sample = |(place, value): (usize, &f64)| Sample { labels: format!("{{\"n\":{place}}}"), value: *value };
+            values.iter().enumerate().map(sample).collect()
+        };
+        for query in ["x < 1", "x > 1", "x != 1", "x == 1", "x <= 1", "x >= 1"] {
+            let threshold = Threshold::parse(query).unwrap();
+            let error = compare(query, &threshold, &of(&[f64::NAN])).unwrap_err().to_string();
+            assert!(error.contains("NaN") && error.contains("\"n\":0"), "{error}");
+        }
+        let threshold = Threshold::parse("x < 1").unwrap();
+        assert!(compare("x < 1", &threshold, &of(&[0.5, f64::NAN])).is_err(), "one sample proves nothing");
+        let failure = compare("x < 1", &threshold, &of(&[f64::NAN, 2.0])).unwrap();
+        assert!(failure.unwrap().contains("not met: 2 {\"n\":1}"), "a real breach counts");
+        assert_eq!(compare("x < 1", &threshold, &of(&[f64::NEG_INFINITY, 0.0])).unwrap(), None);
+        assert!(compare("x < 1", &threshold, &of(&[f64::INFINITY])).unwrap().is_some());
+        assert!(matches!(compare("x < 1", &threshold, &[]), Err(GateError::NoData)));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Owns: the rollouts of this seeder, their states on disk, and the loop that feeds each machine.
 //!
 //! Split by meaning: `spec` checks what is asked for, `batches` and `targets` compute sizes, hosts and order,
-//! `machine` decides, `driver` asks trackers and gates and publishes desired states, `gate` asks Prometheus, `record`
-//! is one rollout on disk, `view` and `versions` are what the API shows.
+//! `machine` decides, `driver` asks trackers and gates and publishes desired states, `reasons` finds out why hosts
+//! failed, `gate` asks Prometheus, `record` is one rollout on disk, `view` and `versions` are what the API shows.
 //! Invariant: a machine's state is on disk before a host can learn of it, so a killed seeder continues where it was.
 
 pub(crate) mod api;
@@ -12,6 +12,7 @@ mod batches;
 mod driver;
 mod gate;
 mod machine;
+mod reasons;
 mod record;
 pub(crate) mod spec;
 mod targets;
@@ -27,6 +28,7 @@ use machine::{Input, Machine, Refusal};
 use shoal_api::jobs::{JobPhase, JobStatus, PushRequest};
 use shoal_api::rollouts::{DryRun, RolloutCommand, RolloutPhase, RolloutSpec, RolloutView};
 use shoal_peer::handle::NodeHandle;
+use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::desired::Desired;
 use shoal_proto::ids::{Epoch, HostIndex, JobId};
@@ -54,8 +56,10 @@ pub(crate) enum RolloutError {
     NotPushed { name: String, version: String },
     #[error("{hosts} hosts, e.g. {example}, were not sent version {version}")]
     NotSent { hosts: u32, example: String, version: String },
-    #[error("rollout {id} of {name} is not over")]
-    UnderWay { name: String, id: JobId },
+    #[error("rollout {id} of {name} to version {version} is not over, it is {}", .phase.name())]
+    UnderWay { name: String, version: String, id: JobId, phase: RolloutPhase },
+    #[error("the {what} of {name}@{version} is under way as job {id}, and it is newer than a version of the rollout")]
+    JobUnderWay { what: &'static str, name: String, version: String, id: JobId },
     #[error(transparent)]
     Push(#[from] PushError),
     #[error("this seeder has no rollout `{0}`")]
@@ -97,12 +101,14 @@ struct HostOrder {
 struct Rollout {
     machine: Machine,
     pushes: Vec<VersionPush>,
-    /// A newer rollout or a plain push of the name replaced this one.
+    /// A newer rollout of the name replaced this one.
     superseded: bool,
     /// The desired state that this process published last.
     published: Option<Desired>,
     /// The state has changed and is not on disk yet, so hosts must not learn of it.
     is_dirty: bool,
+    /// What keeps the rollout from its next step, at the last look. Empty if nothing does.
+    trouble: String,
     /// A cache, computed again when the membership changes.
     order: Option<HostOrder>,
     /// When to look at the rollout again.
@@ -113,8 +119,15 @@ struct Rollout {
 
 impl Rollout {
     fn new(machine: Machine, pushes: Vec<VersionPush>, superseded: bool) -> Self {
-        let now = Instant::now();
-        Self { machine, pushes, superseded, published: None, is_dirty: false, order: None, ask_at: now, gate_at: now }
+        let (ask_at, gate_at) = (Instant::now(), Instant::now());
+        let (published, is_dirty, trouble, order) = (None, false, String::new(), None);
+        Self { machine, pushes, superseded, published, is_dirty, trouble, order, ask_at, gate_at }
+    }
+
+    /// Why another operation on the name cannot begin.
+    fn under_way(&self, id: JobId) -> RolloutError {
+        let (spec, phase) = (self.machine.spec(), self.machine.state().phase);
+        RolloutError::UnderWay { name: spec.name.clone(), version: spec.version.clone(), id, phase }
     }
 
     /// Whether the rollout is of this name and not superseded.
@@ -226,7 +239,8 @@ impl Rollouts {
             }
             // A push that is still being ingested is usable: the rollout waits for it.
             let is_usable = |job: &&JobStatus| {
-                (&job.name, &job.version) == (&spec.name, &version) && !job.rollout && job.phase != JobPhase::Failed
+                let is_push = !job.rollout && job.order != Some(Order::Demote) && job.phase != JobPhase::Failed;
+                is_push && (&job.name, &job.version) == (&spec.name, &version)
             };
             let Some(job) = jobs.iter().find(is_usable) else {
                 return Err(RolloutError::NotPushed { name: spec.name.clone(), version });
@@ -234,7 +248,19 @@ impl Rollouts {
             check_sent(spec, &membership, &targets, job)?;
             pushes.push(VersionPush { version, job: job.job });
         }
+        self.check_no_newer_job(&spec.name, &pushes, &jobs)?;
         Ok(Checked { targets, pushes })
+    }
+
+    /// A push or a promotion that is newer than a version of the rollout would replace that version on its hosts.
+    fn check_no_newer_job(&self, name: &str, pushes: &[VersionPush], jobs: &[JobStatus]) -> Result<(), RolloutError> {
+        let Some(oldest) = pushes.iter().filter_map(|push| self.jobs.sequence(&push.job)).min() else { return Ok(()) };
+        let is_newer = |job: &&JobStatus| {
+            job.name == name && switches_hosts(job) && !job.is_final() && self.jobs.sequence(&job.job) > Some(oldest)
+        };
+        let Some(job) = jobs.iter().find(is_newer) else { return Ok(()) };
+        let what = if job.order == Some(Order::Promote) { "promotion" } else { "push" };
+        Err(RolloutError::JobUnderWay { what, name: job.name.clone(), version: job.version.clone(), id: job.job })
     }
 
     /// A rollout blocks others of its name until it has ended and no host that is up may still switch.
@@ -244,7 +270,7 @@ impl Rollouts {
             let state = rollout.machine.state();
             let may_switch = state.opened_at.keys().any(|host| membership.is_up(HostIndex(*host)));
             if !state.phase.is_final() || (may_switch && state.phase != RolloutPhase::Cancelled) {
-                return Err(RolloutError::UnderWay { name: name.to_string(), id: *id });
+                return Err(rollout.under_way(*id));
             }
         }
         Ok(())
@@ -276,6 +302,7 @@ impl Rollouts {
                 to: spec.to.clone(),
                 staged: true,
                 image: None,
+                replace: spec.replace,
             };
             let job = self.jobs.create(&request)?;
             permit.send(QueuedPush { job, request });
@@ -353,7 +380,7 @@ impl Rollouts {
         self.view(&id).ok_or_else(|| RolloutError::Unknown(of.to_string()))
     }
 
-    /// Prepares a name for a plain push, which switches hosts at once.
+    /// Prepares a name for a plain push or a promotion, which switch hosts at once. Blocks.
     ///
     /// A rollout that has ended no longer brings returning hosts to its own version.
     ///
@@ -364,8 +391,9 @@ impl Rollouts {
         self.check_caller(name, caller)?;
         let mut retired = Vec::new();
         for (id, rollout) in self.rows().iter_mut().filter(|(_, rollout)| rollout.is_current_of(name)) {
-            let handled = rollout.machine.handle(now_ms(), Input::Retire);
-            handled.map_err(|_| RolloutError::UnderWay { name: name.to_string(), id: *id })?;
+            if rollout.machine.handle(now_ms(), Input::Retire).is_err() {
+                return Err(rollout.under_way(*id));
+            }
             rollout.ask_at = Instant::now();
             retired.push(*id);
         }
@@ -374,18 +402,22 @@ impl Rollouts {
 
     /// Returns a rollout as the API shows it.
     pub(crate) fn view(&self, id: &JobId) -> Option<RolloutView> {
-        self.rows().get(id).map(|rollout| view::view(*id, &rollout.machine, rollout.superseded))
+        self.rows().get(id).map(|rollout| view::view(*id, rollout))
     }
 
     /// Returns all rollouts, or those of a name, newest first.
     pub(crate) fn all(&self, name: Option<&str>) -> Vec<RolloutView> {
         let rows = self.rows();
         let named = rows.iter().filter(|(_, rollout)| name.is_none_or(|name| rollout.machine.spec().name == name));
-        let mut all: Vec<RolloutView> =
-            named.map(|(id, rollout)| view::view(*id, &rollout.machine, rollout.superseded)).collect();
+        let mut all: Vec<RolloutView> = named.map(|(id, rollout)| view::view(*id, rollout)).collect();
         all.sort_by_key(|view| std::cmp::Reverse(view.began_ms));
         all
     }
+}
+
+/// Whether a job switches hosts as soon as they have its content. Images have no folder that is switched.
+fn switches_hosts(job: &JobStatus) -> bool {
+    job.kind != Kind::Image && !job.staged && !job.rollout && job.order != Some(Order::Demote)
 }
 
 /// Checks that a push reaches every target that gets its version.

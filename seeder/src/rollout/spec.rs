@@ -18,11 +18,14 @@ const QUERIES_MAX: usize = 16;
 /// What is wrong with a rollout.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpecError {
-    #[error("invalid name `{0}`: use `/`-separated parts of letters, digits, `.`, `_`, `-`, at most 120 bytes")]
+    #[error(
+        "invalid name `{0}`: use `/`-separated parts of letters, digits, `.`, `_`, `-`, at most 120 bytes, and no part \
+         `current`"
+    )]
     Name(String),
     #[error("a rollout cannot ingest an image; push it first with `shoal push --stage` or `shoal prewarm --batch`")]
     ImagePath,
-    #[error("invalid version `{0}`: use letters, digits, `.`, `_`, `-`")]
+    #[error("invalid version `{0}`: use letters, digits, `.`, `_`, `-`, and not `current`")]
     Version(String),
     #[error(transparent)]
     Selector(#[from] ParseLocalityError),
@@ -50,6 +53,8 @@ pub(crate) enum SpecError {
     Rules(usize),
     #[error("no rule of the split has version {0}; name it in a rule, or roll another version out")]
     UnusedVersion(String),
+    #[error("replace needs a path: only a version that is pushed again can have another content")]
+    ReplaceWithoutPath,
 }
 
 /// Hosts and the version that they should have. The first rule that matches a host counts.
@@ -68,6 +73,7 @@ pub(crate) fn check(spec: &RolloutSpec) -> Result<(), SpecError> {
     check(feed_of(&spec.name).is_some(), SpecError::Name(spec.name.clone()))?;
     check(spec.kind != Kind::Image || spec.path.is_none(), SpecError::ImagePath)?;
     check(is_version(&spec.version), SpecError::Version(spec.version.clone()))?;
+    check(!spec.replace || spec.path.is_some(), SpecError::ReplaceWithoutPath)?;
     Selector::parse(&spec.to)?;
     check((1..=BATCHES_MAX).contains(&spec.batch.len()), SpecError::Batches(spec.batch.len()))?;
     let is_empty = |amount: &Amount| matches!(amount, Amount::Hosts(0)) || *amount == Amount::Percent(0.0);
@@ -106,9 +112,13 @@ pub(crate) fn rules(spec: &RolloutSpec) -> Result<Vec<VersionRule>, SpecError> {
             Hosts::All
         } else if let Some(percent) = which.strip_suffix('%') {
             let percent: f64 = percent.parse().map_err(|_| invalid())?;
+            // NaN is in no range.
+            if !(0.0..=100.0).contains(&percent) {
+                return Err(invalid());
+            }
             let from = buckets_used;
             buckets_used += (percent * f64::from(HASH_BUCKETS) / 100.0).round() as u32;
-            if !(0.0..=100.0).contains(&percent) || buckets_used > HASH_BUCKETS {
+            if buckets_used > HASH_BUCKETS {
                 return Err(SpecError::Percentages(part.to_string()));
             }
             Hosts::HashRange { from, to: buckets_used }
@@ -146,7 +156,9 @@ mod tests {
         assert_eq!(rules[1], rule(Hosts::HashRange { from: 0, to: 100_000 }, "2"));
         assert_eq!(rules[2], rule(Hosts::HashRange { from: 100_000, to: 300_000 }, "3"));
         assert_eq!(rules[3], rule(Hosts::All, "1"));
-        for bad in ["", "2", "*:", "60%:2,50%:3", "-1%:2", "*:1", "a=b=c:2", "x%:2"] {
+        let not_numbers = ["NaN%:2", "nan%:1,*:2", "inf%:2", "1%:1,1e30%:2"];
+        let wrong = ["", "2", "*:", "60%:2,50%:3", "-1%:2", "*:1", "a=b=c:2", "x%:2"];
+        for bad in wrong.into_iter().chain(not_numbers) {
             spec.split = Some(bad.into());
             assert!(check(&spec).is_err(), "{bad}");
         }
@@ -163,6 +175,8 @@ mod tests {
         assert!(wrong(|spec| spec.per_rack = 0).contains("per-rack"));
         assert!(wrong(|spec| spec.verify = vec!["up".into()]).contains("prometheus"));
         assert!(wrong(|spec| spec.name = "../x".into()).contains("name"));
+        assert!(wrong(|spec| spec.version = "current".into()).contains("not `current`"));
+        assert!(wrong(|spec| spec.replace = true).contains("replace needs a path"));
         assert!(wrong(|spec| spec.to.clear()).contains("selector") || !wrong(|spec| spec.to.clear()).is_empty());
     }
 }

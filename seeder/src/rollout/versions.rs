@@ -2,11 +2,13 @@
 //!
 //! Invariant: a host appears if it has a version of the name or should have one.
 
-use super::Rollouts;
 use super::spec::rules;
 use super::targets::targets;
+use super::{Rollout, Rollouts};
+use shoal_api::jobs::JobStatus;
 use shoal_api::rollouts::{HostVersion, RolloutPhase};
 use shoal_net::control::RequestError;
+use shoal_proto::announcement::Order;
 use shoal_proto::bitmap::Bitmap;
 use shoal_proto::control::{JobStates, Request, Response, VersionSet};
 use shoal_proto::ids::HostIndex;
@@ -51,7 +53,8 @@ impl Rollouts {
             Response::Refused { why } => return Err(VersionsError::Refused(why)),
             _ => return Err(VersionsError::Unexpected),
         };
-        let newest = self.find(name).ok().filter(|id| self.rows().get(id).is_some_and(|row| !row.superseded));
+        let is_in_force = |row: &Rollout| !row.superseded && !row.machine.state().retired;
+        let newest = self.find(name).ok().filter(|id| self.rows().get(id).is_some_and(is_in_force));
         let states = match newest {
             Some(job) => self.tracker.host_states(tracker, job).await.unwrap_or_default(),
             None => JobStates::default(),
@@ -95,7 +98,8 @@ impl Rollouts {
     /// Returns what the newest rollout of the name says. Without a rollout, the newest pushes decide.
     fn desired_versions(&self, name: &str, members: &Membership) -> Vec<DesiredVersion> {
         let rows = self.rows();
-        let current = rows.values().filter(|row| row.is_current_of(name));
+        // A push or a promotion that replaced a rollout decides instead.
+        let current = rows.values().filter(|row| row.is_current_of(name) && !row.machine.state().retired);
         let begun =
             current.filter(|row| !matches!(row.machine.state().phase, RolloutPhase::Failed | RolloutPhase::Preparing));
         if let Some(row) = begun.max_by_key(|row| row.machine.state().began_ms) {
@@ -112,7 +116,11 @@ impl Rollouts {
         let mut found = BTreeMap::new();
         let jobs = self.jobs.all();
         // Newest first, so the first push that selects a host decides.
-        for job in jobs.iter().filter(|job| job.name == name && !job.staged && !job.rollout && job.content.is_some()) {
+        let brings = |job: &&JobStatus| {
+            let is_demotion = job.order == Some(Order::Demote);
+            job.name == name && !job.staged && !job.rollout && !is_demotion && job.content.is_some()
+        };
+        for job in jobs.iter().filter(brings) {
             let Ok(to) = Selector::parse(&[&job.to]) else { continue };
             for host in members.select(&to).iter() {
                 found.entry(host).or_insert_with(|| Some(job.version.clone()));

@@ -2,8 +2,8 @@
 //!
 //! Invariant: a view changes nothing.
 
+use super::Rollout;
 use super::batches::goal;
-use super::machine::Machine;
 use super::spec::rules;
 use super::targets::{in_order, with_version};
 use shoal_api::rollouts::{DryRun, DryRunBatch, RolloutSpec, RolloutView};
@@ -17,8 +17,13 @@ const NAMED_MAX: usize = 8;
 const BATCHES_MAX: u32 = 100;
 
 /// Returns the view of a rollout.
-pub(super) fn view(id: JobId, machine: &Machine, superseded: bool) -> RolloutView {
+pub(super) fn view(id: JobId, rollout: &Rollout) -> RolloutView {
+    let machine = &rollout.machine;
     let (state, tally) = (machine.state(), machine.tally());
+    // What a rollout that has ended waits for is no news.
+    let trouble = Some(&rollout.trouble).filter(|trouble| !trouble.is_empty() && !state.phase.is_final());
+    let why = Some(&state.why).filter(|why| !why.is_empty());
+    let why: Vec<&str> = why.into_iter().chain(trouble).map(String::as_str).collect();
     RolloutView {
         id,
         spec: machine.spec().clone(),
@@ -28,10 +33,11 @@ pub(super) fn view(id: JobId, machine: &Machine, superseded: bool) -> RolloutVie
         goal: goal(machine.spec(), state.batch, tally.hosts),
         attempt: state.attempt,
         tally,
-        why: state.why.clone(),
+        why: why.join("; "),
         began_ms: state.began_ms,
         events: state.events.clone(),
-        superseded,
+        failures: state.failures.clone(),
+        superseded: rollout.superseded || state.retired,
     }
 }
 

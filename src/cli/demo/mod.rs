@@ -160,6 +160,7 @@ async fn push(
         to: vec!["all".into()],
         staged: false,
         image: None,
+        replace: false,
     };
     let client = region.seeder()?;
     let pushed: JobAccepted = client.post("/v1/push", &request).await?;

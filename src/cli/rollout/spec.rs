@@ -57,6 +57,9 @@ pub(crate) struct Begin {
     /// Time after which the rollout fails [default: none]
     #[arg(long)]
     deadline: Option<Span>,
+    /// With a path: let the version replace a version of the same label that has another content
+    #[arg(long)]
+    replace: bool,
     /// Kind: gslb, config, image or blob [default: config]
     #[arg(long)]
     kind: Option<Kind>,
@@ -136,6 +139,7 @@ impl Begin {
         set(&mut spec.kind, self.kind.as_ref());
         set(&mut spec.prometheus, self.prometheus.is_some().then_some(&self.prometheus));
         set(&mut spec.split, self.split.is_some().then_some(&self.split));
+        spec.replace |= self.replace;
         set(&mut spec.deadline, self.deadline.is_some().then_some(&self.deadline));
         if spec.to.is_empty() {
             bail!("no host is selected; add --to, such as --to all");
