@@ -38,7 +38,7 @@ fn attack(content: &Path, victim: &Path, stop: &AtomicBool) {
     let aside = content.join("aside");
     assert!(Command::new("mkfifo").arg(content.join("pipe")).status().unwrap().success());
     let below =
-        ["", ".shoal-versions", "current", ".shoal-current", "1", "2", ".shoal-1", "1/sub", "2/top", "1/sub/file"];
+        ["", ".shoal-versions", "current", ".shoal-current", "1", "2", ".shoal-new-1", "1/sub", "2/top", "1/sub/file"];
     let root = OwnedFd::from(fs::File::open(content).unwrap());
     // The switch changes the same paths, so each step of the attack may fail.
     while !stop.load(Ordering::Relaxed) {

@@ -2,7 +2,9 @@
 //!
 //! A new version is built under a temporary name, flushed, and renamed.
 //! Invariant: a version exists whole or not at all, and `current` points at a whole version at any moment. This holds
-//! after a kill and after a loss of power. Whatever another user swaps in below the folder, nothing outside changes.
+//! after a kill and after a loss of power. Whatever another user swaps in below the folder, nothing outside changes. No
+//! version and no name meets a file of ours: ours begin with a dot, and the temporary name of a version is of no other
+//! use.
 
 use super::mode_mask::ModeMask;
 use super::version_build::build;
@@ -15,10 +17,16 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Prefix of unfinished files and folders. A start removes them.
+/// Prefix of unfinished files and folders. A start removes them, except for the ledger.
 const TEMPORARY: &str = ".shoal-";
-/// File beside the versions that lists the content id of each version.
+/// Prefix of the folder in which a version is built. The version follows.
+const BUILDING: &str = ".shoal-new-";
+/// File beside the versions that lists the content id of each version. A folder with this file is a name's folder.
 const LEDGER: &str = ".shoal-versions";
+/// The next ledger, before it replaces the present one.
+const NEXT_LEDGER: &str = ".shoal-versions.new";
+/// The next `current`, before it replaces the present one.
+const NEXT_CURRENT: &str = ".shoal-current";
 /// The link to the version in use.
 const CURRENT: &str = "current";
 /// The longest ledger that is read, in bytes.
@@ -30,6 +38,12 @@ pub enum ContentDirError {
     /// The version is not in the folder, and its content is not complete in the store.
     #[error("the content is not in the store")]
     NoContent,
+    /// The folder of one name would be in the place of a version of another name.
+    #[error("{} has the versions of another name; use another name", .path.display())]
+    NameInTheWay {
+        /// The folder of the other name.
+        path: PathBuf,
+    },
     /// The folder itself is unusable.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -80,7 +94,8 @@ impl ContentDir {
         while let Some(path) = folders.pop() {
             let full = content_dir.settings.dir.join(&path);
             let folder = content_dir.open_at(&path).map_err(io_error("open", &full))?;
-            let has_versions = folder.has(OsStr::new(LEDGER));
+            // Files of contents may begin like ours. They are safe in a version, also of a name that lost its ledger.
+            let has_versions = is_name_folder(&folder) || current_in(&folder).is_some();
             for entry in list(&full, &folder)? {
                 if entry.name.as_bytes().starts_with(TEMPORARY.as_bytes()) && entry.name != LEDGER {
                     discard(&folder, &full, &entry.name);
@@ -140,11 +155,17 @@ impl ContentDir {
     /// Fails if the content is not in the store, or if the file system fails.
     pub fn prepare(&self, store: &Store, id: &ContentId, name: &str, version: &str) -> Result<(), ContentDirError> {
         let (path, target) = (self.folder(name), OsStr::new(version));
+        self.check_outer_names(name)?;
         let folder = self.create_name(name)?;
         let mut ledger = Ledger::load(&folder);
+        if !is_name_folder(&folder) {
+            self.check_inner_names(name)?;
+            // Before a version is in the folder, so that no start takes a version for the folder of a name.
+            ledger.save(&folder).map_err(io_error("write", &path.join(LEDGER)))?;
+        }
         if ledger.get(version) != Some(*id) || !folder.has_folder(target) {
             let manifest = store.manifest(id).ok_or(ContentDirError::NoContent)?;
-            let temporary = format!("{TEMPORARY}{version}");
+            let temporary = format!("{BUILDING}{version}");
             discard(&folder, &path, OsStr::new(&temporary));
             let at = path.join(&temporary);
             let built =
@@ -161,9 +182,25 @@ impl ContentDir {
         ledger.save(&folder).map_err(io_error("write", &path.join(LEDGER)))
     }
 
+    /// Checks that no folder around a name's has versions: the name would be a version there.
+    fn check_outer_names(&self, name: &str) -> Result<(), ContentDirError> {
+        let around = Path::new(name).ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
+        let mut in_the_way = around.filter(|path| self.open_at(path).is_ok_and(|folder| is_name_folder(&folder)));
+        in_the_way.next().map_or(Ok(()), |path| Err(self.in_the_way(path)))
+    }
+
+    /// Checks that no other name lies in the folder of a new name: it would be a version there.
+    fn check_inner_names(&self, name: &str) -> Result<(), ContentDirError> {
+        self.name_folders(Path::new(name)).first().map_or(Ok(()), |path| Err(self.in_the_way(path)))
+    }
+
+    fn in_the_way(&self, path: &Path) -> ContentDirError {
+        ContentDirError::NameInTheWay { path: self.settings.dir.join(path) }
+    }
+
     /// Returns `NAME/VERSION` for each name whose current version is this content.
     pub fn current_of(&self, id: &ContentId) -> Vec<String> {
-        let current = self.name_folders().into_iter().filter_map(|name| {
+        let current = self.name_folders(Path::new("")).into_iter().filter_map(|name| {
             let folder = self.open_at(&name).ok()?;
             let version = current_in(&folder)?;
             (Ledger::load(&folder).get(&version) == Some(*id)).then(|| format!("{}/{version}", name.display()))
@@ -176,7 +213,7 @@ impl ContentDir {
     /// # Errors
     /// Fails if the file system fails.
     pub fn withdraw(&self, id: &ContentId) -> Result<(), ContentDirError> {
-        for name in self.name_folders() {
+        for name in self.name_folders(Path::new("")) {
             let path = self.settings.dir.join(&name);
             let folder = self.open_at(&name).map_err(io_error("open", &path))?;
             let mut ledger = Ledger::load(&folder);
@@ -197,12 +234,12 @@ impl ContentDir {
         Ok(())
     }
 
-    /// Returns the folders of names, which are the folders with a ledger, relative to the content folder.
-    fn name_folders(&self) -> Vec<PathBuf> {
-        let (mut found, mut folders) = (Vec::new(), vec![PathBuf::new()]);
+    /// Returns the folders of names at and below `from`, relative to the content folder.
+    fn name_folders(&self, from: &Path) -> Vec<PathBuf> {
+        let (mut found, mut folders) = (Vec::new(), vec![from.to_path_buf()]);
         while let Some(path) = folders.pop() {
             let Ok(folder) = self.open_at(&path) else { continue };
-            if folder.has(OsStr::new(LEDGER)) {
+            if is_name_folder(&folder) {
                 found.push(path);
                 continue;
             }
@@ -250,6 +287,11 @@ impl ContentDir {
     }
 }
 
+/// Whether a folder has the versions of a name.
+fn is_name_folder(folder: &OpenFolder) -> bool {
+    folder.has(OsStr::new(LEDGER))
+}
+
 fn current_in(folder: &OpenFolder) -> Option<String> {
     folder.read_link(OsStr::new(CURRENT)).ok()?.into_string().ok()
 }
@@ -291,7 +333,7 @@ impl Ledger {
 
     fn save(&self, folder: &OpenFolder) -> io::Result<()> {
         let text: String = self.rows.iter().map(|(version, id)| format!("{id} {version}\n")).collect();
-        let temporary = OsStr::new(".shoal-versions.new");
+        let temporary = OsStr::new(NEXT_LEDGER);
         folder.remove(temporary)?;
         let mut file = folder.create_file(Path::new(temporary))?;
         file.write_all(text.as_bytes())?;
@@ -316,7 +358,7 @@ fn point(folder: &OpenFolder, version: &str) -> io::Result<()> {
     if current_in(folder).as_deref() == Some(version) {
         return Ok(());
     }
-    let temporary = OsStr::new(".shoal-current");
+    let temporary = OsStr::new(NEXT_CURRENT);
     folder.remove(temporary)?;
     folder.create_link(version.as_bytes(), Path::new(temporary))?;
     folder.rename(temporary, OsStr::new(CURRENT))?;
@@ -327,5 +369,92 @@ fn point(folder: &OpenFolder, version: &str) -> io::Result<()> {
 fn discard(folder: &OpenFolder, path: &Path, name: &OsStr) {
     if let Err(error) = folder.remove(name) {
         tracing::warn!(path = %path.join(name).display(), %error, "cannot remove an old version");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_store::StoreConfig;
+    use shoal_store::ingest::{IngestOptions, IngestProgress};
+    use std::fs;
+    use std::sync::Arc;
+
+    struct Host {
+        dir: tempfile::TempDir,
+        store: Store,
+        /// A directory with a file whose name begins like ours.
+        content: ContentId,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(StoreConfig::new(dir.path().join("store")), Box::new(|_| {})).unwrap();
+            let source = dir.path().join("source");
+            fs::create_dir(&source).unwrap();
+            fs::write(source.join(".shoal-mine"), "a file of the customer").unwrap();
+            let progress = Arc::new(IngestProgress::default());
+            let content = store.ingest(&source, &IngestOptions::default(), &progress).unwrap().content;
+            Self { dir, store, content }
+        }
+
+        fn open(&self) -> ContentDir {
+            let (dir, mode_mask) = (self.dir.path().join("content"), ModeMask::default());
+            ContentDir::open(ContentSettings { dir, keep_versions: 2, mode_mask }).unwrap()
+        }
+
+        fn is_whole(&self, version: &str) -> bool {
+            self.dir.path().join("content/edge/a").join(version).join(".shoal-mine").exists()
+        }
+    }
+
+    #[test]
+    fn no_version_meets_a_file_of_ours() {
+        let host = Host::new();
+        let folder = host.open();
+        folder.activate(&host.store, &host.content, "edge/a", "1").unwrap();
+        let versions =
+            ["versions", "versions.new", "version", "new", "new-1", "new-versions", "shoal-current", "feeds"];
+        for version in versions {
+            let temporary = format!("{BUILDING}{version}");
+            assert!(![LEDGER, NEXT_LEDGER, NEXT_CURRENT, CURRENT].contains(&&*temporary), "{version}");
+            // The making of a version fails if its content is not in the store. The ledger outlives that.
+            assert!(folder.prepare(&host.store, &ContentId([9; 32]), "edge/a", version).is_err());
+            folder.activate(&host.store, &host.content, "edge/a", version).unwrap();
+            assert_eq!(folder.content_of("edge/a", version), Some(host.content), "{version}");
+            host.open();
+            assert!(host.is_whole(version), "a restart removed a file of version {version}");
+        }
+        let kept = fs::read_dir(host.dir.path().join("content/edge/a")).unwrap().flatten();
+        let kept = kept.filter(|entry| entry.file_type().unwrap().is_dir()).count();
+        assert_eq!(kept, 2, "the ledger knows every version, so old ones go");
+    }
+
+    #[test]
+    fn a_lost_ledger_costs_no_file_of_a_content() {
+        let host = Host::new();
+        host.open().activate(&host.store, &host.content, "edge/a", "1").unwrap();
+        fs::remove_file(host.dir.path().join("content/edge/a").join(LEDGER)).unwrap();
+        host.open();
+        assert!(host.is_whole("1"));
+    }
+
+    #[test]
+    fn a_name_never_takes_the_place_of_a_version_of_another_name() {
+        let host = Host::new();
+        let folder = host.open();
+        folder.activate(&host.store, &host.content, "edge/a", "1").unwrap();
+        let refused = |name: &str, version: &str| {
+            let error = folder.activate(&host.store, &host.content, name, version).unwrap_err();
+            assert!(matches!(error, ContentDirError::NameInTheWay { .. }), "{name}@{version}: {error}");
+        };
+        refused("edge/a/1", "2");
+        refused("edge/a/b/c", "2");
+        refused("edge", "a");
+        refused("edge", "2");
+        assert!(host.is_whole("1"));
+        folder.activate(&host.store, &host.content, "edge/a", "2").unwrap();
+        folder.activate(&host.store, &host.content, "edge/b", "a").unwrap();
     }
 }

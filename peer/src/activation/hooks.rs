@@ -1,22 +1,32 @@
 //! Runs a hook: a command with a time limit in a process group of its own.
 //!
 //! The end of the hook's output becomes part of the report.
+//! A service that a hook leaves running keeps the hook's output. The peer reads and drops what the service writes, for
+//! as long as the service and the peer run. So the service neither blocks nor dies of a broken pipe.
 //! Invariant: when the time limit passes or the caller drops the future, the whole process group is killed. A hook gets
-//! nothing of the peer's environment. The umask is the peer's, 077.
+//! nothing of the peer's environment. The umask is the peer's, 077. At most [`SERVICES_MAX`] outputs are read after the
+//! end of their hooks.
 
 use minicbor::{Decode, Encode};
 use rustix::process::{Pid, Signal, kill_process_group};
-use std::pin::pin;
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 /// Bytes of output that are kept. The last bytes count.
 const TAIL_BYTES: usize = 160;
-/// How long output is read after a hook ended. A service that the hook started may keep the pipe open for ever.
+/// How long a hook's report waits for the rest of the output after the hook ended. A service that the hook started may
+/// keep the pipe open for ever.
 const READ_AFTER_END: Duration = Duration::from_millis(100);
+/// Services of hooks whose output is read after the end of the hook. Each takes two open files.
+const SERVICES_MAX: usize = 64;
+
+/// The places of services whose output is read.
+static SERVICES: Semaphore = Semaphore::const_new(SERVICES_MAX);
 
 /// The environment of every hook, before the caller's variables. `docs/operations/rollouts.md` lists all variables.
 const ENVIRONMENT: [(&str, &str); 3] =
@@ -100,28 +110,51 @@ pub(crate) async fn run(
     if let Some(leader) = child.id().and_then(Leader::of) {
         on_start(leader);
     }
-    let tail = Mutex::new(Vec::new());
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let ended = {
-        let mut reading = pin!(async { tokio::join!(drain(out, &tail), drain(err, &tail)) });
-        tokio::time::timeout(limit, async {
-            let status = tokio::select! {
-                status = child.wait() => status?,
-                _ = &mut reading => return child.wait().await,
-            };
-            let _ = tokio::time::timeout(READ_AFTER_END, &mut reading).await; // a service may keep the pipe open
-            Ok(status)
-        })
-        .await
-    };
+    let tail = Tail::default();
+    let mut reading = read_both(child.stdout.take(), child.stderr.take(), tail.clone());
+    let ended = tokio::time::timeout(limit, child.wait()).await;
     let Ok(status) = ended else {
         drop(group);
         let _ = child.wait().await; // only reaps the killed process
+        keep_reading(reading, program);
         return Err(HookError::Timeout { limit, tail: tail_text(&tail) });
     };
     group.0 = None;
+    if tokio::time::timeout(READ_AFTER_END, &mut reading).await.is_err() {
+        keep_reading(reading, program);
+    }
     let status = status?;
     if status.success() { Ok(()) } else { Err(HookError::Exit { status, tail: tail_text(&tail) }) }
+}
+
+/// The last bytes of a hook's output.
+type Tail = Arc<Mutex<Vec<u8>>>;
+
+/// Reads both outputs to their ends, in a task that outlives its hook.
+fn read_both(
+    out: Option<impl AsyncRead + Unpin + Send + 'static>,
+    err: Option<impl AsyncRead + Unpin + Send + 'static>,
+    tail: Tail,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        tokio::join!(drain(out, &tail), drain(err, &tail));
+    })
+}
+
+/// Goes on reading the output of a service that a hook left running, if there is a place for it.
+fn keep_reading(reading: JoinHandle<()>, program: &str) {
+    let Ok(place) = SERVICES.try_acquire() else {
+        tracing::warn!(
+            program,
+            services_max = SERVICES_MAX,
+            "closed the output of a service of a hook: too many have one"
+        );
+        return reading.abort();
+    };
+    drop(tokio::spawn(async move {
+        let _ = reading.await; // ends with the service
+        drop(place);
+    }));
 }
 
 /// Reads to the end and keeps the last [`TAIL_BYTES`].
@@ -137,7 +170,7 @@ async fn drain(from: Option<impl AsyncRead + Unpin>, tail: &Mutex<Vec<u8>>) {
 }
 
 /// Returns the tail on one line, after a colon, or nothing.
-fn tail_text(tail: &Mutex<Vec<u8>>) -> String {
+fn tail_text(tail: &Tail) -> String {
     let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
     let text = String::from_utf8_lossy(&tail);
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -176,6 +209,41 @@ mod tests {
         run(&shell(&script), LONG, &[], drop).await.unwrap();
         let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
         rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).expect("the service still runs");
+    }
+
+    #[tokio::test]
+    async fn a_service_of_a_hook_keeps_a_working_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pid, count) = (dir.path().join("pid"), dir.path().join("count"));
+        // More than a pipe holds. The service counts only writes that succeeded.
+        let line = "x".repeat(2000);
+        let service = format!(
+            "while echo serving {line} && echo failing {line} >&2; do echo >> {}; sleep 0.01; done",
+            count.display()
+        );
+        let script = format!("({service}) & echo $! > {}; echo started", pid.display());
+        let began = std::time::Instant::now();
+        run(&shell(&script), LONG, &[], drop).await.unwrap();
+        assert!(began.elapsed() < LONG / 2, "the hook's end waited for its service");
+        let written = || std::fs::read(&count).map_or(0, |text| text.len());
+        let end = std::time::Instant::now() + LONG;
+        while written() < 100 {
+            assert!(std::time::Instant::now() < end, "the service wrote {} times", written());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).expect("the service still runs");
+    }
+
+    #[tokio::test]
+    async fn what_a_service_writes_later_is_not_the_hooks_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("(sleep 30; echo late) & echo $! > {}; echo early; exit 4", pid.display());
+        let error = run(&shell(&script), LONG, &[], drop).await.unwrap_err().to_string();
+        assert!(error.ends_with(": early"), "{error}");
+        let pid: i32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     }
 
     #[tokio::test]

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariant: `current` is one whole version at any moment, and a file with this name never changes afterwards.
-//! Whatever another user swaps in below the readers' folder, nothing outside changes.
+//! Whatever another user swaps in below the readers' folder, nothing outside changes. No feed has a part `current` or a
+//! later part `version`, so no feed's folder is in the place of another feed's file. Desired states have no files.
 //!
 //! Nothing here is flushed, so writes survive a kill but not a loss of power. A hash reveals a damaged file at the next
 //! start. The file is then dropped, and the host gets the version from neighbours.
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use shoal_proto::codec::{decode_exact, encode};
+use shoal_proto::desired::name_of;
 use shoal_proto::ids::{Hash, JobId};
 use shoal_proto::limits;
 use shoal_store::open_folder::OpenFolder;
@@ -125,9 +127,10 @@ impl FeedFiles {
 
     /// Makes a version the readers' `current`, unless a newer one is there. Returns the version's file.
     ///
-    /// The bytes come from memory, or else from `stream`. Returns `None` at a node without readers or without bytes.
+    /// The bytes come from memory, or else from `stream`. Returns `None` at a node without readers, without bytes, and for
+    /// a desired state: only this peer reads it, and the name of its content may be `x/version`.
     pub(crate) fn place(&self, version: &FeedVersion, stream: Option<&Path>) -> io::Result<Option<Arc<File>>> {
-        let Some(dir) = &self.content_dir else { return Ok(None) };
+        let Some(dir) = self.content_dir.as_ref().filter(|_| name_of(&version.name).is_none()) else { return Ok(None) };
         let folder = OpenFolder::open(dir)?.create_folders(&Path::new(FOLDER).join(&version.name))?;
         let temporary = format!("{TEMPORARY}{}", version.sequence);
         let temporary = OsStr::new(&temporary);
@@ -201,4 +204,47 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_file_name(format!("{TEMPORARY}{name}"));
     fs::write(&temporary, bytes)?;
     fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_proto::announcement::Kind;
+    use shoal_proto::feed::is_feed_name;
+    use shoal_proto::ids::ContentId;
+
+    fn version(name: &str, data: &[u8]) -> FeedVersion {
+        let data = Bytes::copy_from_slice(data);
+        FeedVersion {
+            name: name.into(),
+            kind: Kind::Gslb,
+            sequence: 1,
+            published_at_ms: 1,
+            content: ContentId([1; 32]),
+            size: data.len() as u64,
+            data: FeedData::Memory(data),
+        }
+    }
+
+    #[test]
+    fn no_feed_meets_the_files_of_another_feed() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = dir.path().join("content");
+        fs::create_dir(&content).unwrap();
+        let files = FeedFiles::open(dir.path().join("state"), Some(&content)).unwrap();
+        let names = ["x", "x/events/y", "x/versions", "version", "version/x", "events"];
+        for name in names {
+            assert!(is_feed_name(name), "{name}");
+            files.place(&version(name, name.as_bytes()), None).unwrap().expect("readers get the version");
+        }
+        for name in names {
+            let folder = content.join(FOLDER).join(name);
+            assert_eq!(fs::read(folder.join("current")).unwrap(), name.as_bytes(), "{name}");
+            let described: VersionFile = serde_json::from_slice(&fs::read(folder.join("version")).unwrap()).unwrap();
+            assert_eq!(described.feed, name);
+        }
+        // A rollout of a content whose name ends like a file of ours.
+        assert!(files.place(&version("desired/x/version", b"state"), None).unwrap().is_none());
+        assert!(!content.join(FOLDER).join("desired").exists());
+    }
 }

@@ -55,6 +55,11 @@ pub(crate) struct Switch {
     pub(crate) needed: Vec<String>,
 }
 
+/// A version in words.
+pub(crate) fn named(version: Option<&InstalledVersion>) -> String {
+    version.map_or_else(|| "no version".to_string(), |installed| format!("`{}`", installed.version))
+}
+
 fn label(version: Option<&InstalledVersion>) -> &str {
     version.map_or("", |installed| installed.version.as_str())
 }
@@ -118,9 +123,11 @@ impl Switch {
                 }
                 let (argv, limit) = (&settings.check, settings.check_timeout.0);
                 self.run_hook(Hook { name: "check", argv, limit, undo: false }, record).await?;
-                let version = label(record.to.as_ref()).to_string();
                 match record.back {
-                    true => record.end(HostState::Failed(Reason::RolledBack), format!("rolled back to `{version}`")),
+                    true => {
+                        let detail = format!("rolled back to {}", named(record.to.as_ref()));
+                        record.end(HostState::Failed(Reason::RolledBack), detail);
+                    }
                     false => record.end(HostState::Active, ""),
                 }
                 Ok(SwitchStep::Done)
@@ -132,8 +139,8 @@ impl Switch {
             }
             SwitchStep::UndoStart => {
                 self.run_hook(self.post_start(true), record).await?;
-                let (failure, version) = (record.detail.clone(), label(record.from.as_ref()).to_string());
-                let detail = format!("{failure}; the host returned to `{version}`");
+                let (failure, version) = (record.detail.clone(), named(record.from.as_ref()));
+                let detail = format!("{failure}; the host returned to {version}");
                 record.end(HostState::Failed(Reason::Activation), detail);
                 Ok(SwitchStep::Done)
             }

@@ -6,7 +6,7 @@ use super::{Activations, InterruptedSwitch, KindAndName, ManagedName, RolloutEve
 use crate::activation::probe;
 use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use crate::activation::settings::settings_for;
-use crate::activation::switch::Switch;
+use crate::activation::switch::{Switch, named};
 use crate::driver::Context;
 use crate::error_chain::ErrorChain;
 use minicbor::bytes::ByteVec;
@@ -43,6 +43,14 @@ fn pin(cx: &Context, content: &ContentId, pinned: bool) {
     }
 }
 
+/// What a rolled back host says of its failure in the attempt before, because its report covers that one.
+fn failure_before(last: Option<&SwitchRecord>) -> String {
+    match last {
+        Some(record) if record.state.has_failed() => format!("; {}", record.detail),
+        _ => String::new(),
+    }
+}
+
 /// The attempt to begin now, or a finished one if there is nothing to switch. `None` if it is too early.
 ///
 /// `current` is the active version and `last` this rollout's last attempt here.
@@ -76,8 +84,8 @@ fn next_attempt(
         next.to = next.before.clone();
         let stays = next.before.as_ref().map_or(current.is_none(), is_current);
         if last.is_none() || stays {
-            let version = current.as_ref().map_or("", |on| on.version.as_str());
-            next.end(HostState::Failed(Reason::RolledBack), format!("still on `{version}`"));
+            let detail = format!("still on {}{}", named(current.as_ref()), failure_before(last.as_ref()));
+            next.end(HostState::Failed(Reason::RolledBack), detail);
         }
         return Some(next);
     }
@@ -449,5 +457,17 @@ mod tests {
         assert_eq!((attempt.step, attempt.to), (SwitchStep::Prepare, Some(version(1))));
         let untouched = next_attempt(&desired(true), &target(2), Some(version(1)), None, true, true).unwrap();
         assert_eq!((untouched.step, untouched.state), (SwitchStep::Done, HostState::Failed(Reason::RolledBack)));
+        assert_eq!(untouched.detail, "still on `1`");
+        let never = next_attempt(&desired(true), &target(2), None, None, true, true).unwrap();
+        assert_eq!(never.detail, "still on no version");
+    }
+
+    #[test]
+    fn a_host_that_failed_says_why_after_a_rollback_too() {
+        let mut last = attempted(HostState::Failed(Reason::Activation));
+        last.detail = "check failed: line 17".into();
+        let back = next_attempt(&desired(true), &target(2), Some(version(1)), Some(last), true, true).unwrap();
+        assert_eq!(back.state, HostState::Failed(Reason::RolledBack));
+        assert_eq!(back.detail, "still on `1`; check failed: line 17");
     }
 }
