@@ -67,7 +67,8 @@ pub enum Input {
     AnnouncementCorrupt { from: HostIndex },
     /// The content's manifest is checked, its space is reserved, and `have` are the pieces that the disk has.
     ContentReady { content: ContentId, geometry: Geometry, have: Bitmap },
-    /// This host cannot take the content: its manifest is invalid, space is missing, or it does not suit the host.
+    /// This host cannot take the content: its manifest is invalid, space is missing, or it does not suit the host. Of a
+    /// content that the core does not know: its announcement was refused.
     ContentRefused { content: ContentId },
     /// A manifest that hashes to the content's id arrived and can be sent on. `ContentReady` or `ContentRefused`
     /// follows.

@@ -126,3 +126,26 @@ fn a_refused_content_that_is_here_in_part_after_all_is_on_the_agenda() {
         }
     }
 }
+
+#[test]
+fn a_host_that_refused_an_announcement_sends_its_children_elsewhere_at_once() {
+    let asks = HostIndex(3);
+    let subscribe = || {
+        let message = Message::Subscribe { content: CONTENT, lanes: LaneSet::first(8), have: Bitmap::new(4) };
+        Input::Message { from: asks, message }
+    };
+    let not_served = Output::Send { to: asks, message: Message::NotServed { content: CONTENT } };
+    for asked_before in [false, true] {
+        let mut node = node(HostIndex(2));
+        if asked_before {
+            assert!(!tell(&mut node, subscribe()).contains(&not_served), "its announcement may be on its way");
+        }
+        let outputs = tell(&mut node, Input::ContentRefused { content: CONTENT });
+        assert_eq!(outputs.contains(&not_served), asked_before);
+        assert!(tell(&mut node, subscribe()).contains(&not_served));
+        // Another job for the content is accepted.
+        let (from, via, announcement) = (Some(HostIndex(0)), Via::Lane(0), announcement(None));
+        tell(&mut node, Input::Announced { from, via, announcement, inline: false });
+        assert!(!tell(&mut node, subscribe()).contains(&not_served), "the content is on its way");
+    }
+}

@@ -45,6 +45,7 @@ pub struct NodeMetrics {
     shards_corrupt: Counter,
     shards_verified: Counter,
     announcements_refused: Counter,
+    jobs_dropped: Counter,
     links: Gauge,
     jobs: Gauge,
     members: Gauge,
@@ -74,6 +75,7 @@ impl NodeMetrics {
             shards_corrupt: metrics.counter("shoal_shards_corrupt", "Received shards with a wrong hash"),
             shards_verified: metrics.counter("shoal_shards_verified", "Received shards with the right hash"),
             announcements_refused: metrics.counter("shoal_announcements_refused", "Announcements refused"),
+            jobs_dropped: metrics.counter("shoal_jobs_dropped", "Jobs forgotten before they were complete here"),
             links: metrics.gauge("shoal_links", "Links that are up"),
             jobs: metrics.gauge("shoal_jobs", "Jobs remembered"),
             members: metrics.gauge("shoal_members", "Hosts in the membership"),
@@ -85,6 +87,8 @@ impl NodeMetrics {
 /// One thing to count.
 pub enum Event {
     AnnouncementRefused,
+    /// A job was forgotten before it was complete here.
+    JobDropped,
     ShardVerified,
     ShardCorrupt,
     /// A shard of a content that this host does not fetch.
@@ -247,6 +251,7 @@ impl Accounting {
     pub fn count(&self, event: Event) {
         match event {
             Event::AnnouncementRefused => self.metrics.announcements_refused.inc(),
+            Event::JobDropped => self.metrics.jobs_dropped.inc(),
             Event::ShardVerified => self.metrics.shards_verified.inc(),
             Event::ShardCorrupt => self.metrics.shards_corrupt.inc(),
             Event::ShardUnwanted => self.metrics.shards_unwanted.inc(),

@@ -1,7 +1,8 @@
 //! Announcements: checks and keeps received ones, and encodes those to send.
 //!
-//! Invariant: an announcement reaches the core only if a trusted publisher signed it and it has not expired. Nothing of
-//! a refused announcement reaches a report.
+//! Invariant: an announcement reaches the core only if a trusted publisher signed it and it has not expired. Of a refused
+//! announcement, only one that expired reaches a report, because its signature is good. No job that this host still
+//! works on is forgotten without a line in the log.
 
 use super::accounting::{Event, Level};
 use super::contents::Contents;
@@ -16,10 +17,14 @@ use shoal_proto::frame::AnnounceFrame;
 use shoal_proto::ids::{HostIndex, JobId};
 use shoal_proto::report::{HostState, Reason};
 use shoal_proto::trust::{Envelope, TrustError};
+use shoal_service::units::Span;
 use shoal_swarm::io::{Input, Via};
 use shoal_swarm::node::bounds::JOBS_MAX;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+/// Expired jobs on which this host reports. The oldest report goes when another comes.
+const EXPIRED_MAX: usize = 64;
 
 /// What a received announcement of a push or a demotion means for this host.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,12 +63,15 @@ pub struct Announcements {
     void_feeds: BTreeMap<JobId, u64>,
     /// Pushes of former publishers. Their reports stay until the next change.
     void_pushes: Vec<JobId>,
+    /// Jobs that expired before their contents were here, the oldest first. Their reports say so.
+    expired: VecDeque<JobId>,
     last_encoded: Option<EncodedFrame>,
 }
 
 impl Announcements {
     pub fn new(admission: Admission) -> Self {
-        Self { admission, void_feeds: BTreeMap::new(), void_pushes: Vec::new(), last_encoded: None }
+        let (void_feeds, void_pushes, expired) = (BTreeMap::new(), Vec::new(), VecDeque::new());
+        Self { admission, void_feeds, void_pushes, expired, last_encoded: None }
     }
 
     /// Opens a signed announcement that has arrived now.
@@ -138,9 +146,9 @@ impl Driver {
             Ok(announcement) => announcement,
             Err(error) => return self.refuse_announcement(from, &frame, &error),
         };
-        if announcement.expires_at <= shoal_net::admission::system_clock() {
-            self.cx.accounting.count(Event::AnnouncementRefused);
-            return;
+        let now = shoal_net::admission::system_clock();
+        if announcement.expires_at <= now {
+            return self.refuse_expired(from, &announcement, now - announcement.expires_at);
         }
         if announcement.feed.is_some() {
             let delivery = self.feeds.on_new_announcement(&mut self.cx, from, frame, announcement);
@@ -212,6 +220,64 @@ impl Driver {
         }
     }
 
+    /// Refuses a publisher's announcement that expired `ago_s` seconds ago by this host's clock.
+    ///
+    /// A neighbour may mention a job for a moment after its end, which is no news. A host that lacks the content of a
+    /// job for it has missed the job, or has a wrong clock, and says so.
+    fn refuse_expired(&mut self, from: HostIndex, announcement: &Announcement, ago_s: u64) {
+        let cx = &mut self.cx;
+        cx.accounting.count(Event::AnnouncementRefused);
+        let Announcement { job, content, name, version, .. } = announcement;
+        let ago = Span::seconds(ago_s);
+        let is_here = cx.store.is_complete(content) || cx.store.rack_share(content).is_some();
+        let is_missed = announcement.feed.is_none() && !announcement.demotes() && !is_here;
+        if !is_missed || !cx.region.is_selected(announcement) {
+            tracing::debug!(%from, %job, name, version, %ago, "refused an announcement that has expired");
+            return;
+        }
+        if let Some(skipped) = cx.warnings.pass() {
+            let remedy = "compare this host's clock with the tracker's";
+            tracing::warn!(%from, %job, name, version, %ago, skipped, remedy, "refused an announcement that has expired");
+        }
+        // Hosts that subscribed here look elsewhere at once.
+        if !cx.jobs.is_named(content) {
+            cx.tell(Input::ContentRefused { content: *content });
+        }
+        self.report_expired(*job, &format!("the announcement expired {ago} ago by this host's clock; check the clock"));
+    }
+
+    /// Reports that a job ended before its content was here. The report outlives the job.
+    fn report_expired(&mut self, job: JobId, detail: &str) {
+        let (reporter, expired) = (&self.cx.reporter, &mut self.announcements.expired);
+        if !expired.contains(&job) {
+            expired.push_back(job);
+        }
+        reporter.open(job);
+        reporter.reach(&job, HostState::Failed(Reason::Deadline), detail);
+        if expired.len() > EXPIRED_MAX
+            && let Some(oldest) = expired.pop_front()
+        {
+            reporter.forget(&oldest);
+        }
+    }
+
+    /// Whether this host still works on a job for it: it fetches the content, or has not switched to it.
+    fn is_unfinished(&self, job: &JobId) -> bool {
+        let Some(row) = self.cx.jobs.get(job) else { return false };
+        match self.cx.reporter.state(job) {
+            Some(HostState::Unknown) => true,
+            Some(HostState::Has) => !row.announcement.staged,
+            _ => false,
+        }
+    }
+
+    /// Notes that this host forgets a job on which it still works.
+    fn note_dropped(&self, announcement: &Announcement, why: &'static str) {
+        let Announcement { job, name, version, .. } = announcement;
+        self.cx.accounting.count(Event::JobDropped);
+        tracing::warn!(%job, name, version, why, "forgot a job before it was complete here");
+    }
+
     /// Ends what publishers announced that the trust document in force does not name. Active versions stay.
     pub fn on_new_trust(&mut self) {
         for job in std::mem::take(&mut self.announcements.void_pushes) {
@@ -239,12 +305,20 @@ impl Driver {
         let job = announcement.job;
         if self.cx.jobs.len() >= JOBS_MAX {
             let pushes = self.cx.jobs.announcements().filter(|announcement| announcement.feed.is_none());
-            let oldest = pushes.map(|announcement| (announcement.created_at, announcement.job)).min();
-            if let Some((_, oldest)) = oldest {
-                self.forget_job(oldest);
+            let oldest = pushes.min_by_key(|announcement| (announcement.created_at, announcement.job)).cloned();
+            if let Some(oldest) = oldest {
+                if self.is_unfinished(&oldest.job) {
+                    self.note_dropped(&oldest, "too many newer jobs");
+                }
+                self.forget_job(oldest.job);
             }
         }
         let cx = &mut self.cx;
+        if self.announcements.expired.contains(&job) {
+            // The clock was corrected. The report begins again.
+            self.announcements.expired.retain(|expired| *expired != job);
+            cx.reporter.forget(&job);
+        }
         if let Err(error) = cx.store.save_job(&job, &envelope) {
             tracing::error!(%job, %error, "cannot save an announcement");
         }
@@ -274,9 +348,15 @@ impl Driver {
     pub fn forget_expired_jobs(&mut self) {
         let now = shoal_net::admission::system_clock();
         let expired = self.cx.jobs.announcements().filter(|announcement| announcement.expires_at <= now);
-        let expired: Vec<JobId> = expired.map(|announcement| announcement.job).collect();
-        for job in expired {
-            self.forget_job(job);
+        let expired: Vec<Arc<Announcement>> = expired.cloned().collect();
+        for announcement in expired {
+            let is_unfinished = self.is_unfinished(&announcement.job);
+            self.forget_job(announcement.job);
+            if is_unfinished {
+                self.note_dropped(&announcement, "its lifetime has ended");
+                let detail = "the lifetime of the job ended before it was complete here; push the version again";
+                self.report_expired(announcement.job, detail);
+            }
         }
         self.cx.accounting.set(Level::Jobs(self.cx.jobs.len()));
         self.activations.update_known_jobs(&self.cx);

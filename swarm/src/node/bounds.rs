@@ -25,6 +25,8 @@ pub const KEEP_OPEN_FEEDS_MAX: usize = 16;
 pub const MANIFEST_HOSTS_MAX: usize = 64;
 /// Subscriptions parked for contents that are not ready here, over all links.
 pub const PARKED_MAX: usize = 1024;
+/// Contents remembered that the driver refused with their announcements.
+pub const TURNED_AWAY_MAX: usize = 64;
 /// Wants under way for one content.
 pub const WANTS_MAX: usize = 64;
 /// Shards of one content that one child may want and has not been sent.

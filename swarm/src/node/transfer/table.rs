@@ -1,6 +1,6 @@
 //! All contents that a node knows.
 //!
-//! Owns: the transfers by content, and subscriptions to contents that are not ready.
+//! Owns: the transfers by content, subscriptions to contents that are not ready, and which unknown contents are refused.
 //! Invariant: a content that wants a manifest or pieces is on the agenda as active.
 
 use super::{Body, Facts, Transfer};
@@ -18,13 +18,15 @@ use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, HostIndex, JobId, ShardIndex};
 use shoal_proto::message::{DemotionStage, LaneSet, Message};
 use shoal_proto::rack_placement::RackPlacement;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Default)]
 pub struct Transfers {
     /// Boxed: transfers are large, and a map keeps room for eleven in each node.
     by_id: BTreeMap<ContentId, Box<Transfer>>,
     pub parked: ParkedSubscriptions,
+    /// Contents that the driver refused with their announcements, the oldest first. No job names them here.
+    turned_away: VecDeque<ContentId>,
 }
 
 impl Transfers {
@@ -91,6 +93,7 @@ impl Transfers {
             return;
         }
         let origin = cx.membership.by_node(&announcement.origin);
+        self.turned_away.retain(|refused| *refused != id);
         let transfer = self.by_id.entry(id).or_insert_with(|| Box::new(Transfer::new(&announcement, origin)));
         transfer.jobs.insert(job);
         let demoted = jobs.demotion_of(&transfer.jobs).is_some();
@@ -212,7 +215,7 @@ impl Transfers {
 
     /// The driver cannot take the content. Hosts that wait for it here must look elsewhere.
     pub fn on_content_refused(&mut self, cx: &mut Cx, links: &mut Links, id: ContentId) {
-        let Some(transfer) = self.by_id.get_mut(&id) else { return };
+        let Some(transfer) = self.by_id.get_mut(&id) else { return self.turn_away(cx, links, id) };
         transfer.refused = true;
         (transfer.body, transfer.demotion, transfer.promotion) = (None, None, None);
         cx.agenda.forget(&id);
@@ -222,6 +225,20 @@ impl Transfers {
         let parked = self.parked.take(id).into_iter().map(|subscription| subscription.from);
         for host in waiters.into_iter().chain(parked) {
             links.send(cx, host, Message::NotServed { content: id });
+        }
+    }
+
+    /// The driver refused a content before the core knew it. Hosts that wait for it here, and those that ask later, look
+    /// elsewhere.
+    fn turn_away(&mut self, cx: &mut Cx, links: &mut Links, id: ContentId) {
+        if !self.turned_away.contains(&id) {
+            self.turned_away.push_back(id);
+        }
+        if self.turned_away.len() > bounds::TURNED_AWAY_MAX {
+            self.turned_away.pop_front();
+        }
+        for subscription in self.parked.take(id) {
+            links.send(cx, subscription.from, Message::NotServed { content: id });
         }
     }
 
@@ -265,6 +282,9 @@ impl Transfers {
     pub fn on_subscribe(&mut self, cx: &mut Cx, links: &mut Links, id: ContentId, subscription: Subscription) {
         let refused = match self.by_id.get_mut(&id) {
             Some(transfer) => transfer.on_subscribe(cx, links, subscription),
+            None if self.turned_away.contains(&id) => {
+                return links.send(cx, subscription.from, Message::NotServed { content: id });
+            }
             None => Some(subscription),
         };
         if let Some(subscription) = refused {
