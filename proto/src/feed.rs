@@ -1,7 +1,7 @@
 //! Feeds: named series of small versions. Only the newest version counts.
 //!
-//! Invariant: the id of a feed is a hash of its name. No feed can take the id of another. No feed has a name that meets a
-//! file or a route of ours.
+//! Invariant: the id of a feed is a hash of its name. No feed can take the id of another. No feed has a name that meets
+//! a file or a route of ours.
 
 use crate::ids::JobId;
 use crate::names::is_content_name;

@@ -90,8 +90,8 @@ fn push_refused(error: PushError) -> ApiError {
     let (status, remedy) = match &error {
         PushError::Name(_) => (
             StatusCode::BAD_REQUEST,
-            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes, each part with a letter or digit first, \
-             no part `current`, and without `feeds/` at the beginning",
+            "use parts of letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes; a part begins with a letter or \
+             digit and is not `current`, and the first part is not `feeds`",
         ),
         PushError::Version(_) => (
             StatusCode::BAD_REQUEST,

@@ -1,7 +1,7 @@
 //! Demotion and promotion of contents that were pushed before.
 //!
-//! Invariant: the newest version of a name, and a content that hosts still fetch, are never demoted. A promotion switches
-//! hosts, so it never begins beside a rollout of its name, and it ends what a finished rollout still does.
+//! Invariant: the newest version of a name, and a content that hosts still fetch, are never demoted. A promotion
+//! switches hosts, so it never begins beside a rollout of its name, and it ends what a finished rollout still does.
 
 use crate::errors::StateError;
 use crate::jobs::{Job, Jobs, PushError, new_id};

@@ -23,6 +23,7 @@ pub mod folder_places;
 pub mod folders;
 pub mod http_client;
 pub mod http_server;
+mod log_queue;
 pub mod logs;
 pub mod machine;
 pub mod metrics;

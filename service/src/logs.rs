@@ -1,11 +1,15 @@
 //! Structured logs on standard error.
 //!
-//! Invariant: a process starts its logs once. An event is one line, whatever text from outside its fields hold.
+//! Invariant: a process starts its logs once. An event is one line, whatever text from outside its fields hold. No task
+//! waits for the reader of the lines, and none fails because the reader has gone.
 
+use crate::log_queue::LogQueue;
 use serde::{Deserialize, Serialize};
 use shoal_proto::plain_text;
 use std::io::{self, Write};
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::TryInitError;
 
@@ -33,6 +37,9 @@ pub enum LogError {
     /// Logs were started before.
     #[error("logs cannot start: {0}")]
     Start(#[from] TryInitError),
+    /// The system starts no thread for them.
+    #[error("logs cannot start: {0}")]
+    Thread(#[from] io::Error),
 }
 
 impl FromStr for LogFormat {
@@ -51,7 +58,10 @@ impl FromStr for LogFormat {
 /// filter that names a library brings its lines back.
 const QUIET: &str = "yamux=off,libp2p_yamux=off,libp2p_request_response=off,libp2p_swarm=error,libp2p_tcp=error";
 
-/// Starts the logs. `filter` is a level or a list such as `info,shoal_net=debug`.
+/// The lines of this process.
+static QUEUE: OnceLock<Arc<LogQueue>> = OnceLock::new();
+
+/// Starts the logs. `filter` is a level or a list such as `info,shoal_net=debug`. Panics are events, too.
 ///
 /// # Errors
 ///
@@ -59,11 +69,52 @@ const QUIET: &str = "yamux=off,libp2p_yamux=off,libp2p_request_response=off,libp
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let parsed = EnvFilter::try_new(format!("{QUIET},{filter}"))
         .map_err(|source| LogError::Filter { filter: filter.to_string(), source })?;
-    let writer = move || OneLine { out: io::stderr(), format };
+    let queue = LogQueue::start(io::stderr())?;
+    let lines = queue.clone();
+    let writer = move || OneLine { out: Queued(lines.clone()), format };
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_ansi(false).with_writer(writer);
+    // The library would write its own errors to standard error, and end the thread if that fails.
+    let builder = builder.log_internal_errors(false);
     match format {
-        LogFormat::Text => init_with(builder),
-        LogFormat::Json => init_with(builder.json().flatten_event(true)),
+        LogFormat::Text => init_with(builder)?,
+        LogFormat::Json => init_with(builder.json().flatten_event(true))?,
+    }
+    let _ = QUEUE.set(queue); // a second start has failed above
+    // The usual hook waits for the reader of standard error.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a task failed")));
+    Ok(())
+}
+
+/// Writes a line to standard error, in the order of the logs. Before the start of the logs it does nothing.
+pub fn line(text: &str) {
+    if let Some(queue) = QUEUE.get() {
+        queue.push(format!("{}\n", plain_text::escape_lines(text)).into_bytes());
+    }
+}
+
+/// Waits until the lines so far are written, at most for `patience`. Without a reader they are not.
+pub fn flush(patience: Duration) {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(patience);
+    }
+}
+
+/// Returns how many lines were dropped since the start, because standard error was not read in time.
+pub fn dropped_lines() -> u64 {
+    QUEUE.get().map_or(0, |queue| queue.dropped())
+}
+
+/// The queue as a writer. Each write is a whole line.
+struct Queued(Arc<LogQueue>);
+
+impl Write for Queued {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

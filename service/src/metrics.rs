@@ -2,6 +2,7 @@
 //!
 //! Invariant: values that are measured and not counted are read right before each scrape, never by a timer.
 
+use crate::logs;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::TypedMetric;
@@ -33,7 +34,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Returns the metrics of the process: resident memory, processor time, open files.
+    /// Returns the metrics of the process: resident memory, processor time, open files, dropped log lines.
     pub fn with_process() -> Self {
         let metrics = Self::default();
         let rss = metrics.gauge("process_resident_memory_bytes", "Resident memory of the process");
@@ -47,7 +48,10 @@ impl Metrics {
         let max_fds = metrics.gauge("process_max_fds", "File descriptors that the process may open");
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         max_fds.set(limit.and_then(|limit| i64::try_from(limit).ok()).unwrap_or(i64::MAX));
+        let dropped =
+            metrics.counter("shoal_log_lines_dropped", "Log lines dropped, because standard error was not read");
         metrics.refresh(move || {
+            dropped.inner().store(logs::dropped_lines(), Ordering::Relaxed);
             let sample = ProcessSample::take();
             rss.set(sample.resident_bytes as i64);
             cpu.inner().store((sample.cpu_ms as f64 / 1000.0).to_bits(), Ordering::Relaxed);

@@ -8,8 +8,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 pub use tokio_util::sync::CancellationToken;
 
-/// The time that a role may take to stop.
-pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// The time that the tasks of a role may take to stop.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// The time after which the process of a stopping role ends, whatever still runs. Service managers wait longer.
+const END_DEADLINE: Duration = Duration::from_millis(9500);
 
 /// Returns a token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
 ///
@@ -30,11 +32,28 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
             if turn > 0 {
                 std::process::exit(code);
             }
-            tracing::info!("stopping");
+            // First: nothing that a log line meets may keep the role from stopping.
             cancelled.cancel();
+            tracing::info!("stopping");
         }
     });
     Ok(token)
+}
+
+/// Ends the process with status 1 if it still runs 9.5 s after the token was cancelled.
+///
+/// A thread waits, because a blocked call may occupy the runtime.
+pub fn end_in_time(token: CancellationToken) {
+    // The task lives as long as the process, so it is not waited for.
+    tokio::spawn(async move {
+        token.cancelled().await;
+        std::thread::spawn(|| {
+            std::thread::sleep(END_DEADLINE);
+            tracing::error!("the role did not stop in time, and its process ends now");
+            crate::logs::flush(Duration::from_millis(100));
+            std::process::exit(1);
+        });
+    });
 }
 
 /// A task that ended while its role runs.

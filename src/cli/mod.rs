@@ -120,6 +120,8 @@ pub(crate) enum Outcome {
     Unfinished,
     /// The job ended and some hosts failed.
     HostsFailed,
+    /// A role ended with an error, which is in its log.
+    Failed,
     Interrupted,
 }
 
@@ -127,6 +129,7 @@ impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         Self::from(match outcome {
             Outcome::Ok => 0,
+            Outcome::Failed => 1,
             Outcome::HostsFailed => 3,
             Outcome::Unfinished => 4,
             Outcome::Interrupted => 130,

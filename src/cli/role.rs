@@ -7,11 +7,17 @@ use super::config::{Role, read};
 use anyhow::Context;
 use serde_json::{Value, json};
 use shoal_service::logs::{self, LogFormat};
-use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks, on_signals};
+use shoal_service::shutdown::{CancellationToken, STOP_DEADLINE, Tasks, end_in_time, on_signals};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::Duration;
+
+/// How long the end of a role waits for the reader of its last log lines.
+const LAST_LINES: Duration = Duration::from_millis(500);
+/// How long the end of a role waits for calls that block.
+const LAST_CALLS: Duration = Duration::from_millis(500);
 
 pub(crate) const HUB_EXAMPLES: &str = "Examples:\n  shoal hub --config /etc/shoal/hub.toml";
 pub(crate) const TRACKER_EXAMPLES: &str = "Examples:\n  shoal tracker --config /etc/shoal/tracker.toml";
@@ -47,6 +53,17 @@ pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
     // Before the first thread and the first file. State, sockets and spools are for the role's own user only.
     shoal_service::folders::restrict_new_files();
     logs::init(args.log_format, &args.log)?;
+    let ended = run_logged(role, args);
+    if let Err(error) = &ended {
+        // Not as other commands do: standard error may be a pipe that is full for ever.
+        logs::line(&format!("shoal: {error:#}"));
+    }
+    logs::flush(LAST_LINES);
+    Ok(if ended.is_ok() { Outcome::Ok } else { Outcome::Failed })
+}
+
+/// Runs a role until it stops. Only the logs write to standard error.
+fn run_logged(role: Role, args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // Half of the cores. The other half is for hashing, disk IO and the host's own service.
@@ -54,8 +71,9 @@ pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
         .max_blocking_threads(24)
         .thread_stack_size(1024 * 1024)
         .build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let token = on_signals().context("cannot install handlers for SIGINT and SIGTERM")?;
+        end_in_time(token.clone());
         if args.exit_with_stdin {
             watch_stdin(token.clone());
         }
@@ -66,8 +84,10 @@ pub(crate) fn run(role: Role, args: &Args) -> anyhow::Result<Outcome> {
         }
         ended.await?;
         tracing::info!("stopped");
-        Ok(Outcome::Ok)
-    })
+        anyhow::Ok(())
+    });
+    runtime.shutdown_timeout(LAST_CALLS);
+    ended
 }
 
 /// Completes when the role has stopped.

@@ -1,8 +1,8 @@
 //! Announcements: checks and keeps received ones, and encodes those to send.
 //!
-//! Invariant: an announcement reaches the core only if a trusted publisher signed it and it has not expired. Of a refused
-//! announcement, only one that expired reaches a report, because its signature is good. No job that this host still
-//! works on is forgotten without a line in the log.
+//! Invariant: an announcement reaches the core only if a trusted publisher signed it and it has not expired. Of refused
+//! announcements only expired ones reach a report, because their signature is good. No job that this host still works on
+//! is forgotten without a line in the log.
 
 use super::accounting::{Event, Level};
 use super::contents::Contents;
@@ -232,12 +232,12 @@ impl Driver {
         let is_here = cx.store.is_complete(content) || cx.store.rack_share(content).is_some();
         let is_missed = announcement.feed.is_none() && !announcement.demotes() && !is_here;
         if !is_missed || !cx.region.is_selected(announcement) {
-            tracing::debug!(%from, %job, name, version, %ago, "refused an announcement that has expired");
+            tracing::debug!(%from, %job, name, version, %ago, "refused an expired announcement");
             return;
         }
         if let Some(skipped) = cx.warnings.pass() {
             let remedy = "compare this host's clock with the tracker's";
-            tracing::warn!(%from, %job, name, version, %ago, skipped, remedy, "refused an announcement that has expired");
+            tracing::warn!(%from, %job, name, version, %ago, skipped, remedy, "refused an expired announcement");
         }
         // Hosts that subscribed here look elsewhere at once.
         if !cx.jobs.is_named(content) {

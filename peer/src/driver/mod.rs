@@ -482,8 +482,11 @@ impl Driver {
     fn content_statuses(&self) -> Vec<ContentStatus> {
         let cx = &self.cx;
         let mut rows: BTreeMap<ContentId, ContentStatus> = BTreeMap::new();
-        // Small versions of feeds are not in the store.
-        let is_stored = |announcement: &&Arc<Announcement>| announcement.feed.is_none() || !announcement.is_small();
+        // Small versions of feeds are not in the store. A job outlives its content, which the store may evict.
+        let is_stored = |announcement: &&Arc<Announcement>| {
+            let is_small_feed = announcement.feed.is_some() && announcement.is_small();
+            !is_small_feed && cx.store.manifest(&announcement.content).is_some()
+        };
         for announcement in cx.jobs.announcements().filter(is_stored) {
             let content = announcement.content;
             let row = rows.entry(content).or_insert_with(|| {
@@ -500,7 +503,11 @@ impl Driver {
                 }
             });
             let (name, version) = (announcement.name.clone(), announcement.version.clone());
-            row.names.push(ContentName { name, version, kind: announcement.kind });
+            let name = ContentName { name, version, kind: announcement.kind };
+            // A promotion has the name of its push.
+            if !row.names.contains(&name) {
+                row.names.push(name);
+            }
         }
         rows.into_values().collect()
     }

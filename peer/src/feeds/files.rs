@@ -127,8 +127,8 @@ impl FeedFiles {
 
     /// Makes a version the readers' `current`, unless a newer one is there. Returns the version's file.
     ///
-    /// The bytes come from memory, or else from `stream`. Returns `None` at a node without readers, without bytes, and for
-    /// a desired state: only this peer reads it, and the name of its content may be `x/version`.
+    /// The bytes come from memory, or else from `stream`. Returns `None` at a node without readers, without bytes, and
+    /// for a desired state: only this peer reads it, and the name of its content may be `x/version`.
     pub(crate) fn place(&self, version: &FeedVersion, stream: Option<&Path>) -> io::Result<Option<Arc<File>>> {
         let Some(dir) = self.content_dir.as_ref().filter(|_| name_of(&version.name).is_none()) else { return Ok(None) };
         let folder = OpenFolder::open(dir)?.create_folders(&Path::new(FOLDER).join(&version.name))?;

@@ -35,8 +35,8 @@ fn refusal(error: FeedError) -> ApiError {
     let (status, remedy) = match &error {
         FeedError::Name(_) => (
             StatusCode::BAD_REQUEST,
-            "use letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes; `desired`, a part `current`, a later part \
-             `version` and `/events` at the end are names of Shoal's own",
+            "use parts of letters, digits, `.`, `_`, `-`, joined by `/`, at most 128 bytes; no part is `current`, only the \
+             first may be `version`, the last is not `events`, and `desired` is reserved",
         ),
         FeedError::NoHosts(_) => (StatusCode::BAD_REQUEST, "list the hosts with `shoal hosts`"),
         FeedError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "push it as a content"),

@@ -17,8 +17,8 @@ const VERSIONS_MAX: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VersionError {
     #[error(
-        "version {version} of {name} has another content already ({former}, now {found}); push it as another version, or \
-         replace it with --replace"
+        "version {version} of {name} has another content already ({former}, not {found}); push it as another version, \
+         or replace it with --replace"
     )]
     Taken { name: String, version: String, former: String, found: String },
     #[error("cannot note the content of the version")]

@@ -1,6 +1,7 @@
 //! All contents that a node knows.
 //!
-//! Owns: the transfers by content, subscriptions to contents that are not ready, and which unknown contents are refused.
+//! Owns: the transfers by content, subscriptions to contents that are not ready, and which unknown contents are
+//! refused.
 //! Invariant: a content that wants a manifest or pieces is on the agenda as active.
 
 use super::{Body, Facts, Transfer};
@@ -228,8 +229,8 @@ impl Transfers {
         }
     }
 
-    /// The driver refused a content before the core knew it. Hosts that wait for it here, and those that ask later, look
-    /// elsewhere.
+    /// The driver refused a content before the core knew it. Hosts that wait for it here look elsewhere, also those that
+    /// ask later.
     fn turn_away(&mut self, cx: &mut Cx, links: &mut Links, id: ContentId) {
         if !self.turned_away.contains(&id) {
             self.turned_away.push_back(id);
