@@ -5,7 +5,7 @@
 use super::{Outcome, output};
 use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use shoal_api::jobs::{HostTotals, JobAccepted, JobPhase, JobStatus};
+use shoal_api::jobs::{HostLine, HostTotals, JobAccepted, JobPhase, JobStatus};
 use shoal_proto::announcement::{Kind, Order};
 use shoal_proto::ids::JobId;
 use shoal_proto::report::TierBytes;
@@ -143,10 +143,10 @@ pub(crate) async fn follow(
     if display != Display::JsonLines && display != Display::Silent {
         summary(&status);
     }
-    let HostTotals { failed, away, .. } = status.totals();
+    let HostTotals { failed, rolled_back, away, .. } = status.totals();
     let outcome = match () {
         () if late || !status.is_final() => Outcome::Unfinished,
-        () if failed > 0 => Outcome::HostsFailed,
+        () if failed + rolled_back > 0 => Outcome::HostsFailed,
         () if away > 0 => Outcome::Unfinished,
         () => Outcome::Ok,
     };
@@ -175,9 +175,18 @@ fn done_state(status: &JobStatus) -> &'static str {
     if status.kind == Kind::Image { "prewarmed" } else { "active" }
 }
 
-/// Prints a job's totals, its racks, and the hosts that failed or are away.
+/// The hosts that returned to their former version, before the next count.
+fn rolled_back(status: &JobStatus) -> String {
+    match status.totals().rolled_back {
+        0 => String::new(),
+        // The hosts that failed went back too, and count as failed.
+        all => format!("{} rolled back, ", all.saturating_sub(status.failed_hosts())),
+    }
+}
+
+/// Prints a job's totals, its racks, the first failures, and the hosts that failed, went back or are away.
 pub(crate) fn summary(status: &JobStatus) {
-    let HostTotals { hosts, has, active, failed, away, .. } = status.totals();
+    let HostTotals { hosts, has, active, away, .. } = status.totals();
     let (done, what) = match status.order {
         Some(Order::Demote) => (active, "demoted"),
         _ if status.staged => (has, "staged"),
@@ -188,9 +197,11 @@ pub(crate) fn summary(status: &JobStatus) {
         stored => format!("{stored} stored, "),
     };
     output::line(&format!(
-        "{} {}: {done} of {hosts} hosts {what}, {stored}{failed} failed, {away} away ({} in {:.1} s)",
+        "{} {}: {done} of {hosts} hosts {what}, {stored}{} failed, {}{away} away ({} in {:.1} s)",
         status.name,
         status.version,
+        status.failed_hosts(),
+        rolled_back(status),
         ByteSize(status.size).rounded(),
         status.elapsed_s,
     ));
@@ -205,10 +216,16 @@ pub(crate) fn summary(status: &JobStatus) {
             tiers(&rack.tiers),
         ));
     }
-    for line in status.lines.iter().filter(|line| line.away || line.state.starts_with("failed")) {
+    status.failures.iter().for_each(|failure| output::line(&format!("  failed: {failure}")));
+    for line in status.lines.iter().filter(|line| has_ended_badly(line)) {
         let away = if line.away { " (away)" } else { "" };
         output::line(&format!("  {}: {}{away} {}", line.host, line.state, line.detail));
     }
+}
+
+/// Whether a host failed, returned to its former version or is away.
+pub(crate) fn has_ended_badly(line: &HostLine) -> bool {
+    line.away || line.state.starts_with("failed") || line.state == "rolled-back"
 }
 
 struct View {

@@ -1,6 +1,6 @@
 //! `shoal status`: a table of all jobs, or the details of one.
 
-use super::progress::{Display, follow, summary, tiers};
+use super::progress::{Display, follow, has_ended_badly, summary, tiers};
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output, rollout};
 use shoal_api::jobs::{HostTotals, JobPhase, JobStatus};
@@ -17,7 +17,7 @@ Examples:
   shoal status JOB
   shoal status JOB --wait --timeout 10m --json")]
 pub(crate) struct Args {
-    /// Id of one job. Its racks and its failed and unfinished hosts are printed
+    /// Id of one job. Its racks, its first failures and its failed and unfinished hosts are printed
     job: Option<JobId>,
     /// Wait until every host is done or has failed
     #[arg(long, requires = "job")]
@@ -48,10 +48,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         } else {
             if status.rollout {
                 let view: RolloutView = client.get(&format!("/v1/rollout?of={job}")).await?;
-                rollout::summary(&view);
+                rollout::headline(&view);
             }
             summary(&status);
-            for line in status.lines.iter().filter(|line| !line.away && !line.state.starts_with("failed")) {
+            for line in status.lines.iter().filter(|line| !has_ended_badly(line)) {
                 let pieces = match status.rollout {
                     true => String::new(),
                     false => format!(" {} of {} pieces", line.pieces, status.pieces),
@@ -59,10 +59,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
                 output::line(&format!("  {}: {}{pieces} {}", line.host, line.state, line.detail));
             }
         }
-        let HostTotals { failed, .. } = status.totals();
+        let HostTotals { failed, rolled_back, .. } = status.totals();
         Ok(match status.phase {
             JobPhase::Failed => Outcome::HostsFailed,
-            JobPhase::Done if failed > 0 => Outcome::HostsFailed,
+            JobPhase::Done if failed + rolled_back > 0 => Outcome::HostsFailed,
             _ => Outcome::Ok,
         })
     })
@@ -85,7 +85,7 @@ fn list(jobs: &[JobStatus]) -> Outcome {
     let rows: Vec<Vec<String>> = jobs
         .iter()
         .map(|job| {
-            let HostTotals { hosts, has, active, failed, .. } = job.totals();
+            let HostTotals { hosts, has, active, .. } = job.totals();
             vec![
                 job.job.to_string(),
                 job.name.clone(),
@@ -93,7 +93,7 @@ fn list(jobs: &[JobStatus]) -> Outcome {
                 what(job).to_string(),
                 format!("{:?}", job.phase).to_lowercase(),
                 format!("{}/{hosts}", if job.staged { has } else { active }),
-                failed.to_string(),
+                job.failed_hosts().to_string(),
                 tiers(&job.tiers),
                 output::ago(job.created_at),
             ]

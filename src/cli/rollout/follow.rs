@@ -73,8 +73,14 @@ pub(crate) fn phase(view: &RolloutView) -> String {
     format!("{}{}", view.phase.name(), if view.paused { " (paused)" } else { "" })
 }
 
-/// Prints the phase and the counts of a rollout, and the reason of its phase.
+/// Prints the phase and the counts of a rollout, the reason of its phase, and the first hosts that failed.
 pub(crate) fn summary(view: &RolloutView) {
+    headline(view);
+    view.failures.iter().for_each(|failure| output::line(&format!("  failed: {failure}")));
+}
+
+/// Prints the phase and the counts of a rollout, and the reason of its phase.
+pub(crate) fn headline(view: &RolloutView) {
     output::line(&format!("{} {}: {}, {}", view.spec.name, view.spec.version, phase(view), counts(view)));
     if !view.why.is_empty() {
         output::line(&format!("  why: {}", view.why));

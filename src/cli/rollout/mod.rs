@@ -6,7 +6,7 @@ mod follow;
 mod spec;
 mod view;
 
-pub(crate) use follow::{follow, summary};
+pub(crate) use follow::{follow, headline, summary};
 
 use super::seeder::{SeederArgs, block_on};
 use super::{Outcome, output};
