@@ -17,7 +17,6 @@ mod steps;
 
 pub(crate) use failures::{FAILURES_MAX, FailedHost, FailureCause};
 pub(crate) use state::State;
-pub(crate) use steps::StagingWait;
 
 use shoal_api::rollouts::{HostFailure, HostTally, RolloutCommand, RolloutEvent, RolloutPhase, RolloutSpec};
 use shoal_api::units::Span;
