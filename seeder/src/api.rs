@@ -30,6 +30,7 @@ use shoal_service::audit::AuditLog;
 use shoal_service::extract::{JsonBody, PathParam};
 use shoal_service::http_server::ApiError;
 use shoal_service::routes::Routes;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -296,7 +297,34 @@ async fn hosts(State(api): State<ApiParts>) -> Json<Vec<Host>> {
         presence: member.presence,
         duplicate: duplicates.get(member.index.0),
         labels: member.labels.clone(),
-        addrs: member.addrs.clone(),
+        addrs: each_once(&member.addrs),
     });
     Json(hosts.collect())
+}
+
+/// Returns each address once. Two listeners of one port announce the same address, of IPv4 perhaps in the form of IPv6.
+fn each_once(addrs: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut found: Vec<SocketAddr> = Vec::with_capacity(addrs.len());
+    for addr in addrs {
+        let is_same =
+            |other: &SocketAddr| (other.ip().to_canonical(), other.port()) == (addr.ip().to_canonical(), addr.port());
+        if !found.iter().any(is_same) {
+            found.push(*addr);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_shown_once() {
+        let addrs = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let announced =
+            addrs(&["10.0.0.1:7700", "10.0.0.1:7700", "[::ffff:10.0.0.1]:7700", "10.0.0.1:7701", "[::1]:7700"]);
+        assert_eq!(each_once(&announced), addrs(&["10.0.0.1:7700", "10.0.0.1:7701", "[::1]:7700"]));
+        assert!(each_once(&[]).is_empty());
+    }
 }

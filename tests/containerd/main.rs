@@ -2,6 +2,7 @@
 //!
 //! Needs root and Debian's containerd, runc, skopeo, docker-registry and busybox-static.
 
+mod beside;
 mod direct;
 mod image;
 mod lab;

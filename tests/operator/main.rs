@@ -1,6 +1,7 @@
-//! What an operator asks of a host before and while a role runs there: `shoal config check` and `shoal doctor`.
+//! What an operator asks of a host: `shoal config check`, `shoal doctor` and `shoal containerd setup`.
 
 mod config_check;
+mod containerd_setup;
 mod doctor;
 
 const SHOAL: shoal_testkit::Program = shoal_testkit::program!();

@@ -5,8 +5,8 @@
 //! port when the daemon hangs. containerd then continues with the registry.
 //!
 //! Where to look: parsing of requests in [`request`]; answers in [`handler`] and their bodies in [`body`]; images and
-//! blobs in [`crate::images`]; images that the host lacks in [`fetch_through`]; containerd's files in [`hosts_toml`];
-//! the port in [`listener`]; hanging daemons in [`watchdog`].
+//! blobs in [`crate::images`]; images that the host lacks in [`fetch_through`]; the port in [`listener`]; hanging
+//! daemons in [`watchdog`].
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
 
@@ -16,7 +16,6 @@ mod fetch_through;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handler;
-pub mod hosts_toml;
 mod listener;
 mod metrics;
 mod request;

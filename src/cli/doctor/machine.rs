@@ -3,12 +3,13 @@
 //! Invariant: a check leaves no file behind.
 
 use super::report::Report;
-use crate::cli::containerd::is_looked_at;
+use crate::cli::containerd::{self, ContainerdConfig};
 use crate::cli::role_facts::Facts;
 use shoal_service::machine::disk_of;
 use shoal_service::units::ByteSize;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -91,7 +92,7 @@ pub(crate) fn open_files(report: &mut Report, of_role: Option<u64>) {
 }
 
 /// Checks containerd's socket, and that its registries lead to the mirror.
-pub(crate) fn containerd(report: &mut Report, facts: &Facts, hosts_dir: &Path, config: &Path) {
+pub(crate) fn containerd(report: &mut Report, facts: &Facts, hosts_dir: Option<&Path>, config: &Path) {
     let Some(socket) = &facts.containerd else { return };
     let shown = socket.display();
     match UnixStream::connect(socket) {
@@ -102,27 +103,37 @@ pub(crate) fn containerd(report: &mut Report, facts: &Facts, hosts_dir: &Path, c
         }
     }
     let Some(mirror) = facts.mirror else { return };
-    let (url, dir) = (format!("http://{mirror}"), hosts_dir.display());
-    let folders = fs::read_dir(hosts_dir).into_iter().flatten().flatten();
-    let leads = folders.filter(|folder| {
-        let text = fs::read_to_string(folder.path().join("hosts.toml")).unwrap_or_default();
-        text.parse::<toml::Table>().is_ok_and(|table| names_mirror(&table, &url))
-    });
-    match leads.count() {
-        0 => {
-            let remedy = format!("run `shoal containerd setup REGISTRY --mirror {mirror}` for each registry");
-            report.warn("containerd", format!("no hosts.toml below {dir} leads to the mirror {url}"), remedy);
+    let config = ContainerdConfig::read(config);
+    let reading = config.reading(hosts_dir, containerd::installed());
+    registries(report, &reading.roots.dir, mirror);
+    for note in containerd::notes(&config, &reading) {
+        if note.is_failure {
+            report.fail("containerd", note.found, note.remedy);
+        } else {
+            report.warn("containerd", note.found, note.remedy);
         }
-        count => report.ok("containerd", format!("{count} registries below {dir} lead to the mirror {url}")),
     }
-    if is_looked_at(config, hosts_dir) != Some(true) {
-        let remedy = format!("set config_path = \"{dir}\" in the registry section of its CRI plugin and restart it");
-        report.warn("containerd", format!("{} does not name {dir}", config.display()), remedy);
+    if reading.is_read == Some(true) {
+        report.ok("containerd", format!("containerd reads {}", reading.roots.dir.display()));
     }
 }
 
-/// Whether a `hosts.toml` has the mirror as one of its hosts.
-fn names_mirror(table: &toml::Table, url: &str) -> bool {
-    let hosts = table.get("host").and_then(toml::Value::as_table);
-    hosts.is_some_and(|hosts| hosts.keys().any(|host| host.trim_end_matches('/') == url))
+/// Checks which folders lead to the mirror, and that containerd does not take others before them.
+fn registries(report: &mut Report, dir: &Path, mirror: SocketAddr) {
+    let (url, shown) = (format!("http://{mirror}"), dir.display());
+    let leading = containerd::leading_to(dir, &url);
+    match leading.len() {
+        0 => {
+            let remedy = format!("run `shoal containerd setup REGISTRY --mirror {mirror}` for each registry");
+            report.warn("containerd", format!("no hosts.toml below {shown} leads to the mirror {url}"), remedy);
+        }
+        count => report.ok("containerd", format!("{count} registries below {shown} lead to the mirror {url}")),
+    }
+    for name in leading {
+        if let Some(first) = containerd::hidden_by(dir, &name) {
+            let found = format!("containerd takes {} before {}", first.display(), dir.join(&name).display());
+            let remedy = format!("run `shoal containerd setup {name}` again, or remove one of the two folders");
+            report.warn("containerd", found, remedy);
+        }
+    }
 }

@@ -26,9 +26,9 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
-    /// Folder in which containerd reads hosts.toml files: its `config_path`
-    #[arg(long, default_value = "/etc/containerd/certs.d", value_name = "DIR")]
-    hosts_dir: PathBuf,
+    /// Folder of hosts.toml files [default: the first folder of containerd's `config_path`, or /etc/containerd/certs.d]
+    #[arg(long, value_name = "DIR")]
+    hosts_dir: Option<PathBuf>,
     /// Configuration of containerd
     #[arg(long, default_value = "/etc/containerd/config.toml", value_name = "FILE")]
     containerd_config: PathBuf,
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
             Ok(())
         })?;
         machine::disks(&mut report, &facts);
-        machine::containerd(&mut report, &facts, &args.hosts_dir, &args.containerd_config);
+        machine::containerd(&mut report, &facts, args.hosts_dir.as_deref(), &args.containerd_config);
     }
     let failed = report.failed();
     if args.target.json() {
