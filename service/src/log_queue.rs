@@ -1,6 +1,7 @@
 //! Lines on their way to standard error.
 //!
-//! A thread of its own writes, so that no task waits for whoever reads the lines.
+//! A thread of its own writes, so that no task waits for the reader of the lines. A file has no reader, so its lines go
+//! there at once.
 //! Invariant: a push never waits for the output. The queue has at most [`QUEUE_BYTES_MAX`], and every line that is not
 //! written is counted.
 
@@ -30,6 +31,8 @@ pub(crate) struct LogQueue {
     state: Mutex<State>,
     changed: Condvar,
     dropped: AtomicU64,
+    /// The output, if it is a file. Lines go there at once.
+    file: Option<Mutex<Box<dyn Write + Send>>>,
 }
 
 impl LogQueue {
@@ -39,10 +42,19 @@ impl LogQueue {
     ///
     /// Fails if the system cannot start a thread.
     pub(crate) fn start(out: impl Write + Send + 'static) -> io::Result<Arc<Self>> {
-        let queue = Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), dropped: AtomicU64::new(0) });
+        let queue = Arc::new(Self::new(None));
         let writing = queue.clone();
         std::thread::Builder::new().name("log".into()).spawn(move || writing.write_to(out))?;
         Ok(queue)
+    }
+
+    /// Returns a queue that writes to a file at once, because a file has no reader to wait for.
+    pub(crate) fn of_file(file: impl Write + Send + 'static) -> Arc<Self> {
+        Arc::new(Self::new(Some(Mutex::new(Box::new(file)))))
+    }
+
+    fn new(file: Option<Mutex<Box<dyn Write + Send>>>) -> Self {
+        Self { state: Mutex::default(), changed: Condvar::new(), dropped: AtomicU64::new(0), file }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -51,6 +63,11 @@ impl LogQueue {
 
     /// Queues a line, which includes its line feed. Drops the line if the queue is full or the output has gone.
     pub(crate) fn push(&self, line: Vec<u8>) {
+        if let Some(file) = &self.file {
+            let written = write_line(&mut *file.lock().unwrap_or_else(PoisonError::into_inner), &line);
+            self.dropped.fetch_add(u64::from(written.is_err()), Ordering::Relaxed);
+            return;
+        }
         let mut state = self.state();
         if state.is_closed || state.bytes + line.len() > QUEUE_BYTES_MAX {
             self.dropped.fetch_add(1, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! waits for the reader of the lines, and none fails because the reader has gone.
 
 use crate::log_queue::LogQueue;
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 use shoal_proto::plain_text;
 use std::io::{self, Write};
@@ -69,7 +70,8 @@ static QUEUE: OnceLock<Arc<LogQueue>> = OnceLock::new();
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let parsed = EnvFilter::try_new(format!("{QUIET},{filter}"))
         .map_err(|source| LogError::Filter { filter: filter.to_string(), source })?;
-    let queue = LogQueue::start(io::stderr())?;
+    let is_file = rustix::fs::fstat(io::stderr()).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
+    let queue = if is_file { LogQueue::of_file(io::stderr()) } else { LogQueue::start(io::stderr())? };
     let lines = queue.clone();
     let writer = move || OneLine { out: Queued(lines.clone()), format };
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_ansi(false).with_writer(writer);

@@ -272,7 +272,7 @@ pub(crate) fn relocate(text: &str, prefix: &str) -> Result<String, toml::de::Err
         }
     }
     // From the end, so that no change moves the place of another one.
-    found.sort_by(|(one, _), (other, _)| other.start.cmp(&one.start));
+    found.sort_by_key(|(place, _)| std::cmp::Reverse(place.start));
     let mut out = text.to_string();
     for (place, path) in found {
         out.replace_range(place, &quoted(&format!("{prefix}/{path}")));
