@@ -131,6 +131,15 @@ pub struct Desired {
     /// Hosts that may switch now.
     #[n(7)]
     pub open: Hosts,
+    /// The greatest sequence of the pushes and promotions that the rollout replaces, 0 for none. A host that is on its
+    /// version ignores them, also when they arrive later.
+    #[n(8)]
+    #[cbor(default, skip_if = "is_zero")]
+    pub replaces: u64,
+}
+
+fn is_zero(sequence: &u64) -> bool {
+    *sequence == 0
 }
 
 impl Desired {
@@ -206,7 +215,8 @@ mod tests {
         let rules = vec![rule; limits::DESIRED_RULES_MAX];
         let name = ["n".repeat(60), "n".repeat(50)].join("/");
         let (rollout, attempt) = (JobId([1; 16]), 1);
-        let desired = Desired { name, rollout, attempt, paused: false, back: false, watch: true, rules, open };
+        let (paused, back, watch, replaces) = (false, false, true, u64::MAX);
+        let desired = Desired { name, rollout, attempt, paused, back, watch, rules, open, replaces };
         let bytes = desired.to_bytes();
         assert!(bytes.len() < limits::DESIRED_BYTES_MAX, "{}", bytes.len());
         assert_eq!(Desired::from_bytes(&bytes).unwrap(), desired);

@@ -173,6 +173,8 @@ impl Demotions {
             created_at: times.created_at,
             expires_at: times.expires_at,
             order: Some(order),
+            // A promotion switches hosts, also to a version that was staged.
+            staged: announcement.staged && order == Order::Demote,
             ..announcement.clone()
         };
         let envelope = self.publisher.seal(&announcement).map_err(StateError::from)?;

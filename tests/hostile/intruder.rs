@@ -224,6 +224,14 @@ fn invalid_documents_are_refused_with_the_reason() {
     older.sequence = 1;
     intruder.announce(Envelope::seal(&older, &publisher).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
     intruder.wait_failed(older.job, Reason::Stale);
+    // The time has ended, or this host's clock is wrong. The signature is good, so the host reports it.
+    let mut expired = intruder.announcement(&manifest, 4);
+    (expired.created_at, expired.expires_at) = (system_clock() - 2000, system_clock() - 1000);
+    let refused = peer.metric("shoal_announcements_refused_total");
+    intruder.announce(Envelope::seal(&expired, &publisher).to_bytes(), Some((manifest.clone(), b"evil".to_vec())));
+    intruder.wait_failed(expired.job, Reason::Deadline);
+    assert_eq!(peer.metric("shoal_announcements_refused_total"), refused + 1);
+    assert!(peer.log().contains("refused an expired announcement"));
     // The signer is not trusted, the signature is invalid, or the time or the trust epoch is ahead. Nothing of such an
     // announcement is verified, so the host counts and logs it but reports nothing.
     let mut broken = Envelope::seal(&intruder.announcement(&manifest, 4), &publisher).to_bytes();
@@ -263,6 +271,7 @@ fn invalid_documents_are_refused_with_the_reason() {
         watch: false,
         rules: vec![Rule { hosts: Hosts::All, target }],
         open: Hosts::All,
+        replaces: 0,
     };
     let data = desired.to_bytes();
     let manifest = small(b"desired", &data);

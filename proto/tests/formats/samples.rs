@@ -381,6 +381,7 @@ pub(crate) fn desired() -> Desired {
             rule(Hosts::All, "2026-11.1"),
         ],
         open: Hosts::Indices(bitmap(40, &[5, 6, 7])),
+        replaces: 0,
     }
 }
 

@@ -291,6 +291,7 @@ impl Rollouts {
             watch: rollout.machine.is_watching(),
             rules: rules.collect::<Option<_>>()?,
             open: Hosts::Indices(state.open.clone()),
+            replaces: rollout.replaces,
         })
     }
 

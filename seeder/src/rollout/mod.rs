@@ -101,6 +101,8 @@ struct HostOrder {
 struct Rollout {
     machine: Machine,
     pushes: Vec<VersionPush>,
+    /// The greatest sequence of the pushes and promotions before the rollout. Hosts on its version ignore those.
+    replaces: u64,
     /// A newer rollout of the name replaced this one.
     superseded: bool,
     /// The desired state that this process published last.
@@ -118,10 +120,10 @@ struct Rollout {
 }
 
 impl Rollout {
-    fn new(machine: Machine, pushes: Vec<VersionPush>, superseded: bool) -> Self {
+    fn new(machine: Machine, pushes: Vec<VersionPush>, replaces: u64) -> Self {
         let (ask_at, gate_at) = (Instant::now(), Instant::now());
-        let (published, is_dirty, trouble, order) = (None, false, String::new(), None);
-        Self { machine, pushes, superseded, published, is_dirty, trouble, order, ask_at, gate_at }
+        let (superseded, published, is_dirty, trouble, order) = (false, None, false, String::new(), None);
+        Self { machine, pushes, replaces, superseded, published, is_dirty, trouble, order, ask_at, gate_at }
     }
 
     /// Why another operation on the name cannot begin.
@@ -309,6 +311,7 @@ impl Rollouts {
             pushes.push(VersionPush { version: spec.version.clone(), job });
         }
         let name = spec.name.clone();
+        let replaces = self.newest_switch(&name);
         let mut changed = vec![id];
         {
             let mut rows = self.rows();
@@ -316,13 +319,20 @@ impl Rollouts {
                 rollout.superseded = true;
                 changed.push(*other);
             }
-            rows.insert(id, Rollout::new(Machine::new(spec, now_ms()), pushes, false));
+            rows.insert(id, Rollout::new(Machine::new(spec, now_ms()), pushes, replaces));
         }
         changed.iter().try_for_each(|id| self.store(id))?;
         self.forget_oldest();
         self.wake.notify_one();
         tracing::info!(rollout = %id, name, "a rollout begins");
         Ok(id)
+    }
+
+    /// Returns the greatest sequence of the pushes and promotions that switch hosts to a version of a name.
+    fn newest_switch(&self, name: &str) -> u64 {
+        let jobs = self.jobs.all();
+        let of_name = jobs.iter().filter(|job| job.name == name && switches_hosts(job));
+        of_name.filter_map(|job| self.jobs.sequence(&job.job)).max().unwrap_or(0)
     }
 
     fn forget_oldest(&self) {

@@ -22,6 +22,10 @@ struct Record {
     pushes: Vec<(String, JobId)>,
     #[n(3)]
     superseded: bool,
+    /// See [`Rollout::replaces`].
+    #[n(4)]
+    #[cbor(default)]
+    replaces: u64,
 }
 
 /// Why a rollout on disk cannot be read.
@@ -38,7 +42,9 @@ impl Rollout {
         let record: Record = decode_exact(bytes)?;
         let spec: RolloutSpec = serde_json::from_str(&record.spec)?;
         let pushes = record.pushes.into_iter().map(|(version, job)| VersionPush { version, job }).collect();
-        Ok(Self::new(Machine::resume(spec, record.state), pushes, record.superseded))
+        let mut rollout = Self::new(Machine::resume(spec, record.state), pushes, record.replaces);
+        rollout.superseded = record.superseded;
+        Ok(rollout)
     }
 
     pub(super) fn to_record(&self) -> Result<Vec<u8>, serde_json::Error> {
@@ -47,6 +53,7 @@ impl Rollout {
             state: self.machine.state().clone(),
             pushes: self.pushes.iter().map(|push| (push.version.clone(), push.job)).collect(),
             superseded: self.superseded,
+            replaces: self.replaces,
         }))
     }
 }

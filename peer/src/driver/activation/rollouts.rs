@@ -297,11 +297,6 @@ impl Activations {
         match event {
             RolloutEvent::Switched { name, record } => {
                 tracing::info!(name, state = %record.state, detail = record.detail, "switched");
-                if let (HostState::Active, Some(to)) = (record.state, &record.to) {
-                    let pushed = cx.jobs.announcements().find(|announcement| announcement.name == name);
-                    let kind = pushed.map_or(Kind::Config, |announcement| announcement.kind);
-                    self.save_newest(cx, KindAndName { kind, name: name.clone() }, to.sequence);
-                }
                 self.names.entry(name.clone()).or_default().is_switching = false;
                 self.record_result(cx, &name, record);
                 self.end_switch(cx, &name);
@@ -344,9 +339,25 @@ impl Activations {
             Some(image) => Some(image.version.clone()).filter(|_| record.state == HostState::Active),
             None => cx.content_dir.as_ref().and_then(|folder| folder.current(name)),
         };
+        if image.is_none() && record.state == HostState::Active {
+            self.note_active(cx, name, &record);
+        }
         cx.reporter.set_current(name, current.as_deref().unwrap_or_default());
         cx.reporter.reach_attempt(record.rollout, record.attempt, record.state, &record.detail);
         self.names.entry(name.to_string()).or_default().record = Some(record);
+    }
+
+    /// Notes that a rollout's version is active here. Pushes that the rollout replaced never replace it, also if they
+    /// arrive later or are read again after a restart.
+    fn note_active(&mut self, cx: &Context, name: &str, record: &SwitchRecord) {
+        let Some(to) = &record.to else { return };
+        let desired = self.names.get(name).and_then(|managed| managed.desired.as_ref());
+        let replaced =
+            desired.filter(|desired| desired.rollout == record.rollout).map_or(0, |desired| desired.replaces);
+        let pushed = cx.jobs.announcements().find(|announcement| announcement.name == name);
+        let kind = pushed.map_or(Kind::Config, |announcement| announcement.kind);
+        let newest = to.sequence.max(if replaced > 0 { replaced.saturating_add(1) } else { 0 });
+        self.save_newest(cx, KindAndName { kind, name: name.to_string() }, newest);
     }
 
     /// Probes an active version while its rollout asks for that, and stops otherwise.
@@ -417,7 +428,7 @@ mod tests {
     fn desired(back: bool) -> Desired {
         let rollout = JobId([1; 16]);
         let (name, rules, open) = ("name".into(), Vec::new(), Hosts::All);
-        Desired { name, rollout, attempt: 1, paused: false, back, watch: false, rules, open }
+        Desired { name, rollout, attempt: 1, paused: false, back, watch: false, rules, open, replaces: 0 }
     }
 
     /// The record of an attempt that brought version 2 in the place of version 1.
