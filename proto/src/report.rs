@@ -42,7 +42,7 @@ pub enum Reason {
     /// The job was cancelled.
     #[n(7)]
     Cancelled,
-    /// The job's deadline passed.
+    /// The job's lifetime ended before the job was complete on the host, by the host's clock.
     #[n(8)]
     Deadline,
     /// The host returned to its former version.

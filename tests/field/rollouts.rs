@@ -13,8 +13,11 @@ fn rollout(region: &Region, version: &str, path: Option<&Path>, more: &[&str]) -
     let what = format!("{NAME}@{version}");
     let mut args = vec!["rollout", what.as_str()];
     args.extend(path.map(|path| path.to_str().unwrap()));
-    args.extend(["--to", "all", "--batch", "100%", "--per-rack", "9", "--soak", "300ms"]);
+    args.extend(["--to", "all", "--batch", "100%", "--per-rack", "9"]);
     args.extend(more);
+    if !more.contains(&"--soak") {
+        args.extend(["--soak", "300ms"]);
+    }
     region.cli(&args)
 }
 
@@ -29,7 +32,7 @@ fn wait_phase(region: &Region, phase: &str) -> Value {
 
 fn push(region: &Region, path: &Path, version: &str, more: &[&str]) -> Output {
     let args = ["push", path.to_str().unwrap(), "--name", NAME, "--version", version, "--kind", "config"];
-    region.cli(&[&args, &["--to", "all"], more].concat())
+    region.cli(&[&args[..], &["--to", "all"], more].concat())
 }
 
 #[test]
@@ -87,12 +90,12 @@ fn why_a_rollout_went_back_stays() {
 fn a_failed_push_and_a_slow_switch_are_named_too() {
     let slow = format!("activation={{ '{NAME}' = {{ post_start = ['sleep', '20'] }} }}");
     let settings = |number: usize| match number {
-        0 => vec!["node.quota=100 kB".to_string()],
+        0 => vec!["node.quota=1 MiB".to_string()],
         1 => vec![slow.clone()],
         _ => Vec::new(),
     };
     let region = Setup::new(SHOAL, 1, 3).peers(settings).start();
-    let large = directory(&region, "large", &noise(1_000_000, 1));
+    let large = directory(&region, "large", &noise(4_000_000, 1));
     let more = ["--max-failures", "3", "--switch-timeout", "2s", "--wait"];
     ends_with(3, &rollout(&region, "1", Some(&large), &more));
     let view = view(&region);
@@ -119,7 +122,7 @@ fn a_promotion_and_a_rollout_of_one_name_do_not_fight() {
     assert!((0..2).all(|peer| current(&region, peer, NAME).as_deref() == Some("2")), "a refused promotion switched");
 
     // A rollout that has ended no longer brings hosts to its version.
-    ends_with(0, &region.cli(&["rollout", "promote", NAME, "--all"]));
+    ends_with(0, &region.cli(&["rollout", "promote", NAME]));
     wait_phase(&region, "done");
     ends_with(0, &region.cli(&["promote", &old, "--wait"]));
     let all_on = |version: &str| (0..2).all(|peer| current(&region, peer, NAME).as_deref() == Some(version));
@@ -137,7 +140,7 @@ fn a_promotion_and_a_rollout_of_one_name_do_not_fight() {
 
 #[test]
 fn a_rollout_to_an_older_version_waits_for_a_newer_push() {
-    let region = Setup::new(SHOAL, 1, 2).seeder(&["node.limits.uplink_out=100 kB/s"]).start();
+    let region = Setup::new(SHOAL, 1, 2).seeder(&["node.limits.uplink_out=200 kB/s"]).start();
     let old = directory(&region, "old", b"old");
     ends_with(0, &push(&region, &old, "1", &["--stage", "--wait"]));
     let new = directory(&region, "new", &noise(20_000_000, 1));
@@ -149,4 +152,43 @@ fn a_rollout_to_an_older_version_waits_for_a_newer_push() {
     let newest = directory(&region, "newest", b"newest");
     ends_with(0, &rollout(&region, "3", Some(&newest), &["--wait"]));
     assert!((0..2).all(|peer| current(&region, peer, NAME).as_deref() == Some("3")));
+}
+
+#[test]
+fn a_push_that_a_rollout_replaced_comes_back_on_no_host() {
+    let mut region = Region::start(SHOAL, 1, 2);
+    let (one, two) = (directory(&region, "1", &noise(200_000, 1)), directory(&region, "2", &noise(200_000, 2)));
+    ends_with(0, &push(&region, &one, "1", &["--wait"]));
+    region.peers[1].kill();
+    region.wait_up(1);
+    let pushed = region.cli_json(&[
+        "push",
+        two.to_str().unwrap(),
+        "--name",
+        NAME,
+        "--version",
+        "2",
+        "--kind",
+        "config",
+        "--to",
+        "all",
+        "--json",
+    ]);
+    let job = pushed.unwrap()["job"].as_str().unwrap().to_string();
+    until("the push has ended", || (region.status(&job)["phase"] == "done").then_some(()));
+    assert_eq!(current(&region, 0, NAME).as_deref(), Some("2"));
+    // Back to the older version, while one host is away. That host missed the push, too.
+    ends_with(4, &rollout(&region, "1", None, &["--wait"]));
+    region.peers[0].restart();
+    region.peers[1].start();
+    region.wait_up(2);
+    until("both hosts have reported on the push", || {
+        let status = region.status(&job);
+        (Region::total(&status, "active") + Region::total(&status, "failed") == 2).then_some(())
+    });
+    until("the rollout counts both hosts", || (view(&region)["tally"]["active"] == 2).then_some(()));
+    region.wait_active(&region.push(&two, "edge/other", "1"), 2);
+    for peer in 0..2 {
+        assert_eq!(current(&region, peer, NAME).as_deref(), Some("1"), "host {peer}");
+    }
 }

@@ -46,6 +46,7 @@ pub struct NodeMetrics {
     shards_verified: Counter,
     announcements_refused: Counter,
     jobs_dropped: Counter,
+    desired_refused: Counter,
     links: Gauge,
     jobs: Gauge,
     members: Gauge,
@@ -76,6 +77,7 @@ impl NodeMetrics {
             shards_verified: metrics.counter("shoal_shards_verified", "Received shards with the right hash"),
             announcements_refused: metrics.counter("shoal_announcements_refused", "Announcements refused"),
             jobs_dropped: metrics.counter("shoal_jobs_dropped", "Jobs forgotten before they were complete here"),
+            desired_refused: metrics.counter("shoal_desired_refused", "Desired states of rollouts refused"),
             links: metrics.gauge("shoal_links", "Links that are up"),
             jobs: metrics.gauge("shoal_jobs", "Jobs remembered"),
             members: metrics.gauge("shoal_members", "Hosts in the membership"),
@@ -89,6 +91,8 @@ pub enum Event {
     AnnouncementRefused,
     /// A job was forgotten before it was complete here.
     JobDropped,
+    /// A desired state of a rollout was refused.
+    DesiredRefused,
     ShardVerified,
     ShardCorrupt,
     /// A shard of a content that this host does not fetch.
@@ -252,6 +256,7 @@ impl Accounting {
         match event {
             Event::AnnouncementRefused => self.metrics.announcements_refused.inc(),
             Event::JobDropped => self.metrics.jobs_dropped.inc(),
+            Event::DesiredRefused => self.metrics.desired_refused.inc(),
             Event::ShardVerified => self.metrics.shards_verified.inc(),
             Event::ShardCorrupt => self.metrics.shards_corrupt.inc(),
             Event::ShardUnwanted => self.metrics.shards_unwanted.inc(),

@@ -142,6 +142,7 @@ impl Jobs {
         if rows.len() >= JOBS_MAX {
             let oldest = rows.values().filter(|row| row.status.is_final()).min_by_key(|row| row.status.created_at);
             let oldest = oldest.map(|row| row.status.job).ok_or(PushError::Busy)?;
+            tracing::info!(job = %oldest, jobs_max = JOBS_MAX, "forgot the oldest job that has ended");
             rows.remove(&oldest);
             let _ = self.node.store.put_state(&key(&oldest), None); // a record that stays is only forgotten later
         }

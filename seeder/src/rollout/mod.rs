@@ -342,6 +342,7 @@ impl Rollouts {
             // Superseded ones first: a current one still brings hosts that return to its version.
             let oldest = ended.min_by_key(|(_, rollout)| (!rollout.superseded, rollout.machine.state().began_ms));
             let Some(oldest) = oldest.map(|(id, _)| *id) else { return };
+            tracing::info!(rollout = %oldest, rollouts_max = ROLLOUTS_MAX, "forgot the oldest rollout that has ended");
             rows.remove(&oldest);
             let _ = self.node.store.put_state(&key(&oldest), None); // a record that stays is forgotten after a restart
         }

@@ -8,6 +8,7 @@ use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use crate::activation::settings::settings_for;
 use crate::activation::switch::{Switch, named};
 use crate::driver::Context;
+use crate::driver::accounting::Event;
 use crate::error_chain::ErrorChain;
 use minicbor::bytes::ByteVec;
 use shoal_api::rollouts::PeerRollout;
@@ -178,15 +179,18 @@ impl Activations {
         let desired = match Desired::from_bytes(bytes) {
             Ok(desired) if desired.name == name => desired,
             Ok(desired) => {
+                cx.accounting.count(Event::DesiredRefused);
                 tracing::warn!(name, other = desired.name, "refused a desired state: it has another name");
                 return;
             }
             Err(error) => {
+                cx.accounting.count(Event::DesiredRefused);
                 tracing::warn!(name, %error, "refused a desired state");
                 return;
             }
         };
         if self.names.len() >= NAMES_MAX && !self.names.contains_key(name) {
+            cx.accounting.count(Event::DesiredRefused);
             tracing::warn!(name, "refused a desired state: too many names have one");
             return;
         }
