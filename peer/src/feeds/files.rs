@@ -231,7 +231,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let content = dir.path().join("content");
         fs::create_dir(&content).unwrap();
-        let files = FeedFiles::open(dir.path().join("state"), Some(&content)).unwrap();
+        let files = FeedFiles::open(dir.path().join("state"), Some(content.as_path())).unwrap();
         let names = ["x", "x/events/y", "x/versions", "version", "version/x", "events"];
         for name in names {
             assert!(is_feed_name(name), "{name}");

@@ -56,8 +56,9 @@ pub(crate) enum RolloutError {
     NotPushed { name: String, version: String },
     #[error("{hosts} hosts, e.g. {example}, were not sent version {version}")]
     NotSent { hosts: u32, example: String, version: String },
-    #[error("rollout {id} of {name} to version {version} is not over, it is {}", .phase.name())]
-    UnderWay { name: String, version: String, id: JobId, phase: RolloutPhase },
+    /// `state` is the phase. Hosts may still switch in a rollout that has ended.
+    #[error("rollout {id} of {name} to version {version} is not over, it is {state}")]
+    UnderWay { name: String, version: String, id: JobId, state: String },
     #[error("the {what} of {name}@{version} is under way as job {id}, and it is newer than a version of the rollout")]
     JobUnderWay { what: &'static str, name: String, version: String, id: JobId },
     #[error(transparent)]
@@ -129,7 +130,9 @@ impl Rollout {
     /// Why another operation on the name cannot begin.
     fn under_way(&self, id: JobId) -> RolloutError {
         let (spec, phase) = (self.machine.spec(), self.machine.state().phase);
-        RolloutError::UnderWay { name: spec.name.clone(), version: spec.version.clone(), id, phase }
+        let still = if phase.is_final() { ", and hosts still switch" } else { "" };
+        let state = format!("{}{still}", phase.name());
+        RolloutError::UnderWay { name: spec.name.clone(), version: spec.version.clone(), id, state }
     }
 
     /// Whether the rollout is of this name and not superseded.

@@ -64,7 +64,8 @@ impl Rollouts {
     pub(crate) fn set_trouble(&self, id: &JobId, trouble: String) {
         if let Some(rollout) = self.rows().get_mut(id) {
             // A text may change with every look, as that of staging does.
-            if rollout.trouble.is_empty() && !trouble.is_empty() {
+            let is_new = rollout.trouble.is_empty() && !trouble.is_empty();
+            if is_new && !rollout.machine.state().phase.is_final() {
                 tracing::warn!(rollout = %id, name = rollout.machine.spec().name, why = trouble, "a rollout waits");
             }
             rollout.trouble = trouble;
