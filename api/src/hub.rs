@@ -49,8 +49,8 @@ pub struct HubJob {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schemas::RackRollup>"))]
     pub racks: Vec<RackRollup>,
-    /// Hosts that failed or returned to their former version, or every host with `hosts=true`. Only when one job is asked
-    /// for.
+    /// Hosts that failed or returned to their former version, or every host with `hosts=true`. Only when one job is
+    /// asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lines: Vec<HubHost>,
 }

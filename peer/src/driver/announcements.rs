@@ -1,8 +1,8 @@
 //! Announcements: checks and keeps received ones, and encodes those to send.
 //!
 //! Invariant: an announcement reaches the core only if a trusted publisher signed it and it has not expired. Of refused
-//! announcements only expired ones reach a report, because their signature is good. No job that this host still works on
-//! is forgotten without a line in the log.
+//! announcements only expired ones reach a report, because their signature is good. No job that this host still works
+//! on is forgotten without a line in the log.
 
 use super::accounting::{Event, Level};
 use super::contents::Contents;

@@ -229,8 +229,8 @@ impl Transfers {
         }
     }
 
-    /// The driver refused a content before the core knew it. Hosts that wait for it here look elsewhere, also those that
-    /// ask later.
+    /// The driver refused a content before the core knew it. Hosts that wait for it here look elsewhere, also those
+    /// that ask later.
     fn turn_away(&mut self, cx: &mut Cx, links: &mut Links, id: ContentId) {
         if !self.turned_away.contains(&id) {
             self.turned_away.push_back(id);
