@@ -23,7 +23,7 @@ pub enum ConfigError {
         message: String,
     },
     /// An override has another form than `key=value`, or its key leads through a value that is not a table.
-    #[error("invalid override `{0}`: use key=value with a key of the configuration")]
+    #[error("invalid override `{0}`: use key=value, and quotes around a part of the key that contains dots")]
     Override(String),
     /// A key is unknown or missing, or a value has the wrong type or range.
     #[error("{origin}: {message}")]
@@ -63,7 +63,8 @@ pub struct Sources {
     /// The prefix of environment variables. With `SHOAL_PEER_`, the variable `SHOAL_PEER_HTTP` sets `http`. Two
     /// underscores lead into a table.
     pub env_prefix: String,
-    /// Pairs `key=value`. Dots in the key lead into tables.
+    /// Pairs `key=value`. Dots in the key lead into tables. Quotes hold a part together, as in TOML:
+    /// `registries."127.0.0.1:5000".plain_http=true`.
     pub overrides: Vec<String>,
 }
 
@@ -73,13 +74,64 @@ fn value_of(text: &str) -> Value {
     parsed.unwrap_or_else(|| Value::String(text.to_string()))
 }
 
-fn set(table: &mut Table, path: &[&str], value: Value) -> Option<()> {
+/// A pair `key=value`, read.
+struct Override {
+    path: Vec<String>,
+    value: Value,
+}
+
+/// Reads a pair `key=value`. Returns `None` if it has another form.
+fn read_override(pair: &str) -> Option<Override> {
+    let mut path = Vec::new();
+    let mut rest = pair;
+    loop {
+        let part = read_part(rest.trim_start())?;
+        path.push(part.text);
+        rest = part.rest.trim_start();
+        if let Some(value) = rest.strip_prefix('=') {
+            return Some(Override { path, value: value_of(value.trim()) });
+        }
+        rest = rest.strip_prefix('.')?;
+    }
+}
+
+/// One part of a key, and what follows it.
+struct KeyPart<'a> {
+    text: String,
+    rest: &'a str,
+}
+
+/// Reads a part of a key: up to the next dot or equals sign, or up to its closing quote.
+fn read_part(text: &str) -> Option<KeyPart<'_>> {
+    let quote = text.chars().next().filter(|c| matches!(c, '"' | '\''));
+    let Some(quote) = quote else {
+        let end = text.find(['.', '=']).unwrap_or(text.len());
+        let (part, rest) = text.split_at(end);
+        let part = part.trim_end();
+        return (!part.is_empty()).then(|| KeyPart { text: part.to_string(), rest });
+    };
+    let mut chars = text.char_indices().skip(1);
+    while let Some((at, c)) = chars.next() {
+        if c == '\\' && quote == '"' {
+            chars.next(); // an escaped quote does not end the part
+        } else if c == quote {
+            let (quoted, rest) = text.split_at(at + 1);
+            let Value::String(text) = format!("value = {quoted}").parse::<Table>().ok()?.remove("value")? else {
+                return None;
+            };
+            return Some(KeyPart { text, rest });
+        }
+    }
+    None
+}
+
+fn set<S: AsRef<str>>(table: &mut Table, path: &[S], value: Value) -> Option<()> {
     let (last, parents) = path.split_last()?;
     let mut at = table;
     for parent in parents {
-        at = at.entry(*parent).or_insert_with(|| Value::Table(Table::new())).as_table_mut()?;
+        at = at.entry(parent.as_ref()).or_insert_with(|| Value::Table(Table::new())).as_table_mut()?;
     }
-    at.insert((*last).to_string(), value);
+    at.insert(last.as_ref().to_string(), value);
     Some(())
 }
 
@@ -116,9 +168,8 @@ pub fn load<T: DeserializeOwned>(
     }
     for pair in &sources.overrides {
         let bad = || ConfigError::Override(pair.clone());
-        let (key, text) = pair.split_once('=').ok_or_else(bad)?;
-        let path: Vec<&str> = key.trim().split('.').collect();
-        set(&mut table, &path, value_of(text.trim())).ok_or_else(bad)?;
+        let Override { path, value } = read_override(pair).ok_or_else(bad)?;
+        set(&mut table, &path, value).ok_or_else(bad)?;
     }
     T::deserialize(table).map_err(|error| ConfigError::Invalid {
         origin: sources.file.as_ref().map_or_else(|| "configuration".into(), |path| path.display().to_string()),
@@ -180,6 +231,28 @@ mod tests {
         assert_eq!(loaded.listen, "a");
         assert_eq!(loaded.nested.depth, 2);
         assert_eq!(loaded.quota.0, 3 << 20);
+    }
+
+    #[test]
+    fn quotes_hold_a_part_of_a_key_together() {
+        let path = |pair: &str| read_override(pair).map(|read| (read.path, read.value));
+        let parts = |parts: &[&str]| parts.iter().map(|part| part.to_string()).collect::<Vec<_>>();
+        let table = [
+            (r#"registries."127.0.0.1:5000".plain_http=true"#, &["registries", "127.0.0.1:5000", "plain_http"][..]),
+            (r#"registries.'127.0.0.1:5000'.plain_http = true"#, &["registries", "127.0.0.1:5000", "plain_http"]),
+            (r#"  a . "b=c" . 'd\' =true"#, &["a", "b=c", "d\\"]),
+            (r#"a."q\"uo.te"=true"#, &["a", "q\"uo.te"]),
+            ("a.b-c.d_e=true", &["a", "b-c", "d_e"]),
+            ("a.x:5000=true", &["a", "x:5000"]),
+        ];
+        for (pair, expected) in table {
+            assert_eq!(path(pair), Some((parts(expected), Value::Boolean(true))), "{pair}");
+        }
+        let text = path("a='x=y'").unwrap().1;
+        assert_eq!(text, Value::String("x=y".into()));
+        for bad in ["", "=1", "a", "a.=1", ".a=1", "a..b=1", "a.\"b=1", "a.\"b\"c=1", "a.'b", "\"\\q\"=1"] {
+            assert!(path(bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{HOST, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::{self, PemObject};
@@ -13,6 +14,7 @@ use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// The time for the connection and the TLS handshake.
+/// The time for the connection, and again for the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time for the head of an answer, and for each next part of its body.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,17 +55,56 @@ impl HttpUrl {
             _ => return None,
         };
         let authority = uri.authority()?.as_str();
-        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        // `http://host?query` has no path.
+        let path = if path.starts_with('/') { path.to_string() } else { format!("/{path}") };
         (!authority.contains('@')).then(|| Self { https, authority: authority.to_string(), path })
     }
 
-    /// Returns this URL with another path, or the other URL if `location` is a whole one, as in a redirect.
-    pub fn join(&self, location: &str) -> Option<Self> {
-        if location.starts_with('/') && !location.starts_with("//") {
-            location.parse::<hyper::Uri>().ok()?;
-            return Some(Self { path: location.to_string(), ..self.clone() });
+    /// Returns the URL that a reference means at this URL, by the rules of RFC 3986, section 5. A `Location` is one.
+    ///
+    /// Returns `None` for another scheme than `http` and `https`, for a URL with a user, and for what is no reference.
+    /// Blanks and bytes beyond ASCII are escaped, because servers send them as they are.
+    pub fn join(&self, reference: &str) -> Option<Self> {
+        let escaped = escape_loose(reference.trim());
+        let reference = escaped.split('#').next().unwrap_or_default();
+        if has_scheme(reference) {
+            let url = Self::parse(reference)?;
+            return url.with_path(&url.path);
         }
-        Self::parse(location)
+        if reference.starts_with("//") {
+            let url = Self::parse(&format!("{}:{reference}", if self.https { "https" } else { "http" }))?;
+            return url.with_path(&url.path);
+        }
+        let base = self.path.split('?').next().unwrap_or_default();
+        match reference.chars().next() {
+            None => Some(self.clone()),
+            Some('/') => self.with_path(reference),
+            Some('?') => self.with_path(&format!("{base}{reference}")),
+            Some(_) => {
+                let folder = base.rfind('/').map_or("/", |slash| &base[..=slash]);
+                self.with_path(&format!("{folder}{reference}"))
+            }
+        }
+    }
+
+    /// Returns the URL with another path and query. Resolves `.` and `..` in the path.
+    fn with_path(&self, path: &str) -> Option<Self> {
+        let (path, query) = path.find('?').map_or((path, ""), |at| path.split_at(at));
+        let path = format!("{}{query}", without_dots(path));
+        path.parse::<PathAndQuery>().ok()?;
+        Some(Self { path, ..self.clone() })
+    }
+
+    /// Returns whether both URLs lead to the same server: the same scheme, host and port.
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        self.https == other.https && self.port() == other.port() && self.host().eq_ignore_ascii_case(other.host())
+    }
+
+    /// Returns whether the URL names this machine by a loopback address or as `localhost`.
+    pub fn is_loopback(&self) -> bool {
+        let host = self.host();
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
     /// Returns whether the URL names its port.
@@ -90,6 +131,44 @@ impl HttpUrl {
     }
 }
 
+/// Whether a reference begins with a scheme. The scheme ends with the first colon, before any slash or query.
+fn has_scheme(reference: &str) -> bool {
+    let Some((scheme, _)) = reference.split_once(':') else { return false };
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
+}
+
+/// Escapes blanks and bytes beyond ASCII.
+fn escape_loose(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte == b' ' || !byte.is_ascii() {
+            out.push_str(&format!("%{byte:02X}"));
+        } else {
+            out.push(char::from(byte));
+        }
+    }
+    out
+}
+
+/// Removes the segments `.` and `..` from an absolute path (RFC 3986, section 5.2.4).
+fn without_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut ends_open = false;
+    for segment in path.strip_prefix('/').unwrap_or(path).split('/') {
+        ends_open = matches!(segment, "." | "..");
+        match segment {
+            "." => {}
+            ".." => drop(kept.pop()),
+            segment => kept.push(segment),
+        }
+    }
+    if ends_open {
+        kept.push("");
+    }
+    format!("/{}", kept.join("/"))
+}
+
 /// The reason for which an exchange failed.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the fields carry their types' names")]
@@ -106,6 +185,9 @@ pub enum HttpError {
     /// The TLS handshake failed.
     #[error("TLS with {url} failed: {source}")]
     Tls { url: String, source: io::Error },
+    /// The TLS handshake did not end in time.
+    #[error("{0} did not end the TLS handshake in time")]
+    SlowTls(String),
     /// The URL asks for TLS, and the transport has none.
     #[error("{0} asks for TLS, which this client does not use")]
     NoTls(String),
@@ -115,6 +197,24 @@ pub enum HttpError {
     /// The connection broke within the exchange.
     #[error("the connection to {url} broke: {source}")]
     Broken { url: String, source: hyper::Error },
+}
+
+impl HttpError {
+    /// Whether the server may speak plain HTTP: it answered no TLS, ended the handshake or left it open.
+    ///
+    /// A server whose certificate is refused, or that sends a TLS alert, speaks TLS.
+    pub fn is_answer_without_tls(&self) -> bool {
+        match self {
+            Self::SlowTls(_) => true,
+            Self::Tls { source, .. } => {
+                match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                    Some(error) => matches!(error, rustls::Error::InvalidMessage(_)),
+                    None => true,
+                }
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The reason for which TLS cannot be set up.
@@ -179,7 +279,8 @@ impl Transport {
 
     async fn connect(&self, url: &HttpUrl) -> Result<Box<dyn Stream>, HttpError> {
         let unreachable = |source| HttpError::Unreachable { url: url.to_string(), source };
-        let stream = TcpStream::connect((url.host(), url.port())).await.map_err(unreachable)?;
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((url.host(), url.port()))).await;
+        let stream = connecting.map_err(|_| HttpError::Silent(url.to_string()))?.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         if !url.https {
             return Ok(Box::new(stream));
@@ -187,7 +288,8 @@ impl Transport {
         let tls = self.tls.clone().ok_or_else(|| HttpError::NoTls(url.to_string()))?;
         let name = ServerName::try_from(url.host().to_string());
         let name = name.map_err(|source| HttpError::ServerName { url: url.to_string(), source })?;
-        let stream = TlsConnector::from(tls).connect(name, stream).await;
+        let handshake = tokio::time::timeout(CONNECT_TIMEOUT, TlsConnector::from(tls).connect(name, stream)).await;
+        let stream = handshake.map_err(|_| HttpError::SlowTls(url.to_string()))?;
         Ok(Box::new(stream.map_err(|source| HttpError::Tls { url: url.to_string(), source })?))
     }
 
@@ -201,7 +303,7 @@ impl Transport {
         let url = target.to_string();
         let silent = |_| HttpError::Silent(url.clone());
         let broken = |source: hyper::Error| HttpError::Broken { url: url.clone(), source };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(target)).await.map_err(silent)??;
+        let stream = self.connect(target).await?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(broken)?;
         let connection = ConnectionTask(tokio::spawn(async move {
@@ -301,8 +403,81 @@ mod tests {
         assert!(!HttpUrl::parse("http://[::1]/").unwrap().has_port());
         assert_eq!(url.join("/other").unwrap().to_string(), "https://r.example:5000/other");
         assert_eq!(url.join("http://cdn.example/x?y").unwrap().to_string(), "http://cdn.example/x?y");
-        for bad in ["ftp://x/", "r.example/v2", "https://user:pw@r.example/", "//x/y", "", "https://r example/"] {
+        assert_eq!(HttpUrl::parse("http://r.example?a").unwrap().path, "/?a");
+        for bad in ["ftp://x/", "https://user:pw@r.example/", "//user@x/y", "https://", "//", "/a\r\nb"] {
             assert!(url.join(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn references_are_resolved_as_the_standard_says() {
+        let base = HttpUrl::parse("http://a/b/c/d;p?q").unwrap();
+        // The examples of RFC 3986, sections 5.4.1 and 5.4.2, without fragments.
+        let table = [
+            ("g", "http://a/b/c/g"),
+            ("./g", "http://a/b/c/g"),
+            ("g/", "http://a/b/c/g/"),
+            ("/g", "http://a/g"),
+            ("//g", "http://g/"),
+            ("?y", "http://a/b/c/d;p?y"),
+            ("g?y", "http://a/b/c/g?y"),
+            ("#s", "http://a/b/c/d;p?q"),
+            ("g?y#s", "http://a/b/c/g?y"),
+            (";x", "http://a/b/c/;x"),
+            ("", "http://a/b/c/d;p?q"),
+            (".", "http://a/b/c/"),
+            ("./", "http://a/b/c/"),
+            ("..", "http://a/b/"),
+            ("../g", "http://a/b/g"),
+            ("../..", "http://a/"),
+            ("../../g", "http://a/g"),
+            ("../../../g", "http://a/g"),
+            ("/./g", "http://a/g"),
+            ("/../g", "http://a/g"),
+            ("g.", "http://a/b/c/g."),
+            ("..g", "http://a/b/c/..g"),
+            ("./g/.", "http://a/b/c/g/"),
+            ("g/../h", "http://a/b/c/h"),
+            ("g;x=1/../y", "http://a/b/c/y"),
+            ("g?y/../x", "http://a/b/c/g?y/../x"),
+            ("https://b//c/../d", "https://b//d"),
+            ("/a b/\u{e9}", "http://a/a%20b/%C3%A9"),
+            ("/v2/a/blobs/sha256:00", "http://a/v2/a/blobs/sha256:00"),
+        ];
+        for (reference, resolved) in table {
+            assert_eq!(base.join(reference).map(|url| url.to_string()).as_deref(), Some(resolved), "{reference}");
+        }
+    }
+
+    #[test]
+    fn servers_are_compared_and_loopback_is_known() {
+        let url = |text: &str| HttpUrl::parse(text).unwrap();
+        assert!(url("https://R.example/a").is_same_server(&url("https://r.example:443/b")));
+        assert!(!url("https://r.example/").is_same_server(&url("http://r.example:443/")));
+        assert!(!url("https://r.example/").is_same_server(&url("https://r.example:5000/")));
+        for here in ["http://localhost:1/", "https://127.8.9.1/", "http://[::1]:5000/"] {
+            assert!(url(here).is_loopback(), "{here}");
+        }
+        for elsewhere in ["http://localhost.example/", "http://10.0.0.1/", "http://127.0.0.1.example/"] {
+            assert!(!url(elsewhere).is_loopback(), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn a_server_without_tls_is_told_from_one_with_a_bad_certificate() {
+        let tls = |source| HttpError::Tls { url: "https://x/".into(), source };
+        let wrapped = |error: rustls::Error| tls(io::Error::new(io::ErrorKind::InvalidData, error));
+        assert!(
+            wrapped(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)).is_answer_without_tls()
+        );
+        assert!(tls(io::ErrorKind::ConnectionReset.into()).is_answer_without_tls());
+        assert!(tls(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof")).is_answer_without_tls());
+        assert!(HttpError::SlowTls("https://x/".into()).is_answer_without_tls());
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        assert!(!wrapped(expired).is_answer_without_tls());
+        assert!(
+            !wrapped(rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure)).is_answer_without_tls()
+        );
+        assert!(!HttpError::Silent("https://x/".into()).is_answer_without_tls());
     }
 }
