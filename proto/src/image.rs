@@ -37,6 +37,20 @@ pub fn is_manifest(media_type: &str) -> bool {
     is_index(media_type) || matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
+/// Whether a media type belongs to a layer that a registry need not have, because its licence forbids the copy.
+pub fn is_nondistributable(media_type: &str) -> bool {
+    ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."]
+        .iter()
+        .any(|prefix| media_type.starts_with(prefix))
+}
+
+/// Whether a media type belongs to a layer of a file system, in any packing.
+pub fn is_layer(media_type: &str) -> bool {
+    ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]
+        .iter()
+        .any(|prefix| media_type.starts_with(prefix))
+}
+
 /// The SHA-256 of a blob. Its text is `sha256:` and 64 lower-case digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(transparent)]
@@ -67,17 +81,38 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// A text that is not a digest.
+/// A text that is not a digest, or one of another algorithm.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid digest `{0}`: write `sha256:` and 64 lower-case hexadecimal digits")]
-pub struct ParseDigestError(String);
+#[error("invalid digest `{text}`: {why}")]
+pub struct ParseDigestError {
+    text: String,
+    why: &'static str,
+}
+
+/// Whether a text is a digest of another algorithm than SHA-256, for example `sha512:` and 128 digits.
+pub fn is_other_digest(text: &str) -> bool {
+    let Some((algorithm, encoded)) = text.split_once(':') else { return false };
+    let is_algorithm = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'+' | b'.' | b'_' | b'-');
+    let is_encoded = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-');
+    algorithm != "sha256"
+        && algorithm.starts_with(|c: char| c.is_ascii_lowercase())
+        && algorithm.bytes().all(is_algorithm)
+        // The image specification asks for 32 characters at least in its own algorithms.
+        && encoded.len() >= 32
+        && encoded.bytes().all(is_encoded)
+}
 
 impl FromStr for Digest {
     type Err = ParseDigestError;
     fn from_str(text: &str) -> Result<Self, ParseDigestError> {
         let digits = text.strip_prefix("sha256:").filter(|digits| !digits.bytes().any(|b| b.is_ascii_uppercase()));
         let bytes = digits.and_then(|digits| parse_hex(digits).ok());
-        bytes.map(Self).ok_or_else(|| ParseDigestError(shorten(text)))
+        let why = if is_other_digest(text) {
+            "only SHA-256 is supported; copy the image with `sha256` digests"
+        } else {
+            "write `sha256:` and 64 lower-case hexadecimal digits (SHA-256)"
+        };
+        bytes.map(Self).ok_or_else(|| ParseDigestError { text: shorten(text), why })
     }
 }
 
@@ -102,6 +137,27 @@ pub fn is_repository_prefix(text: &str) -> bool {
 /// Bounds what an error repeats of a text from outside.
 fn shorten(text: &str) -> String {
     text.chars().take(80).collect()
+}
+
+/// Docker's own registry, by the name that references have.
+const DOCKER_HUB: &str = "docker.io";
+
+/// A registry and one of its repositories, written out in full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FullRepository {
+    /// The registry, with Docker's own by one name.
+    pub host: String,
+    /// The repository, with `library/` for Docker's own images.
+    pub path: String,
+}
+
+impl FullRepository {
+    /// Writes a registry and a repository out in full: `index.docker.io` and `nginx` are `docker.io/library/nginx`.
+    pub fn new(host: &str, path: &str) -> Self {
+        let host = if host == "index.docker.io" { DOCKER_HUB } else { host };
+        let is_short = host == DOCKER_HUB && !path.contains('/');
+        Self { host: host.to_string(), path: if is_short { format!("library/{path}") } else { path.to_string() } }
+    }
 }
 
 /// The name of an image: `host[:port]/path[:tag][@digest]`. The parser expands Docker's short forms.
@@ -146,13 +202,13 @@ impl FromStr for Reference {
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(bad("a tag is letters, digits, `.`, `_`, `-`, at most 128, not begun by `.` or `-`"));
         }
-        let (host, path) = match name.split_once('/') {
-            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (first, path.to_string()),
-            Some(_) => ("docker.io", name.to_string()),
-            None => ("docker.io", format!("library/{name}")),
+        let FullRepository { host, path } = match name.split_once('/') {
+            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
+                FullRepository::new(first, path)
+            }
+            _ => FullRepository::new(DOCKER_HUB, name),
         };
-        let host = if host == "index.docker.io" { "docker.io" } else { host };
-        if !is_host(host) {
+        if !is_host(&host) {
             return Err(bad("the registry is not a host name with an optional port"));
         }
         if !is_repository(&path) {
@@ -162,7 +218,15 @@ impl FromStr for Reference {
             (None, None) => Some("latest".to_string()),
             (tag, _) => tag.map(str::to_string),
         };
-        Ok(Self { host: host.to_string(), path, tag, digest })
+        Ok(Self { host, path, tag, digest })
+    }
+}
+
+impl Reference {
+    /// Returns whether another reference has the name of this one, whatever digest it has. A digest stands for a tag.
+    pub fn has_name_of(&self, other: &Self) -> bool {
+        let same_tag = self.tag == other.tag || (self.tag.is_none() && self.digest.is_some());
+        (&self.host, &self.path) == (&other.host, &other.path) && same_tag
     }
 }
 
@@ -256,6 +320,10 @@ impl ImageIndex {
             Err(error) => return bad("image.reference", error.to_string()),
             Ok(name) if name.to_string() != self.reference => {
                 return bad("image.reference", "not the full form".into());
+            }
+            // A pinned name must never lead to other bytes.
+            Ok(name) if name.digest.is_some_and(|digest| digest != self.root) => {
+                return bad("image.reference", "its digest is not that of the image".into());
             }
             Ok(_) => {}
         }

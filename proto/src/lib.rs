@@ -9,7 +9,8 @@
 //! - identifiers in [`ids`], places of hosts and selectors in [`locality`], the hosts of a region in [`membership`];
 //! - piece, stripe and lane arithmetic in [`geometry`], the shards that hosts keep after a demotion in
 //!   [`rack_placement`];
-//! - the description of a content in [`manifest`], of an image in [`mod@image`];
+//! - the description of a content in [`manifest`], of an image in [`mod@image`]; an image's own documents in
+//!   [`image_documents`], read with [`go_json`]; the choice among an image's platforms in [`platform`];
 //! - what a publisher signs in [`announcement`], versions of feeds in [`feed`], the versions that a rollout wants in
 //!   [`desired`];
 //! - keys, credentials and signatures in [`trust`];
@@ -28,9 +29,11 @@ pub mod feed;
 pub mod frame;
 pub mod geometry;
 pub mod hex;
+pub mod go_json;
 pub mod host_list;
 pub mod ids;
 pub mod image;
+pub mod image_documents;
 pub mod limits;
 pub mod locality;
 pub mod manifest;
@@ -38,6 +41,7 @@ pub mod membership;
 pub mod message;
 mod names;
 pub mod plain_text;
+pub mod platform;
 pub mod rack_placement;
 pub mod receipt;
 pub mod report;

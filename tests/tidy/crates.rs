@@ -19,7 +19,7 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("service", &["api", "proto", "kv"]),
     ("sim", &["proto", "swarm"]),
     ("tracker", &["api", "proto", "swarm", "net", "service", "kv"]),
-    ("containerd", &[]),
+    ("containerd", &["proto"]),
     ("peer", &["api", "proto", "swarm", "net", "store", "service", "containerd"]),
     ("seeder", &["api", "peer", "proto", "swarm", "net", "store", "service"]),
     ("hub", &["api", "proto", "net", "service", "kv"]),

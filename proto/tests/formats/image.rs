@@ -2,7 +2,10 @@
 
 use crate::samples;
 use shoal_proto::codec::Document;
-use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_INDEX, Reference, is_index, is_manifest, is_media_type};
+use shoal_proto::image::{
+    Digest, ImageBlob, ImageIndex, OCI_INDEX, Reference, is_index, is_layer, is_manifest, is_media_type,
+    is_nondistributable, is_other_digest,
+};
 use shoal_proto::limits;
 use shoal_proto::manifest::{Entry, EntryKind, Manifest, Root};
 
@@ -18,6 +21,13 @@ fn names_are_written_out_in_full() {
         ("nginx:1.27", "docker.io/library/nginx:1.27"),
         ("bitnami/redis", "docker.io/bitnami/redis:latest"),
         ("index.docker.io/library/nginx", "docker.io/library/nginx:latest"),
+        ("docker.io/nginx", "docker.io/library/nginx:latest"),
+        ("index.docker.io/nginx:1", "docker.io/library/nginx:1"),
+        ("docker.io/bitnami/redis", "docker.io/bitnami/redis:latest"),
+        // containerd reads this as a registry of its own.
+        ("registry-1.docker.io/nginx", "registry-1.docker.io/nginx:latest"),
+        ("localhost:5000/a", "localhost:5000/a:latest"),
+        (&format!("nginx@{digest}"), &format!("docker.io/library/nginx@{digest}")),
         ("localhost/a", "localhost/a:latest"),
         ("registry.example:5000/lab/app:v1", "registry.example:5000/lab/app:v1"),
         ("10.0.0.1:5000/a__b/c-d.e", "10.0.0.1:5000/a__b/c-d.e:latest"),
@@ -31,6 +41,19 @@ fn names_are_written_out_in_full() {
     }
     let parsed: Reference = "registry.example:5000/lab/app:v1".parse().unwrap();
     assert_eq!((&*parsed.host, &*parsed.path, parsed.tag.as_deref()), ("registry.example:5000", "lab/app", Some("v1")));
+}
+
+#[test]
+fn a_digest_pins_a_name_and_is_no_part_of_it() {
+    let digest = format!("sha256:{}", "0f".repeat(32));
+    let read = |text: &str| text.parse::<Reference>().unwrap();
+    let tagged = read("r.example/a:v1");
+    assert!(read(&format!("r.example/a:v1@{digest}")).has_name_of(&tagged));
+    assert!(read(&format!("r.example/a@{digest}")).has_name_of(&tagged), "a digest alone fits any tag");
+    assert!(tagged.has_name_of(&read("r.example/a:v1")));
+    for other in ["r.example/a:v2", "r.example/b:v1", "q.example/a:v1"] {
+        assert!(!tagged.has_name_of(&read(other)), "{other}");
+    }
 }
 
 #[test]
@@ -88,6 +111,12 @@ fn digests_are_exact() {
         assert!(bad.parse::<Digest>().is_err(), "{bad}");
     }
     assert!(text.replace('a', "A").parse::<Digest>().is_err());
+    let other = format!("sha512:{}", "ab".repeat(64));
+    let error = other.parse::<Digest>().unwrap_err().to_string();
+    assert!(is_other_digest(&other) && error.contains("only SHA-256 is supported"), "{error}");
+    for none in [text.as_str(), "sha512:00", "../x", "", "SHA512:00", &other.replace("ab", "/.")] {
+        assert!(!is_other_digest(none), "{none}");
+    }
     assert!(format!("sha256:../../{}", "a".repeat(58)).parse::<Digest>().is_err());
 }
 
@@ -100,6 +129,16 @@ fn media_types_fit_in_a_header() {
     {
         assert!(!is_media_type(bad), "{bad:?}");
     }
+    for layer in [
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    ] {
+        let is_free = !layer.contains("nondistributable") && !layer.contains("foreign");
+        assert_eq!((is_layer(layer), is_nondistributable(layer)), (true, !is_free), "{layer}");
+    }
+    assert!(!is_layer("application/vnd.dev.cosign.simplesigning.v1+json"));
     assert!(is_index(OCI_INDEX) && is_manifest(OCI_INDEX) && !is_manifest("application/octet-stream"));
 }
 
@@ -107,11 +146,14 @@ fn media_types_fit_in_a_header() {
 fn images_that_are_none() {
     type Spoil = fn(&mut Manifest);
     let entry = Entry { path: b"a".to_vec(), mode: 0o644, kind: EntryKind::File { size: 0 } };
-    let table: [(&str, Spoil); 16] = [
+    let table: [(&str, Spoil); 17] = [
         ("no image", |m| m.image = None),
         ("an image that is a directory", |m| m.root = Root::Directory { mode: 0o755 }),
         ("a name in short", |m| image(m).reference = "nginx".into()),
         ("no name", |m| image(m).reference = "../x".into()),
+        ("a pinned name of other bytes", |m| {
+            image(m).reference = format!("r.example/a:v1@{}", Digest([9; 32]));
+        }),
         ("a root that is not here", |m| image(m).root = Digest([9; 32])),
         ("a root that is a layer", |m| image(m).root = Digest([0x53; 32])),
         ("a digest twice", |m| image(m).blobs[2].digest = Digest([0x52; 32])),
@@ -137,6 +179,9 @@ fn images_that_are_none() {
         spoil(&mut manifest);
         assert!(Manifest::from_bytes(&manifest.to_bytes()).is_err(), "{what}");
     }
+    let mut pinned = samples::image_manifest();
+    image(&mut pinned).reference = format!("r.example/a:v1@{}", Digest([0x51; 32]));
+    assert_eq!(Manifest::from_bytes(&pinned.to_bytes()).unwrap(), pinned);
     let with_entry = Manifest { entries: vec![entry], ..samples::image_manifest() };
     assert!(Manifest::from_bytes(&with_entry.to_bytes()).is_err());
     let stray = Manifest { image: samples::image_manifest().image, ..samples::manifest() };
