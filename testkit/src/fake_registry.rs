@@ -6,13 +6,27 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+/// The first byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// A request that the registry received.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// The method, for example `GET`.
+    pub method: String,
     /// Path and query.
     pub path: String,
     /// Headers by lower-case name.
     pub headers: BTreeMap<String, String>,
+    /// The body, for example the form in a request for a token.
+    pub body: String,
+}
+
+impl Received {
+    /// A header, or an empty text.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
 }
 
 /// An answer of the registry.
@@ -70,7 +84,14 @@ pub struct FakeRegistry {
 impl FakeRegistry {
     /// Starts a registry. `handler` receives each request and its number, from 1, among those to the same path.
     pub fn start(handler: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), handler)
+    }
+
+    /// The same on a port that the test opened before, so that the handler can know its address.
+    pub fn start_on(
+        listener: TcpListener,
+        handler: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let addr = listener.local_addr().unwrap().to_string();
         let received: Arc<Mutex<Vec<Received>>> = Arc::default();
         let (handler, log): (Arc<Handler>, _) = (Arc::new(Box::new(handler)), received.clone());
@@ -91,9 +112,15 @@ impl FakeRegistry {
 
 fn answer(stream: TcpStream, handler: &Handler, log: &Mutex<Vec<Received>>) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
+    if reader.fill_buf().ok()?.first() == Some(&TLS_HANDSHAKE) {
+        // Servers without TLS take it for a request that they cannot read.
+        (&stream).write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").ok()?;
+        return None;
+    }
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
-    let path = line.split(' ').nth(1)?.to_string();
+    let mut words = line.split(' ');
+    let (method, path) = (words.next()?.to_string(), words.next()?.to_string());
     let mut headers = BTreeMap::new();
     loop {
         let mut line = String::new();
@@ -101,16 +128,21 @@ fn answer(stream: TcpStream, handler: &Handler, log: &Mutex<Vec<Received>>) -> O
         let Some((name, value)) = line.trim_end().split_once(": ") else { break };
         headers.insert(name.to_lowercase(), value.to_string());
     }
-    let received = Received { path, headers };
+    let mut body = vec![0; headers.get("content-length").and_then(|len| len.parse().ok()).unwrap_or(0)];
+    reader.read_exact(&mut body).ok()?;
+    let received = Received { method, path, headers, body: String::from_utf8_lossy(&body).into_owned() };
     let number = {
         let mut log = log.lock().unwrap();
         log.push(received.clone());
         log.iter().filter(|other| other.path == received.path).count()
     };
-    let reply = handler(&received, number);
+    let mut reply = handler(&received, number);
     let mut stream = stream;
     let mut head =
         format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\nconnection: close\r\n", reply.status, reply.body.len());
+    if received.method == "HEAD" {
+        reply.body.clear();
+    }
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }

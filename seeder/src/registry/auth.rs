@@ -1,30 +1,11 @@
-//! Authentication at a registry: credentials from a docker-style `config.json`, challenges and tokens.
+//! Authentication at a registry: credentials, challenges and tokens.
 //!
 //! Invariant: no error and no debug output contains a credential.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use shoal_proto::go_json::GoValue;
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
-
-/// Largest `config.json`, bytes.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
-
-/// Why a `config.json` cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DockerConfigError {
-    #[error("cannot read {}", .path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{} has {size} bytes, the limit is {CONFIG_BYTES_MAX}", .path.display())]
-    TooLarge { path: PathBuf, size: u64 },
-    /// Without the JSON error's text, which may repeat a password.
-    #[error("{} is not a docker config.json (line {line})", .path.display())]
-    Json { path: PathBuf, line: usize },
-    #[error("{}: `{key}` has no usable `auth`; credential helpers are not supported", .path.display())]
-    NoAuth { path: PathBuf, key: String },
-}
 
 /// Credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,60 +19,6 @@ pub enum Credentials {
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Credentials")
-    }
-}
-
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, AuthEntry>,
-}
-
-#[derive(Default, Deserialize)]
-struct AuthEntry {
-    #[serde(default)]
-    auth: String,
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    identitytoken: String,
-}
-
-/// Returns the registry of a key of `auths`: without scheme and path, and Docker's own registry by one name.
-fn host_of(key: &str) -> &str {
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    match key.split('/').next().unwrap_or(key) {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        host => host,
-    }
-}
-
-/// Returns the credentials that a `config.json` has for a registry.
-///
-/// # Errors
-/// Returns an error if the file cannot be read, or its entry for the registry cannot be used.
-pub fn from_docker_config(path: &Path, host: &str) -> Result<Option<Credentials>, DockerConfigError> {
-    let read = |source| DockerConfigError::Read { path: path.to_path_buf(), source };
-    let size = std::fs::metadata(path).map_err(read)?.len();
-    if size > CONFIG_BYTES_MAX {
-        return Err(DockerConfigError::TooLarge { path: path.to_path_buf(), size });
-    }
-    let text = std::fs::read(path).map_err(read)?;
-    let json = |error: serde_json::Error| DockerConfigError::Json { path: path.to_path_buf(), line: error.line() };
-    let config: DockerConfig = serde_json::from_slice(&text).map_err(json)?;
-    let Some((key, row)) = config.auths.into_iter().find(|(key, _)| host_of(key) == host) else { return Ok(None) };
-    if !row.identitytoken.is_empty() {
-        return Ok(Some(Credentials::Refresh(row.identitytoken)));
-    }
-    if !row.username.is_empty() {
-        return Ok(Some(Credentials::Password(row.username, row.password)));
-    }
-    let decoded = STANDARD.decode(row.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    match decoded.as_deref().and_then(|pair| pair.split_once(':')) {
-        Some((user, password)) if !user.is_empty() => Ok(Some(Credentials::Password(user.into(), password.into()))),
-        _ => Err(DockerConfigError::NoAuth { path: path.to_path_buf(), key }),
     }
 }
 
@@ -110,71 +37,83 @@ pub enum Challenge {
 /// Returns the challenge of `WWW-Authenticate` headers. A token is preferred to a password.
 pub fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let mut best = None;
-    for header in headers {
-        let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
-        if scheme.eq_ignore_ascii_case("bearer") {
-            let mut params = params(rest);
-            if let Some(realm) = params.remove("realm") {
-                return Some(Challenge::Bearer {
-                    realm,
-                    service: params.remove("service"),
-                    scope: params.remove("scope"),
-                });
+    for Offer { scheme, mut params } in headers.flat_map(offers) {
+        match (scheme.as_str(), params.remove("realm")) {
+            ("bearer", Some(realm)) => {
+                let (service, scope) = (params.remove("service"), params.remove("scope"));
+                return Some(Challenge::Bearer { realm, service, scope });
             }
-        } else if scheme.eq_ignore_ascii_case("basic") {
-            best = Some(Challenge::Basic);
+            ("basic", _) => best = Some(Challenge::Basic),
+            _ => {}
         }
     }
     best
 }
 
-/// Parses `key="value"` pairs that commas join. A backslash escapes a character in quotes.
-fn params(text: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let mut rest = text;
-    while let Some((key, after)) = rest.split_once('=') {
-        let key = key.trim_matches([' ', ',', '\t']).to_ascii_lowercase();
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => {
-                let mut value = String::new();
-                let mut chars = quoted.char_indices();
-                let mut end = quoted.len();
-                while let Some((at, c)) = chars.next() {
-                    match c {
-                        '"' => {
-                            end = at + 1;
-                            break;
-                        }
-                        '\\' => value.extend(chars.next().map(|(_, c)| c)),
-                        c => value.push(c),
-                    }
+/// One way to authenticate that a registry offers.
+struct Offer {
+    /// In lower case.
+    scheme: String,
+    params: BTreeMap<String, String>,
+}
+
+/// Splits a header into its offers. Commas separate both offers and parameters (RFC 9110, section 11.6.1).
+fn offers(header: &str) -> Vec<Offer> {
+    let mut offers: Vec<Offer> = Vec::new();
+    let mut rest = header;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let Some(first) = rest.chars().next() else { return offers };
+        let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let after = after.trim_start_matches([' ', '\t']);
+        match after.strip_prefix('=').filter(|_| !word.is_empty()) {
+            Some(value) => {
+                let ParamValue { text, rest: next } = param_value(value);
+                if let Some(offer) = offers.last_mut() {
+                    offer.params.insert(word.to_ascii_lowercase(), text);
                 }
-                (value, &quoted[end..])
+                rest = next;
             }
+            None if word.is_empty() => rest = &rest[first.len_utf8()..],
             None => {
-                let end = after.find(',').unwrap_or(after.len());
-                (after[..end].trim().to_string(), &after[end..])
+                offers.push(Offer { scheme: word.to_ascii_lowercase(), params: BTreeMap::new() });
+                rest = after;
             }
-        };
-        found.insert(key, value);
-        rest = next;
+        }
     }
-    found
 }
 
-/// A token server's answer. Servers use either name.
-#[derive(Deserialize)]
-pub struct TokenAnswer {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
+/// The value of a parameter, and what follows it.
+struct ParamValue<'a> {
+    text: String,
+    rest: &'a str,
 }
 
-impl TokenAnswer {
-    pub fn token(self) -> Option<String> {
-        [self.token, self.access_token].into_iter().find(|token| !token.is_empty())
+/// Reads a value in quotes, in which a backslash escapes a character, or a value up to the next comma.
+fn param_value(text: &str) -> ParamValue<'_> {
+    let text = text.trim_start_matches([' ', '\t']);
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (value, rest) = text.split_at(text.find(',').unwrap_or(text.len()));
+        return ParamValue { text: value.trim().to_string(), rest };
+    };
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return ParamValue { text: value, rest: &quoted[at + 1..] },
+            '\\' => value.extend(chars.next().map(|(_, c)| c)),
+            c => value.push(c),
+        }
     }
+    ParamValue { text: value, rest: "" }
+}
+
+/// Returns the token in a token server's answer. Servers use either name.
+pub fn token(answer: &[u8]) -> Option<String> {
+    let answer: GoValue = serde_json::from_slice(answer).ok()?;
+    let named = |name| answer.text(name).ok().filter(|token| !token.is_empty());
+    named("token").or_else(|| named("access_token")).map(str::to_string)
 }
 
 /// Percent-encodes a value for a query or a form.
@@ -186,6 +125,7 @@ pub fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn challenges_are_read() {
@@ -216,21 +156,40 @@ mod tests {
     }
 
     #[test]
-    fn docker_configs_are_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config.json");
-        let text = r#"{"auths":{"r.example:5000":{"auth":"dTpwOnE="},"https://index.docker.io/v1/":{"username":"a",
-            "password":"b"},"t.example":{"identitytoken":"x"},"helper.example":{}},"credsStore":"desktop"}"#;
-        std::fs::write(&path, text).unwrap();
-        let of = |host| from_docker_config(&path, host);
-        assert!(of("r.example:5000").unwrap() == Some(Credentials::Password("u".into(), "p:q".into())));
-        assert!(of("docker.io").unwrap() == Some(Credentials::Password("a".into(), "b".into())));
-        assert!(of("t.example").unwrap() == Some(Credentials::Refresh("x".into())));
-        assert!(of("r.example").unwrap().is_none());
-        assert!(of("helper.example").unwrap_err().to_string().contains("helper.example"));
-        std::fs::write(&path, "{\"auths\": \"secret\"}").unwrap();
-        let error = crate::errors::with_sources(&of("r.example").unwrap_err());
-        assert!(error.contains("not a docker config.json") && !error.contains("secret"), "{error}");
+    fn several_offers_in_one_header_are_told_apart() {
+        let bearer = |header: &str| match challenge([header].into_iter()) {
+            Some(Challenge::Bearer { realm, service, scope }) => (realm, service.unwrap_or_default(), scope),
+            other => panic!("{header}: {other:?}"),
+        };
+        let expected = ("https://a/t".to_string(), "s".to_string(), None);
+        for header in [
+            r#"Basic realm="x", Bearer realm="https://a/t",service="s""#,
+            r#"Bearer realm="https://a/t", service="s", Basic realm="x""#,
+            r#"Negotiate abc==, Bearer realm = "https://a/t" , service = s"#,
+            r#", ,Basic,Bearer realm="https://a/t",service="s",error="x, Basic y""#,
+        ] {
+            assert_eq!(bearer(header), expected, "{header}");
+        }
+        assert_eq!(challenge(["Negotiate, Basic realm=\"x\""].into_iter()), Some(Challenge::Basic));
+        for odd in ["=", "==,=", "\"", "\"\"=", "Bearer =x", "é=é, é", "realm=\"x\""] {
+            assert_eq!(challenge([odd].into_iter()), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn tokens_have_two_names() {
+        assert_eq!(token(br#"{"token":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(token(br#"{"token":null,"access_token":"b","expires_in":"300"}"#).as_deref(), Some("b"));
+        for none in [&b"{}"[..], br#"{"token":""}"#, br#"{"token":7}"#, b"[]", b"x"] {
+            assert_eq!(token(none), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_the_reader_panic(header in ".{0,80}") {
+            let _ = challenge([header.as_str()].into_iter());
+        }
     }
 
     #[test]

@@ -2,18 +2,20 @@
 //!
 //! Invariant: only a failure that may pass is repeated, and repeating ends after the configured patience.
 
-use super::auth::DockerConfigError;
+use super::docker_config::DockerConfigError;
 use shoal_proto::image::Digest;
 use shoal_service::http_client::transport::{HttpError, TlsSettingsError};
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// The wait after the first failure. It doubles with each further failure.
 const WAIT_FIRST: Duration = Duration::from_millis(250);
 /// The longest wait.
 const WAIT_MAX: Duration = Duration::from_secs(15);
+/// The longest wait that a registry may ask for. No pull has more patience.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 
 /// Why a registry does not serve what is needed.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +80,17 @@ impl RegistryError {
     }
 }
 
+/// Returns how long a `Retry-After` header asks to wait: seconds, or a date (RFC 9110, section 10.2.3).
+pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let asked = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        // A date that has passed asks for no wait.
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(asked.min(RETRY_AFTER_MAX))
+}
+
 /// Waits between attempts until the patience has ended.
 pub struct Patience {
     until: Instant,
@@ -103,5 +116,51 @@ impl Patience {
         tokio::time::sleep_until(next).await;
         self.wait *= 2;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_given_in_seconds_or_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let asked = |value: &str| retry_after(value, now).map(|wait| wait.as_secs());
+        for (value, seconds) in [
+            ("0", 0),
+            (" 120 ", 120),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", 30),
+            ("Sunday, 06-Nov-94 08:49:47 GMT", 10),
+            ("Sun Nov  6 08:49:42 1994", 5),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", 0),
+            ("Sun, 06 Nov 2095 08:49:37 GMT", 86_400),
+            ("18446744073709551615", 86_400),
+        ] {
+            assert_eq!(asked(value), Some(seconds), "{value}");
+        }
+        for none in ["", "soon", "-1", "1.5", "Sun, 99 Nov 1994 08:49:37 GMT", "99999999999999999999"] {
+            assert_eq!(asked(none), None, "{none}");
+        }
+    }
+
+    fn refused(retry_after: Option<Duration>) -> RegistryError {
+        RegistryError::Refused {
+            registry: "r.example".into(),
+            status: 429,
+            what: "a".into(),
+            why: "busy".into(),
+            retry_after,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_beyond_the_patience_ends_the_request() {
+        let mut patience = Patience::new(Duration::from_secs(60));
+        let began = Instant::now();
+        assert!(patience.after(refused(Some(Duration::from_secs(30)))).await.is_ok());
+        assert_eq!(began.elapsed().as_secs(), 30);
+        assert!(patience.after(refused(Some(RETRY_AFTER_MAX))).await.is_err());
+        assert!(Patience::new(Duration::ZERO).after(refused(None)).await.is_err(), "no patience asks once");
     }
 }

@@ -118,7 +118,7 @@ impl Repository {
             }
             let mut bytes = [0; 32];
             bytes.copy_from_slice(found.as_ref());
-            let (registry, found) = (self.registry.clone(), Digest(bytes));
+            let (registry, found) = (self.exchange.registry().to_string(), Digest(bytes));
             return Err(RegistryError::WrongDigest { registry, expected: blob.digest, found });
         }
         fs::rename(part, whole).map_err(disk)
@@ -147,7 +147,7 @@ impl Repository {
                 BlockEnd::Failed(error) => return Err(error),
                 BlockEnd::Last if partial.len < blob.size => {
                     return Err(RegistryError::Truncated {
-                        registry: self.registry.clone(),
+                        registry: self.exchange.registry().to_string(),
                         digest: blob.digest,
                         received: partial.len,
                         expected: blob.size,

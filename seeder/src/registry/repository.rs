@@ -1,32 +1,25 @@
-//! One repository of one registry: documents by tag or digest, and blobs.
+//! One repository of one registry: documents by tag or digest, blobs, and lists of referrers.
 //!
-//! Invariant: credentials are sent to the registry and to its token server only, never along a redirect.
+//! Invariant: a document that a reference names by digest has that digest.
 
-use super::auth::{self, Challenge, Credentials, TokenAnswer};
 use super::error::{Patience, RegistryError};
-use crate::config::{RegistrySettings, SeederConfig};
-use crate::oci_documents::{DOCUMENT_BYTES_MAX, Descriptor, digest_of};
+use super::exchange::Exchange;
+use crate::config::SeederConfig;
+use crate::oci_documents::{DOCUMENT_BYTES_MAX, digest_of};
 use bytes::Bytes;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
-use hyper::header::{InvalidHeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use hyper::{Method, StatusCode};
-use serde::Deserialize;
-use shoal_proto::image::{DOCKER_INDEX, DOCKER_MANIFEST, Digest, OCI_INDEX, OCI_MANIFEST, Reference};
-use shoal_service::http_client::transport::{HttpRequest, HttpResponse, HttpUrl, Transport};
-use std::collections::BTreeMap;
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue, LINK, RANGE};
+use shoal_proto::go_json::GoValue;
+use shoal_proto::image::{DOCKER_INDEX, DOCKER_MANIFEST, Digest, OCI_INDEX, OCI_MANIFEST, Reference, is_index};
+use shoal_proto::image_documents::{Descriptor, IndexDocument};
+use shoal_service::http_client::transport::HttpResponse;
 use std::time::Duration;
-use tokio::sync::Mutex;
 
-/// Redirects that one request follows.
-const REDIRECTS_MAX: usize = 5;
-/// Bytes that are read of a refusal.
-const REFUSAL_BYTES_MAX: u64 = 16 * 1024;
-/// Errors of a refusal that are shown.
-const REFUSALS_SHOWN_MAX: usize = 3;
-/// Characters of a refusal that are shown.
-const REFUSAL_SHOWN_CHARS: usize = 200;
-/// Longest answer of a token server, bytes.
-const TOKEN_BYTES_MAX: u64 = 256 * 1024;
+/// Pages of a list of referrers that are read.
+const REFERRER_PAGES_MAX: usize = 16;
+/// Referrers of one manifest that are read.
+const REFERRERS_MAX: usize = 256;
+/// How long requests for referrers are repeated. An image is pulled without them.
+const REFERRERS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A manifest or index.
 pub(crate) struct Document {
@@ -42,49 +35,27 @@ pub(crate) struct Root {
 
 /// One repository of one registry.
 pub(crate) struct Repository {
-    /// The registry as references name it.
-    pub(super) registry: String,
-    path: String,
-    /// The registry's address, or that of its mirror.
-    base: HttpUrl,
-    transport: Transport,
-    credentials: Option<Credentials>,
+    pub exchange: Exchange,
     /// How long a failing request is repeated.
-    pub(super) patience: Duration,
-    /// The `Authorization` header that the registry accepted last.
-    accepted: Mutex<Option<HeaderValue>>,
+    pub patience: Duration,
 }
 
 impl Repository {
     /// Returns the repository of a reference. Reads the credentials each time, because an operator may change them.
     ///
     /// # Errors
-    /// Returns an error if the settings for the registry cannot be used.
-    pub(crate) fn open(config: &SeederConfig, reference: &Reference) -> Result<Self, RegistryError> {
-        let registry = reference.host.clone();
-        let none = RegistrySettings::default();
-        let settings = config.registries.get(&registry).unwrap_or(&none);
-        let scheme = if settings.plain_http { "http" } else { "https" };
-        let host = if registry == "docker.io" { "registry-1.docker.io" } else { &registry };
-        let url = settings.url.clone().unwrap_or_else(|| format!("{scheme}://{host}"));
-        let base = HttpUrl::parse(&url).ok_or_else(|| RegistryError::Url { registry: registry.clone(), url })?;
-        let credentials = match &config.docker_config {
-            Some(path) => auth::from_docker_config(path, &registry)
-                .map_err(|source| RegistryError::Credentials { registry: registry.clone(), source })?,
-            None => None,
-        };
-        let transport = Transport::with_tls(settings.ca.as_deref())
-            .map_err(|source| RegistryError::TlsSettings { registry: registry.clone(), source })?;
-        let (path, patience) = (reference.path.clone(), config.pull_patience.0);
-        Ok(Self { registry, path, patience, base, transport, credentials, accepted: Mutex::default() })
+    /// Returns an error if the settings for the registry cannot be used, or a credential helper fails.
+    pub(crate) async fn open(config: &SeederConfig, reference: &Reference) -> Result<Self, RegistryError> {
+        Ok(Self { exchange: Exchange::open(config, reference).await?, patience: config.pull_patience.0 })
+    }
+
+    /// Repeats failing requests for this long instead.
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     pub fn malformed(&self, why: impl Into<String>) -> RegistryError {
-        RegistryError::Malformed { registry: self.registry.clone(), why: why.into() }
-    }
-
-    fn header(&self, value: Result<HeaderValue, InvalidHeaderValue>) -> Result<HeaderValue, RegistryError> {
-        value.map_err(|error| self.malformed(format!("it asks for an invalid header: {error}")))
+        self.exchange.malformed(why)
     }
 
     /// Returns the manifest or index that a reference names.
@@ -102,11 +73,10 @@ impl Repository {
         if let Some(expected) = reference.digest
             && expected != digest
         {
-            return Err(RegistryError::WrongDigest { registry: self.registry.clone(), expected, found: digest });
+            let registry = self.exchange.registry().to_string();
+            return Err(RegistryError::WrongDigest { registry, expected, found: digest });
         }
-        let size = bytes.len() as u64;
-        let descriptor = Descriptor { media_type, digest, size, platform: None, annotations: BTreeMap::new() };
-        Ok(Root { descriptor, bytes })
+        Ok(Root { descriptor: Descriptor::new(&media_type, digest, bytes.len() as u64), bytes })
     }
 
     /// Returns a manifest or index by tag or digest. The caller that asks by digest checks the digest.
@@ -114,12 +84,16 @@ impl Repository {
     /// # Errors
     /// Returns an error if the registry does not serve it.
     pub(crate) async fn document(&self, name: &str) -> Result<Document, RegistryError> {
+        self.document_within(name, self.patience).await
+    }
+
+    async fn document_within(&self, name: &str, patience: Duration) -> Result<Document, RegistryError> {
         let mut headers = HeaderMap::new();
         let types = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST].join(", ");
-        headers.insert(ACCEPT, self.header(HeaderValue::try_from(types))?);
-        let what = format!("{}:{name}", self.path);
-        let path = format!("/v2/{}/manifests/{name}", self.path);
-        let mut patience = Patience::new(self.patience);
+        headers.insert(ACCEPT, self.exchange.header(types)?);
+        let what = format!("{}:{name}", self.exchange.path());
+        let path = format!("/v2/{}/manifests/{name}", self.exchange.path());
+        let mut patience = Patience::new(patience);
         loop {
             match self.try_document(&what, &path, &headers).await {
                 Ok(found) => return Ok(found),
@@ -129,204 +103,143 @@ impl Repository {
     }
 
     async fn try_document(&self, what: &str, path: &str, headers: &HeaderMap) -> Result<Document, RegistryError> {
-        let mut answer = self.get(what, path, headers).await?;
+        let answer = self.exchange.get(what, path, headers).await?;
+        let header =
+            answer.header("content-type").map(|kind| kind.split(';').next().unwrap_or(kind).trim().to_string());
+        let bytes = self.whole_document(what, answer).await?;
+        let document: GoValue = serde_json::from_slice(&bytes)
+            .map_err(|error| self.malformed(format!("the manifest of {what} cannot be read: {error}")))?;
+        let media_type = match document.text("mediaType") {
+            Ok("") | Err(_) => header.unwrap_or_default(),
+            Ok(own) => own.to_string(),
+        };
+        Ok(Document { media_type, bytes })
+    }
+
+    /// Returns the bytes of a document within the limit.
+    async fn whole_document(&self, what: &str, mut answer: HttpResponse) -> Result<Bytes, RegistryError> {
         let too_large = || self.malformed(format!("the manifest of {what} exceeds {DOCUMENT_BYTES_MAX} bytes"));
         let announced = answer.header("content-length").and_then(|len| len.parse::<u64>().ok());
         if announced.is_some_and(|len| len > DOCUMENT_BYTES_MAX) {
             return Err(too_large());
         }
-        let bytes = answer.whole(DOCUMENT_BYTES_MAX).await?.ok_or_else(too_large)?;
-        #[derive(Deserialize)]
-        struct Head {
-            #[serde(rename = "mediaType")]
-            media_type: Option<String>,
-        }
-        let head: Head = serde_json::from_slice(&bytes)
-            .map_err(|error| self.malformed(format!("the manifest of {what} cannot be read: {error}")))?;
-        let header =
-            answer.header("content-type").map(|kind| kind.split(';').next().unwrap_or(kind).trim().to_string());
-        let media_type = head.media_type.or(header).unwrap_or_default();
-        Ok(Document { media_type, bytes })
+        answer.whole(DOCUMENT_BYTES_MAX).await?.ok_or_else(too_large)
     }
 
     /// Asks for a blob from the byte `from` on.
     pub async fn blob_from(&self, digest: &Digest, from: u64) -> Result<HttpResponse, RegistryError> {
         let mut headers = HeaderMap::new();
         if from > 0 {
-            headers.insert(RANGE, self.header(HeaderValue::try_from(format!("bytes={from}-")))?);
+            headers.insert(RANGE, self.exchange.header(format!("bytes={from}-"))?);
         }
-        self.get(&format!("blob {digest}"), &format!("/v2/{}/blobs/{digest}", self.path), &headers).await
+        let path = format!("/v2/{}/blobs/{digest}", self.exchange.path());
+        self.exchange.get(&format!("blob {digest}"), &path, &headers).await
     }
 
-    /// Sends a request once, and again with credentials if the registry asks for them. Returns an answer of success.
-    async fn get(&self, what: &str, path: &str, headers: &HeaderMap) -> Result<HttpResponse, RegistryError> {
-        let url = self.base.join(path).ok_or_else(|| self.malformed(format!("invalid path `{path}`")))?;
-        let accepted = self.accepted.lock().await.clone();
-        let answer = self.follow(&url, headers, accepted.as_ref()).await?;
-        if answer.status != StatusCode::UNAUTHORIZED {
-            return self.check_status(what, answer).await;
-        }
-        let values: Vec<String> = answer
-            .headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok().map(str::to_string))
-            .collect();
-        let challenge = auth::challenge(values.iter().map(String::as_str));
-        drop(answer);
-        let fresh = self.authorization(challenge).await?;
-        *self.accepted.lock().await = Some(fresh.clone());
-        let answer = self.follow(&url, headers, Some(&fresh)).await?;
-        self.check_status(what, answer).await
-    }
-
-    /// Sends a GET and follows redirects. Only the registry itself receives the credentials.
-    async fn follow(
-        &self,
-        url: &HttpUrl,
-        headers: &HeaderMap,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<HttpResponse, RegistryError> {
-        let mut url = url.clone();
-        for _ in 0..=REDIRECTS_MAX {
-            let mut headers = headers.clone();
-            let is_registry = (url.https, &url.authority) == (self.base.https, &self.base.authority);
-            if let Some(authorization) = authorization.filter(|_| is_registry) {
-                headers.insert(AUTHORIZATION, authorization.clone());
+    /// Returns whether the registry has a blob. Asks with GET, because storages refuse HEAD for signed addresses.
+    ///
+    /// # Errors
+    /// Returns an error if the registry neither serves the blob nor denies that it has it.
+    pub(crate) async fn has_blob(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        let mut patience = Patience::new(self.patience);
+        loop {
+            match self.blob_from(digest, 0).await {
+                Ok(_) => return Ok(true),
+                Err(RegistryError::NotFound { .. }) => return Ok(false),
+                Err(error) => patience.after(error).await?,
             }
-            let request = HttpRequest { url: &url, method: Method::GET, headers, body: Bytes::new() };
-            let answer = self.transport.send(request).await?;
-            if !answer.status.is_redirection() {
-                return Ok(answer);
-            }
-            let location = answer.headers.get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            // A redirect from https to http would send the request in the clear.
-            let next = url.join(location).filter(|next| next.https || !url.https);
-            url = next.ok_or_else(|| self.malformed(format!("it redirects to `{location}`, which is not followed")))?;
         }
-        Err(self.malformed(format!("it redirects more than {REDIRECTS_MAX} times")))
     }
 
-    /// Returns the `Authorization` header that answers a challenge.
-    async fn authorization(&self, challenge: Option<Challenge>) -> Result<HeaderValue, RegistryError> {
-        let refused = |why: &str| RegistryError::Unauthorized { registry: self.registry.clone(), why: why.to_string() };
-        let header = match challenge {
-            None => return Err(refused("it does not say how to authenticate")),
-            Some(Challenge::Basic) => match &self.credentials {
-                Some(Credentials::Password(user, password)) => auth::basic(user, password),
-                _ => {
-                    return Err(refused(
-                        "it needs a user and a password; add it under `auths` in the seeder's docker_config",
-                    ));
-                }
-            },
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.path));
-                format!("Bearer {}", self.token(&realm, service.as_deref(), &scope).await?)
+    /// Returns all manifests that refer to a manifest. Asks the registry's list, or else the tag that clients keep at
+    /// registries without such lists.
+    ///
+    /// # Errors
+    /// Returns an error if the registry does not give its whole list.
+    pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, RegistryError> {
+        let limit = self.patience.min(REFERRERS_PATIENCE);
+        let mut patience = Patience::new(limit);
+        loop {
+            match self.listed_referrers(subject).await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => break,
+                Err(error) => patience.after(error).await?,
             }
-        };
-        let mut value = self.header(HeaderValue::try_from(header))?;
-        value.set_sensitive(true);
-        Ok(value)
+        }
+        match self.document_within(&format!("sha256-{}", subject.hex()), limit).await {
+            Ok(document) if is_index(&document.media_type) => self.rows(&document.bytes),
+            // A registry may answer with anything at a tag that it does not know.
+            Ok(_) | Err(RegistryError::NotFound { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Fetches a token at the registry's token server.
-    async fn token(&self, realm: &str, service: Option<&str>, scope: &str) -> Result<String, RegistryError> {
-        let url = HttpUrl::parse(realm)
-            .ok_or_else(|| self.malformed(format!("its token server has the invalid URL `{realm}`")))?;
-        if self.base.https && !url.https && self.credentials.is_some() {
-            return Err(self.malformed(format!("its token server {realm} would receive the password in the clear")));
-        }
-        let mut query = format!("scope={}", auth::escape(scope));
-        if let Some(service) = service {
-            query.push_str(&format!("&service={}", auth::escape(service)));
-        }
+    /// Reads all pages of the registry's list. Returns `None` if the registry has no such lists.
+    async fn listed_referrers(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let what = format!("the referrers of {subject}");
+        let path = format!("/v2/{}/referrers/{subject}", self.exchange.path());
         let mut headers = HeaderMap::new();
-        let mut form = None;
-        let mut url = url;
-        // A refresh token is posted as a form (OAuth 2), anything else goes into the query of a GET.
-        match &self.credentials {
-            Some(Credentials::Refresh(token)) => {
-                form = Some(format!(
-                    "{query}&grant_type=refresh_token&client_id=shoal&refresh_token={}",
-                    auth::escape(token)
-                ));
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        headers.insert(ACCEPT, HeaderValue::from_static(OCI_INDEX));
+        let mut answer = match self.exchange.get(&what, &path, &headers).await {
+            // Registries without the list answer in any of these ways.
+            Err(RegistryError::NotFound { .. } | RegistryError::Refused { status: 400 | 405 | 406 | 501, .. }) => {
+                return Ok(None);
             }
-            other => {
-                let joint = if url.path.contains('?') { '&' } else { '?' };
-                url.path = format!("{}{joint}{query}", url.path);
-                if let Some(Credentials::Password(user, password)) = other {
-                    headers.insert(AUTHORIZATION, self.header(HeaderValue::try_from(auth::basic(user, password)))?);
-                }
+            answer => answer?,
+        };
+        let mut found = Vec::new();
+        for _ in 0..REFERRER_PAGES_MAX {
+            let next = answer.header(LINK.as_str()).and_then(next_page).map(str::to_string);
+            let bytes = self.whole_document(&what, answer).await?;
+            found.extend(self.rows(&bytes)?);
+            if found.len() > REFERRERS_MAX {
+                return Err(self.malformed(format!("it lists more than {REFERRERS_MAX} for {what}")));
+            }
+            match next {
+                None => return Ok(Some(found)),
+                Some(link) => answer = self.exchange.get_next(&what, &path, &link).await?,
             }
         }
-        let method = if form.is_some() { Method::POST } else { Method::GET };
-        let body = Bytes::from(form.unwrap_or_default());
-        let answer = self.transport.send(HttpRequest { url: &url, method, headers, body }).await?;
-        self.read_token(realm, answer).await
+        Err(self.malformed(format!("its list of {what} has more than {REFERRER_PAGES_MAX} pages")))
     }
 
-    async fn read_token(&self, realm: &str, mut answer: HttpResponse) -> Result<String, RegistryError> {
-        if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST) {
-            let why = match self.credentials {
-                Some(_) => format!("its token server {realm} refuses the credentials in docker_config; correct them"),
-                None => format!("its token server {realm} needs credentials; add the registry to docker_config"),
-            };
-            return Err(RegistryError::Unauthorized { registry: self.registry.clone(), why });
-        }
-        if !answer.status.is_success() {
-            let refusal = self.check_status("a token", answer).await.err();
-            return Err(refusal.unwrap_or_else(|| self.malformed("it sent no token")));
-        }
-        let body = answer.whole(TOKEN_BYTES_MAX).await?;
-        let token = body.and_then(|body| serde_json::from_slice::<TokenAnswer>(&body).ok()?.token());
-        token.ok_or_else(|| self.malformed(format!("its token server {realm} sent no token")))
-    }
-
-    /// Returns an answer of success. Makes any other answer an error.
-    async fn check_status(&self, what: &str, mut answer: HttpResponse) -> Result<HttpResponse, RegistryError> {
-        let status = answer.status;
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let retry_after = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let body = answer.whole(REFUSAL_BYTES_MAX).await.ok().flatten().unwrap_or_default();
-        let (registry, what, why) = (self.registry.clone(), what.to_string(), refusal_text(&body));
-        Err(match status {
-            StatusCode::UNAUTHORIZED => RegistryError::Unauthorized {
-                registry,
-                why: format!("it refuses the credentials in docker_config for {what}: {why}"),
-            },
-            StatusCode::FORBIDDEN => RegistryError::Denied { registry, what, why },
-            StatusCode::NOT_FOUND => RegistryError::NotFound { registry, what, why },
-            _ => RegistryError::Refused {
-                registry,
-                status: status.as_u16(),
-                what,
-                why,
-                retry_after: retry_after.map(Duration::from_secs),
-            },
-        })
+    /// Reads the rows of an index.
+    fn rows(&self, bytes: &[u8]) -> Result<Vec<Descriptor>, RegistryError> {
+        let index = serde_json::from_slice::<GoValue>(bytes).ok().and_then(|value| IndexDocument::read(&value).ok());
+        let index = index.ok_or_else(|| self.malformed("its list of referrers is no index"))?;
+        let rows = (0..index.len().min(REFERRERS_MAX + 1)).map(|place| index.row(place));
+        let rows: Result<Vec<Descriptor>, _> = rows.collect();
+        rows.map_err(|error| self.malformed(format!("a row of its list of referrers cannot be read: {error}")))
     }
 }
 
-/// Returns the registry's own explanation of a refusal, without control characters.
-fn refusal_text(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Refusals {
-        errors: Vec<Refusal>,
+/// Returns the next page that a `Link` header names (RFC 8288).
+fn next_page(header: &str) -> Option<&str> {
+    header.split(',').find_map(|link| {
+        let (target, params) = link.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = |param: &str| {
+            let (name, value) = param.split_once('=').unwrap_or((param, ""));
+            name.trim().eq_ignore_ascii_case("rel") && value.trim().trim_matches('"').eq_ignore_ascii_case("next")
+        };
+        params.split(';').any(is_next).then_some(target)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found() {
+        for (header, page) in [
+            ("</v2/a/referrers/x?page=2>; rel=\"next\"", Some("/v2/a/referrers/x?page=2")),
+            ("<?n=2>;rel=next", Some("?n=2")),
+            ("</first>; rel=first, </next>; title=x; REL=\"Next\"", Some("/next")),
+            ("</first>; rel=first", None),
+            ("</a", None),
+            ("", None),
+        ] {
+            assert_eq!(next_page(header), page, "{header}");
+        }
     }
-    #[derive(Deserialize)]
-    struct Refusal {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let rows = serde_json::from_slice::<Refusals>(body).map(|errors| errors.errors).unwrap_or_default();
-    let texts: Vec<String> =
-        rows.iter().take(REFUSALS_SHOWN_MAX).map(|row| format!("{} {}", row.code, row.message)).collect();
-    let text: String = texts.join("; ").chars().filter(|c| !c.is_control()).take(REFUSAL_SHOWN_CHARS).collect();
-    if text.is_empty() { "it gives no reason".into() } else { text }
 }
