@@ -54,6 +54,8 @@ pub struct ImageRequest {
     pub platform: Option<String>,
     /// The seeder pulls the image from its registry. Otherwise the image is in the files at the push's path.
     pub pull: bool,
+    /// Signatures, attestations and all else that refers to the image at its registry travel with it. Only for a pull.
+    pub with_referrers: bool,
 }
 
 /// A demotion or promotion.

@@ -3,11 +3,12 @@
 //! Invariant: a function only calls the code that reads the same bytes in a running seeder.
 
 use crate::images::archive::LocalImage;
-use crate::oci_documents::{Descriptor, Gather, Platforms, digest_of};
+use crate::oci_documents::{Gather, Platforms, digest_of};
 use crate::registry::auth::challenge;
 use crate::rollout::spec::{check, rules};
 use shoal_api::rollouts::RolloutSpec;
 use shoal_proto::image::{ImageIndex, Reference};
+use shoal_proto::image_documents::Descriptor;
 use std::io;
 use std::path::Path;
 
@@ -32,7 +33,7 @@ fn platforms(all: bool) -> Platforms {
 /// blobs that the registry has.
 pub fn gather(documents: &[Vec<u8>], all_platforms: bool) -> Option<ImageIndex> {
     let (root, others) = documents.split_first()?;
-    let root: Descriptor = serde_json::from_slice(root).ok()?;
+    let root = Descriptor::read(&serde_json::from_slice(root).ok()?).ok()?;
     let mut gather = Gather::new(root, platforms(all_platforms)).ok()?;
     while let Some(next) = gather.next() {
         let found = others.iter().find(|bytes| digest_of(bytes) == next.digest)?;

@@ -1,15 +1,18 @@
-//! An image's own documents, OCI and Docker: indexes, manifests and platforms, and which blobs they lead to.
+//! Which documents and blobs an image is made of, and which of its platforms are needed.
 //!
 //! Invariant: [`Gather`] asks for a document by digest and accepts only bytes of that digest. Number and size of the
 //! documents are bounded.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use serde::Deserialize;
-use shoal_proto::image::{Digest, ImageBlob, ImageIndex, Reference, is_index, is_manifest, is_media_type};
+use shoal_proto::go_json::GoValue;
+use shoal_proto::image::{
+    Digest, ImageBlob, ImageIndex, Reference, is_index, is_manifest, is_media_type, is_nondistributable,
+};
+use shoal_proto::image_documents::{Descriptor, DocumentFault, IndexDocument, ManifestDocument};
 use shoal_proto::limits;
+use shoal_proto::platform::{Platform, StatedPlatform};
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::str::FromStr;
 
 /// Longest manifest or index, bytes. Common registries have the same limit.
@@ -31,6 +34,8 @@ pub(crate) enum DocumentError {
     Unsupported { digest: Digest, media_type: String },
     #[error("document {digest} is not JSON of the expected form")]
     Json { digest: Digest, source: serde_json::Error },
+    #[error("document {digest} cannot be used")]
+    Fault { digest: Digest, source: DocumentFault },
     #[error("a document names {digest} with the invalid media type `{media_type}`")]
     MediaType { digest: Digest, media_type: String },
     #[error("documents name {0} with two different lengths")]
@@ -47,31 +52,12 @@ pub(crate) enum DocumentError {
     TooManyBlobs,
 }
 
-/// An operating system and a processor.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Platform {
-    /// For example `linux`.
-    os: String,
-    /// For example `amd64`.
-    architecture: String,
-    /// For example `v8`.
-    #[serde(default)]
-    variant: Option<String>,
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
-    }
-}
-
 /// Which platforms of an index are needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Platforms {
     /// Every manifest of the index.
     All,
-    /// The first manifest that matches.
+    /// What containerd takes on this platform.
     One(Platform),
 }
 
@@ -83,78 +69,38 @@ pub(crate) struct ParsePlatformsError(String);
 impl Default for Platforms {
     /// Linux on the processor of this machine.
     fn default() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Self::One(Platform { os: "linux".into(), architecture: architecture.into(), variant: None })
+        Self::One(Platform::of_this_machine())
     }
 }
 
 impl FromStr for Platforms {
     type Err = ParsePlatformsError;
     fn from_str(text: &str) -> Result<Self, ParsePlatformsError> {
-        let invalid = || ParsePlatformsError(text.to_string());
-        if text == "all" {
-            return Ok(Self::All);
-        }
-        let parts: Vec<&str> = text.split('/').collect();
-        let is_plain = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
-        if !parts.iter().all(is_plain) {
-            return Err(invalid());
-        }
-        let [os, architecture, variant @ ..] = &parts[..] else { return Err(invalid()) };
-        let variant = match variant {
-            [] => None,
-            [variant] => Some((*variant).to_string()),
-            _ => return Err(invalid()),
-        };
-        Ok(Self::One(Platform { os: (*os).into(), architecture: (*architecture).into(), variant }))
+        let invalid = |_| ParsePlatformsError(text.chars().take(TEXT_SHOWN_MAX).collect());
+        if text == "all" { Ok(Self::All) } else { text.parse().map(Self::One).map_err(invalid) }
     }
 }
 
 impl Platforms {
-    /// Returns the descriptors of these platforms. A descriptor without a platform fits any.
-    pub(crate) fn of<'a>(&self, all: &'a [Descriptor]) -> Result<Vec<&'a Descriptor>, DocumentError> {
-        let Self::One(wanted) = self else { return Ok(all.iter().collect()) };
-        let fits = |has: &Platform| {
-            has.os == wanted.os
-                && has.architecture == wanted.architecture
-                && (wanted.variant.is_none() || wanted.variant == has.variant)
-        };
-        let found = all.iter().find(|row| row.platform.as_ref().is_none_or(fits));
-        let platforms = || all.iter().filter_map(|row| row.platform.as_ref().map(Platform::to_string));
-        found.map(|found| vec![found]).ok_or_else(|| DocumentError::NoPlatform {
-            wanted: wanted.clone(),
-            has: platforms().take(PLATFORMS_LISTED_MAX).collect::<Vec<_>>().join(", "),
-        })
+    /// Returns the places of the needed rows of an index.
+    ///
+    /// An index whose rows name no platform is a list of artifacts, so all its rows are needed.
+    ///
+    /// # Errors
+    /// Returns an error if the index has other platforms only.
+    pub(crate) fn rows_of(&self, index: &IndexDocument) -> Result<Vec<usize>, DocumentError> {
+        let Self::One(wanted) = self else { return Ok((0..index.len()).collect()) };
+        let choice = index.choose(wanted);
+        if !choice.best.is_empty() {
+            return Ok(choice.best);
+        }
+        if !choice.unstated.is_empty() || index.is_empty() {
+            return Ok(choice.unstated);
+        }
+        let name = |row: StatedPlatform| if let StatedPlatform::Is(has) = row { Some(has.to_string()) } else { None };
+        let has: Vec<String> = index.platforms().into_iter().filter_map(name).take(PLATFORMS_LISTED_MAX).collect();
+        Err(DocumentError::NoPlatform { wanted: wanted.clone(), has: has.join(", ") })
     }
-}
-
-/// How a document refers to another blob.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Descriptor {
-    #[serde(rename = "mediaType")]
-    pub(crate) media_type: String,
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    #[serde(default)]
-    pub(crate) platform: Option<Platform>,
-    #[serde(default)]
-    pub(crate) annotations: BTreeMap<String, String>,
-}
-
-/// An index, also an OCI layout's.
-#[derive(Debug, Deserialize)]
-pub(crate) struct IndexDocument {
-    pub(crate) manifests: Vec<Descriptor>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ManifestDocument {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
 }
 
 /// Returns the SHA-256 digest of bytes.
@@ -170,6 +116,21 @@ pub(crate) struct Gathered {
     pub(crate) index: ImageIndex,
     /// The bytes of the documents among the blobs of `index`.
     pub(crate) documents: BTreeMap<Digest, Bytes>,
+    /// Layers that a registry need not have. They are not among the blobs of `index`.
+    pub(crate) nondistributable: Vec<ImageBlob>,
+}
+
+impl Gathered {
+    /// Adds a blob that the image has besides those of its documents.
+    pub(crate) fn add(&mut self, blob: ImageBlob) {
+        self.index.blobs.push(blob);
+        sort_blobs(&mut self.index.blobs);
+    }
+}
+
+/// Puts the empty blobs last. They have no stream, and the streams of a manifest are numbered without gaps.
+fn sort_blobs(blobs: &mut [ImageBlob]) {
+    blobs.sort_by_key(|blob| blob.size == 0);
 }
 
 /// A document that was read.
@@ -178,16 +139,22 @@ struct ReadDocument {
     bytes: Bytes,
 }
 
+/// A document that is to be read.
+struct ExpectedDocument {
+    descriptor: Descriptor,
+    platforms: Platforms,
+}
+
 /// Follows an image's documents from its root. The caller fetches the bytes, from files or from a registry.
 pub(crate) struct Gather {
-    platforms: Platforms,
     root: Digest,
-    to_read: VecDeque<Descriptor>,
+    to_read: VecDeque<ExpectedDocument>,
     /// In the order in which other documents name them.
     documents: Vec<ReadDocument>,
     /// Configurations and layers.
     others: Vec<ImageBlob>,
-    /// Every blob that a document names, and its length.
+    nondistributable: Vec<ImageBlob>,
+    /// Every blob that a document names, and its length. Layers that a registry need not have are left out.
     known: BTreeMap<Digest, u64>,
 }
 
@@ -198,20 +165,28 @@ impl Gather {
     /// Returns an error if the root is not a manifest or index, or is too large.
     pub(crate) fn new(root: Descriptor, platforms: Platforms) -> Result<Self, DocumentError> {
         let mut made = Self {
-            platforms,
             root: root.digest,
             to_read: VecDeque::new(),
             documents: Vec::new(),
             others: Vec::new(),
+            nondistributable: Vec::new(),
             known: BTreeMap::new(),
         };
-        made.expect(root)?;
+        made.expect(root, platforms)?;
         Ok(made)
+    }
+
+    /// Adds a document beside the root, with all that it leads to.
+    ///
+    /// # Errors
+    /// Returns an error if it is not a manifest or index, or leads over a limit.
+    pub(crate) fn also(&mut self, descriptor: Descriptor) -> Result<(), DocumentError> {
+        self.expect(descriptor, Platforms::All)
     }
 
     /// Returns the document that the caller fetches next, or `None` when all are read.
     pub(crate) fn next(&self) -> Option<&Descriptor> {
-        self.to_read.front()
+        self.to_read.front().map(|expected| &expected.descriptor)
     }
 
     /// Reads the bytes of [`Gather::next`].
@@ -219,18 +194,28 @@ impl Gather {
     /// # Errors
     /// Returns an error if the bytes have another digest, cannot be read, or lead over a limit.
     pub(crate) fn add(&mut self, bytes: Bytes) -> Result<(), DocumentError> {
-        let Some(descriptor) = self.to_read.pop_front() else { return Ok(()) };
+        let Some(ExpectedDocument { descriptor, platforms }) = self.to_read.pop_front() else { return Ok(()) };
         let (expected, found) = (descriptor.digest, digest_of(&bytes));
         if expected != found || bytes.len() as u64 != descriptor.size {
             return Err(DocumentError::WrongDigest { expected, found });
         }
-        let malformed = |source: serde_json::Error| DocumentError::Json { digest: expected, source };
+        let fault = |source| DocumentError::Fault { digest: expected, source };
+        let document: GoValue =
+            serde_json::from_slice(&bytes).map_err(|source| DocumentError::Json { digest: expected, source })?;
         if is_index(&descriptor.media_type) {
-            let index: IndexDocument = serde_json::from_slice(&bytes).map_err(malformed)?;
-            let chosen: Vec<Descriptor> = self.platforms.of(&index.manifests)?.into_iter().cloned().collect();
-            chosen.into_iter().try_for_each(|row| self.expect(row))?;
+            let index = IndexDocument::read(&document).map_err(fault)?;
+            let stated = index.platforms();
+            for place in platforms.rows_of(&index)? {
+                let row = index.row(place).map_err(fault)?;
+                // An index of artifacts may list blobs of any kind.
+                let is_free = platforms == Platforms::All || !matches!(stated.get(place), Some(StatedPlatform::Is(_)));
+                match is_manifest(&row.media_type) || !is_free {
+                    true => self.expect(row, platforms.clone())?,
+                    false => self.add_blob(row)?,
+                }
+            }
         } else {
-            let manifest: ManifestDocument = serde_json::from_slice(&bytes).map_err(malformed)?;
+            let manifest = ManifestDocument::read(&document).map_err(fault)?;
             std::iter::once(manifest.config).chain(manifest.layers).try_for_each(|row| self.add_blob(row))?;
         }
         let Descriptor { digest, media_type, size, .. } = descriptor;
@@ -239,34 +224,40 @@ impl Gather {
     }
 
     /// Adds a document that is to be read.
-    fn expect(&mut self, row: Descriptor) -> Result<(), DocumentError> {
-        if !is_manifest(&row.media_type) {
-            return Err(DocumentError::Unsupported { digest: row.digest, media_type: row.media_type });
+    fn expect(&mut self, descriptor: Descriptor, platforms: Platforms) -> Result<(), DocumentError> {
+        if !is_manifest(&descriptor.media_type) {
+            let media_type = shown(&descriptor.media_type);
+            return Err(DocumentError::Unsupported { digest: descriptor.digest, media_type });
         }
-        if !self.is_new(&row)? {
+        if !self.is_new(&descriptor)? {
             return Ok(());
         }
-        if row.size > DOCUMENT_BYTES_MAX {
-            return Err(DocumentError::DocumentTooLarge { digest: row.digest, size: row.size });
+        if descriptor.size > DOCUMENT_BYTES_MAX {
+            return Err(DocumentError::DocumentTooLarge { digest: descriptor.digest, size: descriptor.size });
         }
-        let all: u64 =
-            self.documents.iter().map(|read| read.blob.size).chain(self.to_read.iter().map(|row| row.size)).sum();
-        if self.documents.len() + self.to_read.len() >= DOCUMENTS_MAX || all + row.size > DOCUMENTS_BYTES_MAX {
+        let read = self.documents.iter().map(|read| read.blob.size);
+        let all: u64 = read.chain(self.to_read.iter().map(|expected| expected.descriptor.size)).sum();
+        let count = self.documents.len() + self.to_read.len();
+        if count >= DOCUMENTS_MAX || all + descriptor.size > DOCUMENTS_BYTES_MAX {
             return Err(DocumentError::TooManyDocuments);
         }
-        self.to_read.push_back(row);
+        self.to_read.push_back(ExpectedDocument { descriptor, platforms });
         Ok(())
     }
 
     /// Adds a configuration or layer.
     fn add_blob(&mut self, row: Descriptor) -> Result<(), DocumentError> {
         if !is_media_type(&row.media_type) {
-            // Escaped: the text may contain line breaks that forge a header or a log line.
-            let media_type = row.media_type.escape_debug().take(TEXT_SHOWN_MAX).collect();
-            return Err(DocumentError::MediaType { digest: row.digest, media_type });
+            return Err(DocumentError::MediaType { digest: row.digest, media_type: shown(&row.media_type) });
         }
-        if self.is_new(&row)? {
-            self.others.push(ImageBlob { digest: row.digest, media_type: row.media_type, size: row.size });
+        let blob = ImageBlob { digest: row.digest, media_type: row.media_type.clone(), size: row.size };
+        if is_nondistributable(&row.media_type) {
+            if self.nondistributable.len() >= limits::BLOBS_MAX {
+                return Err(DocumentError::TooManyBlobs);
+            }
+            self.nondistributable.push(blob);
+        } else if self.is_new(&row)? {
+            self.others.push(blob);
         }
         Ok(())
     }
@@ -285,14 +276,22 @@ impl Gather {
 
     /// Returns the image under this name. The caller has read every document.
     pub(crate) fn finish(self, reference: &Reference) -> Gathered {
-        let mut blobs: Vec<ImageBlob> = self.documents.iter().map(|read| read.blob.clone()).collect();
-        blobs.extend(self.others);
-        // An empty blob has no stream, and the streams of a manifest are numbered without gaps, so empty blobs come
-        // last.
-        blobs.sort_by_key(|blob| blob.size == 0);
-        let documents = self.documents.into_iter().map(|read| (read.blob.digest, read.bytes)).collect();
-        Gathered { index: ImageIndex { reference: reference.to_string(), root: self.root, blobs }, documents }
+        let Self { root, documents, others, mut nondistributable, known, .. } = self;
+        let mut blobs: Vec<ImageBlob> = documents.iter().map(|read| read.blob.clone()).collect();
+        blobs.extend(others);
+        sort_blobs(&mut blobs);
+        nondistributable.retain(|blob| !known.contains_key(&blob.digest));
+        nondistributable.sort_by_key(|blob| blob.digest);
+        nondistributable.dedup_by_key(|blob| blob.digest);
+        let documents = documents.into_iter().map(|read| (read.blob.digest, read.bytes)).collect();
+        let index = ImageIndex { reference: reference.to_string(), root, blobs };
+        Gathered { index, documents, nondistributable }
     }
+}
+
+/// Returns a media type for an error. It may contain line breaks that forge a header or a log line.
+fn shown(media_type: &str) -> String {
+    media_type.escape_debug().take(TEXT_SHOWN_MAX).collect()
 }
 
 #[cfg(test)]
@@ -316,13 +315,18 @@ mod tests {
     }
 
     fn gather(root: &str, choice: &str, documents: &[&str]) -> Result<(ImageIndex, usize), DocumentError> {
-        let mut gather = Gather::new(serde_json::from_str(root).unwrap(), choice.parse().unwrap())?;
+        let gathered = gather_all(root, choice, documents)?;
+        Ok((gathered.index, gathered.documents.len()))
+    }
+
+    fn gather_all(root: &str, choice: &str, documents: &[&str]) -> Result<Gathered, DocumentError> {
+        let root = Descriptor::read(&serde_json::from_str(root).unwrap()).unwrap();
+        let mut gather = Gather::new(root, choice.parse().unwrap())?;
         while let Some(wanted) = gather.next() {
             let bytes = documents.iter().find(|text| digest_of(text.as_bytes()) == wanted.digest).unwrap_or(&"?");
             gather.add(bytes.as_bytes().to_vec().into())?;
         }
-        let gathered = gather.finish(&"r.example/a:1".parse().unwrap());
-        Ok((gathered.index, gathered.documents.len()))
+        Ok(gather.finish(&"r.example/a:1".parse().unwrap()))
     }
 
     #[test]
@@ -359,15 +363,92 @@ mod tests {
         assert!(refused(&descriptor(OCI_MANIFEST, two.as_bytes()), &[&two]).contains("two different lengths"));
         for bad in ["sha256:../../../etc/passwd", "sha512:00", "../x", ""] {
             let tricky = text.replacen(&digest_of(b"x").to_string(), bad, 1);
-            assert!(refused(&descriptor(OCI_MANIFEST, tricky.as_bytes()), &[&tricky]).contains("is not JSON"), "{bad}");
+            assert!(
+                refused(&descriptor(OCI_MANIFEST, tricky.as_bytes()), &[&tricky]).contains("cannot be used"),
+                "{bad}"
+            );
         }
         let header = text.replacen("a/tar", r"a/tar\r\nX-Y: z", 1);
         assert!(refused(&descriptor(OCI_MANIFEST, header.as_bytes()), &[&header]).contains("media type"));
     }
 
+    fn index_of(rows: &[String]) -> String {
+        format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, rows.join(","))
+    }
+
+    #[test]
+    fn a_row_that_is_not_chosen_may_be_anything() {
+        let amd = manifest(b"amd");
+        let good = with_platform(&descriptor(OCI_MANIFEST, amd.as_bytes()), "linux/amd64");
+        let sha512 = format!(r#"{{"digest":"sha512:{}","size":1}}"#, "0".repeat(128));
+        let sha512 = with_platform(&sha512, "linux/arm64");
+        let index = index_of(&["null".into(), r#"{"size":{}}"#.into(), sha512, good]);
+        let root = descriptor(OCI_INDEX, index.as_bytes());
+        assert!(gather(&root, "linux/x86_64", &[&index, &amd]).is_ok());
+        let error = gather(&root, "linux/arm64", &[&index, &amd]).unwrap_err();
+        let text = crate::errors::with_sources(&error);
+        assert!(text.contains("only SHA-256 is supported"), "{text}");
+        assert!(gather(&root, "all", &[&index, &amd]).is_err(), "all rows are chosen");
+    }
+
+    #[test]
+    fn what_go_writes_as_null_is_empty() {
+        let config = descriptor("a/config", b"{}");
+        let text = format!(r#"{{"config":{config},"layers":null,"annotations":null,"subject":null}}"#);
+        let (image, _) = gather(&descriptor(OCI_MANIFEST, text.as_bytes()), "all", &[&text]).unwrap();
+        assert_eq!(image.blobs.len(), 2);
+        for empty in [r#"{"manifests":null}"#, r#"{"manifests":[]}"#, "{}"] {
+            let (image, _) = gather(&descriptor(OCI_INDEX, empty.as_bytes()), "linux/amd64", &[empty]).unwrap();
+            assert_eq!(image.blobs.len(), 1, "an empty index is an artifact of its own");
+        }
+    }
+
+    #[test]
+    fn an_index_without_platforms_is_taken_whole() {
+        let (one, two) = (manifest(b"one"), manifest(b"two"));
+        let nested = index_of(&[with_platform(&descriptor(OCI_MANIFEST, two.as_bytes()), "linux/amd64")]);
+        let index = index_of(&[
+            descriptor(OCI_MANIFEST, one.as_bytes()),
+            descriptor(OCI_INDEX, nested.as_bytes()),
+            descriptor("application/vnd.example.thing", b"thing"),
+        ]);
+        let root = descriptor(OCI_INDEX, index.as_bytes());
+        let (image, kept) = gather(&root, "linux/amd64", &[&index, &one, &nested, &two]).unwrap();
+        assert_eq!((image.blobs.len(), kept), (8, 4), "four documents, one configuration, two layers, one thing");
+        let odd = index_of(&[with_platform(&descriptor("application/vnd.example.thing", b"thing"), "linux/amd64")]);
+        let refused = gather(&descriptor(OCI_INDEX, odd.as_bytes()), "linux/amd64", &[&odd]).unwrap_err().to_string();
+        assert!(refused.contains("neither an OCI nor a Docker"), "{refused}");
+    }
+
+    #[test]
+    fn layers_that_a_registry_need_not_have_are_noted() {
+        let foreign = descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", b"foreign");
+        let own = descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar", b"own");
+        let (config, same) = (descriptor("a/config", b"{}"), descriptor("a/tar", b"own"));
+        let text = format!(r#"{{"config":{config},"layers":[{foreign},{foreign},{own},{same}]}}"#);
+        let mut found = gather_all(&descriptor(OCI_MANIFEST, text.as_bytes()), "all", &[&text]).unwrap();
+        assert_eq!((found.index.blobs.len(), found.nondistributable.len()), (3, 1), "one is a plain layer too");
+        assert_eq!(found.nondistributable[0].digest, digest_of(b"foreign"));
+        found.add(found.nondistributable[0].clone());
+        assert!(found.index.find(&digest_of(b"foreign")).is_some());
+    }
+
+    #[test]
+    fn documents_beside_the_root_come_along() {
+        let (image, signature) = (manifest(b"image"), manifest(b"signature"));
+        let read = |text: &str| Descriptor::read(&serde_json::from_str(text).unwrap()).unwrap();
+        let mut gather = Gather::new(read(&descriptor(OCI_MANIFEST, image.as_bytes())), Platforms::default()).unwrap();
+        gather.add(image.clone().into_bytes().into()).unwrap();
+        gather.also(read(&descriptor(OCI_MANIFEST, signature.as_bytes()))).unwrap();
+        assert!(gather.also(read(&descriptor("a/tar", b"x"))).is_err());
+        gather.add(signature.clone().into_bytes().into()).unwrap();
+        let gathered = gather.finish(&"r.example/a:1".parse().unwrap());
+        assert_eq!((gathered.index.blobs.len(), gathered.index.root), (5, digest_of(image.as_bytes())));
+    }
+
     #[test]
     fn platforms_are_read() {
-        for good in ["linux/amd64", "linux/arm64/v8", "all"] {
+        for good in ["linux/amd64", "linux/arm64/v8", "linux/x86_64", "linux/arm/v7", "all"] {
             assert!(good.parse::<Platforms>().is_ok(), "{good}");
         }
         for bad in ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/amd 64"] {

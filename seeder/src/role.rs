@@ -167,7 +167,7 @@ fn start_parts(
     tasks.spawn("rollouts", rollouts.clone().run(token.clone()));
     if let Some(requests) = running.wanted.take() {
         let prefixes = config.fetch_through.clone();
-        let fetch_through = FetchThrough::new(jobs.clone(), node.clone(), prefixes, queue.clone());
+        let fetch_through = FetchThrough::new(jobs.clone(), node.clone(), images.clone(), prefixes, queue.clone());
         tasks.spawn("fetch-through", fetch_through.run(requests, token));
     }
     let (store, ordered) = (node.store.clone(), rollouts.clone());

@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Platform of the images: os/arch, os/arch/variant or all [default: linux on the seeder's processor]
     #[arg(long)]
     platform: Option<String>,
+    /// Bring along what refers to the images at their registry, such as signatures and attestations
+    #[arg(long)]
+    with_referrers: bool,
     /// Unpack batch by batch after all hosts have stored the image. Values as for `shoal rollout`
     #[arg(long, value_delimiter = ',', value_name = "N|N%,...")]
     batch: Vec<Amount>,
@@ -66,7 +69,7 @@ impl Args {
             kind: Kind::Image,
             to: self.to.clone(),
             staged: !self.batch.is_empty(),
-            image: Some(ImageRequest { reference, platform, pull: true }),
+            image: Some(ImageRequest { reference, platform, pull: true, with_referrers: self.with_referrers }),
             replace: false,
         }
     }

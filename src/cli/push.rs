@@ -66,7 +66,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let client = args.seeder.client()?;
     // The seeder does not share our working directory.
     let path = std::path::absolute(&args.path)?;
-    let image = ImageRequest { reference: args.reference.clone(), platform: args.platform.clone(), pull: false };
+    let image =
+        ImageRequest { reference: args.reference.clone(), platform: args.platform.clone(), ..ImageRequest::default() };
     let request = PushRequest {
         path,
         name: args.name.clone().unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! Images on their way in: from a folder, an archive or a registry to one content whose blobs are its streams.
 //!
-//! Owns: images in files ([`archive`]), pulls from registries (`pull`), names of jobs (`names`), and the order of
-//! images that share layers (`layer_dependencies`).
+//! Owns: images in files ([`archive`]), pulls from registries (`pull`), what refers to an image (`referrers`), names of
+//! jobs (`names`), and the order of images that share layers (`layer_dependencies`).
 //! Invariant: the reference by which hosts know an image is written out in full before its job begins.
 
 #![allow(unreachable_pub, reason = "in these private modules `pub` marks the interface to the rest of the folder")]
@@ -10,6 +10,7 @@ pub(crate) mod archive;
 mod layer_dependencies;
 mod names;
 mod pull;
+mod referrers;
 
 pub(crate) use layer_dependencies::LayerDependencies;
 pub(crate) use pull::{PullError, PulledImage};
@@ -25,11 +26,12 @@ use shoal_api::images::{ResolvedBlob, ResolvedImage};
 use shoal_api::jobs::{ImageRequest, PushRequest};
 use shoal_proto::announcement::Kind;
 use shoal_proto::ids::JobId;
-use shoal_proto::image::{Digest, ImageIndex, ParseReferenceError, Reference};
+use shoal_proto::image::{Digest, ImageBlob, ImageIndex, ParseReferenceError, Reference};
 use shoal_store::Store;
 use shoal_store::ingest::IngestProgress;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 /// Why an image cannot be pushed or resolved.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,7 @@ pub(crate) enum ImageError {
 pub(crate) struct WantedImage {
     reference: Option<Reference>,
     platforms: Platforms,
+    with_referrers: bool,
 }
 
 impl WantedImage {
@@ -68,7 +71,7 @@ impl WantedImage {
     pub(crate) fn parse(request: &ImageRequest) -> Result<Self, ImageError> {
         let reference = request.reference.as_deref().map(str::parse::<Reference>).transpose()?;
         let platforms = request.platform.as_deref().map(str::parse).transpose()?.unwrap_or_default();
-        Ok(Self { reference, platforms })
+        Ok(Self { reference, platforms, with_referrers: request.with_referrers })
     }
 
     /// Finds the image in files. Blocks.
@@ -123,6 +126,15 @@ struct GatheredImage {
     documents: BTreeMap<Digest, Bytes>,
 }
 
+impl GatheredImage {
+    /// Adds a document that no other document names.
+    fn add_document(&mut self, blob: ImageBlob, bytes: Bytes) {
+        self.documents.insert(blob.digest, bytes);
+        // Behind the root, which hosts need first. No document is empty, and empty blobs come last.
+        self.index.blobs.insert(1.min(self.index.blobs.len()), blob);
+    }
+}
+
 /// Images at registries.
 pub(crate) struct Images {
     config: SeederConfig,
@@ -146,11 +158,20 @@ impl Images {
         wanted: &WantedImage,
         progress: &IngestProgress,
     ) -> Result<PulledImage, ImageError> {
-        let repository = Repository::open(&self.config, wanted.reference()?)?;
+        let repository = Repository::open(&self.config, wanted.reference()?).await?;
         // Pulls have their own places, not those of ingests: a slow registry must not delay a push of a small version.
         let _place = self.pulls.place().await;
-        let GatheredImage { index, documents } = gather(&repository, wanted).await?;
+        let GatheredImage { index, documents } = gather(&repository, wanted, Purpose::Pull).await?;
         Ok(self.pulls.pull(&repository, &self.store, job, index, documents, progress).await?)
+    }
+
+    /// Asks the registry once whether it has an image.
+    ///
+    /// # Errors
+    /// Returns an error if the registry does not serve the image's manifest or index at once.
+    pub(crate) async fn look_up(&self, reference: &Reference) -> Result<(), RegistryError> {
+        let repository = Repository::open(&self.config, reference).await?;
+        repository.with_patience(Duration::ZERO).resolve(reference).await.map(drop)
     }
 
     /// Returns what pulling an image would bring to `hosts` hosts. Fetches only documents.
@@ -159,8 +180,8 @@ impl Images {
     /// Returns an error if the registry does not serve the image's documents.
     pub(crate) async fn resolve(&self, request: &PushRequest, hosts: u32) -> Result<ResolvedImage, ImageError> {
         let wanted = WantedImage::parse(&request.image.clone().unwrap_or_default())?;
-        let repository = Repository::open(&self.config, wanted.reference()?)?;
-        let index = gather(&repository, &wanted).await?.index;
+        let repository = Repository::open(&self.config, wanted.reference()?).await?;
+        let index = gather(&repository, &wanted, Purpose::Look).await?.index;
         let is_stored = |digest: &Digest, size| self.store.blob(digest).is_some_and(|blob| blob.size == size);
         let blobs = index.blobs.into_iter().map(|blob| ResolvedBlob {
             stored: is_stored(&blob.digest, blob.size),
@@ -172,16 +193,44 @@ impl Images {
     }
 }
 
+/// Why an image's documents are fetched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Pull,
+    /// Nothing is kept, so what refers to the image does not matter unless it travels too.
+    Look,
+}
+
 /// Follows an image's documents at its registry.
-async fn gather(repository: &Repository, wanted: &WantedImage) -> Result<GatheredImage, ImageError> {
+async fn gather(repository: &Repository, wanted: &WantedImage, why: Purpose) -> Result<GatheredImage, ImageError> {
     let reference = wanted.reference()?;
     let root = repository.resolve(reference).await?;
+    let (digest, bytes) = (root.descriptor.digest, root.bytes.clone());
     let mut gather = Gather::new(root.descriptor, wanted.platforms.clone())?;
     gather.add(root.bytes)?;
+    let referrers = match why == Purpose::Pull || wanted.with_referrers {
+        true => Some(referrers::find(repository, digest, &bytes, wanted.with_referrers).await?),
+        false => None,
+    };
+    if let Some(found) = referrers.as_ref().filter(|_| wanted.with_referrers) {
+        found.add_to(&mut gather)?;
+    }
     while let Some(next) = gather.next() {
         let document = repository.document(&next.digest.to_string()).await?;
         gather.add(document.bytes)?;
     }
-    let gathered = gather.finish(reference);
-    Ok(GatheredImage { index: gathered.index, documents: gathered.documents })
+    let mut gathered = gather.finish(reference);
+    for layer in std::mem::take(&mut gathered.nondistributable) {
+        if repository.has_blob(&layer.digest).await? {
+            gathered.add(layer);
+        } else {
+            tracing::info!(%reference, digest = %layer.digest, "an image is pulled without a layer that its registry \
+                need not have and lacks");
+        }
+    }
+    let mut image = GatheredImage { index: gathered.index, documents: gathered.documents };
+    if let Some(found) = referrers {
+        found.note(&mut image);
+    }
+    Ok(image)
 }

@@ -18,15 +18,17 @@ pub struct JobNames {
 /// Returns the name and version of the job for an image.
 ///
 /// Each tag is a name of its own, so that two tags of a repository can be on their way at the same time. A tag that
-/// moves is a new version of that name.
+/// moves is a new version of that name. A tag with a digest does not move, so it is a name beside the tag.
 pub fn job_names(reference: &Reference) -> JobNames {
-    let version = match (&reference.tag, &reference.digest) {
-        (Some(tag), _) => tag.clone(),
-        (None, Some(digest)) => format!("sha256-{}", digest.short()),
-        (None, None) => "latest".into(),
-    };
+    let pinned = reference.digest.map(|digest| format!("sha256-{}", digest.short()));
+    let version = pinned.clone().or_else(|| reference.tag.clone()).unwrap_or_else(|| "latest".into());
     // A registry's name contains no `_`, so no other reference maps to this name.
-    let name = format!("{}/{}/{version}", reference.host.replace(':', "_"), reference.path);
+    let repository = format!("{}/{}", reference.host.replace(':', "_"), reference.path);
+    let name = match (&reference.tag, &pinned) {
+        // Joined by `_`, so that no repository ends like this and only a tag made for the purpose would.
+        (Some(tag), Some(pinned)) => format!("{repository}/{tag}_{pinned}"),
+        _ => format!("{repository}/{version}"),
+    };
     // A part of the text for people, and a hash that makes the name unique.
     let unique = |text: &str, len: usize| {
         let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '/') { c } else { '-' };
@@ -52,6 +54,7 @@ mod tests {
             ("registry.example:5000/lab/app:v1", "registry.example_5000/lab/app/v1", "v1"),
             ("nginx", "docker.io/library/nginx/latest", "latest"),
             (&format!("r.example/a@{digest}"), "r.example/a/sha256-0f0f0f0f0f0f", "sha256-0f0f0f0f0f0f"),
+            (&format!("r.example/a:v1@{digest}"), "r.example/a/v1_sha256-0f0f0f0f0f0f", "sha256-0f0f0f0f0f0f"),
         ];
         for (reference, name, version) in names {
             let expected = JobNames { name: name.into(), version: version.into() };
@@ -66,6 +69,11 @@ mod tests {
             format!("r.example/{long}b"),
             format!("r.example/a:{long}"),
             format!("r.example/{}", ["ab"; 60].join("/")),
+            format!("r.example/a:v1@sha256:{}", "0f".repeat(32)),
+            format!("r.example/a@sha256:{}", "0f".repeat(32)),
+            format!("r.example/a/v1@sha256:{}", "0f".repeat(32)),
+            "r.example/a:v1".into(),
+            "r.example/a/v1:v1".into(),
         ];
         let mut seen = BTreeSet::new();
         for text in odd {

@@ -71,7 +71,7 @@ impl From<HttpError> for RegistryError {
 
 impl RegistryError {
     /// Whether the same request may succeed soon.
-    fn is_temporary(&self) -> bool {
+    pub(crate) fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Truncated { .. } => true,
             Self::Refused { status, .. } => *status == 429 || (*status >= 500 && *status != 501),

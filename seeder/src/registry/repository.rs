@@ -145,7 +145,7 @@ impl Repository {
         loop {
             match self.blob_from(digest, 0).await {
                 Ok(_) => return Ok(true),
-                Err(RegistryError::NotFound { .. }) => return Ok(false),
+                Err(RegistryError::NotFound { .. } | RegistryError::Denied { .. }) => return Ok(false),
                 Err(error) => patience.after(error).await?,
             }
         }
