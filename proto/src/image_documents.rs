@@ -109,6 +109,12 @@ impl IndexDocument {
         PlatformChoice::new(wanted, &self.platforms())
     }
 
+    /// Returns what a row notes under a key, also if the row cannot be read otherwise. Returns `None` for no text.
+    pub fn annotation(&self, place: usize, key: &str) -> Option<&str> {
+        let text = self.rows.get(place)?.get("annotations").text(key).ok()?;
+        (!text.is_empty()).then_some(text)
+    }
+
     /// Reads a row.
     ///
     /// # Errors

@@ -137,6 +137,11 @@ impl Files {
     pub fn has(&self, name: &str) -> bool {
         self.reader(name).is_ok()
     }
+
+    /// Returns the length of a file, or `None` if there is no such file.
+    pub fn size(&self, name: &str) -> Option<u64> {
+        self.reader(name).ok().map(|(_, len)| len)
+    }
 }
 
 /// A reader of a part of a file.

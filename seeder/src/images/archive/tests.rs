@@ -1,8 +1,10 @@
 //! Images in files: which are found and which are refused.
 
+use super::error::io_error;
 use super::*;
-use shoal_proto::image::OCI_MANIFEST;
+use shoal_proto::image::{DOCKER_MANIFEST, OCI_MANIFEST};
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 
 /// Writes a layout folder of one image with these annotations, and returns the root.
@@ -171,4 +173,163 @@ fn files_without_an_image_are_refused() {
     let (rows, config) = saved(r#""a""#, "");
     tar(&file, &[("manifest.json", rows.as_bytes()), ("c.json", config.as_bytes()), ("a", b"x")], &[]);
     assert!(error(&file, None).contains("as many layers"));
+}
+
+/// Writes files as a folder and as an archive, and opens both.
+fn open_both(files: &[(&str, &[u8])], wanted: &str) -> [Result<LocalImage, ArchiveError>; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let archive = dir.path().join("archive.tar");
+    tar(&archive, files, &[]);
+    [folder, archive].map(|path| open(&path, Some(wanted)))
+}
+
+/// A blob's file in a layout, and its descriptor.
+struct Blob {
+    name: String,
+    bytes: Vec<u8>,
+    row: String,
+}
+
+fn blob(media_type: &str, bytes: &[u8], more: &str) -> Blob {
+    let digest = digest_of(bytes);
+    let row = format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{}{more}}}"#, bytes.len());
+    Blob { name: blob_name(&digest), bytes: bytes.to_vec(), row }
+}
+
+const LAYOUT: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+const NAME_V1: &str = r#","annotations":{"org.opencontainers.image.ref.name":"r.example/app:v1"}"#;
+
+/// The files of a layout with one image, whose manifest has these fields beside its configuration.
+fn layout_of(config: &Blob, blobs: &[&Blob], more: &str) -> (Vec<(String, Vec<u8>)>, Digest) {
+    let manifest = blob(OCI_MANIFEST, format!(r#"{{"config":{}{more}}}"#, config.row).as_bytes(), NAME_V1);
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, manifest.row);
+    let mut files = vec![(LAYOUT.0.to_string(), LAYOUT.1.to_vec()), ("index.json".to_string(), index.into_bytes())];
+    for blob in [config, &manifest].into_iter().chain(blobs.iter().copied()) {
+        files.push((blob.name.clone(), blob.bytes.clone()));
+    }
+    (files, digest_of(&manifest.bytes))
+}
+
+fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, &[u8])> {
+    files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect()
+}
+
+#[test]
+fn lists_that_go_writes_as_null_are_empty() {
+    let config = blob("application/vnd.oci.image.config.v1+json", br#"{"rootfs":{"diff_ids":null}}"#, "");
+    for layers in ["", r#","layers":null"#, r#","layers":[],"annotations":null"#] {
+        let (files, root) = layout_of(&config, &[], layers);
+        for image in open_both(&borrowed(&files), "r.example/app:v1") {
+            let image = image.unwrap();
+            assert_eq!((image.index.root, image.index.blobs.len()), (root, 2), "{layers}");
+        }
+    }
+    let rows = br#"[{"Config":"c.json","RepoTags":null,"Layers":null}]"#;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved.tar");
+    tar(&path, &[("manifest.json", rows), ("c.json", &config.bytes)], &[]);
+    assert_eq!(open(&path, Some("r.example/app:v1")).unwrap().index.blobs.len(), 2);
+}
+
+#[test]
+fn a_saved_image_without_digests_of_its_layers_is_hashed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved.tar");
+    let rows = br#"[{"Config":"c.json","RepoTags":["r.example/app:v1"],"Layers":["a","b","c"]}]"#;
+    let layers: [&[u8]; 3] = [b"plain", b"\x1f\x8b gzip", b"\x28\xb5\x2f\xfd zstd"];
+    let files = [("manifest.json", &rows[..]), ("c.json", b"{}"), ("a", layers[0]), ("b", layers[1]), ("c", layers[2])];
+    tar(&path, &files, &[]);
+    let image = open(&path, None).unwrap();
+    for (bytes, packing) in layers.into_iter().zip([".tar", ".tar.gzip", ".tar.zstd"]) {
+        let (_, blob) = image.index.find(&digest_of(bytes)).unwrap();
+        assert!(blob.media_type.ends_with(packing), "{}", blob.media_type);
+        assert_eq!(read(&image, &digest_of(bytes)).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn a_pinned_name_is_checked_against_the_bytes() {
+    let config = blob("application/vnd.oci.image.config.v1+json", b"{}", "");
+    let (files, root) = layout_of(&config, &[], "");
+    for image in open_both(&borrowed(&files), &format!("r.example/app:v1@{root}")) {
+        assert_eq!(image.unwrap().index.reference, format!("r.example/app:v1@{root}"));
+    }
+    let wrong = format!("r.example/app:v1@{}", digest_of(b"other"));
+    for image in open_both(&borrowed(&files), &wrong) {
+        let error = image.err().expect("other bytes than the name says").to_string();
+        assert!(error.contains(&root.to_string()) && error.contains(&wrong), "{error}");
+    }
+}
+
+#[test]
+fn the_form_that_is_whole_is_taken() {
+    let layer = blob("application/vnd.oci.image.layer.v1.tar", b"layer", "");
+    let ids = format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, digest_of(b"layer"));
+    let config = blob("application/vnd.oci.image.config.v1+json", ids.as_bytes(), "");
+    let (mut files, root) = layout_of(&config, &[&layer], &format!(r#","layers":[{}]"#, layer.row));
+    let rows =
+        format!(r#"[{{"Config":"{}","RepoTags":["r.example/app:v1"],"Layers":["{}"]}}]"#, config.name, layer.name);
+    files.push(("manifest.json".into(), rows.into_bytes()));
+    let [folder, archive] = open_both(&borrowed(&files), "r.example/app:v1");
+    assert_eq!((folder.unwrap().index.root, archive.unwrap().index.root), (root, root), "a layout comes first");
+    // Without its manifest the layout is not whole.
+    let without: Vec<_> = files.iter().filter(|(name, _)| *name != blob_name(&root)).cloned().collect();
+    let [folder, archive] = open_both(&borrowed(&without), "r.example/app:v1");
+    assert!(folder.is_err(), "a folder has one form only");
+    let archive = archive.unwrap();
+    let manifest = String::from_utf8(read(&archive, &archive.index.root).unwrap()).unwrap();
+    assert!(manifest.contains(DOCKER_MANIFEST), "{manifest}");
+    // Neither form has the layer.
+    let without: Vec<_> = files.iter().filter(|(name, _)| *name != layer.name).cloned().collect();
+    for image in open_both(&borrowed(&without), "r.example/app:v1") {
+        let error = image.err().expect("a layer is missing").to_string();
+        assert!(error.contains("lack blob") && error.contains(&digest_of(b"layer").to_string()), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_of_another_length_is_refused() {
+    let mut layer = blob("application/vnd.oci.image.layer.v1.tar", b"layer", "");
+    let config = blob("application/vnd.oci.image.config.v1+json", b"{}", "");
+    layer.bytes.push(0);
+    let (files, _) = layout_of(&config, &[&layer], &format!(r#","layers":[{}]"#, layer.row));
+    for image in open_both(&borrowed(&files), "r.example/app:v1") {
+        let error = image.err().expect("a layer is too long").to_string();
+        assert!(error.contains("has 6 bytes, and its manifest says 5"), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_that_may_be_missing_is_taken_in_if_it_is_here() {
+    let kind = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    let layer = blob(kind, b"foreign", r#","urls":["https://x.example/l"]"#);
+    let config = blob("application/vnd.oci.image.config.v1+json", b"{}", "");
+    let more = format!(r#","layers":[{}]"#, layer.row);
+    for (here, count) in [(&[&layer][..], 3), (&[], 2)] {
+        let (files, _) = layout_of(&config, here, &more);
+        for image in open_both(&borrowed(&files), "r.example/app:v1") {
+            assert_eq!(image.unwrap().index.blobs.len(), count);
+        }
+    }
+}
+
+#[test]
+fn an_artifact_notes_to_which_manifest_it_refers() {
+    let config = blob("application/vnd.oci.empty.v1+json", b"{}", "");
+    let subject = digest_of(b"signed");
+    let more = format!(r#","subject":{{"mediaType":"{OCI_MANIFEST}","digest":"{subject}","size":6}}"#);
+    let (files, root) = layout_of(&config, &[], &more);
+    for image in open_both(&borrowed(&files), "r.example/app:v1") {
+        let image = image.unwrap();
+        let note = image.index.blobs.iter().find(|blob| blob.media_type == REFERRER_LISTS).unwrap();
+        let lists: ReferrerLists = serde_json::from_slice(&read(&image, &note.digest).unwrap()).unwrap();
+        assert_eq!(lists.lists, [ReferrerList { subject, manifests: Some(vec![root]) }]);
+        assert_eq!(image.index.blobs[0].digest, root);
+    }
 }
