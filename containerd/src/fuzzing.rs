@@ -2,7 +2,7 @@
 //!
 //! Invariant: what the readers return has only checked digests.
 
-use crate::image::{chain_ids, is_digest, parse_diff_ids, parse_manifest, pick_manifest};
+use crate::image::{chain_ids, is_digest, parse_config, parse_manifest, pick_manifests};
 
 /// Reads bytes as each kind of document.
 ///
@@ -13,11 +13,11 @@ pub fn read_documents(bytes: &[u8]) {
     if let Ok(manifest) = parse_manifest(bytes) {
         assert!(manifest.layers.iter().chain([&manifest.config]).all(|blob| is_digest(&blob.digest)));
     }
-    if let Ok(picked) = pick_manifest(bytes) {
-        assert!(is_digest(&picked.digest));
+    if let Ok(picked) = pick_manifests(bytes) {
+        assert!(picked.rows.iter().all(|row| is_digest(&row.digest)));
     }
-    if let Ok(diff_ids) = parse_diff_ids(bytes) {
-        let chain = chain_ids(&diff_ids);
-        assert!(chain.len() == diff_ids.len() && chain.iter().all(|id| is_digest(id)));
+    if let Ok(config) = parse_config(bytes) {
+        let chain = chain_ids(&config.diff_ids);
+        assert!(chain.len() == config.diff_ids.len() && chain.iter().all(|id| is_digest(id)));
     }
 }

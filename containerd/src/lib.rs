@@ -7,8 +7,8 @@
 //! Invariant: an image counts as unpacked only if the snapshot of its last layer is committed.
 //!
 //! Where to look: messages in [`wire`]; errors in [`error`]; the connection and single calls in [`client`]; manifests,
-//! indexes and digests in [`image`]; whether an image is unpacked in [`unpacked`]; loading an image without a registry
-//! in [`load`]; pins in [`pin`].
+//! indexes and digests in [`image`]; whether an image is unpacked in [`unpacked`]; what an image is, and its loading
+//! without a registry, in [`load`]; pins in [`pin`].
 
 mod client;
 mod error;
@@ -23,6 +23,6 @@ mod wire;
 pub use client::{Containerd, Runtime};
 pub use error::RuntimeError;
 pub use image::{Descriptor, ImageError, is_digest, sha256};
-pub use load::BlobReader;
+pub use load::{BlobReader, ImageKind, examine};
 pub use pin::Pin;
 pub use unpacked::Unpacked;

@@ -46,13 +46,63 @@ struct Layer {
     diff_id: String,
 }
 
+/// The layers of one manifest.
+struct PlannedManifest {
+    /// The lowest layer is the first.
+    layers: Vec<Layer>,
+    config_digest: String,
+}
+
 /// The steps of a load.
 struct LoadPlan {
     /// In order: a blob comes after all blobs that it refers to.
     writes: Vec<BlobWrite>,
-    /// The lowest layer is the first.
-    layers: Vec<Layer>,
-    config_digest: String,
+    /// The manifests that containerd may choose, the best last.
+    manifests: Vec<PlannedManifest>,
+}
+
+/// What an image is to containerd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// The file system of containers.
+    FileSystem,
+    /// Something that containerd cannot unpack, for example a signature or an image that lacks a layer.
+    Other {
+        /// Why, for a person.
+        why: String,
+    },
+}
+
+/// Returns what the image `root` is to containerd on this machine.
+///
+/// # Errors
+/// Fails if `blobs` fails, or if the image's documents are invalid or not for this machine.
+pub async fn examine(root: &Descriptor, blobs: &Arc<dyn BlobReader>) -> Result<ImageKind, RuntimeError> {
+    let mut at = root.clone();
+    for _ in 0..=DEPTH_MAX {
+        let bytes = read_document(&at, blobs).await?;
+        let invalid = RuntimeError::invalid_image(&at.digest);
+        if at.is_index() {
+            let picked = image::pick_manifests(&bytes).map_err(invalid)?;
+            let Some(row) = here(picked.rows, blobs).await.into_iter().next() else {
+                return Ok(ImageKind::Other { why: "its index names no platform".to_string() });
+            };
+            at = row;
+            continue;
+        }
+        let manifest = image::parse_manifest(&bytes).map_err(invalid)?;
+        if let Some(why) = manifest.why_no_file_system() {
+            return Ok(ImageKind::Other { why });
+        }
+        for layer in manifest.nondistributable() {
+            if !is_here(layer, blobs).await {
+                let why = format!("layer {} is not distributed with the image", layer.digest);
+                return Ok(ImageKind::Other { why });
+            }
+        }
+        return Ok(ImageKind::FileSystem);
+    }
+    Err(RuntimeError::invalid_image(&root.digest)(ImageError::NestedIndexes))
 }
 
 impl Containerd {
@@ -85,10 +135,22 @@ impl Containerd {
         for write in plan.writes {
             self.write_blob(lease, write, blobs).await?;
         }
-        let diff_ids: Vec<String> = plan.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let mut snapshot = None;
+        for manifest in &plan.manifests {
+            snapshot = self.unpack_manifest(lease, manifest).await?;
+        }
+        for name in record_names(image, &root.digest) {
+            self.put_image_record(&name, root, lease).await?;
+        }
+        Ok(Unpacked::Yes { root: root.clone(), snapshot })
+    }
+
+    /// Unpacks the layers of a manifest. Returns the snapshot of the last one.
+    async fn unpack_manifest(&self, lease: &str, manifest: &PlannedManifest) -> Result<Option<String>, RuntimeError> {
+        let diff_ids: Vec<String> = manifest.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let chain = image::chain_ids(&diff_ids);
         let mut parent = "";
-        for (layer, snapshot) in plan.layers.iter().zip(&chain) {
+        for (layer, snapshot) in manifest.layers.iter().zip(&chain) {
             self.add_to_lease(lease, snapshot.clone(), format!("snapshots/{}", self.snapshotter())).await?;
             if !self.is_committed(snapshot).await? {
                 self.unpack(lease, layer, parent, snapshot).await?;
@@ -97,13 +159,9 @@ impl Containerd {
         }
         if let Some(top) = chain.last() {
             let key = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter());
-            self.label_blob(&plan.config_digest, &key, top).await?;
+            self.label_blob(&manifest.config_digest, &key, top).await?;
         }
-        self.put_image_record(image, root, lease).await?;
-        // Pods that name the image by digest look for a record of that name.
-        let repository = image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(image, |(rest, _)| rest);
-        self.put_image_record(&format!("{repository}@{}", root.digest), root, lease).await?;
-        Ok(Unpacked::Yes { root: root.clone(), snapshot: chain.into_iter().next_back() })
+        Ok(chain.into_iter().next_back())
     }
 
     async fn write_blob(&self, lease: &str, write: BlobWrite, blobs: &Arc<dyn BlobReader>) -> Result<(), RuntimeError> {
@@ -253,45 +311,105 @@ impl tokio_stream::Stream for Requests {
     }
 }
 
+/// Returns the names of an image's records. Pods that name the image by digest look for a record of that name.
+fn record_names(image: &str, digest: &str) -> Vec<String> {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    // A colon before the last slash begins a port.
+    let repository = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(rest, _)| rest);
+    let mut names = vec![image.to_string(), format!("{repository}@{digest}")];
+    names.dedup();
+    names
+}
+
+/// Whether the first byte of a blob can be read.
+async fn is_here(blob: &Descriptor, blobs: &Arc<dyn BlobReader>) -> bool {
+    blob.size == 0 || read_part(blobs, &blob.digest, 0, 1).await.is_ok()
+}
+
+/// Returns the rows whose blobs are here, or the first row if none is.
+async fn here(rows: Vec<Descriptor>, blobs: &Arc<dyn BlobReader>) -> Vec<Descriptor> {
+    let mut found = Vec::new();
+    for row in &rows {
+        if is_here(row, blobs).await {
+            found.push(row.clone());
+        }
+    }
+    if found.is_empty() { rows.into_iter().take(1).collect() } else { found }
+}
+
+/// A document that a plan follows.
+struct OpenDocument {
+    blob: Descriptor,
+    depth: usize,
+    /// Whether its index names no platform, so that the configuration has to be for this machine.
+    is_unstated: bool,
+}
+
 /// Reads the documents below `root` and plans the load.
 async fn plan_load(root: &Descriptor, blobs: &Arc<dyn BlobReader>) -> Result<LoadPlan, RuntimeError> {
+    let mut plan = LoadPlan { writes: Vec::new(), manifests: Vec::new() };
     let mut indexes = Vec::new();
-    let mut at = root.clone();
-    let manifest = loop {
-        let bytes = read_document(&at, blobs).await?;
-        let invalid = RuntimeError::invalid_image(&at.digest);
-        if !at.is_index() {
-            break image::parse_manifest(&bytes).map_err(invalid)?;
+    let mut open = vec![OpenDocument { blob: root.clone(), depth: 0, is_unstated: false }];
+    while let Some(OpenDocument { blob, depth, is_unstated }) = open.pop() {
+        let bytes = read_document(&blob, blobs).await?;
+        if !blob.is_index() {
+            plan_manifest(&mut plan, blob, &bytes, is_unstated, blobs).await?;
+            continue;
         }
-        if indexes.len() >= DEPTH_MAX {
+        if depth >= DEPTH_MAX {
             return Err(RuntimeError::invalid_image(&root.digest)(ImageError::NestedIndexes));
         }
-        let entry = image::pick_manifest(&bytes).map_err(invalid)?;
-        let labels = Labels::from([("containerd.io/gc.ref.content.m.0".to_string(), entry.digest.clone())]);
-        indexes.push(BlobWrite { blob: at, labels });
-        at = entry;
-    };
+        let picked = image::pick_manifests(&bytes).map_err(RuntimeError::invalid_image(&blob.digest))?;
+        let is_unstated = picked.are_unstated;
+        let rows = here(picked.rows, blobs).await;
+        if rows.is_empty() {
+            return Err(RuntimeError::invalid_image(&blob.digest)(ImageError::NoPlatform));
+        }
+        let label = |(place, row): (usize, &Descriptor)| {
+            (format!("containerd.io/gc.ref.content.m.{place}"), row.digest.clone())
+        };
+        let labels: Labels = rows.iter().enumerate().map(label).collect();
+        // The best row comes first, so it is planned last.
+        open.extend(rows.into_iter().map(|blob| OpenDocument { blob, depth: depth + 1, is_unstated }));
+        indexes.push(BlobWrite { blob, labels });
+    }
+    plan.writes.extend(indexes.into_iter().rev());
+    Ok(plan)
+}
+
+/// Adds a manifest, its configuration and its layers to a plan.
+async fn plan_manifest(
+    plan: &mut LoadPlan,
+    blob: Descriptor,
+    bytes: &[u8],
+    is_unstated: bool,
+    blobs: &Arc<dyn BlobReader>,
+) -> Result<(), RuntimeError> {
+    let manifest = image::parse_manifest(bytes).map_err(RuntimeError::invalid_image(&blob.digest))?;
     let config = manifest.config;
-    let diff_ids = image::parse_diff_ids(&read_document(&config, blobs).await?);
-    let diff_ids = diff_ids.map_err(RuntimeError::invalid_image(&config.digest))?;
+    let read = image::parse_config(&read_document(&config, blobs).await?);
+    let read = read.map_err(RuntimeError::invalid_image(&config.digest))?;
+    if is_unstated && !read.runs_here {
+        return Err(RuntimeError::invalid_image(&config.digest)(ImageError::NoPlatform));
+    }
+    let diff_ids = read.diff_ids;
     if diff_ids.len() != manifest.layers.len() {
         let count = ImageError::LayerCount { layers: manifest.layers.len(), diff_ids: diff_ids.len() };
-        return Err(RuntimeError::invalid_image(&root.digest)(count));
+        return Err(RuntimeError::invalid_image(&blob.digest)(count));
     }
     let layers = manifest.layers.into_iter().zip(diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id });
     let layers: Vec<Layer> = layers.collect();
     let config_digest = config.digest.clone();
     let mut references = Labels::from([("containerd.io/gc.ref.content.config".to_string(), config_digest.clone())]);
-    let mut writes = Vec::new();
     for (place, layer) in layers.iter().enumerate() {
         references.insert(format!("containerd.io/gc.ref.content.l.{place}"), layer.blob.digest.clone());
         let labels = Labels::from([("containerd.io/uncompressed".to_string(), layer.diff_id.clone())]);
-        writes.push(BlobWrite { blob: layer.blob.clone(), labels });
+        plan.writes.push(BlobWrite { blob: layer.blob.clone(), labels });
     }
-    writes.push(BlobWrite { blob: config, labels: Labels::new() });
-    writes.push(BlobWrite { blob: at, labels: references });
-    writes.extend(indexes.into_iter().rev());
-    Ok(LoadPlan { writes, layers, config_digest })
+    plan.writes.push(BlobWrite { blob: config, labels: Labels::new() });
+    plan.writes.push(BlobWrite { blob, labels: references });
+    plan.manifests.push(PlannedManifest { layers, config_digest });
+    Ok(())
 }
 
 /// Returns a manifest, index or configuration whose bytes have the expected digest.
@@ -356,36 +474,138 @@ mod tests {
         assert_eq!(at(4_107_542_399), "2100-02-28T23:59:59Z");
     }
 
+    /// Blobs of an image in memory.
+    #[derive(Default)]
+    struct Image(BTreeMap<String, Bytes>);
+
+    const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+    fn json(blob: &Descriptor) -> String {
+        format!(r#"{{"mediaType":"{}","digest":"{}","size":{}}}"#, blob.media_type, blob.digest, blob.size)
+    }
+
+    impl Image {
+        fn put(&mut self, kind: &str, bytes: &str) -> Descriptor {
+            let blob = Descriptor::new(kind, &sha256(bytes.as_bytes()), bytes.len() as u64);
+            self.0.insert(blob.digest.clone(), Bytes::from(bytes.to_string()));
+            blob
+        }
+
+        /// Puts a manifest with one layer, whose configuration is for this processor.
+        fn manifest(&mut self, architecture: &str, kind: &str, layer: &str) -> Descriptor {
+            let id = sha256(format!("unpacked {layer}").as_bytes());
+            let layer = self.put(kind, layer);
+            let config = format!(r#"{{"architecture":"{architecture}","rootfs":{{"diff_ids":["{id}"]}}}}"#);
+            let config = self.put(OCI_CONFIG, &config);
+            self.put(OCI_MANIFEST, &format!(r#"{{"config":{},"layers":[{}]}}"#, json(&config), json(&layer)))
+        }
+
+        fn index(&mut self, rows: &[String]) -> Descriptor {
+            self.put(OCI_INDEX, &format!(r#"{{"manifests":[{}]}}"#, rows.join(",")))
+        }
+
+        fn without(mut self, blob: &Descriptor) -> Self {
+            self.0.remove(&blob.digest);
+            self
+        }
+
+        fn reader(self) -> Arc<dyn BlobReader> {
+            Arc::new(InMemory(self.0))
+        }
+    }
+
+    /// Returns a row with a platform, and with what else the platform says.
+    fn row(blob: &Descriptor, architecture: &str, more: &str) -> String {
+        let row = json(blob);
+        let row = row.trim_end_matches('}');
+        format!(r#"{row},"platform":{{"os":"linux","architecture":"{architecture}"{more}}}}}"#)
+    }
+
+    const HERE: &str = std::env::consts::ARCH;
+
     #[tokio::test]
     async fn a_plan_writes_referenced_blobs_first_and_refuses_wrong_digests() {
-        let mut blobs = BTreeMap::new();
-        let mut put = |kind: &str, bytes: &str| {
-            let blob = Descriptor::new(kind, &sha256(bytes.as_bytes()), bytes.len() as u64);
-            blobs.insert(blob.digest.clone(), Bytes::from(bytes.to_string()));
-            blob
-        };
-        let json = |blob: &Descriptor| {
-            format!(r#"{{"mediaType":"{}","digest":"{}","size":{}}}"#, blob.media_type, blob.digest, blob.size)
-        };
-        let layer = put("layer", "not really a layer");
-        let config = put("config", &format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, sha256(b"x")));
-        let manifest_text = format!(r#"{{"config":{},"layers":[{}]}}"#, json(&config), json(&layer));
-        let manifest = put("application/vnd.oci.image.manifest.v1+json", &manifest_text);
-        let index_text = format!(r#"{{"manifests":[{}]}}"#, json(&manifest));
-        let index = put("application/vnd.oci.image.index.v1+json", &index_text);
-        let wrong = format!(r#"{{"config":{},"layers":[]}}"#, json(&config));
-        let wrong = put("application/vnd.oci.image.manifest.v1+json", &wrong);
-        let liar = Descriptor::new(&manifest.media_type, &sha256(b"else"), manifest.size);
-        blobs.insert(liar.digest.clone(), Bytes::from(manifest_text));
-        let blobs: Arc<dyn BlobReader> = Arc::new(InMemory(blobs));
+        let mut image = Image::default();
+        let manifest = image.manifest(HERE, LAYER, "not really a layer");
+        let index = image.index(&[json(&manifest)]);
+        let config = image.put(OCI_CONFIG, r#"{"rootfs":{"diff_ids":["x"]}}"#);
+        let wrong = image.put(OCI_MANIFEST, &format!(r#"{{"config":{},"layers":[]}}"#, json(&config)));
+        let liar = Descriptor::new(OCI_MANIFEST, &sha256(b"else"), manifest.size);
+        let bytes = image.0[&manifest.digest].clone();
+        image.0.insert(liar.digest.clone(), bytes);
+        let blobs = image.reader();
         let planned = plan_load(&index, &blobs).await.unwrap();
         let order: Vec<&str> = planned.writes.iter().map(|write| write.blob.digest.as_str()).collect();
-        assert_eq!(order, [&layer.digest, &config.digest, &manifest.digest, &index.digest]);
-        assert_eq!(planned.layers.len(), 1);
-        assert_eq!(planned.layers[0].diff_id, sha256(b"x"));
+        let [planned_manifest] = &planned.manifests[..] else { panic!("one manifest") };
+        let layer = &planned_manifest.layers[0].blob.digest;
+        assert_eq!(order, [layer, &planned_manifest.config_digest, &manifest.digest, &index.digest]);
+        assert_eq!(planned_manifest.layers[0].diff_id, sha256(b"unpacked not really a layer"));
         assert!(matches!(plan_load(&wrong, &blobs).await.err(), Some(RuntimeError::InvalidImage { .. })));
         assert!(matches!(plan_load(&liar, &blobs).await.err(), Some(RuntimeError::DigestMismatch { .. })));
-        let gone = Descriptor::new(&manifest.media_type, &sha256(b"gone"), manifest.size);
+        let gone = Descriptor::new(OCI_MANIFEST, &sha256(b"gone"), manifest.size);
         assert!(plan_load(&gone, &blobs).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_plan_has_what_containerd_chooses() {
+        let mut image = Image::default();
+        let higher = image.manifest(HERE, LAYER, "level 3");
+        let plain = image.manifest(HERE, LAYER, "plain");
+        let index = image.index(&[row(&higher, HERE, r#","variant":"v99""#), row(&plain, HERE, "")]);
+        let other = image.manifest("s390x", LAYER, "other");
+        let unstated = image.index(&[json(&other)]);
+        let nydus = image.manifest(HERE, LAYER, "nydus");
+        let features = r#","os.features":["nydus.remoteimage.v1"]"#;
+        let both = image.index(&[row(&nydus, HERE, features), row(&plain, HERE, "")]);
+        let layers = |plan: &LoadPlan| -> Vec<String> {
+            plan.manifests.iter().flat_map(|manifest| &manifest.layers).map(|layer| layer.blob.digest.clone()).collect()
+        };
+        let without_nydus = Image(image.0.clone()).without(&nydus).reader();
+        let blobs = image.reader();
+        assert_eq!(layers(&plan_load(&index, &blobs).await.unwrap()), [sha256(b"plain")]);
+        let error = plan_load(&unstated, &blobs).await.err().unwrap().to_string();
+        assert!(error.contains("cannot use image"), "a configuration for another processor: {error}");
+        assert_eq!(
+            layers(&plan_load(&both, &blobs).await.unwrap()),
+            [sha256(b"nydus"), sha256(b"plain")],
+            "older releases take the first, newer ones the second"
+        );
+        assert_eq!(layers(&plan_load(&both, &without_nydus).await.unwrap()), [sha256(b"plain")]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_system_is_known() {
+        let mut image = Image::default();
+        let plain = image.manifest(HERE, LAYER, "plain");
+        let signature = image.manifest("", "application/vnd.dev.cosign.simplesigning.v1+json", "signature");
+        let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+        let complete = image.manifest(HERE, foreign, "here");
+        let lacking = image.manifest(HERE, foreign, "missing");
+        let missing = Descriptor::new(foreign, &sha256(b"missing"), 7);
+        let index = image.index(&[row(&plain, HERE, "")]);
+        let artifacts = image.index(&[json(&signature)]);
+        let attestations = image.index(&[row(&signature, "unknown", "")]);
+        let empty = image.index(&[]);
+        let blobs = image.without(&missing).reader();
+        for root in [&plain, &complete, &index] {
+            assert_eq!(examine(root, &blobs).await.unwrap(), ImageKind::FileSystem, "{root:?}");
+        }
+        for root in [&signature, &lacking, &artifacts, &attestations, &empty] {
+            assert!(matches!(examine(root, &blobs).await.unwrap(), ImageKind::Other { .. }), "{root:?}");
+        }
+    }
+
+    #[test]
+    fn records_have_the_name_and_the_digest() {
+        for (image, names) in [
+            ("r.example:5000/a:v1", &["r.example:5000/a:v1", "r.example:5000/a@sha256:1"][..]),
+            ("r.example:5000/a", &["r.example:5000/a", "r.example:5000/a@sha256:1"]),
+            ("r.example:5000/a@sha256:1", &["r.example:5000/a@sha256:1"]),
+        ] {
+            assert_eq!(record_names(image, "sha256:1"), names, "{image}");
+        }
     }
 }

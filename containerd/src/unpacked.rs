@@ -27,28 +27,47 @@ impl Containerd {
     /// Fails if containerd fails, or if the image's documents are invalid.
     pub async fn unpacked(&self, image: &str) -> Result<Unpacked, RuntimeError> {
         let Some(root) = self.image_record(image).await? else { return Ok(Unpacked::No) };
-        match self.top_snapshot(&root).await {
-            Ok(Some(snapshot)) if !self.is_committed(&snapshot).await? => Ok(Unpacked::No),
-            Ok(snapshot) => Ok(Unpacked::Yes { root, snapshot }),
-            Err(RuntimeError::NotFound { .. }) => Ok(Unpacked::No),
-            Err(error) => Err(error),
+        let mut invalid = None;
+        for manifest in self.manifests_below(&root).await? {
+            match self.top_snapshot(&manifest).await {
+                Ok(Some(snapshot)) if !self.is_committed(&snapshot).await? => {}
+                Ok(snapshot) => return Ok(Unpacked::Yes { root, snapshot }),
+                Err(RuntimeError::NotFound { .. }) => {}
+                Err(error @ RuntimeError::InvalidImage { .. }) => invalid = Some(error),
+                Err(error) => return Err(error),
+            }
         }
+        invalid.map_or(Ok(Unpacked::No), Err)
     }
 
-    /// Returns the name of the last layer's snapshot, for this machine's manifest below `root`.
-    async fn top_snapshot(&self, root: &Descriptor) -> Result<Option<String>, RuntimeError> {
-        let mut at = root.clone();
-        for _ in 0..image::DEPTH_MAX {
-            let invalid = RuntimeError::invalid_image(&at.digest);
-            let bytes = self.read_blob(&at.digest).await?;
+    /// Returns the manifests below `root` that this containerd may choose, as far as it has them.
+    async fn manifests_below(&self, root: &Descriptor) -> Result<Vec<Descriptor>, RuntimeError> {
+        let (mut found, mut open) = (Vec::new(), vec![(root.clone(), 0)]);
+        while let Some((at, depth)) = open.pop() {
             if !at.is_index() {
-                let config = image::parse_manifest(&bytes).map_err(invalid)?.config;
-                let bytes = self.read_blob(&config.digest).await?;
-                let diff_ids = image::parse_diff_ids(&bytes).map_err(RuntimeError::invalid_image(&config.digest))?;
-                return Ok(image::chain_ids(&diff_ids).pop());
+                found.push(at);
+                continue;
             }
-            at = image::pick_manifest(&bytes).map_err(invalid)?;
+            let invalid = RuntimeError::invalid_image(&at.digest);
+            if depth >= image::DEPTH_MAX {
+                return Err(invalid(ImageError::NestedIndexes));
+            }
+            let bytes = match self.read_blob(&at.digest).await {
+                Err(RuntimeError::NotFound { .. }) => continue,
+                read => read?,
+            };
+            let picked = image::pick_manifests(&bytes).map_err(invalid)?;
+            open.extend(picked.rows.into_iter().map(|row| (row, depth + 1)));
         }
-        Err(RuntimeError::invalid_image(&root.digest)(ImageError::NestedIndexes))
+        Ok(found)
+    }
+
+    /// Returns the name of a manifest's last snapshot. `None` for an image without layers.
+    async fn top_snapshot(&self, manifest: &Descriptor) -> Result<Option<String>, RuntimeError> {
+        let bytes = self.read_blob(&manifest.digest).await?;
+        let config = image::parse_manifest(&bytes).map_err(RuntimeError::invalid_image(&manifest.digest))?.config;
+        let bytes = self.read_blob(&config.digest).await?;
+        let config = image::parse_config(&bytes).map_err(RuntimeError::invalid_image(&config.digest))?;
+        Ok(image::chain_ids(&config.diff_ids).pop())
     }
 }
