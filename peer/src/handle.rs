@@ -76,6 +76,18 @@ impl Failure {
     }
 }
 
+/// What became of a host's image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prewarmed {
+    /// containerd has it unpacked and pinned.
+    Unpacked,
+    /// It is no file system that containerd can unpack, so the host only keeps it.
+    Kept {
+        /// Why, for the operator.
+        why: String,
+    },
+}
+
 /// An order or a question to the driver.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the variants' docs say what their fields are for")]
@@ -93,7 +105,7 @@ pub enum DriverCommand {
     /// Asks for a sign of life.
     Ping(oneshot::Sender<()>),
     /// The prewarm task finished a job's image.
-    ImagePrewarmed { job: JobId, outcome: Result<(), Failure> },
+    ImagePrewarmed { job: JobId, outcome: Result<Prewarmed, Failure> },
 }
 
 /// The way to a node's driver. Clones reach the same driver.

@@ -2,12 +2,14 @@
 //! disk, the network and the daemon.
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 use shoal_peer::arrivals::Arrivals;
 use shoal_peer::feeds::LatestVersions;
 use shoal_peer::handle::{DriverCommand, NodeHandle};
 use shoal_peer::mirror::{self, MirrorConfig};
 use shoal_proto::ids::{ContentId, PieceIndex};
 use shoal_proto::image::{Digest, ImageBlob, ImageIndex, OCI_MANIFEST};
+use shoal_proto::image_documents::{REFERRER_LISTS, ReferrerList, ReferrerLists};
 use shoal_service::metrics::Metrics;
 use shoal_service::shutdown::{CancellationToken, Tasks};
 use shoal_service::units::Span;
@@ -43,11 +45,30 @@ struct Image {
     reference: String,
     manifest: Vec<u8>,
     layer: Vec<u8>,
+    /// What the registry said of its referrers when the seeder pulled the image.
+    note: Option<ReferrerLists>,
 }
 
 impl Image {
     fn new(reference: &str, layer: Vec<u8>) -> Self {
-        Self { reference: reference.into(), manifest: format!("{{\"of\":\"{}\"}}", sha256(&layer)).into_bytes(), layer }
+        let manifest = format!("{{\"of\":\"{}\"}}", sha256(&layer)).into_bytes();
+        Self { reference: reference.into(), manifest, layer, note: None }
+    }
+
+    /// A signature or another artifact of a type, which refers to an image. Its annotation tells it from others.
+    fn artifact(reference: &str, subject: &Image, kind: &str, text: &str) -> Self {
+        let subject = format!(r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{}","size":1}}"#, subject.root());
+        let manifest = format!(
+            r#"{{"artifactType":{},"config":{{"mediaType":"a/config"}},"layers":null,"subject":{subject},"annotations":{{"text":"{text}"}}}}"#,
+            if kind.is_empty() { "null".to_string() } else { format!("\"{kind}\"") }
+        );
+        Self { manifest: manifest.into_bytes(), ..Self::new(reference, text.as_bytes().to_vec()) }
+    }
+
+    fn noted(mut self, subject: &Image, manifests: Option<&[&Image]>) -> Self {
+        let manifests = manifests.map(|all| all.iter().map(|image| image.root()).collect());
+        self.note = Some(ReferrerLists { lists: vec![ReferrerList { subject: subject.root(), manifests }] });
+        self
     }
 
     fn root(&self) -> Digest {
@@ -60,10 +81,16 @@ impl Image {
             media_type: kind.into(),
             size: bytes.len() as u64,
         };
-        let blobs = vec![blob(&self.manifest, OCI_MANIFEST), blob(&self.layer, LAYER)];
+        let note = self.note.as_ref().map(|note| serde_json::to_vec(note).unwrap());
+        let mut blobs = vec![blob(&self.manifest, OCI_MANIFEST), blob(&self.layer, LAYER)];
+        blobs.extend(note.iter().map(|note| blob(note, REFERRER_LISTS)));
         let index = ImageIndex { reference: self.reference.clone(), root: self.root(), blobs };
         let source = |blob: &ImageBlob| {
-            let bytes = if blob.media_type == LAYER { self.layer.clone() } else { self.manifest.clone() };
+            let bytes = match blob.media_type.as_str() {
+                LAYER => self.layer.clone(),
+                REFERRER_LISTS => note.clone().unwrap(),
+                _ => self.manifest.clone(),
+            };
             Ok(BlobSource::Reader(Box::new(Cursor::new(bytes))))
         };
         let progress = Arc::new(IngestProgress::default());
@@ -164,6 +191,15 @@ impl Reply {
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
         let pair = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_string()));
         Self { status, headers: lines.filter_map(pair).collect(), body: bytes[end + 4..].to_vec() }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// The code of an error.
+    fn code(&self) -> String {
+        self.json()["errors"][0]["code"].as_str().unwrap().to_string()
     }
 
     fn header(&self, name: &str) -> &str {
@@ -305,6 +341,157 @@ fn absent_objects_are_refused_at_once() {
     let mut rubbish = TcpStream::connect(mirror.addr).unwrap();
     let _ = rubbish.write_all(&[0; 4096]);
     assert_eq!(mirror.get("/v2/").status, 200, "it still serves");
+}
+
+#[test]
+fn tags_are_listed_in_order_and_in_parts() {
+    let images = ["v10", "v9", "v1", "V1"].map(|tag| Image::new(&format!("one.example/app:{tag}"), noise(100, 20)));
+    let mut pinned = Image::new("", noise(100, 21));
+    pinned.reference = format!("one.example/app:pinned@{}", pinned.root());
+    let other = Image::new("two.example/other:x", noise(100, 22));
+    let mirror = Running::with(&[&images[0], &images[1], &images[2], &images[3], &pinned, &other]);
+    let list = |query: &str| mirror.get(&format!("/v2/app/tags/list{query}"));
+    let whole = list("?ns=one.example");
+    assert_eq!((whole.status, whole.header("content-type")), (200, "application/json"));
+    assert_eq!(whole.json(), json!({ "name": "app", "tags": ["V1", "v1", "v10", "v9"] }));
+    assert_eq!(list("").json(), whole.json(), "only one registry has the repository");
+    assert_eq!(list("?last=v1").json()["tags"], json!(["v10", "v9"]));
+    let first = list("?ns=one.example&n=2");
+    assert_eq!(first.json()["tags"], json!(["V1", "v1"]));
+    let next = first.header("link");
+    assert_eq!(next, "</v2/app/tags/list?n=2&last=v1&ns=one.example>; rel=\"next\"");
+    let second = mirror.get(next.trim_start_matches('<').split_once('>').unwrap().0);
+    assert_eq!((second.json()["tags"].clone(), second.header("link")), (json!(["v10", "v9"]), ""));
+    assert_eq!(list("?n=0").json()["tags"], json!([]));
+    assert_eq!((list("?n=x").status, list("?n=x").code()), (400, "PAGINATION_NUMBER_INVALID".to_string()));
+    let unknown = list("?ns=two.example");
+    assert_eq!((unknown.status, unknown.code()), (404, "NAME_UNKNOWN".to_string()));
+    assert_eq!(mirror.ask("HEAD", "/v2/app/tags/list", "").body.len(), 0);
+}
+
+#[test]
+fn a_name_with_a_digest_says_nothing_about_the_tag() {
+    let now = Image::new("one.example/app:latest", noise(100, 30));
+    let mut before = Image::new("", noise(100, 31));
+    before.reference = format!("one.example/app:latest@{}", before.root());
+    let mirror = Running::with(&[&now, &before]);
+    for ns in ["?ns=one.example", ""] {
+        let tag = mirror.get(&format!("/v2/app/manifests/latest{ns}"));
+        assert_eq!((tag.status, tag.header("docker-content-digest")), (200, &*now.root().to_string()), "{ns}");
+        let digest = mirror.get(&format!("/v2/app/manifests/{}{ns}", before.root()));
+        assert!(digest.status == 200 && digest.body == before.manifest);
+    }
+    let alone = Running::with(&[&before]);
+    assert_eq!(alone.get("/v2/app/manifests/latest?ns=one.example").status, 404, "the registry knows the tag");
+}
+
+#[test]
+fn names_of_dockers_registry_have_one_form() {
+    let image = Image::new("docker.io/library/nginx:v1", noise(100, 40));
+    let mirror = Running::with(&[&image]);
+    for path in [
+        "/v2/library/nginx/manifests/v1?ns=docker.io",
+        "/v2/nginx/manifests/v1?ns=docker.io",
+        "/v2/nginx/manifests/v1?ns=index.docker.io",
+        "/v2/library/nginx/manifests/v1",
+    ] {
+        assert_eq!(mirror.get(path).status, 200, "{path}");
+    }
+    assert_eq!(mirror.get("/v2/nginx/manifests/v1?ns=r.example").status, 404);
+}
+
+#[test]
+fn what_a_client_has_is_not_sent_again() {
+    let image = Image::new("one.example/app:v1", noise(1000, 50));
+    let mirror = Running::with(&[&image]);
+    let (root, layer) = (image.root().to_string(), sha256(&image.layer).to_string());
+    let paths = [
+        ("/v2/app/manifests/v1".to_string(), &root),
+        (format!("/v2/app/manifests/{root}"), &root),
+        (format!("/v2/app/blobs/{layer}"), &layer),
+    ];
+    for (path, digest) in &paths {
+        let etag = mirror.get(path).header("etag").to_string();
+        assert_eq!(etag, format!("\"{digest}\""));
+        for known in [etag.clone(), format!("\"x\", W/{etag}"), "*".to_string()] {
+            for method in ["GET", "HEAD"] {
+                let reply = mirror.ask(method, path, &format!("if-none-match: {known}\r\nrange: bytes=0-1\r\n"));
+                assert_eq!(
+                    (reply.status, reply.body.len(), reply.header("etag")),
+                    (304, 0, &*etag),
+                    "{method} {known}"
+                );
+            }
+        }
+        assert_eq!(mirror.ask("GET", path, "if-none-match: \"other\"\r\n").status, 200);
+    }
+}
+
+#[test]
+fn errors_have_the_codes_of_the_specification() {
+    let image = Image::new("one.example/app:v1", noise(100, 60));
+    let mirror = Running::with(&[&image]);
+    let (unknown, sha512) = (sha256(b"unknown"), format!("sha512:{}", "0".repeat(128)));
+    for (path, code) in [
+        (format!("/v2/app/blobs/{unknown}"), "BLOB_UNKNOWN"),
+        (format!("/v2/app/blobs/{sha512}"), "BLOB_UNKNOWN"),
+        (format!("/v2/app/manifests/{unknown}"), "MANIFEST_UNKNOWN"),
+        (format!("/v2/app/manifests/{sha512}"), "MANIFEST_UNKNOWN"),
+        ("/v2/app/manifests/v2".into(), "MANIFEST_UNKNOWN"),
+        ("/v2/other/manifests/v1".into(), "NAME_UNKNOWN"),
+        ("/v2/app/manifests/v1?ns=two.example".into(), "NAME_UNKNOWN"),
+        ("/v2/App/manifests/v1".into(), "NAME_INVALID"),
+        ("/v2/app/manifests/sha256:baddigeststring".into(), "DIGEST_INVALID"),
+        ("/v2/app/blobs/sha256:baddigeststring".into(), "DIGEST_INVALID"),
+        ("/v2/app/blobs/uploads/".into(), "UNSUPPORTED"),
+        ("/v2/_catalog".into(), "UNSUPPORTED"),
+    ] {
+        let reply = mirror.get(&path);
+        assert_eq!((reply.status, reply.code()), (404, code.to_string()), "{path}");
+    }
+    let refused = mirror.ask("DELETE", "/v2/app/manifests/v1", "");
+    assert_eq!((refused.status, refused.code()), (405, "UNSUPPORTED".to_string()));
+}
+
+#[test]
+fn referrers_are_listed_if_the_list_is_whole() {
+    let image = Image::new("one.example/app:v1", noise(100, 70));
+    let signature = || Image::artifact("one.example/app:sig", &image, "", "signature");
+    let sbom = || Image::artifact("one.example/app:sbom", &image, "a/sbom+json", "parts");
+    let path = format!("/v2/app/referrers/{}", image.root());
+    let both = [&signature(), &sbom()].map(|artifact| artifact.root().to_string());
+
+    // What comes from files has no note. The one who pushed it knows what there is.
+    let files = Running::with(&[&image, &signature()]);
+    let reply = files.get(&path);
+    let row = json!({
+        "mediaType": OCI_MANIFEST, "digest": both[0], "size": signature().manifest.len(),
+        "artifactType": "a/config", "annotations": { "text": "signature" },
+    });
+    assert_eq!((reply.status, reply.header("oci-filters-applied")), (200, ""));
+    assert_eq!(reply.json()["manifests"], json!([row]));
+
+    // The registry listed two, and the host has one.
+    let (first, second) = (signature(), sbom());
+    let noted = signature().noted(&image, Some(&[&first, &second]));
+    let part = Running::with(&[&image, &noted]);
+    assert_eq!(part.get(&path).status, 404, "an incomplete list would hide a signature");
+    sbom().put(&part.store);
+    let listed = |query: &str| {
+        let reply = part.get(&format!("{path}{query}"));
+        let rows = reply.json()["manifests"].as_array().unwrap().len();
+        (reply.status, rows, reply.header("oci-filters-applied").to_string())
+    };
+    assert_eq!(listed(""), (200, 2, String::new()));
+    assert_eq!(listed("?artifactType=a/sbom%2Bjson"), (200, 1, "artifactType".to_string()));
+    assert_eq!(listed("?artifactType=a/sbom+json&artifactType=a/config"), (200, 2, "artifactType".to_string()));
+    assert_eq!(listed("?artifactType=a/none"), (200, 0, "artifactType".to_string()));
+
+    // The registry gave no list.
+    let unknown = Running::with(&[&Image::new("one.example/app:v1", noise(100, 70)).noted(&image, None), &signature()]);
+    assert_eq!(unknown.get(&path).status, 404);
+    let none = Running::with(&[&image]);
+    assert_eq!(none.get(&path).status, 404, "the registry may have some");
 }
 
 #[test]

@@ -5,17 +5,12 @@
 use bytes::Bytes;
 use shoal_proto::geometry::Geometry;
 use shoal_proto::ids::{ContentId, Hash, PieceIndex};
-use shoal_proto::image::{Digest, ImageBlob, Reference, is_manifest};
+use shoal_proto::image::{Digest, FullRepository, ImageBlob, Reference};
 use shoal_proto::manifest::Manifest;
 use shoal_store::{ReadError, Store, StoredContent};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
-
-/// Largest manifest, in bytes, that is searched for a reference to another manifest.
-const REFERRER_BYTES_MAX: u64 = 4 << 20;
-/// Most referrers in one answer.
-const REFERRERS_MAX: usize = 256;
 
 /// A repository, and its registry if the client names one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +18,19 @@ pub(crate) struct RepositoryName {
     /// The registry's host and port, from the query parameter `ns`.
     pub(crate) registry: Option<String>,
     pub(crate) path: String,
+}
+
+impl RepositoryName {
+    /// Returns a name in the form that references have, so that `docker.io` and `nginx` are `library/nginx`.
+    pub(crate) fn new(registry: Option<&str>, path: &str) -> Self {
+        let Some(registry) = registry else { return Self { registry: None, path: path.to_string() } };
+        let FullRepository { host, path } = FullRepository::new(registry, path);
+        Self { registry: Some(host), path }
+    }
+
+    fn has(&self, reference: &Reference) -> bool {
+        reference.path == self.path && self.registry.as_ref().is_none_or(|registry| *registry == reference.host)
+    }
 }
 
 /// The images of a store. Clones use the same store.
@@ -83,40 +91,9 @@ impl Images {
         self.store.contents().into_iter().filter(move |stored| !stored.complete && !demoted(stored))
     }
 
-    /// Returns the descriptors of complete manifests that refer to `subject`, for example signatures. Blocks.
-    pub(crate) fn referrers(&self, subject: &Digest) -> Vec<serde_json::Value> {
-        let images = self.store.images();
-        let manifests: BTreeSet<Digest> = images
-            .values()
-            .filter_map(|image| image.manifest.image.as_ref())
-            .flat_map(|image| &image.blobs)
-            .filter(|blob| is_manifest(&blob.media_type) && blob.size <= REFERRER_BYTES_MAX)
-            .map(|blob| blob.digest)
-            .collect();
-        manifests.iter().filter_map(|digest| self.referrer(digest, subject)).take(REFERRERS_MAX).collect()
-    }
-
-    /// Returns the descriptor of a manifest if the manifest refers to `subject`.
-    fn referrer(&self, digest: &Digest, subject: &Digest) -> Option<serde_json::Value> {
-        let blob = self.blob(digest)?;
-        let mut bytes = Vec::new();
-        while (bytes.len() as u64) < blob.size {
-            bytes.extend_from_slice(&blob.read_from(bytes.len() as u64).ok()?);
-        }
-        let manifest: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-        if manifest["subject"]["digest"] != subject.to_string() {
-            return None;
-        }
-        let mut descriptor = serde_json::json!({
-            "mediaType": blob.media_type, "digest": digest.to_string(), "size": blob.size,
-        });
-        // The OCI specification takes the configuration's media type where a manifest has no type of its own.
-        let kind = Some(&manifest["artifactType"]).filter(|kind| kind.is_string());
-        descriptor["artifactType"] = kind.unwrap_or(&manifest["config"]["mediaType"]).clone();
-        if manifest["annotations"].is_object() {
-            descriptor["annotations"] = manifest["annotations"].clone();
-        }
-        Some(descriptor)
+    /// Returns the manifests of the complete images. Of several of one name, the newest.
+    pub(super) fn complete(&self) -> Vec<Arc<Manifest>> {
+        self.store.images().into_values().map(|image| image.manifest).collect()
     }
 
     fn blob_of(&self, content: ContentId, manifest: Arc<Manifest>, digest: &Digest) -> Option<Blob> {
@@ -141,24 +118,40 @@ impl Images {
     }
 
     /// Returns the root digest of a tag. Without a registry, all registries must have the same digest for the tag.
+    ///
+    /// A name with a digest says which bytes it means, and nothing about the tag.
     pub(crate) fn root_of_tag(&self, name: &RepositoryName, tag: &str) -> Option<Digest> {
-        let matches = |reference: &Reference| {
-            let registry = name.registry.as_ref().is_none_or(|registry| *registry == reference.host);
-            registry && reference.path == name.path && reference.tag.as_deref() == Some(tag)
-        };
         let root = |manifest: &Manifest| {
             let image = manifest.image.as_ref()?;
-            image.name().filter(|reference| matches(reference)).map(|_| image.root)
+            let reference = image.name().filter(|reference| name.has(reference) && reference.digest.is_none())?;
+            (reference.tag.as_deref() == Some(tag)).then_some(image.root)
         };
-        let mut roots: Vec<Digest> = self.store.images().values().filter_map(|image| root(&image.manifest)).collect();
+        let mut roots: BTreeSet<Digest> = self.complete().iter().filter_map(|manifest| root(manifest)).collect();
         if roots.is_empty() {
             roots = self.arriving().filter_map(|stored| root(&stored.manifest)).collect();
         }
-        roots.dedup();
-        match roots[..] {
-            [root] => Some(root),
-            _ => None,
+        if roots.len() == 1 { roots.pop_first() } else { None }
+    }
+
+    /// Returns the tags of a repository, or `None` if there is no such repository here. Without a registry, only one
+    /// registry may have it.
+    pub(crate) fn tags(&self, name: &RepositoryName) -> Option<BTreeSet<String>> {
+        let names = self.complete();
+        let names = names.iter().filter_map(|manifest| manifest.image.as_ref()?.name()).filter(|found| name.has(found));
+        let (mut registries, mut tags) = (BTreeSet::new(), BTreeSet::new());
+        for Reference { host, tag, digest, .. } in names {
+            registries.insert(host);
+            tags.extend(tag.filter(|_| digest.is_none()));
         }
+        (registries.len() == 1).then_some(tags)
+    }
+
+    /// Whether an image of a repository is here, whole or arriving.
+    pub(crate) fn has_repository(&self, name: &RepositoryName) -> bool {
+        let is_of = |manifest: &Manifest| {
+            manifest.image.as_ref().and_then(|image| image.name()).is_some_and(|reference| name.has(&reference))
+        };
+        self.complete().iter().any(|manifest| is_of(manifest)) || self.arriving().any(|stored| is_of(&stored.manifest))
     }
 
     /// Returns the manifest and the name of a content that is an image.

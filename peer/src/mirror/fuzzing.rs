@@ -12,7 +12,10 @@ use shoal_proto::image::{is_host, is_repository, is_tag};
 ///
 /// Panics if a name of the parsed request is not valid.
 pub fn is_checked(path: &str, query: Option<&str>) -> bool {
-    let Some(request) = parse(path, query) else { return false };
+    let Ok(request) = parse(path, query) else { return false };
+    if let MirrorRequest::Tags { name, .. } = &request {
+        assert!(is_repository(&name.path), "{name:?}");
+    }
     if let MirrorRequest::Manifest { name, reference } = &request {
         assert!(is_repository(&name.path), "{name:?}");
         assert!(name.registry.as_deref().is_none_or(is_host), "{name:?}");

@@ -1,5 +1,7 @@
 //! Answers requests as the OCI Distribution API defines it.
 //!
+//! The mirror has the read side of the API: manifests, blobs, tags and referrers. A client takes each list for the whole
+//! list, so a list of referrers that may be incomplete is a miss.
 //! Invariant: the mirror answers 404 at once for an absent object, and 503 at once for one that it cannot serve at
 //! present. The client then continues with the registry. The head of an answer is sent only after the first piece was
 //! read and verified.
@@ -8,13 +10,14 @@ use super::body::{Body, PieceReader};
 use super::config::MirrorConfig;
 use super::fetch_through::FetchThrough;
 use super::metrics::{MirrorMetrics, Outcome, Target};
-use super::request::{ManifestReference, MirrorRequest, RequestedRange, parse, parse_range};
+use super::request::{ManifestReference, MirrorRequest, NoObject, RequestedRange, parse, parse_range};
 use crate::arrivals::Arrivals;
 use crate::images::{Blob, Images, PieceError, RecentPulls, RepositoryName};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use serde_json::Value;
 use shoal_proto::image::{Digest, OCI_INDEX, is_manifest};
 use shoal_service::http_server::HostNames;
 use shoal_service::metrics::Metrics;
@@ -27,6 +30,8 @@ use tokio::sync::Semaphore;
 const STREAMS_MAX: usize = 24;
 /// Pieces read at one time.
 const READS_MAX: usize = 4;
+/// Tags in one answer. A client asks for the next ones.
+const TAGS_MAX: usize = 1000;
 /// Largest body of a request. A client has no reason to send any.
 const REQUEST_BODY_MAX: usize = 1024;
 /// The media type of blobs.
@@ -134,7 +139,9 @@ impl Handler {
         response.headers_mut().insert("docker-distribution-api-version", version);
         if head {
             let len = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
-            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(len));
+            if status != StatusCode::NOT_MODIFIED {
+                response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(len));
+            }
             *response.body_mut() = Body::Empty;
         }
         Ok(response)
@@ -142,7 +149,14 @@ impl Handler {
 
     async fn answer<B>(&self, request: &Request<B>, healthy: bool) -> Answer {
         let uri = request.uri();
-        let Some(parsed) = parse(uri.path(), uri.query()) else { return Answer::miss(Target::Other, "NAME_UNKNOWN") };
+        let parsed = match parse(uri.path(), uri.query()) {
+            Ok(parsed) => parsed,
+            Err(why @ NoObject::Limit) => {
+                let refused = api_error(StatusCode::BAD_REQUEST, why.code(), "`n` is not a number of tags");
+                return Answer::new(Target::Tags, Outcome::Refused, refused);
+            }
+            Err(why) => return Answer::miss(Target::Other, why.code()),
+        };
         if !healthy {
             return Answer::unavailable(Target::Other, "the daemon is busy");
         }
@@ -156,8 +170,27 @@ impl Handler {
                 Some(blob) => self.send(Target::Blob, request, blob, OCTETS).await,
                 None => Answer::miss(Target::Blob, "BLOB_UNKNOWN"),
             },
-            MirrorRequest::Referrers(subject) => self.referrers(subject).await,
+            MirrorRequest::Referrers { subject, artifact_types } => self.referrers(subject, &artifact_types).await,
+            MirrorRequest::Tags { name, limit, after } => self.tags(&name, limit, after.as_deref()),
         }
+    }
+
+    /// Answers with the tags of a repository in their order.
+    fn tags(&self, name: &RepositoryName, limit: Option<usize>, after: Option<&str>) -> Answer {
+        let Some(tags) = self.images.tags(name) else { return Answer::miss(Target::Tags, "NAME_UNKNOWN") };
+        let mut tags: Vec<String> = tags.into_iter().filter(|tag| after.is_none_or(|after| &**tag > after)).collect();
+        let limit = limit.unwrap_or(TAGS_MAX).min(TAGS_MAX);
+        let has_more = tags.len() > limit;
+        tags.truncate(limit);
+        let body = serde_json::json!({ "name": name.path, "tags": tags });
+        let mut response = small_response(StatusCode::OK, "application/json", body.to_string().into());
+        if let Some(last) = tags.last().filter(|_| has_more) {
+            let ns =
+                name.registry.as_ref().map_or_else(String::new, |host| format!("&ns={}", host.replace(':', "%3A")));
+            let next = format!("</v2/{}/tags/list?n={limit}&last={last}{ns}>; rel=\"next\"", name.path);
+            insert_text(response.headers_mut(), header::LINK, &next);
+        }
+        Answer::new(Target::Tags, Outcome::Hit, response)
     }
 
     async fn manifest<B>(&self, request: &Request<B>, name: &RepositoryName, wanted: &ManifestReference) -> Answer {
@@ -167,24 +200,28 @@ impl Handler {
         };
         let blob = digest.and_then(|digest| self.images.blob(&digest));
         let Some(blob) = blob.filter(|blob| is_manifest(&blob.media_type)) else {
-            return Answer::miss(Target::Manifest, "MANIFEST_UNKNOWN");
+            let is_known = self.images.has_repository(name);
+            return Answer::miss(Target::Manifest, if is_known { "MANIFEST_UNKNOWN" } else { "NAME_UNKNOWN" });
         };
         self.pulls.record(blob.digest);
         let media_type = HeaderValue::from_str(&blob.media_type).unwrap_or(OCTETS);
         self.send(Target::Manifest, request, blob, media_type).await
     }
 
-    /// Answers with the stored manifests that refer to a manifest.
+    /// Answers with the stored manifests that refer to a manifest, of the wanted types.
     ///
-    /// Without any, the answer is a miss, because the registry may have referrers that the store lacks.
-    async fn referrers(&self, subject: Digest) -> Answer {
+    /// Without any, or if the registry may have others, the answer is a miss, and the client asks the registry.
+    async fn referrers(&self, subject: Digest, artifact_types: &[String]) -> Answer {
         let images = self.images.clone();
-        let found = tokio::task::spawn_blocking(move || images.referrers(&subject)).await.unwrap_or_default();
-        if found.is_empty() {
-            return Answer::miss(Target::Referrers, "MANIFEST_UNKNOWN");
-        }
+        let found = tokio::task::spawn_blocking(move || images.referrers(&subject)).await.ok().flatten();
+        let Some(mut found) = found else { return Answer::miss(Target::Referrers, "MANIFEST_UNKNOWN") };
+        let is_wanted = |row: &Value| artifact_types.iter().any(|kind| row["artifactType"] == **kind);
+        found.retain(|row| artifact_types.is_empty() || is_wanted(row));
         let body = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found });
-        let response = small_response(StatusCode::OK, OCI_INDEX, body.to_string().into());
+        let mut response = small_response(StatusCode::OK, OCI_INDEX, body.to_string().into());
+        if !artifact_types.is_empty() {
+            response.headers_mut().insert("oci-filters-applied", HeaderValue::from_static("artifactType"));
+        }
         Answer::new(Target::Referrers, Outcome::Hit, response)
     }
 
@@ -198,6 +235,10 @@ impl Handler {
         headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         insert_text(headers, HeaderName::from_static("docker-content-digest"), &digest);
         insert_text(headers, header::ETAG, &format!("\"{digest}\""));
+        if is_known_to(request.headers(), &digest) {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            return Answer::new(target, Outcome::Hit, response);
+        }
         let (from, to) = match parse_range(range, blob.size) {
             RequestedRange::Whole => (0, blob.size),
             RequestedRange::Part { from, to } => {
@@ -230,6 +271,13 @@ impl Handler {
         *response.body_mut() = reader.stream(blob, (from, to), first, self.metrics.clone(), permit);
         Answer::new(target, Outcome::Hit, response)
     }
+}
+
+/// Whether a client has the bytes of a digest: `If-None-Match` names it (RFC 9110, section 13.1.2).
+fn is_known_to(headers: &HeaderMap, digest: &str) -> bool {
+    let lists = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut tags = lists.flat_map(|list| list.split(',')).map(str::trim);
+    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"') == digest)
 }
 
 /// Reads and drops the body of a request, so that the connection can be reused. Returns `None` if the body is too

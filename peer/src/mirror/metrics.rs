@@ -13,6 +13,7 @@ pub enum Target {
     Manifest,
     Blob,
     Referrers,
+    Tags,
     Other,
 }
 
@@ -23,6 +24,7 @@ impl EncodeLabelValue for Target {
             Self::Manifest => "manifest",
             Self::Blob => "blob",
             Self::Referrers => "referrers",
+            Self::Tags => "tags",
             Self::Other => "other",
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the schedule of the wanted images, the work on each image, and the pins.
 //! Invariant: a job's image counts as prewarmed only if containerd has exactly the job's manifest, unpacked and pinned.
-//! Pins of finished jobs are removed.
+//! A signature or another artifact is only kept. Pins of finished jobs are removed.
 //!
 //! Where to look: the driver's requests in [`requests`]; the work on one image in [`worker`]; free space in
 //! [`disk_space`]; the pause after containerd fell silent in [`quiet`]; the configuration in [`config`].
@@ -20,7 +20,7 @@ pub use config::{ContainerdConfig, PullMethod};
 pub use requests::PrewarmRequests;
 
 use crate::error_chain::ErrorChain;
-use crate::handle::{DriverCommand, Failure, NodeHandle};
+use crate::handle::{DriverCommand, Failure, NodeHandle, Prewarmed};
 use crate::images::{Images, RecentPulls};
 use metrics::PrewarmMetrics;
 use quiet::QuietTime;
@@ -43,14 +43,14 @@ struct Running {
     task: Id,
 }
 
-type WorkerResult = Result<(Id, Result<(), PrewarmFault>), JoinError>;
+type WorkerResult = Result<(Id, Result<Prewarmed, PrewarmFault>), JoinError>;
 
 /// The task that works on the requested images.
 pub(crate) struct PrewarmTask {
     requests: Arc<PrewarmRequests>,
     node: NodeHandle,
     worker: Worker,
-    workers: JoinSet<Result<(), PrewarmFault>>,
+    workers: JoinSet<Result<Prewarmed, PrewarmFault>>,
     running: BTreeMap<JobId, Running>,
     /// Jobs whose work has ended, with success or not.
     done: BTreeSet<JobId>,
@@ -152,13 +152,14 @@ impl PrewarmTask {
         self.report(job, result).await;
     }
 
-    async fn report(&self, job: JobId, result: Result<(), PrewarmFault>) {
+    async fn report(&self, job: JobId, result: Result<Prewarmed, PrewarmFault>) {
         let metrics = &self.worker.metrics;
         let outcome = match result {
-            Ok(()) => {
+            Ok(Prewarmed::Unpacked) => {
                 metrics.prewarmed.inc();
-                Ok(())
+                Ok(Prewarmed::Unpacked)
             }
+            Ok(kept) => Ok(kept),
             Err(PrewarmFault::Stopped) => return,
             Err(fault) => {
                 metrics.failed.inc();

@@ -8,8 +8,9 @@ use super::disk_space::{self, NoSpace};
 use super::metrics::PrewarmMetrics;
 use super::quiet::QuietTime;
 use crate::error_chain::ErrorChain;
+use crate::handle::Prewarmed;
 use crate::images::{Images, RecentPulls};
-use shoal_containerd::{Containerd, Descriptor, Runtime, RuntimeError, Unpacked};
+use shoal_containerd::{BlobReader, Containerd, Descriptor, ImageKind, Runtime, RuntimeError, Unpacked, examine};
 use shoal_proto::ids::{ContentId, JobId};
 use shoal_proto::image::{Digest, Reference};
 use shoal_proto::manifest::Manifest;
@@ -73,6 +74,13 @@ fn containerd_name(reference: &Reference) -> String {
     }
 }
 
+/// Returns the descriptor of an image's manifest or index.
+fn root_of(image: &Image) -> Result<Descriptor, PrewarmFault> {
+    let blob = image.manifest.image.as_ref().and_then(|index| Some(index.find(&image.root)?.1));
+    let blob = blob.ok_or(PrewarmFault::Stopped)?;
+    Ok(Descriptor::new(&blob.media_type, &blob.digest.to_string(), blob.size))
+}
+
 fn has_root(unpacked: &Unpacked, wanted: &Digest) -> bool {
     matches!(unpacked, Unpacked::Yes { root, .. } if root.digest == wanted.to_string())
 }
@@ -97,10 +105,16 @@ pub struct Worker {
 
 impl Worker {
     /// Brings a job's image into containerd. Returns once it is unpacked and pinned, or once that failed for good.
-    pub async fn prewarm(&self, job: JobId, content: ContentId) -> Result<(), PrewarmFault> {
+    ///
+    /// What containerd cannot unpack stays in the store, where the mirror serves it.
+    pub async fn prewarm(&self, job: JobId, content: ContentId) -> Result<Prewarmed, PrewarmFault> {
         let (manifest, reference) = self.images.image_of(&content).ok_or(PrewarmFault::Stopped)?;
         let root = manifest.image.as_ref().map(|image| image.root).ok_or(PrewarmFault::Stopped)?;
         let image = Image { name: containerd_name(&reference), root, manifest };
+        if let Some(why) = self.why_no_file_system(&image).await? {
+            tracing::info!(image = %image.name, why, "keeps an image that is no file system");
+            return Ok(Prewarmed::Kept { why: format!("no file system, since {why}; the mirror serves it") });
+        }
         let (mut pulls, mut pause, mut unreachable_since) = (0, PAUSE_FIRST, None::<Instant>);
         loop {
             self.quiet.over().await;
@@ -108,7 +122,7 @@ impl Worker {
                 Ok(()) => {
                     self.quiet.end();
                     tracing::info!(image = %image.name, "prewarmed an image");
-                    return Ok(());
+                    return Ok(Prewarmed::Unpacked);
                 }
                 Err(fault) => fault,
             };
@@ -186,11 +200,18 @@ impl Worker {
         Ok(())
     }
 
+    /// Returns why containerd cannot unpack an image, or `None` if it may. containerd itself judges what is unclear.
+    async fn why_no_file_system(&self, image: &Image) -> Result<Option<String>, PrewarmFault> {
+        let blobs: Arc<dyn BlobReader> = Arc::new(self.images.clone());
+        match examine(&root_of(image)?, &blobs).await {
+            Ok(ImageKind::Other { why }) => Ok(Some(why)),
+            Ok(ImageKind::FileSystem) | Err(_) => Ok(None),
+        }
+    }
+
     /// Writes the image to containerd without a registry.
     async fn load(&self, image: &Image) -> Result<(), PrewarmFault> {
-        let blob = image.manifest.image.as_ref().and_then(|index| Some(index.find(&image.root)?.1.clone()));
-        let blob = blob.ok_or(PrewarmFault::Stopped)?;
-        let root = Descriptor::new(&blob.media_type, &blob.digest.to_string(), blob.size);
+        let root = root_of(image)?;
         let load = self.client.load(&image.name, &root, Arc::new(self.images.clone()));
         let limit = self.config.timeout;
         match tokio::time::timeout(limit.0, load).await {

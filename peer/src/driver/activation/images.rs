@@ -6,7 +6,7 @@
 use super::Activations;
 use crate::activation::record::{InstalledVersion, SwitchRecord, SwitchStep};
 use crate::driver::Context;
-use crate::handle::Failure;
+use crate::handle::{Failure, Prewarmed};
 use shoal_proto::announcement::Announcement;
 use shoal_proto::desired::{Desired, Target};
 use shoal_proto::ids::{ContentId, JobId};
@@ -76,9 +76,10 @@ impl Activations {
     }
 
     /// Handles the result of a prewarm request of a push or of a rollout.
-    pub fn on_prewarmed(&mut self, cx: &mut Context, id: JobId, outcome: Result<(), Failure>) {
+    pub fn on_prewarmed(&mut self, cx: &mut Context, id: JobId, outcome: Result<Prewarmed, Failure>) {
         let (state, detail) = match outcome {
-            Ok(()) => (HostState::Active, String::new()),
+            Ok(Prewarmed::Unpacked) => (HostState::Active, String::new()),
+            Ok(Prewarmed::Kept { why }) => (HostState::Stored, why),
             Err(failure) => (HostState::Failed(failure.reason), failure.detail),
         };
         match self.prewarming(&id) {
