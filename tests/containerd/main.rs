@@ -3,6 +3,7 @@
 //! Needs root and Debian's containerd, runc, skopeo, docker-registry and busybox-static.
 
 mod beside;
+mod choice;
 mod direct;
 mod image;
 mod lab;
