@@ -50,7 +50,8 @@ pub struct SeederConfig {
     /// Images that hosts' mirrors may fetch through this seeder. An entry is a registry, or a registry and the
     /// beginning of its repositories, e.g. `registry.example:5000/lab`. Default: none.
     pub fetch_through: Vec<String>,
-    /// File of credentials for registries, a docker-style `config.json` with `auths`. Default: none.
+    /// File of credentials for registries, a docker-style `config.json` with `auths`, `credHelpers` and `credsStore`.
+    /// Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
     /// How long a pull repeats requests to a registry that does not answer, before the pull fails. The next pull
@@ -68,7 +69,7 @@ pub struct RegistrySettings {
     /// Address of the registry or of its mirror, e.g. `https://10.0.0.5:5000`. Default: the registry's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Connect without TLS. Default `false`.
+    /// Connect without TLS. Default `false`. A registry on a loopback address that speaks no TLS needs no row.
     pub plain_http: bool,
     /// PEM file of authorities to trust for its certificate, besides the system's. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
