@@ -45,7 +45,7 @@ pub enum EnrolError {
         /// The version when the token was made.
         known: u64,
     },
-    /// The other end is no tracker of the cluster.
+    /// The other end is not a tracker of the cluster.
     #[error("the other end is no tracker of the cluster: check the address of the tracker")]
     NoTracker(#[source] TrustError),
     /// The credential is not the one that the token stands for.

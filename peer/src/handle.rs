@@ -81,7 +81,7 @@ impl Failure {
 pub enum Prewarmed {
     /// containerd has it unpacked and pinned.
     Unpacked,
-    /// It is no file system that containerd can unpack, so the host only keeps it.
+    /// containerd cannot unpack it to a file system, so the host only keeps it.
     Kept {
         /// Why, for the operator.
         why: String,

@@ -40,7 +40,7 @@ pub struct FieldError {
 static NULL: GoValue = GoValue::Null;
 
 impl GoValue {
-    /// Returns a field of a map, or [`GoValue::Null`] if this is no map or has no such field.
+    /// Returns a field of a map, or [`GoValue::Null`] if this is not a map or lacks the field.
     pub fn get(&self, field: &str) -> &GoValue {
         match self {
             Self::Map(rows) => rows.iter().rev().find(|(name, _)| name == field).map_or(&NULL, |(_, value)| value),

@@ -13,7 +13,7 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// Returns the bytes of digits of either case. `None` if the text is no such digits or has more than `bytes_max` bytes.
+/// Returns the bytes of digits of either case. `None` if the text has other characters or more than `bytes_max` bytes.
 pub fn decode(text: &str, bytes_max: usize) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     if !digits.len().is_multiple_of(2) || digits.len() / 2 > bytes_max || !digits.iter().all(u8::is_ascii_hexdigit) {

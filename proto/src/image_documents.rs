@@ -1,6 +1,6 @@
 //! The documents of an image, OCI and Docker: indexes, manifests and configurations.
 //!
-//! Invariant: a row of an index is read when it is chosen. A row that nobody chooses may contain anything.
+//! Invariant: a row of an index is read when it is chosen. A row that is not chosen may contain anything.
 
 use crate::go_json::{FieldError, GoValue};
 use crate::image::{Digest, ParseDigestError};
@@ -80,7 +80,7 @@ impl IndexDocument {
     /// Reads an index.
     ///
     /// # Errors
-    /// Fails if the document is no index.
+    /// Fails if the document is not an index.
     pub fn read(document: &GoValue) -> Result<Self, DocumentFault> {
         let document = document.as_map_or_null("index")?;
         if !matches!(document.get("layers"), GoValue::Null) || !matches!(document.get("config"), GoValue::Null) {
@@ -139,7 +139,7 @@ impl ManifestDocument {
     /// Reads a manifest.
     ///
     /// # Errors
-    /// Fails if the document is no manifest, or one of its rows cannot be read.
+    /// Fails if the document is not a manifest, or one of its rows cannot be read.
     pub fn read(document: &GoValue) -> Result<Self, DocumentFault> {
         let document = document.as_map_or_null("manifest")?;
         if !document.list("manifests")?.is_empty() {

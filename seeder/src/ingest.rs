@@ -36,13 +36,19 @@ enum Failure {
     #[error(transparent)]
     Ingest(#[from] IngestError),
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(Box<ImageError>),
     #[error(transparent)]
     Selector(#[from] ParseLocalityError),
     #[error(transparent)]
     Version(#[from] VersionError),
     #[error("cannot announce the content")]
     State(#[from] StateError),
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::Image(Box::new(error))
+    }
 }
 
 /// Cancels an ingest when its future is dropped. Otherwise the ingest's thread would outlive the seeder's stop.

@@ -3,8 +3,8 @@
 //! Each test is one kind of report. Where to look:
 //! - why a rollout failed, and operations that meet, in [`rollouts`]; names and versions that meet in [`names`]
 //! - what hooks leave running in [`hooks`]; logs without a reader in [`logs`]
-//! - documents and blobs of images in [`shelf`]; images from files in [`images`]; registries in [`registries`]; the read
-//!   half of the distribution specification in [`mirror`]
+//! - documents and blobs of images in [`shelf`]; images from files in [`images`]; registries in [`registries`]
+//! - the read half of the distribution specification in [`mirror`]
 
 mod hooks;
 mod images;

@@ -110,7 +110,7 @@ struct Images {
 }
 
 fn images() -> Images {
-    let mut shelf = Shelf { has_referrers_api: true, ..Shelf::default() };
+    let mut shelf = Shelf::with_referrers_api();
     let (amd, arm) = (shelf.image("amd", "amd64"), shelf.image("arm", "arm64"));
     let one = shelf.index(&[on(&amd, "amd64", ""), on(&arm, "arm64", "")]);
     let second = shelf.image("second", "amd64");

@@ -207,7 +207,7 @@ fn a_tag_that_does_not_exist_is_404_at_once() {
 #[test]
 fn referrers_travel_on_request_and_a_part_of_them_is_no_list() {
     let mut region = region(2, &[]);
-    let mut shelf = Shelf { has_referrers_api: true, ..Shelf::default() };
+    let mut shelf = Shelf::with_referrers_api();
     let image = shelf.image("app", "amd64");
     let signature = shelf.artifact(&image, "application/vnd.example.signature", "signature");
     let sbom = shelf.artifact(&image, "application/spdx+json", "parts");

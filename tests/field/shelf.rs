@@ -42,6 +42,11 @@ pub(crate) fn on(row: &Value, architecture: &str, variant: &str) -> Value {
 }
 
 impl Shelf {
+    /// A registry that has the API of referrers.
+    pub(crate) fn with_referrers_api() -> Self {
+        Self { has_referrers_api: true, ..Self::default() }
+    }
+
     /// Adds bytes; returns their descriptor.
     pub(crate) fn put(&mut self, media_type: &str, bytes: &[u8]) -> Value {
         let digest = sha256(bytes);

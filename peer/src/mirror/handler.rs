@@ -1,10 +1,9 @@
 //! Answers requests as the OCI Distribution API defines it.
 //!
-//! The mirror has the read side of the API: manifests, blobs, tags and referrers. A client takes each list for the whole
-//! list, so a list of referrers that may be incomplete is a miss.
-//! Invariant: the mirror answers 404 at once for an absent object, and 503 at once for one that it cannot serve at
-//! present. The client then continues with the registry. The head of an answer is sent only after the first piece was
-//! read and verified.
+//! The mirror has the read side of the API: manifests, blobs, tags and referrers. A client takes each list for the
+//! whole list, so a list of referrers that may be incomplete is a miss. Invariant: the mirror answers 404 at once for
+//! an absent object, and 503 at once for one that it cannot serve at present. The client then continues with the
+//! registry. The head of an answer is sent only after the first piece was read and verified.
 
 use super::body::{Body, PieceReader};
 use super::config::MirrorConfig;

@@ -1,8 +1,8 @@
 //! What refers to an image at its registry: signatures, attestations, lists of parts.
 //!
-//! A registry lists the referrers of a manifest. The seeder notes the list with the image, so that a host's mirror knows
-//! whether it has them all. On request they travel with the image.
-//! Invariant: an image without a note has no referrers that its registry would list, or comes from files.
+//! A registry lists the referrers of a manifest. The seeder notes the list with the image, so that a host's mirror
+//! knows whether it has them all. On request they travel with the image. Invariant: an image without a note has no
+//! referrers that its registry would list, or comes from files.
 
 use super::GatheredImage;
 use crate::oci_documents::{DocumentError, Gather, digest_of};

@@ -23,7 +23,7 @@ pub(crate) enum RegistryError {
     #[error("invalid URL `{url}` of registry {registry}; correct it in `registries`")]
     Url { registry: String, url: String },
     #[error("cannot use the credentials for {registry}; correct docker_config")]
-    Credentials { registry: String, source: DockerConfigError },
+    Credentials { registry: String, source: Box<DockerConfigError> },
     #[error("cannot use the TLS settings for {registry}; correct `registries`")]
     TlsSettings { registry: String, source: TlsSettingsError },
     /// The text says what to do.

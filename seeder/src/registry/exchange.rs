@@ -71,9 +71,9 @@ impl Exchange {
         let is_undescribed = settings.url.is_none() && settings.ca.is_none() && base.https && base.is_loopback();
         let without_tls = is_undescribed.then(|| HttpUrl { https: false, ..base.clone() });
         let credentials = match &config.docker_config {
-            Some(file) => docker_config::credentials_for(file, &registry, &reference.path)
-                .await
-                .map_err(|source| RegistryError::Credentials { registry: registry.clone(), source })?,
+            Some(file) => docker_config::credentials_for(file, &registry, &reference.path).await.map_err(|source| {
+                RegistryError::Credentials { registry: registry.clone(), source: Box::new(source) }
+            })?,
             None => None,
         };
         let transport = Transport::with_tls(settings.ca.as_deref())
