@@ -105,7 +105,8 @@ impl Listing {
 pub fn choose(listing: &Listing, wanted: Option<&Reference>) -> Result<Chosen, ArchiveError> {
     let Some(wanted) = wanted else {
         let references: BTreeSet<Reference> = listing.names().into_iter().filter_map(full_name).collect();
-        let [reference] = &references.into_iter().collect::<Vec<_>>()[..] else {
+        let mut references = references.iter();
+        let (Some(reference), None) = (references.next(), references.next()) else {
             return Err(ArchiveError::Ambiguous(listing.listed()));
         };
         return choose(listing, Some(reference));
