@@ -82,7 +82,7 @@ fn lists_that_go_writes_as_null_are_taken_in() {
     let root = shelf.manifest(json!({ "config": config, "layers": null, "annotations": null }));
     shelf.write(&at("null"), &[(&root, "registry.example:5000/lab/null:v1")]);
     let status = push(&region, &at("null"), &[]);
-    assert_eq!((&status["phase"], Region::total(&status, "stored")), (&"done".into(), 1));
+    assert_eq!((status["phase"].as_str(), Region::total(&status, "stored")), (Some("done"), 1));
     let name = format!("{}.json", &digest(&config)["sha256:".len()..]);
     let rows = json!([{ "Config": name, "RepoTags": ["lab/null:v1"], "Layers": null }]).to_string();
     fs::write(at("null.tar"), tar(&[(&name, &bytes), ("manifest.json", rows.as_bytes())])).unwrap();
