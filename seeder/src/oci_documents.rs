@@ -43,7 +43,7 @@ pub(crate) enum DocumentError {
     #[error("the bytes for {expected} have the digest {found}")]
     WrongDigest { expected: Digest, found: Digest },
     #[error("the image has no platform {wanted}; it has: {has}")]
-    NoPlatform { wanted: Platform, has: String },
+    NoPlatform { wanted: Box<Platform>, has: String },
     #[error("document {digest} has {size} bytes, the limit is {DOCUMENT_BYTES_MAX}")]
     DocumentTooLarge { digest: Digest, size: u64 },
     #[error("the image has more than {DOCUMENTS_MAX} documents, or more than {DOCUMENTS_BYTES_MAX} bytes of documents")]
@@ -99,7 +99,7 @@ impl Platforms {
         }
         let name = |row: StatedPlatform| if let StatedPlatform::Is(has) = row { Some(has.to_string()) } else { None };
         let has: Vec<String> = index.platforms().into_iter().filter_map(name).take(PLATFORMS_LISTED_MAX).collect();
-        Err(DocumentError::NoPlatform { wanted: wanted.clone(), has: has.join(", ") })
+        Err(DocumentError::NoPlatform { wanted: Box::new(wanted.clone()), has: has.join(", ") })
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) enum DockerConfigError {
     #[error("{}: the row `{key}` has no `auth` of a user and a password; log in to the registry again", .path.display())]
     NoAuth { path: PathBuf, key: String },
     #[error("{}", .path.display())]
-    Helper { path: PathBuf, source: HelperError },
+    Helper { path: PathBuf, source: Box<HelperError> },
 }
 
 /// Where the credentials for a repository are.
@@ -164,7 +164,7 @@ pub async fn credentials_for(file: &Path, host: &str, path: &str) -> Result<Opti
         },
         Some(Place::Helper { name, server }) => {
             let asked = credential_helper::get(name, &server).await;
-            asked.map_err(|source| DockerConfigError::Helper { path: file.to_path_buf(), source })
+            asked.map_err(|source| DockerConfigError::Helper { path: file.to_path_buf(), source: Box::new(source) })
         }
     }
 }
