@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest wait between two attempts to reach a tracker.
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// How long a host waits for the trust document of a tracker that it cannot admit.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// Delay of a beat after a change of state, so that several changes share one beat.
 const STATE_DELAY: Duration = Duration::from_millis(50);
 /// Shortest time between two beats that only carry progress.
@@ -208,7 +210,14 @@ impl TrackerClient {
         let mut last = TrackerError::NoAddress;
         for addr in tokio::net::lookup_host(name).await? {
             match self.control.connect(addr, None).await {
-                Ok(tracker) => return self.join(tracker).await,
+                Ok(tracker) => {
+                    let joined = self.join(tracker).await;
+                    if joined.is_err() {
+                        // The tracker would take the next connection for a second host with this key.
+                        self.control.disconnect(tracker);
+                    }
+                    return joined;
+                }
                 Err(error) => last = error.into(),
             }
         }
@@ -220,7 +229,12 @@ impl TrackerClient {
         let join = Join { known: self.shared.epoch(), credential, ..self.join.clone() };
         match self.control.request(tracker, Request::Join(join)).await? {
             Response::Joined { index, update, beat_ms, tracker: shown } => {
-                let credential = self.admit_tracker(tracker, &shown).inspect_err(|error| {
+                let mut admitted = self.admit_tracker(tracker, &shown);
+                if matches!(admitted, Err(TrackerError::NoTracker(_))) {
+                    self.catch_up(tracker).await;
+                    admitted = self.admit_tracker(tracker, &shown);
+                }
+                let credential = admitted.inspect_err(|error| {
                     tracing::warn!(error = %ErrorChain(error), "this host does not believe the node at the tracker's address");
                 })?;
                 self.shared.reports().on_new_tracker();
@@ -234,6 +248,41 @@ impl TrackerClient {
                 Err(TrackerError::Refused(why))
             }
             other => Err(TrackerError::Unexpected(Box::new(other))),
+        }
+    }
+
+    /// Lets a node that claims to be a tracker send its trust document. The tracker may have a credential that only a
+    /// later document than this host's admits. Nothing but the signatures of the document decides whether it counts.
+    async fn catch_up(&mut self, tracker: NodeId) {
+        let trust = self.admission.trust().version();
+        let beat = Request::Beat { known: Epoch(u64::MAX), reports: Vec::new(), versions: Vec::new(), trust };
+        let until = Instant::now() + CATCH_UP;
+        let control = self.control.clone();
+        let heard = control.request(tracker, beat);
+        tokio::pin!(heard);
+        let mut is_heard = false;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                answer = &mut heard, if !is_heard => {
+                    is_heard = true;
+                    // The answer names the version. Without a later one, no document comes.
+                    let Ok(Response::Heard { trust: theirs, .. }) = answer else { return };
+                    if theirs <= trust {
+                        return;
+                    }
+                }
+                event = self.events.recv() => match event {
+                    Some(ControlEvent::Request { from, request: Request::Trust { document }, reply, .. })
+                        if from == tracker =>
+                    {
+                        reply.send(self.take_trust(document).await);
+                        return;
+                    }
+                    Some(_) => {}
+                    None => return,
+                },
+            }
         }
     }
 

@@ -191,8 +191,8 @@ impl StatedPlatform {
 /// The rows of an index that are for a platform, as places in the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlatformChoice {
-    /// The best row for the platform. There are two where releases of containerd choose differently: until 2.3 they
-    /// ignore `os.features`, and later ones refuse a row with features.
+    /// The best row for the platform first. There are more where releases of containerd choose differently: until 2.3
+    /// they ignore `os.features`, and later ones refuse a row with features. CRI of 2.x fetches all equal rows.
     pub best: Vec<usize>,
     /// Rows without a platform. containerd takes the first of them if no row fits.
     pub unstated: Vec<usize>,
@@ -201,7 +201,7 @@ pub struct PlatformChoice {
 }
 
 impl PlatformChoice {
-    /// Chooses the rows for a platform: an exact one before a compatible one, and the first of equal ones.
+    /// Chooses the rows for a platform: exact ones before compatible ones, and equal ones in their order.
     pub fn new(wanted: &Platform, rows: &[StatedPlatform]) -> Self {
         let compatible = wanted.compatible();
         let rank = |row: &StatedPlatform| match row {
@@ -212,9 +212,11 @@ impl PlatformChoice {
         let mut ranked: Vec<(usize, usize)> =
             rows.iter().enumerate().filter_map(|(place, row)| Some((rank(row)?, place))).collect();
         ranked.sort_unstable();
-        let plain = ranked.iter().find(|(_, place)| !has_features(&rows[*place]));
-        let mut best: Vec<usize> = plain.into_iter().chain(ranked.first()).map(|(_, place)| *place).collect();
-        best.dedup();
+        let plain: Vec<(usize, usize)> =
+            ranked.iter().filter(|(_, place)| !has_features(&rows[*place])).copied().collect();
+        let equal = plain.iter().filter(|(rank, _)| Some(*rank) == plain.first().map(|(rank, _)| *rank));
+        let mut best: Vec<usize> = equal.map(|(_, place)| *place).collect();
+        best.extend(ranked.first().map(|(_, place)| *place).filter(|place| !best.contains(place)));
         let unstated = rows.iter().enumerate().filter(|(_, row)| **row == StatedPlatform::Nothing);
         let is_by_platform = rows.iter().any(|row| matches!(row, StatedPlatform::Is(has) if !has.is_unknown()));
         Self { best, unstated: unstated.map(|(place, _)| place).collect(), is_by_platform }
@@ -360,13 +362,14 @@ mod tests {
         ) {
             let stated: Vec<StatedPlatform> = rows.iter().cloned().map(StatedPlatform::Is).collect();
             let choice = PlatformChoice::new(&wanted, &stated);
-            prop_assert!(choice.best.len() <= 1, "no row has features");
+            prop_assert!(choice.best.windows(2).all(|two| two[0] < two[1] && rows[two[0]] == rows[two[1]]));
             match choice.best.first() {
                 Some(place) => prop_assert!(wanted.runs(&rows[*place])),
                 None => prop_assert!(rows.iter().all(|row| !wanted.runs(row))),
             }
-            if let Some(exact) = rows.iter().position(|row| *row == wanted) {
-                prop_assert_eq!(choice.best, vec![exact]);
+            let exact: Vec<usize> = (0..rows.len()).filter(|place| rows[*place] == wanted).collect();
+            if !exact.is_empty() {
+                prop_assert_eq!(choice.best, exact);
             }
         }
     }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use shoal_net::control::{ControlEvent, ControlHandle};
 use shoal_proto::control::{CurrentVersion, Request, Response};
 use shoal_proto::ids::{Epoch, JobId, NodeId};
-use shoal_proto::report::{HostReport, HostState, TierBytes};
+use shoal_proto::report::{HostReport, HostState, Reason, TierBytes};
 use shoal_testkit::http::get;
 use shoal_testkit::{PATIENCE, Region, until};
 use std::time::Duration;
@@ -199,4 +199,31 @@ fn a_host_that_lies_about_its_counts_spoils_no_total() {
         assert!(["local", "rack", "site", "region", "seeder"].iter().all(|name| tier(name) <= most), "{tiers}");
     }
     assert_eq!(status["pieces"], 1);
+}
+
+#[test]
+fn a_host_reports_failure_for_no_other_host() {
+    let region = Region::start(SHOAL, 1, 1);
+    let file = region.folder.path().join("file");
+    std::fs::write(&file, b"honest").unwrap();
+    let evil = issue(&region, "evil", "peer", "t/site/rack9/evil");
+    let runtime = Runtime::new().unwrap();
+    let connection = runtime.block_on(connect(&region, &evil));
+    assert!(matches!(runtime.block_on(connection.join(&evil, 1)), Response::Joined { .. }));
+    let job = region.push(&file, "edge/real", "1");
+    region.wait_active(&job, 1);
+    let lie = HostReport {
+        state: HostState::Failed(Reason::Disk),
+        detail: format!("{HOST} has failed"),
+        ..report(job.parse().unwrap(), TierBytes::default())
+    };
+    until("the lie reaches the seeder", || {
+        runtime.block_on(connection.beat(vec![lie.clone()], Vec::new()));
+        (Region::total(&region.status(&job), "failed") == 1).then_some(())
+    });
+    let status = region.status(&job);
+    assert_eq!(Region::total(&status, "active"), 1, "{status:#}");
+    let lines = status["lines"].as_array().unwrap();
+    let failed: Vec<&Value> = lines.iter().filter(|line| line["state"] != "active").collect();
+    assert!(failed.iter().all(|line| line["host"] == "t/site/rack9/evil"), "{status:#}");
 }

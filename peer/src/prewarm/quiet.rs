@@ -42,9 +42,12 @@ impl QuietTime {
         pause
     }
 
-    /// Notes that containerd did all that was asked.
+    /// Notes that containerd did all that was asked. A pause that another worker has begun goes on.
     pub fn end(&self) {
-        *self.state() = State::default();
+        let mut state = self.state();
+        if state.until.is_none_or(|until| until <= Instant::now()) {
+            *state = State::default();
+        }
     }
 
     /// Returns when containerd may be asked again.
@@ -84,5 +87,7 @@ mod tests {
         }
         quiet.end();
         assert_eq!(quiet.begin(), FIRST);
+        quiet.end();
+        assert!(quiet.is_on(), "a success elsewhere ends no pause");
     }
 }

@@ -117,7 +117,10 @@ impl Worker {
         }
         let (mut pulls, mut pause, mut unreachable_since) = (0, PAUSE_FIRST, None::<Instant>);
         loop {
+            let paused = Instant::now();
             self.quiet.over().await;
+            // The pause may be for another image.
+            unreachable_since = unreachable_since.map(|since| since + paused.elapsed());
             let fault = match self.attempt(job, &image).await {
                 Ok(()) => {
                     self.quiet.end();

@@ -114,7 +114,7 @@ impl Patience {
         }
         tracing::info!(error = crate::errors::with_sources(&error), "repeating a request to a registry");
         tokio::time::sleep_until(next).await;
-        self.wait *= 2;
+        self.wait = (self.wait * 2).min(WAIT_MAX);
         Ok(())
     }
 }

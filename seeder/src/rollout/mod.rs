@@ -112,6 +112,8 @@ struct Rollout {
     is_dirty: bool,
     /// What keeps the rollout from its next step, at the last look. Empty if nothing does.
     trouble: String,
+    /// Since when neither the seeder nor a host has the content that staging waits for, milliseconds.
+    no_source_since: Option<u64>,
     /// A cache, computed again when the membership changes.
     order: Option<HostOrder>,
     /// When to look at the rollout again.
@@ -124,7 +126,20 @@ impl Rollout {
     fn new(machine: Machine, pushes: Vec<VersionPush>, replaces: u64) -> Self {
         let (ask_at, gate_at) = (Instant::now(), Instant::now());
         let (superseded, published, is_dirty, trouble, order) = (false, None, false, String::new(), None);
-        Self { machine, pushes, replaces, superseded, published, is_dirty, trouble, order, ask_at, gate_at }
+        let no_source_since = None;
+        Self {
+            machine,
+            pushes,
+            replaces,
+            superseded,
+            published,
+            is_dirty,
+            trouble,
+            no_source_since,
+            order,
+            ask_at,
+            gate_at,
+        }
     }
 
     /// Why another operation on the name cannot begin.

@@ -138,8 +138,13 @@ impl Rollouts {
         drop(rows);
         let Some(wait) = wait else { return String::new() };
         let Some(first) = wait.hosts.first() else { return String::new() };
-        let waited_ms = now.saturating_sub(wait.since_ms);
-        if !wait.has_source && waited_ms >= GONE_AFTER_MS && !self.has_contents(&id) {
+        // A tracker that has just begun knows of no source for a moment.
+        let has_source = wait.has_source || self.has_content(&id, &version);
+        let is_gone = self.rows().get_mut(&id).is_some_and(|rollout| {
+            rollout.no_source_since = if has_source { None } else { rollout.no_source_since.or(Some(now)) };
+            rollout.no_source_since.is_some_and(|since| now.saturating_sub(since) >= GONE_AFTER_MS)
+        });
+        if is_gone {
             let why = format!(
                 "version {version} is not here any more: neither the seeder nor a host has its whole content; \
                  begin a new rollout with its path"
@@ -154,10 +159,11 @@ impl Rollouts {
         format!("{lacking} of {all} hosts do not have the content yet{}", example.unwrap_or_default())
     }
 
-    /// Whether the seeder's store has the whole contents of a rollout.
-    fn has_contents(&self, id: &JobId) -> bool {
-        let mut contents = self.pushes(id).into_iter().filter_map(|state| state.push?.content);
-        contents.all(|content| self.node.store.is_complete(&content))
+    /// Whether the seeder's store has the whole content of a version of a rollout.
+    fn has_content(&self, id: &JobId, version: &str) -> bool {
+        let pushes = self.pushes(id).into_iter().filter(|state| state.version == version);
+        let mut contents = pushes.filter_map(|state| state.push?.content);
+        contents.any(|content| self.node.store.is_complete(&content))
     }
 }
 

@@ -131,6 +131,8 @@ struct Plan {
     text: String,
     backup: Backup,
     notes: Vec<String>,
+    /// The file whose settings a new file repeats. They may be secret, so the new file is as readable as that one.
+    repeats: Option<PathBuf>,
 }
 
 impl Plan {
@@ -150,6 +152,7 @@ impl Plan {
         let folder = self.path.parent().unwrap_or(Path::new(""));
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let like = fs::metadata(&self.path).ok();
+        let like = like.or_else(|| self.repeats.as_ref().and_then(|repeated| fs::metadata(repeated).ok()));
         match &self.backup {
             Backup::Unneeded => {}
             Backup::Current => files::back_up(&self.path)?,
@@ -171,7 +174,9 @@ fn plan(roots: &Roots, registry: &str, wanted: &Wanted) -> anyhow::Result<Plan> 
     let composer = Composer { registry, wanted, place: &place };
     let cannot = || format!("cannot set up {registry} in {}", path.display());
     let (text, backup) = composer.text(former.as_deref()).with_context(cannot)?;
-    let plan = Plan { notes: composer.notes(roots, &text, former.as_deref()), path, former, text, backup };
+    let repeats = place.hidden.as_ref().map(|hidden| hidden.folder.join(FILE_NAME));
+    let notes = composer.notes(roots, &text, former.as_deref());
+    let plan = Plan { notes, path, former, text, backup, repeats };
     if plan.change() == Change::Written && plan.text.parse::<Table>().is_err() {
         let shown = plan.path.display();
         bail!("lines in {shown} do not fit the lines of shoal: remove them, or replace the file with --force");
@@ -202,7 +207,13 @@ impl Composer<'_> {
             bail!("the lines between `# shoal begin` and `# shoal end` were changed: move the changes, or use --force");
         }
         let flags = marked.flags();
-        if marked.is_edited() || (marked.is_foreign() && force) {
+        if marked.is_edited() {
+            // The file before the first setup is there already. Undo must find that one.
+            let path = self.place.folder.join(FILE_NAME);
+            let is_kept = !marked.is_foreign() && files::read(&files::backup_of(&path))?.is_some();
+            return Ok((self.whole(replacement)?, if is_kept { Backup::Unneeded } else { Backup::Current }));
+        }
+        if marked.is_foreign() && force {
             return Ok((self.whole(replacement)?, Backup::Current));
         }
         if flags.is_whole() {

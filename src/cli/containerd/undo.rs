@@ -89,7 +89,7 @@ fn step(path: &Path, marked: &Marked<'_>) -> anyhow::Result<Step> {
     let (flags, rest) = (marked.flags(), marked.rest());
     let backup = files::read(&files::backup_of(path))?;
     let is_untouched = match &backup {
-        Some(_) if flags.is_replacement => rest.is_empty(),
+        Some(_) if flags.is_replacement => rest.trim().is_empty(),
         Some(backup) => !flags.is_new && *backup == rest.as_bytes(),
         None => false,
     };

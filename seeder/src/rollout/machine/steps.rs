@@ -27,8 +27,6 @@ pub(crate) struct StagingWait {
     pub(crate) hosts: Vec<u32>,
     /// Some host has the content.
     pub(crate) has_source: bool,
-    /// When staging began, Unix milliseconds.
-    pub(crate) since_ms: u64,
 }
 
 impl Machine {
@@ -129,11 +127,7 @@ impl Machine {
             return None;
         }
         let lacking = hosts.iter().filter(|host| lacks_content(host, self.host_status(now, host)));
-        Some(StagingWait {
-            hosts: lacking.map(|host| host.index).collect(),
-            has_source: hosts.iter().any(has_content),
-            since_ms: self.state.since_ms,
-        })
+        Some(StagingWait { hosts: lacking.map(|host| host.index).collect(), has_source: hosts.iter().any(has_content) })
     }
 
     fn switch_batch(&mut self, now: u64, hosts: &[ObservedHost], statuses: &[HostStatus]) {
