@@ -2,12 +2,13 @@
 
 use super::SHOAL;
 use super::intruder::{Intruder, small};
+use serde_json::Value;
 use shoal_net::identity::load_key;
 use shoal_proto::announcement::Kind;
 use shoal_proto::codec::Document;
 use shoal_proto::feed::{FeedMark, feed_id};
 use shoal_proto::sequence;
-use shoal_proto::trust::Envelope;
+use shoal_proto::trust::{Credential, Envelope};
 use shoal_testkit::http::get;
 use shoal_testkit::{Process, Region, settings, until};
 use std::fs;
@@ -189,4 +190,30 @@ fn a_publisher_stays_within_its_scope() {
     }
     let output = push(NAME, "site=site");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_host_that_missed_a_new_root_gets_it_from_its_tracker() {
+    let mut region = Region::start(SHOAL, 1, 1);
+    region.peers[0].kill();
+    cluster(&region, &["rotate-root"]);
+    wait_trust(&region.tracker, 2);
+    // The tracker has a credential that only the new document admits, and no neighbour passes the document on.
+    let (dir, folder) = (region.folder.path().join("cluster"), region.tracker.dir().to_path_buf());
+    let root = load_key(&dir.join("root.key")).unwrap();
+    let issued: Envelope = Envelope::from_bytes(&fs::read(folder.join("node.cred")).unwrap()).unwrap();
+    let renewed = Envelope::seal(&issued.open::<Credential>().unwrap(), &root).to_bytes();
+    region.tracker.kill();
+    region.seeder.kill();
+    fs::write(folder.join("node.cred"), renewed).unwrap();
+    fs::write(folder.join("trust"), fs::read(dir.join("trust")).unwrap()).unwrap();
+    region.tracker.start();
+    region.peers[0].start();
+    wait_trust(&region.peers[0], 2);
+    until("the host is up", || {
+        let (_, hosts) = get(region.tracker.http(), "/v1/hosts", None)?;
+        let hosts: Vec<Value> = serde_json::from_str(&hosts).ok()?;
+        hosts.iter().any(|host| host["role"] == "peer" && host["presence"] == "up").then_some(())
+    });
+    assert!(!region.tracker.log().contains("refused a second live host"), "{}", region.tracker.log());
 }
