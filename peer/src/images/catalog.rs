@@ -76,10 +76,17 @@ impl Images {
 
     /// Returns a blob. A complete image takes precedence over one that is arriving.
     pub(crate) fn blob(&self, digest: &Digest) -> Option<Blob> {
-        if let Some(found) = self.store.blob(digest) {
-            let manifest = self.store.manifest(&found.content)?;
-            return self.blob_of(found.content, manifest, digest);
-        }
+        // An image that becomes complete between the first two looks is in neither.
+        self.complete_blob(digest).or_else(|| self.arriving_blob(digest)).or_else(|| self.complete_blob(digest))
+    }
+
+    fn complete_blob(&self, digest: &Digest) -> Option<Blob> {
+        let found = self.store.blob(digest)?;
+        let manifest = self.store.manifest(&found.content)?;
+        self.blob_of(found.content, manifest, digest)
+    }
+
+    fn arriving_blob(&self, digest: &Digest) -> Option<Blob> {
         let has = |manifest: &Manifest| manifest.image.as_ref().is_some_and(|image| image.find(digest).is_some());
         let mut found = self.arriving().filter(|stored| has(&stored.manifest));
         found.find_map(|stored| self.blob_of(stored.content, stored.manifest, digest))
@@ -126,9 +133,14 @@ impl Images {
             let reference = image.name().filter(|reference| name.has(reference) && reference.digest.is_none())?;
             (reference.tag.as_deref() == Some(tag)).then_some(image.root)
         };
-        let mut roots: BTreeSet<Digest> = self.complete().iter().filter_map(|manifest| root(manifest)).collect();
+        let complete = || self.complete().iter().filter_map(|manifest| root(manifest)).collect::<BTreeSet<Digest>>();
+        let mut roots = complete();
         if roots.is_empty() {
             roots = self.arriving().filter_map(|stored| root(&stored.manifest)).collect();
+        }
+        // An image that becomes complete between the two looks is in neither.
+        if roots.is_empty() {
+            roots = complete();
         }
         if roots.len() == 1 { roots.pop_first() } else { None }
     }
@@ -151,7 +163,9 @@ impl Images {
         let is_of = |manifest: &Manifest| {
             manifest.image.as_ref().and_then(|image| image.name()).is_some_and(|reference| name.has(&reference))
         };
-        self.complete().iter().any(|manifest| is_of(manifest)) || self.arriving().any(|stored| is_of(&stored.manifest))
+        let complete = || self.complete().iter().any(|manifest| is_of(manifest));
+        // An image that becomes complete between the first two looks is in neither.
+        complete() || self.arriving().any(|stored| is_of(&stored.manifest)) || complete()
     }
 
     /// Returns the manifest and the name of a content that is an image.
