@@ -7,7 +7,7 @@ use shoal_testkit::http::get;
 use shoal_testkit::oci::{Image, Layer, OCI_MANIFEST, Packing, sha256, skopeo, tar, write_index};
 use shoal_testkit::region::ADDR;
 use shoal_testkit::registry::Registry;
-use shoal_testkit::{Process, Region, Setup, noise, own_loopback, until};
+use shoal_testkit::{Region, Setup, noise, own_loopback, until};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
@@ -68,22 +68,9 @@ fn imports(status: &Value) -> Vec<u64> {
     status["racks"].as_array().unwrap().iter().map(of).collect()
 }
 
-/// Digests of all streams in a process's store.
-fn stored(process: &Process) -> BTreeSet<String> {
-    let mut digests = BTreeSet::new();
-    for folder in fs::read_dir(process.dir().join("state/contents")).unwrap().flatten() {
-        for file in fs::read_dir(folder.path()).unwrap().flatten() {
-            if file.file_name().to_string_lossy().starts_with("stream-") {
-                digests.insert(sha256(&fs::read(file.path()).unwrap()));
-            }
-        }
-    }
-    digests
-}
-
 fn assert_everywhere(region: &Region, image: &Image) {
     for process in region.peers.iter().chain([&region.seeder]) {
-        let stored = stored(process);
+        let stored = process.stored_digests();
         let missing: Vec<String> = image.digests().into_iter().filter(|digest| !stored.contains(digest)).collect();
         assert!(missing.is_empty(), "{} lacks {missing:?}", process.name);
     }
@@ -293,7 +280,7 @@ fn platforms_are_chosen_and_docker_images_are_images_too() {
     let image = format!("{NAME}/lab/multi:v1");
     follow(&region, &["prewarm", &image, "--platform", "linux/arm64"]);
     assert_everywhere(&region, &arm);
-    let held = stored(&region.peers[0]);
+    let held = region.peers[0].stored_digests();
     assert!(held.contains(&sha256(&index)), "the index is missing, which containerd requests by tag");
     assert!(!held.contains(&amd.layers[1]) && !registry.requested_by_shoal().contains_key(&amd.layers[1]));
     let text = refused(&region, &[&image, "--platform", "linux/riscv64"]);
@@ -352,7 +339,7 @@ fn layouts_and_saved_archives_are_taken_in() {
     assert_eq!(saved["name"], "registry.example_5000/lab/app/saved");
     let layers = [tar(&[("bin/tool", &noise(700_000, 1))]), tar(&[("etc/x", &noise(100_000, 2))])];
     for peer in &region.peers {
-        let stored = stored(peer);
+        let stored = peer.stored_digests();
         assert!(layers.iter().all(|layer| stored.contains(&sha256(layer))), "{} lacks a layer", peer.name);
     }
     for rack in imports(&saved) {

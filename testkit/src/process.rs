@@ -1,7 +1,9 @@
 //! One role's process: started, killed, started again with the same ports.
 
+use crate::oci::sha256;
 use crate::{Program, http, until};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -170,6 +172,19 @@ impl Process {
     /// Its folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Digests of all streams in the process's store.
+    pub fn stored_digests(&self) -> BTreeSet<String> {
+        let mut digests = BTreeSet::new();
+        for folder in fs::read_dir(self.dir().join("state/contents")).unwrap().flatten() {
+            for file in fs::read_dir(folder.path()).unwrap().flatten() {
+                if file.file_name().to_string_lossy().starts_with("stream-") {
+                    digests.insert(sha256(&fs::read(file.path()).unwrap()));
+                }
+            }
+        }
+        digests
     }
 
     /// Payload bytes that the process received from these tiers since its start, of `rack`, `site`, `region`, `seeder`

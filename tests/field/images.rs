@@ -1,7 +1,7 @@
 //! Images in files, as builders, archivers and signers write them.
 
 use crate::shelf::{LAYER, OCI_CONFIG, Shelf, digest, on};
-use crate::{done, mirror, refused, region, stored};
+use crate::{done, mirror, refused, region};
 use serde_json::{Value, json};
 use shoal_testkit::http::{get, send};
 use shoal_testkit::oci::{sha256, tar};
@@ -21,7 +21,7 @@ fn push(region: &Region, path: &Path, more: &[&str]) -> Value {
 }
 
 fn has(process: &Process, what: &str) -> bool {
-    stored(process).contains(&layer(what))
+    process.stored_digests().contains(&layer(what))
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn the_platform_is_chosen_as_containerd_chooses_it() {
     push(&region, &at("amd64"), &["--ref", "r.example/amd64:v1", "--platform", "linux/amd64"]);
     let host = &region.peers[0];
     assert!(has(host, "plain") && !has(host, "level 3") && !has(host, "level 2"));
-    assert!(stored(host).contains(digest(&index)), "the index travels with its image");
+    assert!(host.stored_digests().contains(digest(&index)), "the index travels with its image");
     push(&region, &at("amd64"), &["--ref", "r.example/amd64:v3", "--platform", "linux/x86_64/v3"]);
     assert!(has(host, "level 3") && !has(host, "level 2"));
 
@@ -87,7 +87,7 @@ fn lists_that_go_writes_as_null_are_taken_in() {
     let rows = json!([{ "Config": name, "RepoTags": ["lab/null:v1"], "Layers": null }]).to_string();
     fs::write(at("null.tar"), tar(&[(&name, &bytes), ("manifest.json", rows.as_bytes())])).unwrap();
     push(&region, &at("null.tar"), &[]);
-    assert!(stored(&region.peers[0]).contains(digest(&config)));
+    assert!(region.peers[0].stored_digests().contains(digest(&config)));
 }
 
 #[test]
@@ -194,6 +194,6 @@ fn artifacts_and_layers_that_may_be_missing_are_held() {
     }
     let path = format!("/v2/windows/blobs/{}", digest(&foreign));
     assert_eq!(get(mirror(&region, 0), &path, None).unwrap().0, 404, "clients ask where the manifest says");
-    let held = stored(&region.peers[1]);
+    let held = region.peers[1].stored_digests();
     assert!(held.contains(&sha256(b"chart")) && held.contains(&sha256(b"signed")) && held.contains(&sha256(b"plain")));
 }

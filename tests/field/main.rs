@@ -16,10 +16,8 @@ mod rollouts;
 mod shelf;
 
 use serde_json::Value;
-use shoal_testkit::oci::sha256;
 use shoal_testkit::region::ADDR;
-use shoal_testkit::{Process, Program, Region, Setup};
-use std::collections::BTreeSet;
+use shoal_testkit::{Program, Region, Setup};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
@@ -83,17 +81,4 @@ fn refused(region: &Region, args: &[&str]) -> String {
     let output = region.cli(&[args, &["--to", "all", "--wait"]].concat());
     assert!(!output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Digests of all blobs in a process's store.
-fn stored(process: &Process) -> BTreeSet<String> {
-    let mut digests = BTreeSet::new();
-    for folder in fs::read_dir(process.dir().join("state/contents")).unwrap().flatten() {
-        for file in fs::read_dir(folder.path()).unwrap().flatten() {
-            if file.file_name().to_string_lossy().starts_with("stream-") {
-                digests.insert(sha256(&fs::read(file.path()).unwrap()));
-            }
-        }
-    }
-    digests
 }

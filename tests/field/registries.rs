@@ -1,7 +1,7 @@
 //! Registries as they answer: redirects to other hosts, tokens, helpers, refusals, tags that do not exist.
 
 use crate::shelf::{Shelf, digest};
-use crate::{done, mirror, refused, region, setup, stored};
+use crate::{done, mirror, refused, region, setup};
 use serde_json::Value;
 use shoal_testkit::fake_registry::{FakeRegistry, Received, Reply};
 use shoal_testkit::http::get;
@@ -79,7 +79,7 @@ fn a_redirect_takes_no_credentials_to_another_host() {
         assert!(!leaks(&second.received(), secret) && !leaks(&first.received(), secret), "{secret}");
     }
     assert!(!leaks(&first.received(), "Bearer T"), "a token of the second host went to the first one");
-    assert!(stored(&region.peers[0]).contains(digest(&image)));
+    assert!(region.peers[0].stored_digests().contains(digest(&image)));
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn referrers_travel_on_request_and_a_part_of_them_is_no_list() {
     assert_eq!(status["phase"], "done");
     assert_eq!(list(&image, ""), (200, 2));
     assert_eq!(list(&image, "?artifactType=application%2Fspdx%2Bjson"), (200, 1));
-    assert!(stored(&region.peers[1]).contains(&sha256(b"parts")), "the parts of a referrer travel too");
+    assert!(region.peers[1].stored_digests().contains(&sha256(b"parts")), "the parts of a referrer travel too");
     done(&region, &["prewarm", "r.example/app:lonely"]);
     assert_eq!(list(&lonely, "").0, 404, "the registry may have a signature by now");
 }

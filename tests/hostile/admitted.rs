@@ -175,16 +175,31 @@ fn one_host_fills_neither_jobs_nor_names_nor_memberships() {
     assert!(jobs.iter().any(|job| job["job"] == real.as_str()) && jobs.len() == 2, "{} jobs", jobs.len());
 }
 
+/// A region with an honest host and a joined one that lies about the job that the seeder pushes.
+struct Liar {
+    region: Region,
+    runtime: Runtime,
+    connection: Connection,
+    job: String,
+}
+
+impl Liar {
+    fn beside_an_honest_job(host: &str) -> Self {
+        let region = Region::start(SHOAL, 1, 1);
+        let file = region.folder.path().join("file");
+        std::fs::write(&file, b"honest").unwrap();
+        let evil = issue(&region, "evil", "peer", host);
+        let runtime = Runtime::new().unwrap();
+        let connection = runtime.block_on(connect(&region, &evil));
+        assert!(matches!(runtime.block_on(connection.join(&evil, 1)), Response::Joined { .. }));
+        let job = region.push(&file, "edge/real", "1");
+        Self { region, runtime, connection, job }
+    }
+}
+
 #[test]
 fn a_host_that_lies_about_its_counts_spoils_no_total() {
-    let region = Region::start(SHOAL, 1, 1);
-    let file = region.folder.path().join("file");
-    std::fs::write(&file, b"honest").unwrap();
-    let evil = issue(&region, "evil", "peer", "t/site/rack0/evil");
-    let runtime = Runtime::new().unwrap();
-    let connection = runtime.block_on(connect(&region, &evil));
-    assert!(matches!(runtime.block_on(connection.join(&evil, 1)), Response::Joined { .. }));
-    let job = region.push(&file, "edge/real", "1");
+    let Liar { region, runtime, connection, job } = Liar::beside_an_honest_job("t/site/rack0/evil");
     let lie = TierBytes { local: u64::MAX, rack: u64::MAX, site: u64::MAX, region: u64::MAX, seeder: u64::MAX };
     until("the lie reaches the seeder and the hub", || {
         runtime.block_on(connection.beat(vec![report(job.parse().unwrap(), lie)], Vec::new()));
@@ -203,14 +218,7 @@ fn a_host_that_lies_about_its_counts_spoils_no_total() {
 
 #[test]
 fn a_host_reports_failure_for_no_other_host() {
-    let region = Region::start(SHOAL, 1, 1);
-    let file = region.folder.path().join("file");
-    std::fs::write(&file, b"honest").unwrap();
-    let evil = issue(&region, "evil", "peer", "t/site/rack9/evil");
-    let runtime = Runtime::new().unwrap();
-    let connection = runtime.block_on(connect(&region, &evil));
-    assert!(matches!(runtime.block_on(connection.join(&evil, 1)), Response::Joined { .. }));
-    let job = region.push(&file, "edge/real", "1");
+    let Liar { region, runtime, connection, job } = Liar::beside_an_honest_job("t/site/rack9/evil");
     region.wait_active(&job, 1);
     let lie = HostReport {
         state: HostState::Failed(Reason::Disk),
